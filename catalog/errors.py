@@ -1,0 +1,69 @@
+"""The one tree of errors.
+
+    EspalierError            everything that we raise on purpose
+    ├── UserError            the user can mend it: one line, exit code 2     (also a ValueError)
+    │   ├── RecipeError      a recipe says something that cannot be built
+    │   ├── QueryError       a SQL statement that cannot run
+    │   ├── NotFoundError    a dataset, version, table or file that is not there
+    │   └── BusyError        somebody else is building this dataset now
+    └── BuildError           a build that could not finish: exit code 1
+        ├── PartError        one part kept failing; carries its traceback
+        └── BalanceError     rows were lost or doubled between two stages
+
+A message says what was found, what was expected and the nearest right thing, on one line.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class EspalierError(Exception):
+    """Root of every error that Espalier raises on purpose."""
+
+
+class UserError(EspalierError, ValueError):
+    """Something that the user can mend. Shown as one line; exit code 2."""
+
+
+class RecipeError(UserError):
+    """A recipe that cannot be built."""
+
+
+class QueryError(UserError):
+    """A SQL statement that cannot run."""
+
+
+class NotFoundError(UserError):
+    """A dataset, version, table or file that is not there."""
+
+
+class BusyError(UserError):
+    """Another process holds the dataset."""
+
+
+class BuildError(EspalierError):
+    """A build that could not finish. Exit code 1."""
+
+
+class PartError(BuildError):
+    """A part that kept failing. `traceback` is the worker's, as text."""
+
+    def __init__(self, message: str, traceback: str = "") -> None:
+        super().__init__(message)
+        self.traceback = traceback
+
+    def __reduce__(self) -> tuple[type["PartError"], tuple[str, str]]:
+        return PartError, (str(self), self.traceback)
+
+
+class BalanceError(BuildError):
+    """Rows were lost or doubled between two stages."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?`, or what there is when nothing is near, to end an error message with."""
+    names = sorted(known)
+    close = get_close_matches(word, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there is: {', '.join(names)}" if names else "; there is none"

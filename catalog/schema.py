@@ -1,0 +1,123 @@
+"""Arrow schemas of the tables, with what each column means.
+
+A field's metadata may carry `role`, which the part writer and the readers act on:
+
+    image     encoded image bytes: leave the table for a tar shard, and become shard, offset, size
+    sidecar   goes into the shard's sidecar (caption, url), not into the table
+    vector    an embedding: float16 fixed-size list, byte-stream-split, no dictionary
+    score     a float32 that some scorer gave; `scorer` and `version` say which
+
+Every table that is about samples begins with `sample_id`, and is sorted by it.
+"""
+
+from typing import Final
+
+import pyarrow as pa
+
+SAMPLE_BITS: Final = 24
+"""`sample_id` = part number << SAMPLE_BITS | row: a part has at most 2**24 rows."""
+
+SUCCESS: Final = "success"
+FAILED: Final = "failed"
+
+
+def field(name: str, type_: pa.DataType, about: str, role: str = "", **more: str) -> pa.Field:
+    """Return a nullable field whose metadata says what it means, and its role."""
+    metadata = {"about": about} | ({"role": role} if role else {}) | more
+    return pa.field(name, type_, metadata=metadata)
+
+
+def role(field_: pa.Field) -> str:
+    """Return the role in `field_`'s metadata, or the empty string."""
+    return (field_.metadata or {}).get(b"role", b"").decode()
+
+
+def vector(name: str, dim: int, about: str) -> pa.Field:
+    """Return the field of an embedding: float16, `dim` numbers a row, null where there is none."""
+    return field(name, pa.list_(pa.float16(), dim), about, role="vector")
+
+
+def score(name: str, scorer: str, version: int, about: str) -> pa.Field:
+    """Return the field of a score: float32, null where it could not be computed."""
+    return field(name, pa.float32(), about, role="score", scorer=scorer, version=str(version))
+
+
+SAMPLE_ID: Final = field("sample_id", pa.int64(), "part number << 24 | row; unique in its dataset")
+
+SOURCE: Final = pa.schema(
+    [
+        SAMPLE_ID,
+        field("url", pa.string(), "where the image is, as the source says"),
+        field("caption", pa.string(), "the text that came with it, as the source says"),
+        field("label", pa.string(), "the class that came with it"),
+    ]
+)
+"""The columns that every source has; any others that came along follow them."""
+
+LOCAL: Final = [
+    field("local_path", pa.string(), "the file that holds the bytes, for sources that are not on the web"),
+    field("local_offset", pa.int64(), "where in that file the bytes begin (null: the whole file)"),
+    field("local_size", pa.int64(), "how many bytes"),
+]
+"""Columns that only folder and WebDataset sources may write; other sources rename a column that is called so."""
+
+IMAGES: Final = pa.schema(
+    [
+        SAMPLE_ID,
+        field("status", pa.string(), "success or failed"),
+        field("reason", pa.string(), "why it failed, from a closed list; null on success"),
+        field("detail", pa.string(), "the evidence: status code, limit, error text"),
+        field("shard", pa.string(), "the tar that holds the bytes, relative to the dataset"),
+        field("offset", pa.int64(), "where in the tar the bytes begin"),
+        field("size", pa.int64(), "how many bytes are stored"),
+        field("format", pa.string(), "jpg, png or webp: of the stored bytes"),
+        field("sha256", pa.string(), "hex digest of the bytes as they were received"),
+        field("width", pa.int32(), "stored, pixels"),
+        field("height", pa.int32(), "stored, pixels"),
+        field("original_width", pa.int32(), "as received, pixels"),
+        field("original_height", pa.int32(), "as received, pixels"),
+        field("phash", pa.int64(), "64-bit perceptual hash (DCT); null for flat images"),
+        field("brightness", pa.float32(), "mean perceived brightness, 0..1"),
+        field("brightness_p5", pa.float32(), "5th percentile of perceived brightness, 0..1"),
+        field("brightness_p99", pa.float32(), "99th percentile of perceived brightness, 0..1"),
+        field("blur", pa.float32(), "standard deviation of the edge image, 0..255: low is blurry"),
+        field("entropy", pa.float32(), "entropy of the grey histogram, bits"),
+        field("greyscale", pa.bool_(), "one channel, or three equal ones"),
+        field("http_status", pa.int16(), "the last response's status; null where there was none"),
+        field("final_url", pa.string(), "after redirects; null where it equals url"),
+        field("received_bytes", pa.int64(), "size of the body as received"),
+    ]
+)
+
+DECISIONS: Final = pa.schema(
+    [
+        SAMPLE_ID,
+        field("stage", pa.string(), "the stage that judged"),
+        field("keep", pa.bool_(), "false: the row is out from this stage on"),
+        field("reason", pa.string(), "why it is out, from a closed list a stage; null where kept"),
+        field("evidence", pa.string(), "the number or the rule that decided, readable"),
+        field("representative", pa.int64(), "the sample that stands for this one, for duplicates"),
+        field("similarity", pa.float32(), "cosine to the representative; 1 for exact duplicates"),
+    ]
+)
+
+CLUSTERS: Final = pa.schema(
+    [
+        SAMPLE_ID,
+        field("cluster", pa.int32(), "nearest centroid; null where the sample has no embedding"),
+        field("distance", pa.float32(), "1 - cosine to that centroid"),
+    ]
+)
+
+MODELS: Final = pa.schema(
+    [
+        field("name", pa.string(), "how a recipe refers to it"),
+        field("family", pa.string(), "open_clip, ..."),
+        field("config", pa.string(), "JSON: what rebuilds it around its weights"),
+        field("sha256", pa.string(), "hex digest of the weights"),
+        field("weights", pa.large_binary(), "safetensors"),
+        field("licence", pa.string(), "SPDX name, or a sentence"),
+        field("trained_on", pa.string(), "JSON: which rows of which tables"),
+        field("metrics", pa.string(), "JSON: losses and scores, by step"),
+    ]
+)

@@ -1,0 +1,1 @@
+"""The methods: batches in, columns out. Not Prefect tasks: `flows` makes Prefect tasks of them."""

@@ -1,0 +1,155 @@
+"""What every stage is: a pydantic model whose fields are what a recipe may say, in one of two shapes.
+
+A `MapStage` turns batches of one part into batches of one part; it runs on a pool of actors, and its heavy state
+is made once an actor, in `open`. A `TableStage` sees whole tables and writes one.
+
+    MapStage.open(device, sides)  ->  step;   step(batches) -> batches
+    TableStage.run(inputs, run)   ->  batches
+
+Both say which columns they read (`inputs`) and which they write (`schema`), so a recipe is checked, and its
+fingerprints are computed, before anything runs. Nothing here knows Ray, Prefect or a path of the catalog.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from catalog.inputs import Inputs
+
+Tables = Mapping[str, pa.Schema]
+"""The tables that earlier stages write, by name, with their schemas."""
+
+Columns = dict[str, tuple[str, ...]]
+"""Table -> the columns of it that a stage reads (without `sample_id`, which is always there)."""
+
+Batches = Iterable[pa.Table]
+Step = Callable[[Iterator[pa.Table]], Batches]
+"""Batches of one part in, batches of one part out, both in `sample_id` order. A step may hold batches back
+(to decode the next one while the device works), may cut them otherwise, and must yield every row exactly once."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+State = TypeVar("State")
+
+
+class Config(BaseModel):
+    """Base of whatever a recipe may say: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Resources(Config):
+    """What one actor (or one run) of a stage asks for. Never part of a fingerprint: it changes no result."""
+
+    cpus: float = Field(1, gt=0, description="cores, and threads of the numeric libraries, of one actor")
+    gpus: float | Literal["auto"] = Field(0, description="GPUs of one actor; auto: one where there is one")
+    memory_gb: float | None = Field(None, gt=0, description="memory of one actor, for placement")
+    batch_rows: int = Field(1024, gt=0, description="rows handed to a step at once")
+    actors: int | None = Field(None, gt=0, description="size of the pool; default: as many as the cluster holds")
+
+
+class Stage(Config, ABC):
+    """One step of a recipe. Subclasses add `use: Literal["x"] = "x"` and their own fields."""
+
+    version: ClassVar[int] = 1
+    """Raise it when the output changes for the same input: it is in the fingerprint."""
+    table: ClassVar[str]
+    """The table that this stage writes. Several stages may write `decisions`; any other has one writer."""
+    alive_only: ClassVar[bool] = True
+    """Whether rows that failed, or that an earlier stage rejected, are left out of the input."""
+    seeded: ClassVar[bool] = False
+    """Whether the result depends on the recipe's seed (which then is in the fingerprint)."""
+
+    use: str
+    name: str = Field("", description="how this stage is called; default: what it uses")
+    resources: Resources = Resources()
+
+    def model_post_init(self, context: Any) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.use)
+
+    @abstractmethod
+    def inputs(self, available: Tables) -> Columns:
+        """Return the columns to read. Raises RecipeError where `available` lacks them."""
+
+    @abstractmethod
+    def schema(self, available: Tables) -> pa.Schema:
+        """Return the schema of the table that it writes (roles `image` and `sidecar` as the step yields them)."""
+
+    def sides(self) -> tuple[str, ...]:
+        """Return the tables that `open` or `run` wants whole, beside its input (centroids, models)."""
+        return ()
+
+    def expand(self) -> tuple["Stage", ...]:
+        """Return the stages that this entry of a recipe stands for (k-means: fit the centroids, then assign)."""
+        return (self,)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what the fingerprint is made of: every field but those that change no result."""
+        return self.model_dump(mode="json", exclude={"resources"})
+
+
+class MapStage(Stage):
+    """Part in, part out."""
+
+    @abstractmethod
+    def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
+        """Load models, open sessions; return the step. `device` is `cpu` or `cuda`. Called once an actor.
+
+        An input batch has `sample_id` and the columns that `inputs` names, joined (column names are unique over
+        the tables that a stage reads); the virtual column `images.image` (large_binary) holds the encoded bytes,
+        read from the shards. Every input row must come out exactly once, in order.
+        """
+
+
+class Run(Protocol):
+    """What a TableStage may use of the place where it runs."""
+
+    seed: int
+    """Derived from the recipe's seed and the stage's name; never from time, worker or order."""
+    device: str
+    scratch: Path
+    """An empty local folder, removed afterwards (memory maps, external sorts)."""
+    checkpoints: Path
+    """A local folder that survives a kill and belongs to this very fingerprint: work that takes hours leaves its
+    state here (write to a temporary name, then rename) and goes on from it. Removed when the part is written."""
+
+    def progress(self, done: int, total: int, unit: str = "rows") -> None:
+        """Show how far it is."""
+
+    def note(self, **facts: Any) -> None:
+        """Keep facts beside the part, in its file (deterministic ones: sample sizes, entropies, clamped clusters)."""
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Apply a picklable function to every item, spread over the cluster; results in the items' order."""
+
+    def reduce(self, reducer: "Reducer[State, R]", columns: Columns) -> R:
+        """Run a mergeable statistic over all alive rows of the input, part by part, spread over the cluster."""
+
+
+class Reducer(Protocol[State, R]):  # type: ignore[misc]  # R only leaves, State goes both ways
+    """A statistic of any number of parts in one pass: FID moments, k-means sums, histograms. Picklable."""
+
+    def init(self) -> State:
+        """Return the state of no rows."""
+
+    def update(self, state: State, batch: pa.Table) -> State:
+        """Return the state with a batch's rows in it."""
+
+    def merge(self, one: State, other: State) -> State:
+        """Return the state of both. States are merged in part order, whatever order they were made in."""
+
+    def compute(self, state: State) -> R:
+        """Return the statistic."""
+
+
+class TableStage(Stage):
+    """Whole tables in, one table out."""
+
+    @abstractmethod
+    def run(self, inputs: Inputs, run: Run) -> Batches:
+        """Yield the output in pieces, in `sample_id` order where it is about samples. Sides are in `inputs` too."""
