@@ -4,7 +4,7 @@ A field's metadata may carry `role`, which the part writer and the readers act o
 
     image     encoded image bytes: leave the table for a tar shard, and become shard, offset, size
     sidecar   goes into the shard's sidecar (caption, url), not into the table
-    vector    an embedding: float16 fixed-size list, byte-stream-split, no dictionary
+    vector    an embedding: float16 fixed-size list, no dictionary
     score     a float32 that some scorer gave; `scorer` and `version` say which
 
 Every table that is about samples begins with `sample_id`, and is sorted by it.

@@ -1,0 +1,39 @@
+"""What several tests need: a place for a TableStage to run in, and small tables."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from catalog.inputs import Inputs
+from tasks.stage import Columns, Reducer
+
+
+class LocalRun:
+    """A `tasks.stage.Run` in this process. Facts that were noted are in `notes`."""
+
+    def __init__(self, folder: Path, seed: int = 0, device: str = "cpu", inputs: Inputs | None = None) -> None:
+        self.seed = seed
+        self.device = device
+        self.scratch = folder / "scratch"
+        self.checkpoints = folder / "checkpoints"
+        self.notes: dict[str, Any] = {}
+        self.progressed: list[tuple[int, int, str]] = []
+        self._inputs = inputs
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    def progress(self, done: int, total: int, unit: str = "rows") -> None:
+        self.progressed.append((done, total, unit))
+
+    def note(self, **facts: Any) -> None:
+        self.notes |= facts
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        return map(function, items)
+
+    def reduce(self, reducer: Reducer[Any, Any], columns: Columns) -> Any:
+        assert self._inputs is not None, "give LocalRun the inputs to reduce over"
+        state = reducer.init()
+        for batch in self._inputs.batches(columns):
+            state = reducer.update(state, batch)
+        return reducer.compute(state)
