@@ -1,0 +1,351 @@
+"""Bytes under relative paths: a local folder, or a prefix of an object store, behind one class.
+
+A file appears under its name whole or not at all, wherever it lives, and whatever kills the writer:
+
+    local          written to a temporary name beside it, fsync, rename, fsync of the folder
+    object store   one put (multipart where it is large) after the last byte was made
+
+So readers need no locks, and whoever finds a name may use what it names.
+"""
+
+import errno
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from catalog.errors import BuildError, EspalierError, NotFoundError, UserError, nearest
+
+if TYPE_CHECKING:
+    import pyarrow.fs
+    from obstore.store import ObjectStore
+
+SCHEMES: Final = ("s3", "gs", "az", "abfs", "abfss")
+"""Object stores that a URI may name. Credentials and endpoints come from the environment (AWS_*, GOOGLE_*, AZURE_*)."""
+
+SPOOL_BYTES: Final = 64 << 20
+"""A writer to an object store keeps this much in memory, and the rest in a temporary file, until it is uploaded."""
+
+_TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{8}$")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class Entry(NamedTuple):
+    """One file of a listing."""
+
+    path: str
+    """Relative to the storage, with forward slashes."""
+    bytes: int
+    modified_s: float
+    """Seconds since the epoch."""
+
+
+def is_temporary(path: str) -> bool:
+    """Say whether a path is of a file that was still being written (or whose writer was killed)."""
+    return _TEMPORARY.search(path) is not None
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A place for files. Picklable and cheap to make: connections are made where they are used, once a process.
+
+    Every method takes paths relative to the place, with forward slashes, and raises NotFoundError where there is
+    nothing, UserError where we may not, and BuildError where the disk is full or the store does not answer.
+    """
+
+    root: str
+    """The folder (absolute) or the URI that was opened."""
+    prefix: str = ""
+    """The path below `root` that this storage is."""
+
+    @classmethod
+    def open(cls, uri: str | Path, create: bool = False) -> "Storage":
+        """Return the storage at a folder or a URI (`s3://bucket/prefix`, `gs://`, `az://`, `file://`).
+
+        With `create`, a missing folder is made; without, it raises NotFoundError. Buckets are never made.
+        """
+        text = str(uri)
+        scheme, separator, _ = text.partition("://")
+        if separator and scheme != "file":
+            if scheme not in SCHEMES:
+                raise UserError(f"cannot store at {text!r}: unknown scheme {scheme!r}{nearest(scheme, SCHEMES)}")
+            storage = cls(text.rstrip("/"))
+            with _plain(text):
+                next(iter(_store(storage.root).list(chunk_size=1)), None)
+            return storage
+        folder = Path(text.removeprefix("file://")).expanduser().absolute()
+        if create:
+            with _plain(str(folder)):
+                folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            raise NotFoundError(f"{folder} is {'not a folder' if folder.exists() else 'not there'}")
+        return cls(str(folder))
+
+    @property
+    def uri(self) -> str:
+        """The place as a string that `open` takes: an absolute path, or a URI."""
+        return f"{self.root}/{self.prefix}" if self.prefix else self.root
+
+    @property
+    def is_local(self) -> bool:
+        """Whether files here have a local path."""
+        return "://" not in self.root
+
+    def child(self, path: str) -> "Storage":
+        """Return the storage of a folder of this one (which need not exist)."""
+        return Storage(self.root, self._key(path))
+
+    def local(self, path: str = "") -> Path | None:
+        """Return the local path of a file, or None on object stores."""
+        return self._path(path) if self.is_local else None
+
+    def exists(self, path: str) -> bool:
+        """Say whether there is a file of that name."""
+        if self.is_local:
+            return self._path(path).is_file()
+        try:
+            with _plain(self._name(path)):
+                _store(self.root).head(self._key(path))
+        except NotFoundError:
+            return False
+        return True
+
+    def scan(self, prefix: str = "") -> Iterator[Entry]:
+        """Yield the files below a folder, recursively, in no order; nothing where the folder is not there."""
+        return self._scan_local(prefix) if self.is_local else self._scan_remote(prefix)
+
+    def list(self, prefix: str = "") -> dict[str, int]:
+        """Return path -> size in bytes of the files below a folder, recursively, in one pass, sorted."""
+        return {entry.path: entry.bytes for entry in sorted(self.scan(prefix))}
+
+    def folders(self) -> tuple[str, ...]:
+        """Return the names of the folders right here, sorted."""
+        with _plain(self.uri):
+            if self.is_local:
+                return tuple(sorted(entry.name for entry in os.scandir(self._path("")) if entry.is_dir()))
+            found = _store(self.root).list_with_delimiter(self.prefix or None)
+        return tuple(sorted(PurePosixPath(folder).name for folder in found["common_prefixes"]))
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes of a file."""
+        with _plain(self._name(path)):
+            if self.is_local:
+                return self._path(path).read_bytes()
+            return bytes(_store(self.root).get(self._key(path)).bytes())
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """Return `size` bytes of a file from `offset` on (fewer where it ends)."""
+        with _plain(self._name(path)):
+            if self.is_local:
+                with self._path(path).open("rb") as file:
+                    return os.pread(file.fileno(), size, offset)
+            return bytes(_store(self.root).get_range(self._key(path), start=offset, length=size))
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file, over what is there."""
+        with self.writer(path) as file:
+            file.write(data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a file unless there is one. Of any number of callers at once, exactly one gets True."""
+        if self.is_local:
+            return self._create_local(path, data)
+        from obstore.exceptions import AlreadyExistsError
+
+        with _plain(self._name(path)):
+            try:
+                _store(self.root).put(self._key(path), data, mode="create")
+            except AlreadyExistsError:
+                return False
+        return True
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Remove files; those that are not there are passed over."""
+        if self.is_local:
+            for path in paths:
+                with _plain(self._name(path)):
+                    self._path(path).unlink(missing_ok=True)
+        elif keys := [self._key(path) for path in paths]:
+            with _plain(self.uri), suppress(FileNotFoundError):
+                _store(self.root).delete(keys)
+
+    @contextmanager
+    def writer(self, path: str) -> Iterator[IO[bytes]]:
+        """Give a binary file to write to; it appears under `path` when the block ends without an error."""
+        try:
+            with self._write_local(path) if self.is_local else self._write_remote(path) as file:
+                yield file
+        except OSError as error:
+            if error.errno not in _FULL:  # the block's own trouble, not ours
+                raise
+            raise _translated(error, self._name(path)) from error
+
+    def filesystem(self) -> "pyarrow.fs.FileSystem":
+        """Return an Arrow filesystem whose paths are ours (for Parquet and datasets)."""
+        from pyarrow import fs
+
+        if self.is_local:
+            return fs.SubTreeFileSystem(self.uri, fs.LocalFileSystem())
+        from obstore.fsspec import FsspecStore
+
+        url = urlsplit(self.uri)
+        scheme: Any = url.scheme
+        whole = fs.PyFileSystem(fs.FSSpecHandler(FsspecStore(scheme, client_options=_client_options())))
+        return fs.SubTreeFileSystem(url.netloc + url.path, whole)
+
+    def delta_options(self) -> dict[str, str]:
+        """Return the `storage_options` that delta-rs needs here."""
+        if self.is_local:
+            return {}
+        return {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "GOOGLE_", "AZURE_"))}
+
+    def _key(self, path: str) -> str:
+        return "/".join(piece for piece in (self.prefix, path.strip("/")) if piece)
+
+    def _name(self, path: str) -> str:
+        return f"{self.uri}/{path}"
+
+    def _path(self, path: str) -> Path:
+        return Path(self.root, self.prefix, path)
+
+    def _scan_local(self, prefix: str) -> Iterator[Entry]:
+        folders = [prefix.strip("/")]
+        while folders:
+            folder = folders.pop()
+            try:
+                with os.scandir(self._path(folder)) as entries:
+                    for entry in entries:
+                        path = f"{folder}/{entry.name}" if folder else entry.name
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(path)
+                            continue
+                        with suppress(FileNotFoundError):  # renamed or removed since it was listed
+                            stat = entry.stat()
+                            yield Entry(path, stat.st_size, stat.st_mtime)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise _translated(error, self._name(folder)) from error
+
+    def _scan_remote(self, prefix: str) -> Iterator[Entry]:
+        skip = len(self.prefix) + 1 if self.prefix else 0
+        with _plain(self._name(prefix)):
+            for chunk in _store(self.root).list(self._key(prefix) or None, chunk_size=1000):
+                for found in chunk:
+                    yield Entry(found["path"][skip:], found["size"], found["last_modified"].timestamp())
+
+    def _create_local(self, path: str, data: bytes) -> bool:
+        final = self._path(path)
+        with _plain(str(final)):
+            temporary = _temporary(final)
+            try:
+                with temporary.open("xb") as file:
+                    _write_through(file, data)
+                os.link(temporary, final)  # the only rename that refuses to replace
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(final.parent)
+        return True
+
+    @contextmanager
+    def _write_local(self, path: str) -> Iterator[IO[bytes]]:
+        final = self._path(path)
+        with _plain(str(final)):
+            temporary = _temporary(final)
+            file = temporary.open("xb")
+        try:
+            with file:
+                yield file
+                _write_through(file)
+            with _plain(str(final)):
+                temporary.replace(final)
+                _sync_folder(final.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    @contextmanager
+    def _write_remote(self, path: str) -> Iterator[IO[bytes]]:
+        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
+            yield spool
+            spool.seek(0)
+            with _plain(self._name(path)):
+                _store(self.root).put(self._key(path), spool)
+
+
+@lru_cache(16)
+def _store(root: str) -> "ObjectStore":
+    from datetime import timedelta
+
+    from obstore.store import from_url
+
+    retry: Any = {"max_retries": 6, "retry_timeout": timedelta(seconds=90)}
+    return from_url(root, client_options=_client_options(), retry_config=retry)
+
+
+def _client_options() -> Any:
+    plain_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true", "yes"}
+    return {"allow_http": plain_http, "connect_timeout": "10s", "timeout": "120s"}
+
+
+def _temporary(final: Path) -> Path:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    return final.with_name(f".{final.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _write_through(file: IO[bytes], data: bytes = b"") -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)  # else a power cut may take the rename back
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _plain(name: str) -> Iterator[None]:
+    """Turn what the system or the object store raises into one line of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise _translated(error, name) from error
+    except Exception as error:
+        if not type(error).__module__.startswith("obstore"):
+            raise
+        raise _translated_remote(error, name) from error
+
+
+def _translated(error: OSError, name: str) -> EspalierError:
+    if error.errno in _FULL:
+        return BuildError(f"no space left to write {name}; what is finished is kept: free some space and build again")
+    if error.errno in _DENIED:
+        return UserError(f"may not use {name}: {os.strerror(error.errno)}")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return NotFoundError(f"{name} is not there")
+    return BuildError(f"cannot use {name}: {_one_line(error)}")
+
+
+def _translated_remote(error: Exception, name: str) -> EspalierError:
+    if type(error).__name__ in {"PermissionDeniedError", "UnauthenticatedError"}:
+        return UserError(f"may not use {name}: the store refuses our credentials ({_one_line(error)})")
+    return BuildError(f"cannot use {name}: {_one_line(error)}")
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
