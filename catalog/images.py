@@ -1,0 +1,404 @@
+"""Image bytes: look, decode, hash, measure, resize, encode. The only code that touches them.
+
+Bytes from the web are hostile: size and format are read from the header, against limits, before a pixel is decoded.
+Everything that these functions return depends on the bytes and the arguments alone.
+
+The rules, stated once:
+
+- Pictures are uint8 (height, width, 3), RGB. One channel becomes three equal ones; 16 bits keep their upper 8.
+- EXIF orientation is applied: pictures, sizes and hashes are those of the upright picture (img2dataset leaves them as
+  they lie). Colour profiles are ignored.
+- Transparent pixels are composited on white. Of an animation, the first frame counts.
+- JPEG is decoded by OpenCV (libjpeg-turbo), everything else by Pillow, because OpenCV drops palettes' transparency.
+"""
+
+import io
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+MAX_PIXELS: Final = 1 << 27
+"""No limit can be set above this. OpenCV holds to it too, should a header say one size to Pillow and another to it."""
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
+
+import cv2  # noqa: E402  (reads the variable above)
+import numpy as np  # noqa: E402
+from PIL import (  # noqa: E402
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFilter,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+cv2.setNumThreads(1)  # threads are the stages' to give out
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+"""uint8 (height, width, 3), RGB, C-contiguous."""
+ResizeMode = Literal["border", "keep_ratio", "keep_ratio_largest", "center_crop", "no"]
+Format = Literal["jpg", "png", "webp"]
+
+_STRIP_ROWS: Final = 256
+_EXIF_ORIENTATION: Final = 0x0112
+
+
+class ImageError(Exception):
+    """Bytes that give no picture. `reason` is one of not_an_image, truncated, undecodable, unencodable,
+    too_many_pixels, too_long_side; `detail` is the evidence."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is decoded at all. A picture of `max_pixels` takes about 9 bytes a pixel while it is decoded."""
+
+    max_pixels: int = 50_000_000
+    max_side_px: int = 32_768
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an image says of itself before it is decoded. Width and height are those of the upright picture."""
+
+    format: str
+    """jpg, png, webp, gif, bmp, tiff or avif."""
+    width: int
+    height: int
+    mode: str
+    """Pillow's: L, RGB, CMYK, P, RGBA, ..."""
+    orientation: int
+    """EXIF's 1..8; 1 is upright."""
+
+
+_OPENERS: Final[tuple[tuple[str, Callable[[bytes], bool], Callable[[io.BytesIO], Any]], ...]] = (
+    ("jpg", lambda head: head[:3] == b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
+    ("png", lambda head: head[:8] == b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    ("webp", lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", WebPImagePlugin.WebPImageFile),
+    ("gif", lambda head: head[:6] in (b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
+    ("bmp", lambda head: head[:2] == b"BM", BmpImagePlugin.BmpImageFile),
+    ("tiff", lambda head: head[:4] in (b"II*\0", b"MM\0*"), TiffImagePlugin.TiffImageFile),
+    ("avif", lambda head: head[4:12] in (b"ftypavif", b"ftypavis"), AvifImagePlugin.AvifImageFile),
+)
+"""Opened by class and not by `Image.open`, which tries some forty formats and has a global pixel limit of its own."""
+
+
+def inspect(data: bytes) -> Header:
+    """Return what the header says, decoding nothing. Raises ImageError: not_an_image, undecodable, truncated."""
+    return _open(data)[1]
+
+
+def decode(data: bytes, limits: Limits = Limits(), scale: float = 1.0) -> Pixels:
+    """Return the picture, upright: uint8 (height, width, 3), RGB.
+
+    `scale` says by what factor the caller is going to shrink it: a JPEG may then come at 1/2, 1/4 or 1/8 of its size
+    (never smaller than asked for), which costs half as much. Raises ImageError.
+    """
+    image, header = _open(data)
+    check(header, limits)
+    if header.format == "jpg" and header.mode in ("L", "RGB"):
+        pixels = _decode_jpeg(data, header, scale)
+    else:
+        pixels = _decode_other(image)
+    return _upright(pixels, header.orientation)
+
+
+def check(header: Header, limits: Limits) -> None:
+    """Raise ImageError where a header is over the limits."""
+    width, height = header.width, header.height
+    if max(width, height) > limits.max_side_px:
+        raise ImageError("too_long_side", f"{width} x {height}, limit {limits.max_side_px} a side")
+    if width * height > limits.max_pixels:
+        raise ImageError("too_many_pixels", f"{width} x {height}, limit {limits.max_pixels}")
+
+
+def _open(data: bytes) -> tuple[Any, Header]:
+    head = data[:16]
+    found = next(((name, opener) for name, begins, opener in _OPENERS if begins(head)), None)
+    if found is None:
+        raise ImageError("not_an_image", f"{len(data)} bytes that begin with {head!r}")
+    format_, opener = found
+    try:
+        image = opener(io.BytesIO(data))
+        width, height = image.size
+        orientation = 1 if format_ == "tiff" else _orientation(image)  # Pillow turns TIFF by itself
+    except Exception as error:  # Pillow raises a dozen kinds on hostile headers
+        raise _broken(error, "header") from error
+    if orientation >= 5:
+        width, height = height, width
+    if width < 1 or height < 1:
+        raise ImageError("undecodable", f"{width} x {height} pixels")
+    return image, Header(format_, width, height, image.mode, orientation)
+
+
+def _orientation(image: Any) -> int:
+    block = image.info.get("exif")
+    if not block:
+        return 1
+    try:
+        exif = Image.Exif()
+        exif.load(block)
+        value = exif.get(_EXIF_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001  (a broken EXIF block does not break the picture)
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _broken(error: Exception, where: str) -> ImageError:
+    text = " ".join(str(error).split()) or type(error).__name__
+    early = any(sign in text.lower() for sign in ("truncated", "unexpected end", "not enough image data"))
+    return ImageError("truncated" if early else "undecodable", f"{where}: {text[:160]}")
+
+
+# ---- decoding
+
+
+def _decode_jpeg(data: bytes, header: Header, scale: float) -> Pixels:
+    flags = cv2.IMREAD_IGNORE_ORIENTATION
+    factor = max((f for f in (1, 2, 4, 8) if f * scale <= 1), default=1)
+    if factor == 1:
+        flags |= cv2.IMREAD_COLOR_RGB
+    else:
+        flags |= {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}[factor]
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise _broken(error, "jpeg") from error
+    if pixels is None:
+        ended = data.rstrip(b"\0")[-2:] == b"\xff\xd9"
+        raise ImageError("undecodable" if ended else "truncated", "jpeg: no picture" + ("" if ended else ", no end"))
+    if factor > 1:
+        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+    return pixels
+
+
+def _decode_other(image: Any) -> Pixels:
+    """Decode with Pillow, then convert in strips: no second copy of a large picture."""
+    try:
+        image.load()
+        width, height = image.size
+        pixels = np.empty((height, width, 3), np.uint8)
+        convert = _converter(image)
+        for top in range(0, height, _STRIP_ROWS):
+            bottom = min(height, top + _STRIP_ROWS)
+            pixels[top:bottom] = convert(image.crop((0, top, width, bottom)))
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow raises a dozen kinds on hostile bytes
+        raise _broken(error, "pixels") from error
+    return pixels
+
+
+def _converter(image: Any) -> Callable[[Any], Pixels]:
+    """Return how a strip of `image` becomes uint8 (rows, width, 3)."""
+    if image.has_transparency_data:
+        return _on_white
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow may call 32-bit
+        return lambda strip: np.repeat((np.asarray(strip) >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise ImageError("undecodable", "floating-point pixels")
+    return lambda strip: np.asarray(strip.convert("RGB"))
+
+
+def _on_white(strip: Any) -> Pixels:
+    rgba = np.asarray(strip.convert("RGBA")).astype(np.uint16)
+    alpha = rgba[..., 3:]
+    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    if orientation == 1:
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+# ---- measuring
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What a picture looks like in numbers; the fields are columns of the images table."""
+
+    phash: int | None
+    brightness: float
+    brightness_p5: float
+    brightness_p99: float
+    blur: float
+    entropy: float
+    greyscale: bool
+
+
+_BRIGHTNESS: Final = np.array([0.241, 0.691, 0.068], np.float32)
+_GRID_PX: Final = 128
+_SMALL_PX: Final = 128
+
+
+def statistics(pixels: Pixels) -> Statistics:
+    """Measure a picture, uint8 (height, width, 3) RGB. The definitions are cleanvision's where it has one.
+
+    - brightness of a pixel: sqrt(0.241 R^2 + 0.691 G^2 + 0.068 B^2) / 255 (HSP colour model); its mean, 5th and 99th
+      percentile, over a grid of at most 128 x 128 pixels (which has the distribution of the whole).
+    - blur: standard deviation of Pillow's FIND_EDGES over the grey picture with its longer side shrunk to 64.
+    - entropy: of the histogram of grey values, bits (0..8).
+    - greyscale: all three channels equal everywhere.
+    - phash: see `phash`.
+    """
+    height, width = pixels.shape[:2]
+    grid = cv2.resize(pixels, (min(width, _GRID_PX), min(height, _GRID_PX)), interpolation=cv2.INTER_NEAREST)
+    flat = grid.reshape(-1, 3).astype(np.float32)
+    bright = np.sort(np.sqrt((flat * flat) @ _BRIGHTNESS)) / np.float32(255)
+    p5, p99 = _percentiles(bright, (5, 99))
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    counts = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().astype(np.float64)
+    p = counts[counts > 0] / grey.size
+    small = _shrunk(grey)
+    return Statistics(
+        phash=_phash(small),
+        brightness=float(bright.mean(dtype=np.float64)),
+        brightness_p5=p5,
+        brightness_p99=p99,
+        blur=_blur(small),
+        entropy=float(-(p * np.log2(p)).sum()) + 0.0,  # never minus zero
+        greyscale=_is_grey(grid) and _is_grey(pixels),
+    )
+
+
+def phash(pixels: Pixels) -> int | None:
+    """Return the 64-bit perceptual hash as a signed integer, or None for a flat picture.
+
+    Grey, shrunk to 32 x 32 (Lanczos), 2-D DCT-II, the lowest 8 x 8 frequencies, bit = above their median; row by row,
+    the first bit the highest (pHash as the imagehash package defines it). Pictures of one colour would all collide:
+    hashes with fewer than 4 set or clear bits are None. Equal pictures give equal hashes, similar ones close ones
+    (Hamming distance); it does not survive mirroring, rotation or strong crops.
+    """
+    return _phash(_shrunk(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)))
+
+
+def _shrunk(grey: Pixels) -> Pixels:
+    """Return the picture averaged over whole k x k blocks, so that the longer side is below 256: fast, and exact.
+
+    The edge pixels that fill no block are left out.
+    """
+    height, width = grey.shape
+    k = max(height, width) // _SMALL_PX
+    if k < 2:
+        return grey
+    rows, columns = max(1, height // k), max(1, width // k)
+    cut = grey[: rows * k, : columns * k]
+    return cv2.resize(cut, (columns, rows), interpolation=cv2.INTER_AREA)
+
+
+def _phash(grey: Pixels) -> int | None:
+    square = Image.fromarray(grey).resize((32, 32), Image.Resampling.LANCZOS)
+    low = cv2.dct(np.asarray(square, np.float64))[:8, :8] * _DCT_SCALE
+    if np.ptp(np.asarray(square)) < 2:  # rounding noise would decide the bits
+        return None
+    bits = (low > np.median(low)).ravel()
+    if not 4 <= bits.sum() <= 60:
+        return None
+    return int(np.packbits(bits).view(">i8")[0])
+
+
+_DCT_SCALE: Final = np.sqrt(np.outer(w := np.where(np.arange(8) == 0, 2.0, 1.0), w))
+"""OpenCV's DCT is orthonormal; the hash is defined on the plain one, whose DC row and column weigh sqrt(2) more."""
+
+
+def _blur(grey: Pixels) -> float:
+    small = Image.fromarray(grey)
+    small.thumbnail((64, 64))
+    return float(np.asarray(small.filter(ImageFilter.FIND_EDGES)).std(dtype=np.float64))
+
+
+def _percentiles(ascending: Any, percents: tuple[int, ...]) -> tuple[float, ...]:
+    """Linear interpolation, like numpy's, on values that are sorted already."""
+    places = [p / 100 * (len(ascending) - 1) for p in percents]
+    low = [math.floor(x) for x in places]
+    return tuple(
+        float(ascending[i] + (x - i) * (ascending[min(i + 1, len(ascending) - 1)] - ascending[i]))
+        for i, x in zip(low, places, strict=True)
+    )
+
+
+def _is_grey(pixels: Pixels) -> bool:
+    red, green, blue = cv2.split(pixels)
+    return bool(np.array_equal(red, green) and np.array_equal(green, blue))
+
+
+# ---- resizing and encoding
+
+
+def resized(width: int, height: int, size_px: int, mode: ResizeMode, only_if_bigger: bool = False) -> tuple[int, int]:
+    """Return the (width, height) that a picture is scaled to, before any crop or border: img2dataset's rule.
+
+    keep_ratio and center_crop bring the shorter side to `size_px`, border and keep_ratio_largest the longer one.
+    """
+    if mode == "no":
+        return width, height
+    side = min(width, height) if mode in ("keep_ratio", "center_crop") else max(width, height)
+    if only_if_bigger and side <= size_px:
+        return width, height
+    scale = size_px / side
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def resize(pixels: Pixels, size_px: int, mode: ResizeMode = "border", only_if_bigger: bool = False) -> Pixels:
+    """Resize uint8 (height, width, 3) as img2dataset does: area when shrinking, Lanczos when enlarging.
+
+    - keep_ratio: the shorter side becomes `size_px`; keep_ratio_largest: the longer one does.
+    - center_crop: the shorter side, then the middle square; border: the longer side, then white on both ends.
+    - no: as it is. With `only_if_bigger`, pictures that are small enough stay as they are (no border either).
+
+    Raises ImageError (too_many_pixels) where the result would have more than MAX_PIXELS.
+    """
+    height, width = pixels.shape[:2]
+    target = resized(width, height, size_px, mode, only_if_bigger)
+    if mode == "no" or (only_if_bigger and target == (width, height)):
+        return pixels
+    if target[0] * target[1] > MAX_PIXELS:
+        raise ImageError("too_many_pixels", f"{width} x {height} would become {target[0]} x {target[1]}")
+    if target != (width, height):
+        shrink = target[0] < width or target[1] < height
+        method = cv2.INTER_AREA if shrink else cv2.INTER_LANCZOS4
+        pixels = cv2.resize(pixels, target, interpolation=method)
+    if mode == "center_crop":
+        left, top = (target[0] - size_px) // 2, (target[1] - size_px) // 2
+        pixels = pixels[top : top + size_px, left : left + size_px]
+    elif mode == "border":
+        pixels = _bordered(pixels, size_px)
+    return np.ascontiguousarray(pixels)
+
+
+def _bordered(pixels: Pixels, size_px: int) -> Pixels:
+    height, width = pixels.shape[:2]
+    square = np.full((size_px, size_px, 3), 255, np.uint8)
+    top, left = (size_px - height) // 2, (size_px - width) // 2
+    square[top : top + height, left : left + width] = pixels
+    return square
+
+
+def encode(pixels: Pixels, format_: Format = "jpg", quality: int = 95) -> bytes:
+    """Encode uint8 (height, width, 3) RGB. `quality` is 0..100 for jpg and webp (over 100: lossless webp), 0..9, the
+    compression, for png. Raises ImageError (unencodable), for a side over the format's limit."""
+    name = {"jpg": cv2.IMWRITE_JPEG_QUALITY, "png": cv2.IMWRITE_PNG_COMPRESSION, "webp": cv2.IMWRITE_WEBP_QUALITY}
+    try:
+        done, data = cv2.imencode(f".{format_}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [name[format_], quality])
+    except cv2.error as error:
+        raise ImageError("unencodable", " ".join(str(error).split())[:160]) from error
+    if not done:
+        raise ImageError("unencodable", f"{pixels.shape[1]} x {pixels.shape[0]} as {format_}")
+    return data.tobytes()

@@ -1,0 +1,92 @@
+"""Why a row has no image: the closed list, in plain words, and whether asking again may help.
+
+A name that begins with `undecodable`, `truncated`, `empty` or `too_` says that bytes came and were no good (what
+img2dataset calls `failed_to_resize`); every other says that they did not come (`failed_to_download`).
+"""
+
+from typing import Final, Literal, NamedTuple
+
+Retry = Literal["now", "later", "never"]
+"""now: asked again within the build, after a pause; later: worth a later build; never: the answer will not change."""
+
+
+class Reason(NamedTuple):
+    """One reason, as reports show it."""
+
+    about: str
+    retry: Retry
+
+
+REASONS: Final[dict[str, Reason]] = {
+    # the URL
+    "bad_url": Reason("there is no URL, or it cannot be parsed", "never"),
+    "bad_scheme": Reason("neither http nor https", "never"),
+    "private_address": Reason(
+        "leads to an address that is not public, and the recipe does not allow that host", "never"
+    ),
+    # the connection
+    "dns_failed": Reason("the host's name has no address", "later"),
+    "connection_failed": Reason("refused, reset or unreachable", "now"),
+    "tls_failed": Reason("the certificate or the handshake is not acceptable", "later"),
+    "timeout": Reason("the whole request took longer than the limit", "now"),
+    "host_down": Reason("the host timed out many times in a row, so it was not asked again", "later"),
+    # the response
+    "redirect_limit": Reason("more redirects than allowed, or a loop of them", "never"),
+    "bad_redirect": Reason("a redirect that names no usable target", "never"),
+    "not_found": Reason("404 or 410", "never"),
+    "forbidden": Reason("401, 402, 403 or 451", "never"),
+    "rate_limited": Reason("429, and the pause that it asks for is too long, or did not help", "now"),
+    "client_error": Reason("any other 4xx", "never"),
+    "server_error": Reason("5xx", "now"),
+    "unexpected_status": Reason("a status that is neither 200, a redirect nor an error", "never"),
+    "bad_response": Reason("not HTTP, or a header that cannot be read", "later"),
+    "opted_out": Reason("a response header asks not to be used", "never"),
+    # the body
+    "body_too_large": Reason("more bytes than the limit, as sent or when decompressed", "never"),
+    "bad_encoding": Reason("a content encoding that is broken or not understood", "never"),
+    "incomplete_body": Reason("the body ended before its announced length", "now"),
+    "empty_body": Reason("no bytes", "later"),
+    "hash_mismatch": Reason("not the bytes whose digest the source gives", "later"),
+    "unreadable_file": Reason("a local file that cannot be read", "later"),
+    # the image (catalog.images.ImageError)
+    "not_an_image": Reason("the bytes are in no image format that is read here", "never"),
+    "truncated": Reason("the image ends early", "later"),
+    "undecodable": Reason("an image format, but broken or of an unreadable kind", "never"),
+    "unencodable": Reason("the picture does not fit the stored format", "never"),
+    "too_many_pixels": Reason("more pixels than the limit, by its header or after resizing", "never"),
+    "too_long_side": Reason("a side is longer than the limit", "never"),
+    "too_small": Reason("the shorter side is below the recipe's minimum", "never"),
+    "too_narrow": Reason("longer against shorter side is above the recipe's maximum", "never"),
+    # the engine
+    "not_attempted": Reason("the engine was stopped before it came to this row", "later"),
+    "unforeseen": Reason("an error that nobody foresaw; the detail names it", "later"),
+}
+
+
+def of_status(status: int) -> str:
+    """Return the reason for an HTTP status other than 200 and the redirects."""
+    if status in (404, 410):
+        return "not_found"
+    if status in (401, 402, 403, 451):
+        return "forbidden"
+    if status == 429:
+        return "rate_limited"
+    if 400 <= status < 500:
+        return "client_error"
+    if 500 <= status < 600:
+        return "server_error"
+    return "unexpected_status"
+
+
+class FetchError(Exception):
+    """A row that gets no image. `reason` is a key of REASONS; `pause_s` is what the server asked to wait.
+
+    `retry` overrides the reason's own: a name that does not exist is not the same as a resolver that is busy.
+    """
+
+    def __init__(self, reason: str, detail: str = "", pause_s: float | None = None, retry: Retry | None = None) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+        self.pause_s = pause_s
+        self.retry: Retry = retry or REASONS[reason].retry
