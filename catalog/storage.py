@@ -127,10 +127,13 @@ class Storage:
         return {entry.path: entry.bytes for entry in sorted(self.scan(prefix))}
 
     def folders(self) -> tuple[str, ...]:
-        """Return the names of the folders right here, sorted."""
+        """Return the names of the folders right here, sorted; none where this folder is not there."""
         with _plain(self.uri):
             if self.is_local:
-                return tuple(sorted(entry.name for entry in os.scandir(self._path("")) if entry.is_dir()))
+                try:
+                    return tuple(sorted(entry.name for entry in os.scandir(self._path("")) if entry.is_dir()))
+                except FileNotFoundError:
+                    return ()
             found = _store(self.root).list_with_delimiter(self.prefix or None)
         return tuple(sorted(PurePosixPath(folder).name for folder in found["common_prefixes"]))
 
@@ -164,6 +167,23 @@ class Storage:
             try:
                 _store(self.root).put(self._key(path), data, mode="create")
             except AlreadyExistsError:
+                return False
+        return True
+
+    def tagged(self, path: str) -> tuple[bytes, str]:
+        """Return a file's bytes and the tag that `replace` wants. Object stores only."""
+        with _plain(self._name(path)):
+            found = _store(self.root).get(self._key(path))
+            return bytes(found.bytes()), str(found.meta["e_tag"])
+
+    def replace(self, path: str, data: bytes, tag: str) -> bool:
+        """Overwrite a file if it still is what `tagged` saw; False where it is not. Object stores only."""
+        from obstore.exceptions import PreconditionError
+
+        with _plain(self._name(path)):
+            try:
+                _store(self.root).put(self._key(path), data, mode={"e_tag": tag})
+            except (PreconditionError, FileNotFoundError):
                 return False
         return True
 

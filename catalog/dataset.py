@@ -1,0 +1,377 @@
+"""Datasets and their versions: which commit of every table, from which recipe and code.
+
+    <catalog>/<dataset>/<table>/<fingerprint>.parquet, <table>/_delta_log     parts, and which of them count
+    <catalog>/<dataset>/shards/*.tar                                          image bytes
+    <catalog>/<dataset>/versions/   runs/                                     what was published; what ran
+    <catalog>/<dataset>/_state/*.json   _lease                                the builder's notes; who builds now
+
+A version is one row of `versions`, and that row is one commit: it is there or not. Tables are committed before it, so
+a build that is killed between leaves commits that no version names, and the last version as it was.
+"""
+
+import io
+import json
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from catalog import delta
+from catalog.errors import BuildError, NotFoundError, UserError, nearest
+from catalog.parts import PartFile
+from catalog.schema import field
+from catalog.storage import Storage, is_temporary
+
+NOT_TABLES: Final = ("shards", "versions", "runs")
+"""Folders of a dataset that hold no table of a stage. Those that begin with `_` do not either."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_RESERVED: Final = frozenset({"main", "temp", "system", "pg_catalog", "information_schema"})
+
+VERSIONS: Final = pa.schema(
+    [
+        field("number", pa.int64(), "1, 2, 3, ... in the order of publishing"),
+        field("created_at", pa.timestamp("us", "UTC"), "when it was published"),
+        field(
+            "tables",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("name", pa.string()),
+                        ("delta_version", pa.int64()),
+                        ("rows", pa.int64()),
+                        ("bytes", pa.int64()),
+                        ("files", pa.int64()),
+                    ]
+                )
+            ),
+            "the tables, and the commit of each",
+        ),
+        field("recipe", pa.string(), "the recipe as it was built, YAML"),
+        field("recipe_sha256", pa.string(), "hex digest of what the recipe says"),
+        field("code_version", pa.string(), "of Espalier"),
+        field("inputs", pa.string(), "JSON: where the source was read from"),
+        field("stages", pa.string(), "JSON: what each stage was and did"),
+        field("seed", pa.int64(), "the recipe's seed"),
+    ]
+)
+
+RUNS: Final = pa.schema(
+    [
+        field("run_id", pa.string(), "one build"),
+        field("started_at", pa.timestamp("us", "UTC"), "when the stage began"),
+        field("stage", pa.string(), "its name in the recipe"),
+        field("use", pa.string(), "what it uses"),
+        field("seconds", pa.float64(), "wall clock"),
+        field("rows", pa.int64(), "rows of its table"),
+        field("parts_made", pa.int64(), "parts that were computed"),
+        field("parts_cached", pa.int64(), "parts that were there already"),
+        field("bytes", pa.int64(), "size of its parts"),
+        field("status", pa.string(), "completed, failed or crashed"),
+        field("error", pa.string(), "one line; null where it completed"),
+        field("host", pa.string(), "where the driver ran"),
+        field("pid", pa.int64(), "of the driver"),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class TableState:
+    """What a table is to be: its schema, and all of its parts."""
+
+    schema: pa.Schema
+    parts: Sequence[PartFile]
+
+
+@dataclass(frozen=True)
+class TableVersion:
+    """A table in a version."""
+
+    delta_version: int
+    rows: int
+    bytes: int
+    files: int
+
+
+@dataclass(frozen=True)
+class VersionFacts:
+    """Where a version comes from. `inputs` and `stages` are anything that JSON can say."""
+
+    recipe: str
+    recipe_sha256: str
+    code_version: str
+    inputs: Sequence[Mapping[str, Any]] = ()
+    stages: Sequence[Mapping[str, Any]] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Version:
+    """An immutable, published state of a dataset."""
+
+    dataset: str
+    number: int
+    created_at: datetime
+    tables: Mapping[str, TableVersion]
+    recipe: str
+    recipe_sha256: str
+    code_version: str
+    inputs: Sequence[Mapping[str, Any]]
+    stages: Sequence[Mapping[str, Any]]
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """How users name it: `laion@3`."""
+        return f"{self.dataset}@{self.number}"
+
+    @property
+    def bytes(self) -> int:
+        """Size of its tables (without the image shards)."""
+        return sum(table.bytes for table in self.tables.values())
+
+
+def check_name(name: str) -> str:
+    """Return a dataset's name if it is one; else raise UserError with a name that is."""
+    if _NAME.fullmatch(name) and name not in _RESERVED:
+        return name
+    better = re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_")[:60] or "dataset"
+    better = better if better[0].isalpha() and better not in _RESERVED else f"d_{better}"
+    raise UserError(f"{name!r} cannot name a dataset: lower-case letters, digits and _; {better!r} can")
+
+
+class Catalog:
+    """A folder or object-store prefix that holds datasets. Picklable; keeps nothing in memory."""
+
+    def __init__(self, uri: str | Path, create: bool = False) -> None:
+        """Open a catalog. Without `create`, raises NotFoundError where the folder is not there."""
+        self.storage = Storage.open(uri, create)
+
+    @property
+    def uri(self) -> str:
+        """Where it is."""
+        return self.storage.uri
+
+    def datasets(self) -> tuple[str, ...]:
+        """Return the names of the datasets, built to the end or not, sorted."""
+        return tuple(name for name in self.storage.folders() if _NAME.fullmatch(name) and name not in _RESERVED)
+
+    def dataset(self, name: str) -> "Dataset":
+        """Return a dataset, which need not exist yet. Raises UserError where the name cannot be one's."""
+        return Dataset(check_name(name), self.storage.child(name))
+
+    def existing(self, name: str) -> "Dataset":
+        """Return a dataset. Raises NotFoundError where there is none of that name."""
+        known = self.datasets()
+        if name not in known:
+            raise NotFoundError(f"no dataset {name!r} in {self.uri}{nearest(name, known)}")
+        return self.dataset(name)
+
+    def resolve(self, label: str) -> Version:
+        """Return the version that `laion@3` means; `laion` means the last one."""
+        name, at, number = label.partition("@")
+        if at and not number.isdecimal():
+            raise UserError(f"{label!r} names no version; expected DATASET or DATASET@NUMBER, like {name or 'laion'}@1")
+        return self.existing(name).version(int(number) if at else None)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named set of tables in a catalog, with versions. Picklable; every call looks at what is stored now."""
+
+    name: str
+    storage: Storage
+
+    def tables(self) -> tuple[str, ...]:
+        """Return the names of the folders that hold a table's parts, published or not."""
+        return tuple(f for f in self.storage.folders() if f not in NOT_TABLES and not f.startswith(("_", ".")))
+
+    def exists(self) -> bool:
+        """Say whether anything of it is stored."""
+        folder = self.storage.local()
+        return folder.is_dir() if folder else bool(self.storage.folders())
+
+    def finished(self, table: str) -> dict[str, int]:
+        """Return fingerprint -> size in bytes of a table's finished parts, published or not, by one listing."""
+        sizes = self.storage.list(table)
+        names = {path: path.removeprefix(f"{table}/") for path in sizes if not is_temporary(path)}
+        return {
+            name.removesuffix(".parquet"): sizes[path]
+            for path, name in names.items()
+            if name.endswith(".parquet") and "/" not in name and not name.startswith(".")
+        }
+
+    def publish(self, tables: Mapping[str, TableState], facts: VersionFacts) -> Version:
+        """Commit every table, then the version that names the commits; return it.
+
+        Publishing what the last version already says returns that version: so it is safe to repeat, after a kill too.
+        Raises BuildError (nothing is published) where a part is missing, or the disk is full.
+        """
+        committed = {name: self._commit(name, tables[name]) for name in sorted(tables)}
+        for _ in range(100):
+            after = delta.latest(self.storage, "versions")
+            files = self._version_files(after)
+            last = self._read_version(files[-1].path) if files else None
+            if last and last.recipe_sha256 == facts.recipe_sha256 and self._same(last.tables, committed):
+                return last
+            version = self._next(last, committed, facts)
+            if self._append(version, after):
+                return version
+        raise BuildError(f"{self.name}: other builders kept publishing; build again")
+
+    def versions(self) -> list[Version]:
+        """Return all versions, oldest first; none where nothing was published."""
+        return [self._read_version(part.path) for part in self._version_files()]
+
+    def version(self, number: int | None = None) -> Version:
+        """Return one version, by default the last. Raises NotFoundError, with what there is."""
+        files = {_number_in(part.path): part.path for part in self._version_files()}
+        if not files:
+            raise NotFoundError(f"dataset {self.name!r} has no version yet; `espalier build` makes one")
+        chosen = max(files) if number is None else number
+        if chosen not in files:
+            known = ", ".join(map(str, files)) if len(files) < 10 else f"{min(files)} to {max(files)}"
+            raise NotFoundError(f"dataset {self.name!r} has no version {chosen}; there is: {known}")
+        return self._read_version(files[chosen])
+
+    def files(self, version: Version, table: str) -> list[PartFile]:
+        """Return the parts of a table in a version (paths relative to the dataset), sorted by path."""
+        return delta.files(self.storage, table, self._of(version, table).delta_version)
+
+    def schema(self, version: Version, table: str) -> pa.Schema:
+        """Return a table's schema in a version, in Delta's types (see `catalog.delta`), with our field metadata."""
+        return delta.schema(self.storage, table, self._of(version, table).delta_version)
+
+    def contents(self, version: Version, table: str) -> tuple[pa.Schema, list[PartFile]]:
+        """Return `schema` and `files`, reading the log once."""
+        return delta.contents(self.storage, table, self._of(version, table).delta_version)
+
+    def forget(self, numbers: Sequence[int]) -> None:
+        """Take versions out of the list (never the last). Their files stay until `catalog.gc` collects them."""
+        files = {_number_in(part.path): part.path for part in self._version_files()}
+        if files and max(files) in numbers:
+            raise UserError(f"dataset {self.name!r}: version {max(files)} is the last one and stays")
+        if gone := [files[number] for number in numbers if number in files]:
+            delta.remove(self.storage, "versions", gone)
+
+    def record_run(self, *runs: Mapping[str, Any]) -> None:
+        """Append rows to `runs` (columns of RUNS; what is missing is null). Many processes may do so at once."""
+        from deltalake import write_deltalake
+
+        place = self.storage.child("runs")
+        known = set(RUNS.names)
+        if unknown := sorted({name for run in runs for name in run} - known):
+            raise ValueError(f"runs have no column {unknown[0]!r}{nearest(unknown[0], known)}")
+        rows = pa.Table.from_pylist([dict(run) for run in runs], schema=RUNS)
+        with delta.plain_errors(place.uri):
+            write_deltalake(
+                place.uri,
+                rows,
+                mode="append",
+                configuration=dict(delta.CONFIGURATION),
+                storage_options=place.delta_options(),
+            )
+
+    def runs(self) -> pa.Table:
+        """Return what ran: the columns of RUNS, oldest first."""
+        if delta.latest(self.storage, "runs") < 0:
+            return RUNS.empty_table()
+        paths = [part.path for part in delta.files(self.storage, "runs")]
+        rows = pq.read_table(paths, schema=RUNS, filesystem=self.storage.filesystem())
+        return rows.sort_by([("started_at", "ascending"), ("run_id", "ascending")])
+
+    def state(self, name: str) -> dict[str, Any]:
+        """Return what `set_state` kept under a name; empty where nothing was."""
+        try:
+            kept: dict[str, Any] = json.loads(self.storage.read(f"_state/{name}.json"))
+        except NotFoundError:
+            return {}
+        except ValueError as error:
+            raise BuildError(f"{self.storage.uri}/_state/{name}.json is not JSON ({error}); remove it") from error
+        return kept
+
+    def set_state(self, name: str, state: Mapping[str, Any]) -> None:
+        """Keep a JSON object under a name, atomically, over what was there."""
+        self.storage.put(f"_state/{name}.json", json.dumps(dict(state), sort_keys=True, indent=1).encode())
+
+    def _commit(self, table: str, state: TableState) -> TableVersion:
+        number = delta.commit(self.storage, table, state.schema, state.parts)
+        rows, size = sum(part.rows for part in state.parts), sum(part.bytes for part in state.parts)
+        return TableVersion(number, rows, size, len(state.parts))
+
+    def _of(self, version: Version, table: str) -> TableVersion:
+        if table not in version.tables:
+            raise NotFoundError(f"{version.label} has no table {table!r}{nearest(table, version.tables)}")
+        return version.tables[table]
+
+    def _same(self, one: Mapping[str, TableVersion], other: Mapping[str, TableVersion]) -> bool:
+        """Say whether two versions' tables hold the same parts, though their commits may differ."""
+        if one.keys() != other.keys():
+            return False
+        pairs = [(name, one[name].delta_version, other[name].delta_version) for name in one]
+        return all(a == b or self._contents(name, a) == self._contents(name, b) for name, a, b in pairs)
+
+    def _contents(self, table: str, number: int) -> tuple[str, list[PartFile]]:
+        registered, parts = delta.contents(self.storage, table, number)
+        return str(registered), parts
+
+    def _next(self, last: Version | None, committed: Mapping[str, TableVersion], facts: VersionFacts) -> Version:
+        return Version(
+            dataset=self.name,
+            number=last.number + 1 if last else 1,
+            created_at=datetime.now(UTC),
+            tables=committed,
+            recipe=facts.recipe,
+            recipe_sha256=facts.recipe_sha256,
+            code_version=facts.code_version,
+            inputs=facts.inputs,
+            stages=facts.stages,
+            seed=facts.seed,
+        )
+
+    def _append(self, version: Version, after: int) -> bool:
+        """Write a version's row and commit it; False where somebody else published meanwhile."""
+        data = _to_parquet(version)
+        path = f"versions/{version.number:08d}-{secrets.token_hex(8)}.parquet"
+        self.storage.put(path, data)
+        try:
+            delta.append(self.storage, "versions", VERSIONS, PartFile(path, 1, len(data)), after)
+        except delta.OvertakenError:
+            self.storage.delete([path])
+            return False
+        return True
+
+    def _version_files(self, at: int | None = None) -> list[PartFile]:
+        """Return the files of the versions table, oldest version first: their names begin with the number."""
+        at = delta.latest(self.storage, "versions") if at is None else at
+        return delta.files(self.storage, "versions", at) if at >= 0 else []
+
+    def _read_version(self, path: str) -> Version:
+        row: dict[str, Any] = pq.read_table(io.BytesIO(self.storage.read(path))).to_pylist()[0]
+        tables = {table.pop("name"): TableVersion(**table) for table in row.pop("tables")}
+        inputs, stages = json.loads(row.pop("inputs")), json.loads(row.pop("stages"))
+        return Version(dataset=self.name, tables=tables, inputs=inputs, stages=stages, **row)
+
+
+def _number_in(path: str) -> int:
+    return int(path.removeprefix("versions/").partition("-")[0])
+
+
+def _to_parquet(version: Version) -> bytes:
+    tables = [{"name": name, **vars(table)} for name, table in version.tables.items()]
+    row = {
+        **vars(version),
+        "tables": tables,
+        "inputs": json.dumps(list(version.inputs), default=str),
+        "stages": json.dumps(list(version.stages), default=str),
+    }
+    del row["dataset"]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([row], schema=VERSIONS), buffer, compression="zstd")
+    return buffer.getvalue()

@@ -1,0 +1,319 @@
+"""Commits: which parts a table consists of, as a Delta log (delta-rs) over files that are already there.
+
+A commit writes no data. It is one file of the log, created only if absent, so of two writers one goes first and the
+other looks again. Every commit stays readable: the log is never cleaned, and nothing that it removes is deleted
+but by `catalog.gc`.
+
+Other readers of these tables (Spark, Polars, `DeltaTable(...).to_pyarrow_table()`) see vectors as `array<float>`:
+Delta has neither float16 nor fixed-size lists, and they widen what the Parquet files hold. Types that Delta lacks
+altogether (times of day, durations, decimals of more than 38 digits) are registered as strings; DuckDB reads the
+files and sees what is in them. Keep other writers away, and above all their VACUUM.
+"""
+
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+
+from catalog.errors import BalanceError, BuildError, EspalierError, NotFoundError, UserError
+from catalog.parts import PartFile
+from catalog.storage import Storage
+
+if TYPE_CHECKING:
+    import deltalake
+
+CONFIGURATION: Final[Mapping[str, str]] = {
+    "delta.enableExpiredLogCleanup": "false",
+    "delta.logRetentionDuration": "interval 36500 days",
+    "delta.deletedFileRetentionDuration": "interval 36500 days",
+}
+"""Old commits must stay readable: versions point at them."""
+
+_ATTEMPTS: Final = 60
+_PAUSE_S: Final = 0.05
+_DELTA_DECIMAL_DIGITS: Final = 38
+
+
+class OvertakenError(BuildError):
+    """Another writer committed first."""
+
+
+def commit(
+    storage: Storage,
+    table: str,
+    schema: pa.Schema,
+    parts: Sequence[PartFile],
+    properties: Mapping[str, Any] | None = None,
+) -> int:
+    """Make a table consist of exactly `parts`, in one commit; return its number. No change: no commit.
+
+    `storage` is the dataset's. Raises BuildError where a part is not there or has another size, BalanceError where
+    one is named twice. `properties` go into the log beside the commit. Safe to repeat after a kill at any moment.
+    """
+    wanted = _checked(storage, table, parts)
+    registered = delta_schema(schema)
+    for attempt in range(_ATTEMPTS):
+        try:
+            current = _open(storage, table)
+            if current is None:
+                return _create(storage, table, registered, list(wanted.values()), properties)
+            return _change(current, table, registered, wanted, properties)
+        except OvertakenError:
+            time.sleep(random.uniform(0, _PAUSE_S * min(attempt + 1, 10)))  # noqa: S311
+    raise BuildError(f"table {table!r}: {_ATTEMPTS} commits were overtaken by other writers; build again")
+
+
+def append(storage: Storage, table: str, schema: pa.Schema, part: PartFile, after: int) -> int:
+    """Add one part as the commit that follows number `after` (-1: the table's first). Return its number.
+
+    Raises OvertakenError where somebody else has made that commit.
+    """
+    current = _open(storage, table)
+    if (current.version() if current else -1) != after:
+        raise OvertakenError(f"table {table!r} has moved on")
+    if current is None:
+        return _create(storage, table, delta_schema(schema), [part], None)
+    return _transact(current, table, [_add(table, part)], "append", current.schema(), None)
+
+
+def remove(storage: Storage, table: str, paths: Sequence[str]) -> None:
+    """Take parts out of a table, in one commit."""
+    for _ in range(_ATTEMPTS):
+        current = _opened(storage, table, None)
+        gone = [part for part in _parts(current, table) if part.path in set(paths)]
+        if not gone:
+            return
+        try:
+            _transact(current, table, [_remove(table, part) for part in gone], "append", current.schema(), None)
+        except OvertakenError:
+            continue
+        return
+
+
+def latest(storage: Storage, table: str) -> int:
+    """Return the number of a table's last commit; -1 where it has none."""
+    current = _open(storage, table)
+    return current.version() if current else -1
+
+
+def files(storage: Storage, table: str, version: int | None = None) -> list[PartFile]:
+    """Return the parts of a table at a commit (default: the last), sorted by path.
+
+    Raises NotFoundError where there is no such table or commit.
+    """
+    return _parts(_opened(storage, table, version), table)
+
+
+def schema(storage: Storage, table: str, version: int | None = None) -> pa.Schema:
+    """Return the schema that is registered at a commit: Delta's types, our field metadata."""
+    return contents(storage, table, version)[0]
+
+
+def contents(storage: Storage, table: str, version: int | None = None) -> tuple[pa.Schema, list[PartFile]]:
+    """Return `schema` and `files`, opening the log once."""
+    opened = _opened(storage, table, version)
+    return _arrow(opened.schema()), _parts(opened, table)
+
+
+def delta_schema(given: pa.Schema) -> pa.Schema:
+    """Return a schema as Delta can register it. Raises UserError where two names differ only in case."""
+    seen: dict[str, str] = {}
+    for name in given.names:
+        if (other := seen.setdefault(name.lower(), name)) != name or given.names.count(name) > 1:
+            raise UserError(f"columns {other!r} and {name!r} differ only in case, and SQL ignores case: rename one")
+    return pa.schema([pa.field(f.name, _delta_type(f.type), metadata=f.metadata) for f in given])
+
+
+def _delta_type(kind: pa.DataType) -> pa.DataType:
+    """Return the nearest type that Delta has."""
+    t = pa.types
+    if t.is_dictionary(kind):
+        return _delta_type(kind.value_type)
+    if t.is_map(kind):
+        return pa.map_(_delta_type(kind.key_type), _delta_type(kind.item_type))
+    if t.is_struct(kind):
+        return pa.struct([pa.field(f.name, _delta_type(f.type)) for f in kind])
+    if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind) or t.is_list_view(kind):
+        return pa.list_(_delta_type(kind.value_type))
+    if t.is_timestamp(kind):
+        return pa.timestamp("us", "UTC" if kind.tz else None)
+    if t.is_large_string(kind) or t.is_string_view(kind):
+        return pa.string()
+    if t.is_large_binary(kind) or t.is_binary_view(kind) or t.is_fixed_size_binary(kind):
+        return pa.binary()
+    if t.is_decimal(kind):
+        fits = kind.precision <= _DELTA_DECIMAL_DIGITS
+        return pa.decimal128(kind.precision, kind.scale) if fits else pa.string()
+    return _SIMPLE.get(kind, pa.string())
+
+
+_SIMPLE: Final[Mapping[pa.DataType, pa.DataType]] = {
+    **{kind: kind for kind in (pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64())},
+    **{kind: kind for kind in (pa.bool_(), pa.string(), pa.binary(), pa.date32())},
+    pa.float16(): pa.float32(),
+    pa.uint8(): pa.int16(),
+    pa.uint16(): pa.int32(),
+    pa.uint32(): pa.int64(),
+    pa.uint64(): pa.int64(),
+    pa.date64(): pa.date32(),
+}
+
+
+def _checked(storage: Storage, table: str, parts: Sequence[PartFile]) -> dict[str, PartFile]:
+    """Return the parts by path, after a look (one listing) at what is really there."""
+    wanted = {part.path: part for part in parts}
+    if len(wanted) != len(parts):
+        raise BalanceError(f"table {table!r}: a part is listed twice, its rows would be doubled")
+    there = storage.list(table) if parts else {}
+    for part in parts:
+        if there.get(part.path) != part.bytes:
+            found = f"has {there[part.path]} bytes" if part.path in there else "is not there"
+            raise BuildError(f"part {part.path} {found}, expected {part.bytes} bytes; build again")
+    return wanted
+
+
+def _open(storage: Storage, table: str, version: int | None = None) -> "deltalake.DeltaTable | None":
+    from deltalake import DeltaTable
+    from deltalake.exceptions import TableNotFoundError
+
+    place = storage.child(table)
+    with plain_errors(place.uri):
+        try:
+            return DeltaTable(place.uri, version=version, storage_options=place.delta_options())
+        except TableNotFoundError:
+            return None
+
+
+def _opened(storage: Storage, table: str, version: int | None) -> "deltalake.DeltaTable":
+    opened = _open(storage, table, version)
+    if opened is None:
+        raise NotFoundError(f"{storage.uri} has no table {table!r}")
+    return opened
+
+
+def _parts(opened: "deltalake.DeltaTable", table: str) -> list[PartFile]:
+    added = pa.table(opened.get_add_actions(flatten=True))
+    columns = [added.column(name).to_pylist() for name in ("path", "num_records", "size_bytes")]
+    return sorted((PartFile(f"{table}/{path}", *rest) for path, *rest in zip(*columns, strict=True)), key=_path_of)
+
+
+def _arrow(registered: "deltalake.Schema") -> pa.Schema:
+    return pa.schema(registered.to_arrow())
+
+
+def _path_of(part: PartFile) -> str:
+    return part.path
+
+
+def _create(
+    storage: Storage, table: str, registered: pa.Schema, parts: list[PartFile], properties: Mapping[str, Any] | None
+) -> int:
+    from deltalake import Schema
+    from deltalake.exceptions import DeltaError
+    from deltalake.transaction import create_table_with_add_actions
+
+    place = storage.child(table)
+    with plain_errors(place.uri):
+        try:
+            create_table_with_add_actions(
+                place.uri,
+                Schema.from_arrow(registered),
+                [_add(table, part) for part in parts],
+                mode="error",
+                configuration=CONFIGURATION,
+                storage_options=place.delta_options(),
+                commit_properties=_properties(properties),
+            )
+        except DeltaError as error:
+            if _open(storage, table) is None:
+                raise
+            raise OvertakenError(f"table {table!r} was made by another writer") from error
+    return 0
+
+
+def _change(
+    current: "deltalake.DeltaTable",
+    table: str,
+    registered: pa.Schema,
+    wanted: Mapping[str, PartFile],
+    properties: Mapping[str, Any] | None,
+) -> int:
+    from deltalake import Schema
+
+    new_schema = Schema.from_arrow(registered)
+    if not _arrow(new_schema).equals(_arrow(current.schema()), check_metadata=True):
+        # A commit that changes the schema may not keep a file, so there are two: empty it, then fill it.
+        _transact(current, table, [], "overwrite", new_schema, properties)
+        current.update_incremental()
+    there = {part.path: part for part in _parts(current, table)}
+    actions = [_remove(table, part) for path, part in there.items() if path not in wanted]
+    actions += [_add(table, part) for path, part in wanted.items() if path not in there]
+    return _transact(current, table, actions, "append", new_schema, properties) if actions else current.version()
+
+
+def _transact(
+    current: "deltalake.DeltaTable",
+    table: str,
+    actions: Sequence[Any],
+    mode: str,
+    registered: "deltalake.Schema",
+    properties: Mapping[str, Any] | None,
+) -> int:
+    from deltalake.exceptions import CommitFailedError
+
+    number = current.version() + 1
+    with plain_errors(current.table_uri):
+        try:
+            current.create_write_transaction(list(actions), mode, registered, commit_properties=_properties(properties))
+        except CommitFailedError as error:
+            raise OvertakenError(f"table {table!r} was changed by another writer") from error
+    return number
+
+
+def _properties(properties: Mapping[str, Any] | None) -> Any:
+    from deltalake import CommitProperties
+
+    return CommitProperties(custom_metadata=dict(properties or {}), max_commit_retries=0)
+
+
+def _add(table: str, part: PartFile) -> Any:
+    from deltalake.transaction import AddAction
+
+    statistics = json.dumps({"numRecords": part.rows})
+    return AddAction(part.path.removeprefix(f"{table}/"), part.bytes, {}, _now_ms(), True, statistics)
+
+
+def _remove(table: str, part: PartFile) -> Any:
+    from deltalake.transaction import RemoveAction
+
+    return RemoveAction(part.path.removeprefix(f"{table}/"), True, _now_ms(), part.bytes)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@contextmanager
+def plain_errors(uri: str) -> Iterator[None]:
+    """Turn what delta-rs raises into one line of ours."""
+    from deltalake.exceptions import DeltaError
+
+    try:
+        yield
+    except EspalierError:
+        raise
+    except (DeltaError, OSError) as error:
+        text = " ".join(str(error).split())
+        if "No space left" in text or "quota exceeded" in text:
+            raise BuildError(
+                f"no space left to commit to {uri}; the last version is intact: free some space"
+            ) from error
+        if any(word in text for word in ("Permission denied", "Read-only file system", "Forbidden", "AccessDenied")):
+            raise UserError(f"may not write {uri}: {text[:200]}") from error
+        if "not the same as the specified end version" in text:
+            raise NotFoundError(f"{uri} has no such commit") from error
+        raise BuildError(f"cannot use the Delta table {uri}: {text[:300]}") from error

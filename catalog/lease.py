@@ -1,0 +1,217 @@
+"""Who builds a dataset now: one builder at a time.
+
+On a local folder it is the kernel's lock of the file `_lease`, which a killed process loses at once. On object stores
+it is an object that says until when, made only if absent, renewed while the builder lives, and taken over when it ran
+out. A lease keeps two builders from doing the same work twice; that nothing is lost or doubled without it is the
+business of the commits (`catalog.delta`).
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from catalog.dataset import Dataset
+from catalog.errors import BusyError, NotFoundError, UserError
+from catalog.storage import Storage
+
+FILE: Final = "_lease"
+LIFE_S: Final = 60.0
+"""How long a lease on an object store holds without being renewed."""
+_CLOCK_SKEW_S: Final = 10.0
+_POLL_S: Final = 0.25
+
+OnWait = Callable[[str], None]
+
+
+class Lease:
+    """A lease that is held. Picklable it is not: it belongs to this process."""
+
+    def __init__(self) -> None:
+        self._lost = threading.Event()
+
+    def lose(self) -> None:
+        """Mark it as taken over (it could not be renewed in time)."""
+        self._lost.set()
+
+    def check(self) -> None:
+        """Raise BusyError where somebody has taken it over. Call it before publishing."""
+        if self._lost.is_set():
+            raise BusyError("another builder has taken this dataset over: this one could not renew its lease in time")
+
+
+@contextmanager
+def hold(dataset: Dataset, wait_s: float | None = 0.0, on_wait: OnWait | None = None) -> Iterator[Lease]:
+    """Be the only builder of a dataset for the length of the block.
+
+    Waits up to `wait_s` seconds (None: as long as it takes) for another builder to end; `on_wait` is told once who it
+    is. Raises BusyError, which names the holder, when that was not enough. Works between processes, and within one.
+    """
+    acquire = _Local if dataset.storage.is_local else _Remote
+    attempt = acquire(dataset)
+    _wait(attempt, dataset, wait_s, on_wait)
+    try:
+        yield attempt.lease
+    finally:
+        attempt.release()
+
+
+def holder(dataset: Dataset) -> str | None:
+    """Return who builds a dataset now, in words; None where nobody does."""
+    attempt = _Local(dataset) if dataset.storage.is_local else _Remote(dataset)
+    return attempt.holder()
+
+
+def _wait(attempt: "_Local | _Remote", dataset: Dataset, wait_s: float | None, on_wait: OnWait | None) -> None:
+    deadline = None if wait_s is None else time.monotonic() + wait_s
+    told = False
+    while not attempt.acquire():
+        who = attempt.holder() or "another process"
+        if deadline is not None and time.monotonic() >= deadline:
+            raise BusyError(
+                f"dataset {dataset.name!r} is being built by {who}; wait for it, stop it, or try again later"
+            )
+        if on_wait and not told:
+            on_wait(f"dataset {dataset.name!r} is being built by {who}; waiting")
+            told = True
+        time.sleep(_POLL_S)
+
+
+def _facts() -> dict[str, Any]:
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+
+
+def _in_words(data: bytes) -> str:
+    try:
+        facts = json.loads(data)
+        return f"process {facts['pid']} on {facts['host']} since {facts['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+class _Local:
+    """flock: the kernel gives it back when its holder ends, however it ends."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        folder = dataset.storage.local()
+        assert folder is not None
+        self.lease = Lease()
+        self._path = folder / FILE
+        self._file: int | None = None
+
+    def acquire(self) -> bool:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UserError(f"may not use {self._path}: {os.strerror(error.errno or 0)}") from error
+        if not _lock(file, self._path):
+            os.close(file)
+            return False
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(_facts()).encode(), 0)
+        self._file = file
+        return True
+
+    def holder(self) -> str | None:
+        try:
+            file = os.open(self._path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            return None if _lock(file, self._path, fcntl.LOCK_SH) else _in_words(os.pread(file, 4096, 0))
+        finally:
+            os.close(file)  # gives the shared lock back
+
+    def release(self) -> None:
+        assert self._file is not None
+        os.ftruncate(self._file, 0)
+        os.close(self._file)
+
+
+def _lock(file: int, path: Any, kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(f"cannot lock {path}: {os.strerror(error.errno or 0)}; keep the catalog elsewhere") from error
+    return True
+
+
+class _Remote:
+    """An object with a time until which it counts; conditional puts decide who gets it."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.lease = Lease()
+        self._storage: Storage = dataset.storage
+        self._facts = _facts() | {"token": secrets.token_hex(8)}
+        self._stop = threading.Event()
+        self._renewer: threading.Thread | None = None
+
+    def acquire(self) -> bool:
+        if not (self._storage.create(FILE, self._until(LIFE_S)) or self._take_over()):
+            return False
+        self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._renewer.start()
+        return True
+
+    def holder(self) -> str | None:
+        try:
+            data, _ = self._storage.tagged(FILE)
+        except NotFoundError:
+            return None
+        return None if _ran_out(data) else _in_words(data)
+
+    def release(self) -> None:
+        self._stop.set()
+        if self._renewer:
+            self._renewer.join()
+        if found := self._mine():
+            self._storage.replace(FILE, self._until(-LIFE_S), found)
+
+    def _take_over(self) -> bool:
+        try:
+            data, tag = self._storage.tagged(FILE)
+        except NotFoundError:
+            return False
+        return _ran_out(data) and self._storage.replace(FILE, self._until(LIFE_S), tag)
+
+    def _renew(self) -> None:
+        held_until = time.monotonic() + LIFE_S
+        while not self._stop.wait(LIFE_S / 6):
+            try:
+                tag = self._mine()
+                if tag is None or not self._storage.replace(FILE, self._until(LIFE_S), tag):
+                    return self.lease.lose()
+                held_until = time.monotonic() + LIFE_S
+            except Exception:  # noqa: BLE001  # the store does not answer: try again while the lease holds
+                if time.monotonic() > held_until:
+                    return self.lease.lose()
+        return None
+
+    def _mine(self) -> str | None:
+        """Return the object's tag if it still is ours."""
+        try:
+            data, tag = self._storage.tagged(FILE)
+        except NotFoundError:
+            return None
+        return tag if json.loads(data)["token"] == self._facts["token"] else None
+
+    def _until(self, seconds: float) -> bytes:
+        return json.dumps(self._facts | {"until_s": time.time() + seconds}).encode()
+
+
+def _ran_out(data: bytes) -> bool:
+    try:
+        return float(json.loads(data)["until_s"]) + _CLOCK_SKEW_S < time.time()
+    except (ValueError, KeyError, TypeError):
+        return True  # nobody could have written it whole: it holds nothing
