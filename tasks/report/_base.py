@@ -1,0 +1,102 @@
+"""What every section of the card is written with: an entry, and the tables that there happen to be."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from catalog.inputs import Inputs
+
+TEXT_LIMIT: Final = 400
+"""Characters of a caption, URL or evidence that the card keeps: one may be megabytes long."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the card, before it has a position: its section, what it says, and the sample it pictures."""
+
+    section: str
+    content: dict[str, Any]
+    sample_id: int | None = None
+
+
+class Evidence:
+    """The tables that a card is written from. Any of them may be missing; the sections ask.
+
+    `gone` is SQL for the sample_ids that failed to download or that some stage rejected (ids may repeat), `base` the
+    table that has a row for every sample.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self.base = next((name for name in ("source", "images") if name in inputs), "")
+        self.gone = " union all ".join(
+            query
+            for table, query in (
+                ("images", "select sample_id from images where status is distinct from 'success'"),
+                ("decisions", "select sample_id from decisions where not keep"),
+            )
+            if table in inputs
+        )
+        self.gone = self.gone or "select null::bigint as sample_id where false"
+
+    def has(self, table: str, *columns: str) -> bool:
+        """Return whether there is such a table, with all these columns."""
+        return table in self._inputs and all(column in self._inputs.schema(table).names for column in columns)
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        """Run a query whose result is small."""
+        rows: list[dict[str, Any]] = self._inputs.sql(query).to_pylist()
+        return rows
+
+    def number(self, query: str) -> int:
+        """Run a query that gives one number; null counts as 0."""
+        (row,) = self.rows(query)
+        (value,) = row.values()
+        return int(value or 0)
+
+    def captions(self, sample_ids: Iterable[int]) -> dict[int, str]:
+        """Return the captions of some samples, cut to what a card keeps; samples without one are left out."""
+        if not self.has("source", "caption"):
+            return {}
+        query = f"""select sample_id, left(caption, {TEXT_LIMIT}) as caption from source
+            where caption is not null and sample_id in ({id_list(sample_ids)})"""
+        return {row["sample_id"]: row["caption"] for row in self.rows(query)}
+
+
+def id_list(sample_ids: Iterable[int]) -> str:
+    """Return integers as the inside of a SQL `in (...)`; of none, a null, which nothing is in."""
+    return ", ".join(str(int(sample_id)) for sample_id in sample_ids) or "null"
+
+
+def quoted(identifier: str) -> str:
+    """Return a column name as SQL."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """Return a string as SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def drawn(seed: int) -> str:
+    """Return SQL that orders samples at random, the same way for the same seed on every machine.
+
+    MD5 and not DuckDB's `hash`, which may change with its version.
+    """
+    return f"md5(sample_id::varchar || ':{int(seed)}'), sample_id"
+
+
+def cut(text: str | None, limit: int = TEXT_LIMIT) -> str | None:
+    """Return `text`, or its first `limit` characters."""
+    return None if text is None else text[:limit]
+
+
+def by_position(entries: Sequence[Entry]) -> list[tuple[int, Entry]]:
+    """Return each entry with its position: 0, 1, ... within its section, in the order given."""
+    seen: dict[str, int] = {}
+    placed = []
+    for entry in entries:
+        position = seen.get(entry.section, 0)
+        seen[entry.section] = position + 1
+        placed.append((position, entry))
+    return placed

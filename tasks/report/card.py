@@ -1,0 +1,119 @@
+"""`use: report`: the data card as a table, one row a fact or picture. `tasks.report.page` draws it.
+
+Sections, each in `position` order, `content` being JSON:
+
+    summary         rows, kept, kept_bytes, concepts, title, description
+    funnel          a step each: stage, seen, kept, rejected, reasons (reason, rows, example)
+    before, after   samples of what came in, and of what is left: caption, kept, stage, reason, evidence
+    rejected        samples of the commonest reasons to be out
+    concept         a cluster each: cluster, size, kept, mean_distance, terms
+    concept_image   the samples nearest to the concepts' centroids
+    balance         effective number of clusters and size by rank, before and after
+    histogram       a number each: edges, all, left, below, above, min, max, median, median_kept
+    pair            two rows a pair of near-duplicates: who stands for whom, similarity, reason
+    model           name, family, licence, metrics
+
+The table is a function of its inputs and the seed: the same bytes on every run.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, ClassVar, Final, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from catalog.errors import RecipeError
+from catalog.inputs import Inputs
+from catalog.schema import field
+from tasks.report._base import Entry, Evidence, by_position
+from tasks.report.concepts import concepts
+from tasks.report.funnel import funnel, summary
+from tasks.report.histograms import histograms, measures
+from tasks.report.models import models
+from tasks.report.pictures import grids, pairs
+from tasks.report.thumbnails import thumbnails
+from tasks.stage import Batches, Columns, Run, Tables, TableStage
+
+CARD: Final = pa.schema(
+    [
+        field("section", pa.string(), "summary, funnel, before, after, rejected, concept, ..."),
+        field("position", pa.int32(), "0, 1, ... within the section"),
+        field("content", pa.string(), "JSON: what this row says"),
+        field("image", pa.large_binary(), "WebP, at most 160 px on a side; null where there is no picture"),
+    ]
+)
+
+READ: Final[Columns] = {
+    "source": ("url", "caption", "label"),
+    "images": (
+        *("status", "reason", "detail", "shard", "offset", "size", "image"),
+        *("width", "height", "brightness", "blur", "entropy"),
+    ),
+    "decisions": ("stage", "keep", "reason", "evidence", "representative", "similarity"),
+    "clusters": ("cluster", "distance"),
+    "models": ("name", "family", "sha256", "licence", "metrics"),
+}
+"""What a card can say something about, where it is there. Scores (by role) come on top."""
+
+
+class Report(TableStage):
+    """Write the data card. Works after any stages: what is not there is left out of the card."""
+
+    table: ClassVar[str] = "report"
+    alive_only: ClassVar[bool] = False
+    seeded: ClassVar[bool] = True
+
+    use: Literal["report"] = "report"
+    title: str = Field("", max_length=200, description="the card's heading; default: the dataset's name")
+    description: str = Field("", max_length=4000, description="a sentence or two on what the dataset is for")
+    samples: int = Field(24, ge=0, le=96, description="pictures in each grid")
+    concepts: int = Field(40, ge=0, le=200, description="clusters shown, the largest first")
+    pairs: int = Field(12, ge=0, le=48, description="near-duplicate pairs shown")
+
+    def inputs(self, available: Tables) -> Columns:
+        """Return every column that the card can show, of the tables that there are."""
+        columns = {
+            table: tuple(name for name in names if name in available[table].names)
+            for table, names in READ.items()
+            if table in available
+        }
+        for measure in measures(available):
+            have = columns.get(measure.table, ())
+            columns[measure.table] = have + tuple(name for name in measure.needs if name not in have)
+        if not columns:
+            raise RecipeError("report: no stage before it writes a table that a card can show (source, images, ...)")
+        return columns
+
+    def schema(self, available: Tables) -> pa.Schema:
+        """Return the schema of the card, CARD."""
+        return CARD
+
+    def run(self, inputs: Inputs, run: Run) -> Batches:
+        """Yield the card, one table of a few hundred rows."""
+        entries = list(self._entries(inputs, run.seed))
+        pictured = [entry.sample_id for entry in entries if entry.sample_id is not None]
+        images = thumbnails(inputs, pictured) if "images" in inputs else {}
+        run.note(entries=len(entries), pictures=len(images))
+        yield _table(entries, images)
+
+    def _entries(self, inputs: Inputs, seed: int) -> Iterator[Entry]:
+        evidence = Evidence(inputs)
+        schemas = {name: inputs.schema(name) for name in inputs.tables()}
+        yield summary(evidence, self.title, self.description)
+        yield from funnel(evidence)
+        yield from grids(evidence, self.samples, seed)
+        yield from concepts(evidence, self.concepts)
+        yield from histograms(evidence, measures(schemas))
+        yield from pairs(evidence, self.pairs)
+        yield from models(evidence)
+
+
+def _table(entries: list[Entry], images: dict[int, bytes]) -> pa.Table:
+    columns: dict[str, list[Any]] = {name: [] for name in CARD.names}
+    for position, entry in by_position(entries):
+        columns["section"].append(entry.section)
+        columns["position"].append(position)
+        columns["content"].append(json.dumps(entry.content, sort_keys=True))
+        columns["image"].append(None if entry.sample_id is None else images.get(entry.sample_id))
+    return pa.table(columns, schema=CARD)

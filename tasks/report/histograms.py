@@ -1,0 +1,125 @@
+"""How the numbers of a dataset are distributed, before and after: bounded memory, two scans a number.
+
+A first query finds the ends, a second counts FINE bins of equal width; what the card shows (32 bins between the
+0.5th and the 99.5th percentile, medians) is added up from these counts. Counts are integers, so the result does not
+depend on the order in which DuckDB's threads add.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from catalog.schema import role
+from tasks.report._base import Entry, Evidence, quoted
+from tasks.stage import Tables
+
+FINE: Final = 4096
+BINS: Final = 32
+TAIL: Final = 0.005
+"""Share of rows left out of the drawing at either end (and counted beside it)."""
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of every row of a table: its name, the SQL that gives it, its unit."""
+
+    table: str
+    name: str
+    sql: str
+    unit: str = ""
+    whole: bool = False
+    needs: tuple[str, ...] = ()
+
+
+MEASURES: Final = (
+    Measure("images", "width", "width", "px", True, ("width",)),
+    Measure("images", "height", "height", "px", True, ("height",)),
+    Measure("images", "aspect ratio", "width::double / nullif(height, 0)", "width / height", False, ("width", "height")),
+    Measure("images", "brightness", "brightness", "0 to 1", False, ("brightness",)),
+    Measure("images", "blur", "blur", "edge deviation, low is blurry", False, ("blur",)),
+    Measure("images", "entropy", "entropy", "bits", False, ("entropy",)),
+    Measure("source", "caption length", "length(caption)", "characters", True, ("caption",)),
+)
+
+
+def measures(tables: Tables) -> list[Measure]:
+    """Return what can be measured in these tables: the fixed list, and every column that is a score."""
+    fixed = [
+        measure
+        for measure in MEASURES
+        if measure.table in tables and set(measure.needs) <= set(tables[measure.table].names)
+    ]
+    scores = [
+        Measure(table, field.name.replace("_", " "), quoted(field.name), "score", False, (field.name,))
+        for table, schema in sorted(tables.items())
+        for field in schema
+        if role(field) == "score"
+    ]
+    return fixed + scores
+
+
+def histograms(evidence: Evidence, measured: list[Measure]) -> Iterator[Entry]:
+    """Yield the section `histogram`: one entry a measure that has any number in it."""
+    for measure in measured:
+        if (found := _count(evidence, measure)) is not None:
+            yield Entry("histogram", {"name": measure.name, "table": measure.table, "unit": measure.unit} | found)
+
+
+def _count(evidence: Evidence, measure: Measure) -> dict[str, Any] | None:
+    success = " where status = 'success'" if measure.table == "images" else ""
+    values = f"select sample_id, ({measure.sql})::double as value from {measure.table}{success}"
+    (ends,) = evidence.rows(
+        f"select min(value) as low, max(value) as high, count(*) as rows from ({values}) where isfinite(value)"
+    )
+    if not ends["rows"]:
+        return None
+    low, high = ends["low"], ends["high"]
+    step = _step(low, high, measure.whole)
+    query = f"""select least(floor((value - {low!r}) / {step!r}), {FINE - 1})::int as bin, count(*) as rows,
+            count(*) filter (where sample_id not in ({evidence.gone})) as kept
+        from ({values}) where isfinite(value) group by 1"""
+    fine = np.zeros((2, FINE), np.int64)
+    for row in evidence.rows(query):
+        fine[:, row["bin"]] = row["rows"], row["kept"]
+    return {"min": low, "max": high, "rows": ends["rows"], "kept": int(fine[1].sum())} | _coarse(fine, low, step)
+
+
+def _step(low: float, high: float, whole: bool) -> float:
+    """Return the width of a fine bin. That of whole numbers is whole, so that no bin holds more of them than others."""
+    if whole:
+        return float(max(1, -(-(high - low + 1) // FINE)))
+    return (high - low) / FINE or 1.0
+
+
+def _coarse(fine: Counts, low: float, step: float) -> dict[str, Any]:
+    """Add fine bins up to at most BINS that hold all but the tails of all rows."""
+    first, last = (_place(fine[0], share) for share in (TAIL, 1 - TAIL))
+    width = -(-(last - first + 1) // BINS)
+    bins = -(-(last - first + 1) // width)
+    end = min(first + bins * width, FINE)
+    shown = np.zeros((2, bins * width), np.int64)
+    shown[:, : end - first] = fine[:, first:end]
+    counts = shown.reshape(2, bins, width).sum(axis=2)
+    return {
+        "edges": [_exact(low + (first + place * width) * step) for place in range(bins + 1)],
+        "all": counts[0].tolist(),
+        "left": counts[1].tolist(),
+        "below": int(fine[0, :first].sum()),
+        "above": int(fine[0, end:].sum()),
+        "median": _exact(low + _place(fine[0], 0.5) * step),
+        "median_kept": _exact(low + _place(fine[1], 0.5) * step) if fine[1].any() else None,
+    }
+
+
+def _place(counts: Counts, share: float) -> int:
+    """Return the first bin at which `share` of all rows is reached."""
+    return int(np.searchsorted(counts.cumsum(), share * counts.sum()))
+
+
+def _exact(value: float) -> float:
+    return float(f"{value:.7g}")

@@ -1,0 +1,166 @@
+"""Draw a card as one HTML file that needs nothing else: no script, no font, no request.
+
+All text is escaped, cleaned of what is invisible or changes the direction of what follows, and cut to length;
+a Content-Security-Policy forbids scripts and requests beside that. Charts are SVG, drawn here.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+
+from tasks.report import charts, text
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Section:
+    """The rows of one section in order; `image` is among their fields."""
+
+    rows: tuple[Row, ...] = ()
+
+    @property
+    def only(self) -> Row:
+        """Return the section's one row; an empty one where there is none."""
+        return self.rows[0] if self.rows else {}
+
+
+def render(card: pa.Table, lineage: Mapping[str, Any], timings: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return the HTML of a card.
+
+    Args:
+        card: the table of `tasks.report.card.Report`, schema CARD.
+        lineage: dataset, version, created_at, recipe (YAML text), code_version, inputs (uri, sha256, rows) and
+            stages (name, use, table, version, fingerprint, parts, rows, bytes). Whatever is missing is left out.
+        timings: stage, seconds, rows, parts, cached_parts, bytes; one a stage, in the order of the build.
+    """
+    sections = _sections(card)
+    summary = sections["summary"].only
+    context = {
+        "title": text.clean(summary.get("title") or lineage.get("dataset") or "Untitled dataset", 120),
+        "summary": {"rows": 0, "kept": 0} | summary,
+        "steps": _steps(sections["funnel"].rows),
+        "grids": [
+            ("What came in", "All images that were fetched and decoded. Crossed out: rejected later.", sections["before"]),
+            ("What is left", "The same random order, of the rows that were kept.", sections["after"]),
+        ],
+        "rejected": _grouped(sections["rejected"].rows, "stage", "reason"),
+        "concepts": _concepts(sections),
+        "balance": _balance(sections["balance"].only),
+        "histograms": [_histogram(row) for row in sections["histogram"].rows],
+        "pairs": [pair for _, pair in _grouped(sections["pair"].rows, "pair")],
+        "models": [_model(row) for row in sections["model"].rows],
+        "lineage": _lineage(lineage),
+        "stages": _stages(lineage.get("stages") or (), timings),
+    }
+    return _template().render(context)
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    names = ("clean", "code", "count", "compact", "percent", "size", "duration", "number", "data_uri")
+    environment.filters |= {name: getattr(text, name) for name in names}
+    return environment.get_template("page.html.j2")
+
+
+def _sections(card: pa.Table) -> dict[str, Section]:
+    rows: dict[str, list[tuple[int, Row]]] = defaultdict(list)
+    for row in card.to_pylist():
+        rows[row["section"]].append((row["position"], json.loads(row["content"]) | {"image": row["image"]}))
+    sections = {
+        name: Section(tuple(row for _, row in sorted(found, key=lambda pair: pair[0]))) for name, found in rows.items()
+    }
+    return defaultdict(Section, sections)
+
+
+def _grouped(rows: Sequence[Row], *keys: str) -> list[tuple[tuple[Any, ...], list[Row]]]:
+    """Return rows in runs that have the same values of `keys`."""
+    return [(key, list(run)) for key, run in groupby(rows, lambda row: tuple(row.get(k) for k in keys))]
+
+
+def _steps(rows: Sequence[Row]) -> list[Row]:
+    total = rows[0]["seen"] if rows else 0
+    return [row | {"ribbon": charts.ribbon(row["seen"], row["kept"], total), "total": total} for row in rows]
+
+
+def _concepts(sections: Mapping[str, Section]) -> list[Row]:
+    images: dict[int, list[Row]] = defaultdict(list)
+    for row in sections["concept_image"].rows:
+        images[row["cluster"]].append(row)
+    return [row | {"images": images[row["cluster"]]} for row in sections["concept"].rows]
+
+
+def _balance(row: Row) -> Row:
+    if not row or row["clusters"] < 2:
+        return {}
+    top = max(*row["before"]["rows"], *row["after"]["rows"], 1)
+    lines = {
+        key: charts.curve(row[key]["ranks"], row[key]["rows"], row["clusters"], top, closed=key == "before")
+        for key in ("before", "after")
+    }
+    return row | {"top": top, "lines": lines}
+
+
+def _histogram(row: Row) -> Row:
+    top = charts.histogram_top(row)
+    low, high = row["edges"][0], row["edges"][-1]
+    place = (row["median"] - low) / (high - low) if high > low else 0.5
+    return row | {
+        "bars_all": charts.columns(row["all"], top),
+        "bars_left": charts.columns(row["left"], top),
+        "median_at": round(100 * min(max(place, 0), 1), 2),
+    }
+
+
+def _model(row: Row) -> Row:
+    losses = [point for point in _points(row.get("metrics")) if isinstance(point.get("loss"), int | float)]
+    values = [float(point["loss"]) for point in losses]
+    return {"family": None, "sha256": None, "licence": None} | row | {
+        "loss": charts.polyline(values) if len(values) > 1 else "",
+        "first_loss": values[0] if values else None,
+        "last_loss": values[-1] if values else None,
+    }
+
+
+def _points(metrics: object) -> list[Row]:
+    """Return the first list of dicts in a model's metrics: its values by step."""
+    candidates = [metrics, *metrics.values()] if isinstance(metrics, dict) else [metrics]
+    for candidate in candidates:
+        if isinstance(candidate, list) and candidate and all(isinstance(point, dict) for point in candidate):
+            return candidate
+    return []
+
+
+def _lineage(lineage: Mapping[str, Any]) -> Row:
+    known = ("dataset", "version", "created_at", "recipe", "code_version")
+    inputs = [{"uri": None, "sha256": None, "rows": None} | dict(row) for row in lineage.get("inputs") or ()]
+    return {key: lineage.get(key) for key in known} | {"inputs": inputs}
+
+
+def _stages(stages: Sequence[Mapping[str, Any]], timings: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return one row a stage: what it made, and how long that took where it is known."""
+    taken = {timing["stage"]: dict(timing) for timing in timings}
+    named = [dict(stage) for stage in stages] or [{"name": timing["stage"]} for timing in timings]
+    blank = dict.fromkeys(("use", "table", "version", "fingerprint", "parts", "rows", "bytes", "cached_parts", "seconds"))
+    longest = max((timing.get("seconds") or 0 for timing in timings), default=0)
+    rows = []
+    for stage in named:
+        timing = {key: value for key, value in taken.get(stage["name"], {}).items() if value is not None}
+        row = blank | timing | {key: value for key, value in stage.items() if value is not None}
+        rows.append(row | {"share": (row["seconds"] or 0) / longest if longest else 0.0})
+    return rows

@@ -1,0 +1,94 @@
+"""How the card writes numbers, and how it takes the harm out of other people's text."""
+
+import unicodedata
+from base64 import b64encode
+from typing import Final
+
+SHOWN_CHARS: Final = 160
+
+_INVISIBLE: Final = {"Cc", "Cf", "Cs", "Co", "Cn"}
+"""Control, format (bidirectional overrides among them), surrogate, private and unassigned characters."""
+_JOINERS: Final = {"\u200c", "\u200d"}
+"""Format characters that scripts and emoji need."""
+
+_MAGIC: Final = ((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"RIFF", "webp"))
+
+
+def clean(text: object, limit: int = SHOWN_CHARS) -> str:
+    """Return text that is safe to set beside other text: one line, nothing invisible, at most `limit` characters.
+
+    It does not escape HTML: the template does, everywhere.
+    """
+    head = str(text)[: 4 * limit]
+    visible = "".join(
+        " " if char.isspace() else char
+        for char in head
+        if char.isspace() or char in _JOINERS or unicodedata.category(char) not in _INVISIBLE
+    )
+    line = " ".join(visible.split())
+    return line if len(line) <= limit and len(str(text)) <= 4 * limit else line[: limit - 1].rstrip() + "…"
+
+
+def code(text: object, limit: int = 50_000) -> str:
+    """Return text of several lines (a recipe) without what is invisible, but for its line ends and tabs."""
+    kept = (char for char in str(text)[:limit] if char in "\n\t" or unicodedata.category(char) not in _INVISIBLE)
+    return "".join(kept)
+
+
+def count(number: float | None) -> str:
+    """Return 1234567 as 1,234,567."""
+    return "–" if number is None else f"{round(number):,}"
+
+
+def compact(number: float | None) -> str:
+    """Return 1234567 as 1.23 M; below 100,000 all digits."""
+    if number is None:
+        return "–"
+    for power, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= power and number >= 1e5:
+            return f"{number / power:.3g} {letter}" if number / power < 1000 else f"{number / power:.0f} {letter}"
+    return count(number)
+
+
+def percent(share: float | None) -> str:
+    """Return 0.361 as 36.1 %. Never rounds to 0 or 100 what is not."""
+    if share is None:
+        return "–"
+    if 0 < share < 0.0005:
+        return "< 0.1 %"
+    if 0.9995 <= share < 1:
+        return "> 99.9 %"
+    return f"{100 * share:.1f} %" if share not in (0, 1) else f"{100 * share:.0f} %"
+
+
+def size(bytes_: float | None) -> str:
+    """Return bytes in powers of 1000: 4554370 is 4.55 MB."""
+    if bytes_ is None:
+        return "–"
+    for power, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if bytes_ >= power:
+            return f"{bytes_ / power:.3g} {unit}" if bytes_ / power < 1000 else f"{bytes_ / power:.0f} {unit}"
+    return f"{bytes_:.0f} B"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as 0.42 s, 12.3 s, 4 min 05 s or 3 h 12 min."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def number(value: float | None) -> str:
+    """Return a measured value with four digits at most: 0.2941, 12.8, 1,024."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.3g}"
+
+
+def data_uri(image: bytes | None) -> str:
+    """Return a picture as a `data:` URI; empty where it is none that browsers show."""
+    kind = next((name for magic, name in _MAGIC if (image or b"").startswith(magic)), "")
+    return f"data:image/{kind};base64,{b64encode(image or b'').decode()}" if kind else ""

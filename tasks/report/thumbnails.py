@@ -1,0 +1,51 @@
+"""The pictures of a card: small, few, and bounded in bytes."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from catalog.inputs import Inputs
+
+SIDE_PX: Final = 160
+BUDGET_BYTES: Final = 3_000_000
+"""Of all pictures of a card together; base64 makes four thirds of it."""
+FETCHED_AT_ONCE: Final = 16
+"""Images in memory at once, as they are stored: each may be megabytes."""
+
+
+def thumbnails(inputs: Inputs, sample_ids: Sequence[int]) -> dict[int, bytes]:
+    """Return a small picture of each sample, in the order given, until the budget is spent.
+
+    Samples without bytes, or whose bytes do not decode, have none.
+    """
+    made: dict[int, bytes] = {}
+    spent = 0
+    for sample_id, data in _fetched(inputs, list(dict.fromkeys(sample_ids))):
+        small = thumbnail(data)
+        if small is None or spent + len(small) > BUDGET_BYTES:
+            continue
+        made[sample_id] = small
+        spent += len(small)
+    return made
+
+
+def thumbnail(data: bytes, side_px: int = SIDE_PX) -> bytes | None:
+    """Return encoded image bytes as a WebP that fits into a square; None where they do not decode."""
+    import io
+
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.thumbnail((side_px, side_px), Image.Resampling.BOX, reducing_gap=4)
+            small = io.BytesIO()
+            image.convert("RGB").save(small, "WEBP", quality=80, method=4)
+            return small.getvalue()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def _fetched(inputs: Inputs, sample_ids: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    for start in range(0, len(sample_ids), FETCHED_AT_ONCE):
+        some = sample_ids[start : start + FETCHED_AT_ONCE]
+        images = inputs.images(some)
+        yield from ((sample_id, images[sample_id]) for sample_id in some if sample_id in images)
