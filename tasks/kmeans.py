@@ -1,0 +1,318 @@
+"""Spherical k-means over embeddings: draw a training sample, fit centroids to it, assign rows to them.
+
+`Sample` draws in one pass and keeps its rows in a memory map; `fit` is Lloyd's loop over that; `Assigner` gives the
+nearest centroid of any rows. All work in blocks whose size depends on k alone, so that results do not depend on how
+the rows came. Not k-means in Euclidean space: rows are scaled to unit length, and so are the centroids.
+
+Source: Dhillon and Modha, Concept decompositions for large sparse text data using clustering, Machine Learning 2001;
+empty clusters are refilled as faiss does it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from catalog.errors import RecipeError, UserError, nearest
+from catalog.schema import role
+from tasks import draw
+from tasks.stage import Tables
+
+if TYPE_CHECKING:
+    import torch
+
+Engine = Literal["auto", "torch", "faiss"]
+
+HELD_BYTES: Final = 1 << 30
+"""Training rows stay on the device as float32 up to this size; above it they are converted block by block."""
+
+
+def vector_column(available: Tables, encoder: str) -> str:
+    """Return the embedding column that `encoder` names; the first one where it is empty. Raises RecipeError."""
+    if "embeddings" not in available:
+        raise RecipeError("there are no embeddings to read: put a stage `use: embed` before this one")
+    names = [field_.name for field_ in available["embeddings"] if role(field_) == "vector"]
+    if encoder and encoder not in names:
+        raise RecipeError(f"no embedding column {encoder!r}{nearest(encoder, names)}")
+    if not names:
+        raise RecipeError("the embeddings table has no vector column")
+    return encoder or names[0]
+
+
+def width(schema: pa.Schema, column: str) -> int:
+    """Return how many numbers a vector of `column` has."""
+    return int(schema.field(column).type.list_size)
+
+
+def usable(vectors: np.ndarray) -> np.ndarray:
+    """Return which rows of (n, d) have a direction: bool (n,), false for zero, NaN and infinite ones."""
+    rows = vectors.astype(np.float32)
+    squared = np.einsum("ij,ij->i", rows, rows)
+    good: np.ndarray = np.isfinite(squared) & (squared > 0)
+    return good
+
+
+class Sample:
+    """A uniform sample without replacement, drawn in one pass: the rows with the smallest keys (bottom-k sampling).
+
+    Which rows it holds depends on the seed and the ids alone, not on their order or on batches. Vectors lie in a
+    memory map at `path`, float16, about 1.25 times the sample's size; memory is 16 bytes a sampled row.
+    """
+
+    def __init__(self, path: Path, rows: int, dim: int, seed: int) -> None:
+        self.seen = 0
+        self._rows, self._seed, self._filled = rows, seed, 0
+        slots = rows + max(rows // 4, 1024)
+        self._vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(slots, dim))
+        self._ids = np.empty(slots, np.int64)
+        self._keys = np.empty(slots, np.uint64)
+        self._limit = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+    def add(self, sample_ids: np.ndarray, vectors: np.ndarray) -> None:
+        """Offer rows: ids int64 (n,), vectors (n, d). Those without a direction are passed over, and not `seen`."""
+        good = usable(vectors)
+        self.seen += int(good.sum())
+        keys = draw.keys(sample_ids, self._seed)
+        wanted = np.flatnonzero(good & (keys <= self._limit))
+        while len(wanted):
+            now, wanted = np.split(wanted, [len(self._ids) - self._filled])
+            to = slice(self._filled, self._filled + len(now))
+            self._vectors[to], self._ids[to], self._keys[to] = vectors[now], sample_ids[now], keys[now]
+            self._filled += len(now)
+            if self._filled == len(self._ids):
+                self._shrink()
+
+    def take(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ids int64 (m,) ascending, vectors float16 (m, d), a memory map) of the sample."""
+        self._shrink()
+        order = np.argsort(self._ids[: self._filled])
+        sorted_path = Path(str(self._vectors.filename) + ".sorted")
+        shape = (max(self._filled, 1), self._vectors.shape[1])
+        out = np.lib.format.open_memmap(sorted_path, mode="w+", dtype=np.float16, shape=shape)
+        for start in range(0, self._filled, 65536):
+            piece = order[start : start + 65536]
+            out[start : start + len(piece)] = self._vectors[piece]
+        return self._ids[order], out[: self._filled]
+
+    def _shrink(self) -> None:
+        """Keep the `rows` smallest keys, moving as few rows as possible."""
+        if self._filled <= self._rows:
+            return
+        smallest = np.argpartition(self._keys[: self._filled], self._rows - 1)[: self._rows]
+        stays = np.zeros(self._filled, bool)
+        stays[smallest] = True
+        holes = np.flatnonzero(~stays[: self._rows])
+        movers = self._rows + np.flatnonzero(stays[self._rows :])
+        for column in (self._vectors, self._ids, self._keys):
+            column[holes] = column[movers]
+        self._filled = self._rows
+        self._limit = self._keys[: self._rows].max()
+
+
+class UnitRows:
+    """Rows of a matrix as float32 unit vectors on a device, a range at a time; held there when they are few.
+
+    `rows`: (n, d), float16 or float32, in memory or mapped. Every row must have a direction (`usable`).
+    """
+
+    def __init__(self, rows: np.ndarray, device: str) -> None:
+        self._rows, self._device = rows, device
+        self._held = self._load(0, len(rows)) if rows.size * 4 <= HELD_BYTES else None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, span: slice) -> "torch.Tensor":
+        if self._held is not None:
+            return self._held[span]
+        return self._load(span.start, span.stop)
+
+    def _load(self, start: int, stop: int) -> "torch.Tensor":
+        import torch
+
+        piece = torch.from_numpy(np.array(self._rows[start:stop])).to(self._device).float()
+        return piece.div_(torch.linalg.vector_norm(piece, dim=1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What `fit` found. Objectives are mean cosines of a row to its centroid, one an iteration, the last one final."""
+
+    centroids: np.ndarray
+    """float32 (k, d), unit rows."""
+    sizes: np.ndarray
+    """int64 (k,): training rows nearest to each."""
+    engine: str
+    objective: list[float] = field(default_factory=list)
+    repairs: list[int] = field(default_factory=list)
+    """Empty clusters refilled, by iteration."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is worth noting beside the table."""
+        return {
+            "engine": self.engine,
+            "training_rows": int(self.sizes.sum()),
+            "iterations": len(self.objective) - 1,
+            "objective": [round(value, 6) for value in self.objective],
+            "empty_cluster_repairs": self.repairs,
+        }
+
+
+def fit(
+    rows: np.ndarray, k: int, *, niter: int = 25, seed: int = 0, device: str = "cpu", engine: Engine = "auto"
+) -> Fit:
+    """Fit k unit centroids to rows (n, d), float16 or float32, each with a direction.
+
+    Starts from k distinct random rows; stops after `niter` updates, or when none changes anything. Both engines get
+    the same start and give the same things; `auto` is torch, which does the same work as faiss in a quarter of the
+    time on a CPU (`tests/benchmarks/bench_kmeans.py`), and needs no second CUDA runtime beside torch's on a GPU.
+    faiss holds all rows in memory as float32. Raises UserError where k is above n.
+    """
+    if k > len(rows):
+        raise UserError(f"k is {k}, but only {len(rows)} rows have a usable embedding: lower k")
+    rng = np.random.default_rng(seed)
+    start = np.sort(rng.choice(len(rows), k, replace=False))
+    if engine == "faiss":
+        return _fit_faiss(rows, start, niter, seed, device)
+    return _fit_torch(rows, start, niter, rng, device)
+
+
+class Assigner:
+    """Finds the nearest of k unit centroids: float32 (k, d)."""
+
+    def __init__(self, centroids: np.ndarray, device: str = "cpu") -> None:
+        import torch
+
+        self._device = device
+        self._centroids = torch.from_numpy(np.array(centroids, np.float32)).to(device)
+
+    def __call__(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (cluster int32 (n,), distance float32 (n,), 1 - cosine) of vectors (n, d); ties to the lowest.
+
+        Rows without a direction, and all rows where there is no centroid, get -1 and NaN.
+        """
+        cluster = np.full(len(vectors), -1, np.int32)
+        distance = np.full(len(vectors), np.nan, np.float32)
+        good = np.flatnonzero(usable(vectors)) if len(self._centroids) else np.empty(0, np.int64)
+        if len(good):
+            found = list(_nearest(UnitRows(vectors[good], self._device), self._centroids))
+            cluster[good] = np.concatenate([best.cpu().numpy() for _, best, _ in found])
+            cosine = np.concatenate([cosine.cpu().numpy() for _, _, cosine in found])
+            distance[good] = np.maximum(1 - cosine, 0)
+        return cluster, distance
+
+
+def block_rows(k: int) -> int:
+    """Return how many rows are multiplied with k centroids at once: at most 64 MB of products."""
+    return min(max((1 << 24) // max(k, 1), 256), 8192)
+
+
+def _nearest(
+    rows: UnitRows, centroids: "torch.Tensor"
+) -> Iterator[tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]]:
+    """Yield (block, index of the nearest centroid, cosine to it)."""
+    step = block_rows(len(centroids))
+    for begin in range(0, len(rows), step):
+        block = rows[begin : min(begin + step, len(rows))]
+        cosine, best = (block @ centroids.T).max(dim=1)  # the first of equals: the lowest index
+        yield block, best, cosine
+
+
+def _fit_torch(rows: np.ndarray, start: np.ndarray, niter: int, rng: np.random.Generator, device: str) -> Fit:
+    import torch
+
+    unit = UnitRows(rows, device)
+    centroids = UnitRows(rows[start], device)[0 : len(start)].clone()
+    objective: list[float] = []
+    repairs: list[int] = []
+    while True:
+        sums, counts, total = _totals(unit, centroids)
+        objective.append(total / len(rows))
+        if len(repairs) == niter:
+            break
+        moved, empty = _update(centroids, sums, counts, rng)
+        if torch.equal(moved, centroids):
+            break
+        repairs.append(empty)
+        centroids = moved
+    return Fit(centroids.cpu().numpy(), counts.cpu().numpy(), "torch", objective, repairs)
+
+
+def _totals(rows: UnitRows, centroids: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor", float]:
+    """Return (sums float32 (k, d), counts int64 (k,), sum of cosines) of one pass."""
+    import torch
+
+    sums = torch.zeros_like(centroids)
+    counts = torch.zeros(len(centroids), dtype=torch.int64, device=centroids.device)
+    total = torch.zeros((), dtype=torch.float64, device=centroids.device)
+    # CUDA adds in any order unless told. Only here: the same switch makes cuBLAS ask for a variable of its own.
+    strict = centroids.is_cuda and not torch.are_deterministic_algorithms_enabled()
+    for block, best, cosine in _nearest(rows, centroids):
+        if strict:
+            torch.use_deterministic_algorithms(True)
+        sums.index_add_(0, best, block)
+        if strict:
+            torch.use_deterministic_algorithms(False)
+        counts += torch.bincount(best, minlength=len(centroids))
+        total += cosine.double().sum()
+    return sums, counts, float(total)
+
+
+def _update(
+    centroids: "torch.Tensor", sums: "torch.Tensor", counts: "torch.Tensor", rng: np.random.Generator
+) -> tuple["torch.Tensor", int]:
+    """Return (new centroids, how many were empty and refilled)."""
+    import torch
+
+    norms = torch.linalg.vector_norm(sums, dim=1, keepdim=True)
+    moved = torch.where(norms > 0, sums / norms.clamp_min(torch.finfo(torch.float32).tiny), centroids)
+    sizes = counts.cpu().numpy().astype(np.float64)
+    empty = np.flatnonzero(sizes == 0)
+    sign = torch.ones(centroids.shape[1], device=centroids.device)
+    sign[1::2] = -1
+    refilled = 0
+    for hole in empty:
+        spare = np.maximum(sizes - 1, 0)
+        if not spare.any():
+            break
+        donor = int(rng.choice(len(sizes), p=spare / spare.sum()))
+        moved[hole] = moved[donor] * (1 + sign / 1024)
+        moved[donor] = moved[donor] * (1 - sign / 1024)
+        moved[[int(hole), donor]] /= torch.linalg.vector_norm(moved[[int(hole), donor]], dim=1, keepdim=True)
+        sizes[hole] = sizes[donor] // 2
+        sizes[donor] -= sizes[hole]
+        refilled += 1
+    return moved, refilled
+
+
+def _fit_faiss(rows: np.ndarray, start: np.ndarray, niter: int, seed: int, device: str) -> Fit:
+    import faiss
+    import torch
+
+    unit = UnitRows(rows, "cpu")[0 : len(rows)].numpy()
+    gpus = faiss.get_num_gpus() if device.startswith("cuda") else 0
+    kmeans = faiss.Kmeans(
+        rows.shape[1],
+        len(start),
+        niter=niter,
+        seed=seed & 0x7FFFFFFF,
+        spherical=True,
+        gpu=gpus > 0,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(rows),  # its default of 256 would draw a sample of its own, unseen
+    )
+    kmeans.train(unit, init_centroids=unit[start])
+    centroids = torch.from_numpy(kmeans.centroids).to(device)
+    centroids /= torch.linalg.vector_norm(centroids, dim=1, keepdim=True)
+    _, counts, total = _totals(UnitRows(rows, device), centroids)  # its own objective is of the iteration before
+    steps = kmeans.iteration_stats or []
+    return Fit(
+        centroids.cpu().numpy(),
+        counts.cpu().numpy(),
+        "faiss",
+        [step["obj"] / len(rows) for step in steps] + [total / len(rows)],
+        [int(step["nsplit"]) for step in steps],
+    )
