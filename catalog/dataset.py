@@ -14,6 +14,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catalog import delta
-from catalog.errors import BuildError, NotFoundError, UserError, nearest
+from catalog.errors import BalanceError, BuildError, NotFoundError, UserError, nearest
 from catalog.parts import PartFile
 from catalog.schema import field
 from catalog.storage import Storage, is_temporary
@@ -48,6 +49,7 @@ VERSIONS: Final = pa.schema(
                         ("rows", pa.int64()),
                         ("bytes", pa.int64()),
                         ("files", pa.int64()),
+                        ("uniform", pa.bool_()),
                     ]
                 )
             ),
@@ -97,6 +99,8 @@ class TableVersion:
     rows: int
     bytes: int
     files: int
+    uniform: bool = True
+    """Whether every part has every column. It is not so where a source grew by files with other columns."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,9 @@ class Dataset:
         Publishing what the last version already says returns that version: so it is safe to repeat, after a kill too.
         Raises BuildError (nothing is published) where a part is missing, or the disk is full.
         """
-        committed = {name: self._commit(name, tables[name]) for name in sorted(tables)}
+        before = self._version_files()
+        base = self._read_version(before[-1].path).tables if before else {}
+        committed = {name: self._commit(name, tables[name], base.get(name)) for name in sorted(tables)}
         for _ in range(100):
             after = delta.latest(self.storage, "versions")
             files = self._version_files(after)
@@ -300,10 +306,35 @@ class Dataset:
         """Keep a JSON object under a name, atomically, over what was there."""
         self.storage.put(f"_state/{name}.json", json.dumps(dict(state), sort_keys=True, indent=1).encode())
 
-    def _commit(self, table: str, state: TableState) -> TableVersion:
+    def _commit(self, table: str, state: TableState, before: TableVersion | None) -> TableVersion:
+        uniform = self._look(table, state, before)
         number = delta.commit(self.storage, table, state.schema, state.parts)
         rows, size = sum(part.rows for part in state.parts), sum(part.bytes for part in state.parts)
-        return TableVersion(number, rows, size, len(state.parts))
+        return TableVersion(number, rows, size, len(state.parts), uniform)
+
+    def _look(self, table: str, state: TableState, before: TableVersion | None) -> bool:
+        """Read the footers of parts that the version `before` did not have; say whether all have the same columns.
+
+        Raises BalanceError where a part holds another number of rows than it is said to.
+        """
+        known: set[str] = set()
+        if before and before.uniform:
+            registered, parts = delta.contents(self.storage, table, before.delta_version)
+            known = {part.path for part in parts} if registered.names == state.schema.names else set()
+        fresh = [part for part in state.parts if part.path not in known]
+        filesystem = None if self.storage.is_local else self.storage.filesystem()
+
+        def same_columns(part: PartFile) -> bool:
+            try:
+                footer = pq.read_metadata(self.storage.local(part.path) or part.path, filesystem=filesystem)
+            except FileNotFoundError as error:
+                raise BuildError(f"part {part.path} of {self.name!r} is not there; build again") from error
+            if footer.num_rows != part.rows:
+                raise BalanceError(f"part {part.path} has {footer.num_rows} rows, expected {part.rows}")
+            return bool(footer.schema.to_arrow_schema().names == state.schema.names)
+
+        with ThreadPoolExecutor(1 if self.storage.is_local else 16) as pool:
+            return all(list(pool.map(same_columns, fresh)))
 
     def _of(self, version: Version, table: str) -> TableVersion:
         if table not in version.tables:

@@ -73,7 +73,9 @@ def _wait(attempt: "_Local | _Remote", dataset: Dataset, wait_s: float | None, o
     deadline = None if wait_s is None else time.monotonic() + wait_s
     told = False
     while not attempt.acquire():
-        who = attempt.holder() or "another process"
+        who = attempt.holder()
+        if who is None:  # it ended just now
+            continue
         if deadline is not None and time.monotonic() >= deadline:
             raise BusyError(
                 f"dataset {dataset.name!r} is being built by {who}; wait for it, stop it, or try again later"

@@ -214,12 +214,15 @@ class Storage:
 
         if self.is_local:
             return fs.SubTreeFileSystem(self.uri, fs.LocalFileSystem())
+        url = urlsplit(self.uri)
+        return fs.SubTreeFileSystem(url.netloc + url.path, fs.PyFileSystem(fs.FSSpecHandler(self.fsspec())))
+
+    def fsspec(self) -> Any:
+        """Return an fsspec filesystem for the URI's scheme, with whole URIs as paths. Object stores only."""
         from obstore.fsspec import FsspecStore
 
-        url = urlsplit(self.uri)
-        scheme: Any = url.scheme
-        whole = fs.PyFileSystem(fs.FSSpecHandler(FsspecStore(scheme, client_options=_client_options())))
-        return fs.SubTreeFileSystem(url.netloc + url.path, whole)
+        scheme: Any = urlsplit(self.root).scheme
+        return FsspecStore(scheme, client_options=_client_options())
 
     def delta_options(self) -> dict[str, str]:
         """Return the `storage_options` that delta-rs needs here."""

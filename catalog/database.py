@@ -1,0 +1,239 @@
+"""SQL over a catalog: one DuckDB schema a dataset, one view a table, over the exact files of one version.
+
+Nothing is copied and nothing is cached: a view is `read_parquet([...])`, so a query is as fast as over plain Parquet
+files. A connection is shut in before any user's statement runs: no settings, no extensions, no files but those of the
+datasets that it shows; and `query` runs SELECT statements only, as DuckDB lets `COPY ... TO` write where it may read.
+"""
+
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+
+from catalog import delta
+from catalog.dataset import Catalog, Dataset, Version
+from catalog.errors import QueryError, nearest
+from catalog.schema import SUCCESS, role
+
+if TYPE_CHECKING:
+    import duckdb
+
+_SHUT_IN: Final = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "python_enable_replacements": "false",  # else a table name may mean a variable of the calling code
+}
+_READING: Final = ("SELECT", "EXPLAIN")
+_EXPLAIN = re.compile(r"\s*explain\s+(analyze\s+)?", re.IGNORECASE)
+
+
+def connect(
+    catalog: Catalog,
+    at: Mapping[str, int] | None = None,
+    datasets: Iterable[str] | None = None,
+    threads: int | None = None,
+    memory_limit: str | None = None,
+) -> "duckdb.DuckDBPyConnection":
+    """Return a connection that shows datasets (default: all that have a version) and can do nothing else.
+
+    `at` says which version of a dataset, by default the last. Each dataset is a schema; where there is only one it
+    is also the default, so `select * from decisions` works. Beside its tables a dataset has the views `versions`,
+    `runs`, `scores` (every score column, by sample_id) and `samples` (rows that nothing rejected, unless a stage
+    wrote that table). Vectors appear as FLOAT[]. Raises NotFoundError where a dataset or a version is not there.
+    """
+    at = at or {}
+    names = catalog.datasets() if datasets is None else tuple(dict.fromkeys([*datasets, *at]))
+    connection = open_connection(catalog, threads, memory_limit)
+    shown = []
+    for name in names:
+        dataset = catalog.existing(name)
+        if name in at or datasets is not None or delta.latest(dataset.storage, "versions") >= 0:
+            attach(connection, dataset, dataset.version(at.get(name)), name)
+            shown.append(dataset)
+    if len(shown) == 1:
+        connection.execute(f"set schema = '{shown[0].name}'")
+    shut_in(connection, shown)
+    return connection
+
+
+def sql(
+    catalog: Catalog,
+    text: str,
+    at: Mapping[str, int] | None = None,
+    timeout_s: float | None = None,
+    max_rows: int | None = None,
+) -> pa.Table:
+    """Run one SELECT over the datasets that it mentions (all of them, where it mentions none)."""
+    words = set(re.findall(r"\w+", text.lower()))
+    mentioned = [name for name in catalog.datasets() if name in words]
+    with connect(catalog, at, mentioned or None) as connection:
+        return query(connection, text, timeout_s, max_rows)
+
+
+def query(
+    connection: "duckdb.DuckDBPyConnection", text: str, timeout_s: float | None = None, max_rows: int | None = None
+) -> pa.Table:
+    """Run one SELECT (or EXPLAIN, SHOW, DESCRIBE, SUMMARIZE) and return at most `max_rows` rows.
+
+    Raises QueryError, one line with the nearest table or column, where it is wrong, takes longer than `timeout_s`
+    seconds, or is any other kind of statement.
+    """
+    import duckdb
+
+    timer = threading.Timer(timeout_s, connection.interrupt) if timeout_s is not None else None
+    try:
+        _refuse_writing(text)
+        if timer:
+            timer.start()
+        relation = connection.sql(text)
+        if relation is None:
+            raise QueryError("the statement gives no rows; expected a SELECT")
+        return (relation if max_rows is None else relation.limit(max_rows)).to_arrow_table()
+    except duckdb.InterruptException as error:
+        raise QueryError(f"the query took longer than {timeout_s:g} s and was stopped") from error
+    except duckdb.Error as error:
+        raise QueryError(_one_line(error, connection)) from error
+    finally:
+        if timer:
+            timer.cancel()
+
+
+def open_connection(
+    catalog: Catalog, threads: int | None = None, memory_limit: str | None = None
+) -> "duckdb.DuckDBPyConnection":
+    """Return an empty connection that can read the catalog's files. Call `shut_in` before a user's SQL runs."""
+    import duckdb
+
+    spill = Path(tempfile.gettempdir(), f"espalier-sql-{os.getuid()}")
+    config: dict[str, Any] = _SHUT_IN | {"temp_directory": str(spill)}
+    if threads is not None:
+        config["threads"] = threads
+    if memory_limit is not None:
+        config["memory_limit"] = memory_limit
+    connection = duckdb.connect(config=config)
+    if not catalog.storage.is_local:
+        connection.register_filesystem(catalog.storage.fsspec())
+    return connection
+
+
+def shut_in(connection: "duckdb.DuckDBPyConnection", datasets: Sequence[Dataset]) -> None:
+    """Let a connection read these datasets' folders, and nothing else, from now on."""
+    folders = ", ".join(_quoted(f"{dataset.storage.uri}/") for dataset in datasets)
+    connection.execute(f"set allowed_directories = [{folders}]")
+    connection.execute("set enable_external_access = false")
+    connection.execute("set lock_configuration = true")
+
+
+def attach(connection: "duckdb.DuckDBPyConnection", dataset: Dataset, version: Version, schema: str) -> None:
+    """Show one version of a dataset as a DuckDB schema."""
+    connection.execute(f'create schema if not exists "{schema}"')
+    schemas: dict[str, pa.Schema] = {}
+    for table, state in version.tables.items():
+        schemas[table], parts = dataset.contents(version, table)
+        paths = [part.path for part in parts]
+        _show(connection, dataset, f'"{schema}"."{table}"', schemas[table], paths, state.uniform)
+    for table in ("versions", "runs"):
+        if delta.latest(dataset.storage, table) >= 0:
+            columns, parts = delta.contents(dataset.storage, table)
+            _show(connection, dataset, f'"{schema}"."{table}"', columns, [part.path for part in parts], True)
+    if "scores" not in schemas:
+        _show_scores(connection, schema, schemas)
+    if "samples" not in schemas and {"source", "images"} <= schemas.keys():
+        _show_samples(connection, schema, schemas)
+
+
+def _show(
+    connection: "duckdb.DuckDBPyConnection",
+    dataset: Dataset,
+    name: str,
+    columns: pa.Schema,
+    paths: Sequence[str],
+    uniform: bool,
+) -> None:
+    if not paths:
+        connection.register("_empty", columns.empty_table())
+        connection.execute(f"create table {name} as select * from _empty")
+        connection.unregister("_empty")
+        return
+    files = ", ".join(_quoted(f"{dataset.storage.uri}/{path}") for path in paths)
+    union = "" if uniform else ", union_by_name = true"
+    connection.execute(f"create view {name} as select * from read_parquet([{files}]{union})")
+
+
+def _show_scores(connection: "duckdb.DuckDBPyConnection", schema: str, schemas: Mapping[str, pa.Schema]) -> None:
+    """Make the view `scores`: sample_id, and every column that some scorer wrote."""
+    sources = []
+    taken: set[str] = set()
+    for table, columns in schemas.items():
+        if "sample_id" not in columns.names:
+            continue
+        names = [f.name for f in columns if role(f) == "score" and f.name not in taken]
+        taken.update(names)
+        if names:
+            listed = ", ".join(f'"{name}"' for name in ["sample_id", *names])
+            sources.append(f'(select {listed} from "{schema}"."{table}")')
+    if sources:
+        first, *others = sources
+        joined = first + "".join(f" full join {other} using (sample_id)" for other in others)
+        connection.execute(f'create view "{schema}".scores as select * from {joined}')
+
+
+def _show_samples(connection: "duckdb.DuckDBPyConnection", schema: str, schemas: Mapping[str, pa.Schema]) -> None:
+    """Make the view `samples`: source and images of the rows that did not fail and that no stage rejected."""
+    verdicts = {"sample_id", "status", "reason", "detail"}
+    images = [name for name in schemas["images"].names if name not in verdicts]
+    source = [name for name in schemas["source"].names if name not in images]
+    columns = ", ".join([*(f's."{name}"' for name in source), *(f'i."{name}"' for name in images)])
+    rejected = f'select sample_id from "{schema}".decisions where not keep'
+    alive = f" and sample_id not in ({rejected})" if "decisions" in schemas else ""
+    connection.execute(
+        f'create view "{schema}".samples as select {columns} from "{schema}".source s '
+        f"join \"{schema}\".images i using (sample_id) where i.status = '{SUCCESS}'{alive}"
+    )
+
+
+def _refuse_writing(text: str) -> None:
+    """Raise QueryError unless the text is one statement that only reads, also behind EXPLAIN (ANALYZE runs it)."""
+    import duckdb
+
+    statements = duckdb.extract_statements(text)
+    if len(statements) != 1:
+        raise QueryError(f"found {len(statements)} statements, expected one SELECT")
+    kind = statements[0].type.name
+    if kind not in _READING:
+        hint = "; write PIVOT with an IN list" if kind == "MULTI" else ""
+        raise QueryError(f"the catalog is read-only: found {kind}, expected SELECT{hint}")
+    if kind == "EXPLAIN":
+        # Only at the very beginning, and no options in parentheses: what is cut off must be what DuckDB cuts off.
+        if not (begin := _EXPLAIN.match(text)):
+            raise QueryError("cannot tell what is explained; begin the statement with EXPLAIN")
+        _refuse_writing(text[begin.end() :])
+
+
+def _one_line(error: Exception, connection: "duckdb.DuckDBPyConnection") -> str:
+    """Return DuckDB's message without its drawing, with the nearest name of ours."""
+    text = " ".join(str(error).partition("\n\nLINE")[0].split())
+    if found := re.search(r"Table with name (\S+) does not exist", text):
+        name = found[1].replace('"', "")
+        return f"no table {name!r}{nearest(name, _tables(connection))}"
+    if found := re.search(r'column "?([^"]+?)"? not found|does not have a column named "([^"]+)"', text):
+        name = found[1] or found[2]
+        candidates = re.findall(r'"([^"]+)"', text.partition("Candidate bindings:")[2])
+        return f"no column {name!r}{nearest(name, candidates) if candidates else ''}"
+    return re.sub(r"^[A-Z]\w+(?: [A-Z]\w+)* Error: ", "", text)[:500]
+
+
+def _tables(connection: "duckdb.DuckDBPyConnection") -> list[str]:
+    rows: list[Any] = connection.execute(
+        "select table_schema, table_name from information_schema.tables where table_schema <> 'main'"
+    ).fetchall()
+    return [f"{schema}.{table}" for schema, table in rows]
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

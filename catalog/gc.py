@@ -1,0 +1,122 @@
+"""Garbage: files of a dataset that no version needs.
+
+Killed builds leave finished parts (the next build of the same recipe uses them), changed recipes leave the parts of
+the old one, and killed writers leave temporary files. Young files are spared, as they may belong to a build that is
+going on elsewhere or will be resumed; and nothing is collected while somebody builds.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Final
+
+from catalog import delta
+from catalog.dataset import Dataset, Version
+from catalog.errors import UserError
+from catalog.lease import hold
+from catalog.storage import is_temporary
+
+GRACE_S: Final = 24 * 3600.0
+"""How old, in seconds, a file must be before it can be garbage."""
+
+_SHARDS: Final = "shards"
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What a collection would remove."""
+
+    dataset: Dataset
+    files: Mapping[str, int]
+    """Path (relative to the dataset) -> size in bytes, in the order of removal."""
+    forgotten: Sequence[int]
+    """Versions that end with it, as only the last `keep_versions` were to be kept."""
+    older_than_s: float = GRACE_S
+    keep_versions: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of all of it."""
+        return sum(self.files.values())
+
+
+def plan(dataset: Dataset, older_than_s: float = GRACE_S, keep_versions: int | None = None) -> Garbage:
+    """Return what no version needs and nobody has written in the last `older_than_s` seconds. Removes nothing.
+
+    With `keep_versions`, only the last so many versions count, and the others will be forgotten.
+    """
+    if keep_versions is not None and keep_versions < 1:
+        raise UserError(f"keep_versions is {keep_versions}, expected at least 1: the last version stays")
+    versions = dataset.versions()
+    kept = versions if keep_versions is None else versions[-keep_versions:]
+    needed = _needed_parts(dataset, kept)
+    shards = _needed_shards(dataset, kept)
+    young = time.time() - older_than_s
+    found = {
+        entry.path: entry.bytes
+        for entry in dataset.storage.scan()
+        if entry.modified_s <= young and _is_garbage(entry.path, needed, shards)
+    }
+    forgotten = [version.number for version in versions if version not in kept]
+    ordered = sorted(found, key=lambda path: (path.startswith(f"{_SHARDS}/"), path))
+    return Garbage(dataset, {path: found[path] for path in ordered}, forgotten, older_than_s, keep_versions)
+
+
+def collect(garbage: Garbage) -> Garbage:
+    """Remove what was planned, as far as it still is garbage; return what was removed.
+
+    Raises BusyError while somebody builds the dataset. Parts go before the shards that they name, so a kill leaves no
+    part without its images.
+    """
+    dataset = garbage.dataset
+    with hold(dataset, wait_s=0.0):
+        now = plan(dataset, garbage.older_than_s, garbage.keep_versions)
+        gone = {path: size for path, size in now.files.items() if path in garbage.files}
+        forgotten = [number for number in now.forgotten if number in garbage.forgotten]
+        dataset.forget(forgotten)
+        dataset.storage.delete(path for path in gone if not path.startswith(f"{_SHARDS}/"))
+        dataset.storage.delete(path for path in gone if path.startswith(f"{_SHARDS}/"))
+    return Garbage(dataset, gone, forgotten, garbage.older_than_s, garbage.keep_versions)
+
+
+def _is_garbage(path: str, needed: set[str], shards: set[str]) -> bool:
+    if is_temporary(path):
+        return True
+    folder, _, name = path.partition("/")
+    if folder == _SHARDS:
+        return _stem(name) not in shards
+    if not name or "/" in name or folder.startswith(("_", ".")):  # the builder's state, and the tables' logs
+        return False
+    return name.endswith(".parquet") and path not in needed
+
+
+def _stem(name: str) -> str:
+    """Return what a shard and the files beside it have in common: `00003-ab12` of `00003-ab12_stats.json`."""
+    return name.removesuffix("_stats.json").partition(".")[0]
+
+
+def _needed_parts(dataset: Dataset, versions: Iterable[Version]) -> set[str]:
+    commits = {(table, state.delta_version) for version in versions for table, state in version.tables.items()}
+    # The last commits of the tables that record: every run, and the row of every version.
+    commits |= {(t, last) for t in ("versions", "runs") if (last := delta.latest(dataset.storage, t)) >= 0}
+    return {part.path for table, number in commits for part in delta.files(dataset.storage, table, number)}
+
+
+def _needed_shards(dataset: Dataset, versions: Iterable[Version]) -> set[str]:
+    """Return the stems of the shards that needed parts name in a column `shard`."""
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
+
+    parts: set[str] = set()
+    for table, number in {(t, s.delta_version) for v in versions for t, s in v.tables.items()}:
+        registered, files = delta.contents(dataset.storage, table, number)
+        if "shard" in registered.names:
+            parts.update(part.path for part in files)
+    if not parts:
+        return set()
+    named: set[str] = set()
+    rows = ds.dataset(sorted(parts), format="parquet", filesystem=dataset.storage.filesystem())
+    for batch in rows.to_batches(columns=["shard"]):
+        named.update(pc.unique(batch.column("shard")).drop_null().to_pylist())
+    return {_stem(PurePosixPath(shard).name) for shard in named}
