@@ -1,0 +1,292 @@
+"""A build: hold the dataset, plan, make what is missing, publish one version, write its report.
+
+It runs as a Prefect flow with a task a stage, never a task a part: Prefect keeps runs, retries of stages, schedules
+and artifacts; Ray places the parts. Killed anywhere, it leaves the last version as it was, and the next build goes on
+from the finished parts.
+"""
+
+import hashlib
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+from catalog.dataset import Catalog, Dataset, TableState, Version, VersionFacts
+from catalog.errors import EspalierError
+from catalog.lease import hold
+from catalog.parts import PartFile, describe_part, fingerprint_of, part_path
+from flows.display import Display
+from flows.engine import Engine, open_engine
+from flows.plan import NUMBERS, Plan, PlannedPart, PlannedStage, make_plan
+from flows.recipe import Recipe, parse, read_text
+from flows.worker import jobs_of, work_of
+from tasks.stage import TableStage
+
+DEFAULT_CATALOG = "datasets"
+
+display: ContextVar[Display] = ContextVar("display", default=Display())  # noqa: B039  # it keeps nothing
+"""What shows this build's progress; the command line sets one that draws bars."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to build, as a deployment can say it."""
+
+    recipe: str
+    """The YAML text."""
+    name: str = "recipe"
+    """What errors call the recipe: its path."""
+    catalog: str | None = None
+    overrides: tuple[str, ...] = ()
+    executor: str = "ray"
+    wait_s: float | None = 0.0
+    """How long to wait for another builder of the same dataset; None: as long as it takes."""
+
+    @classmethod
+    def read(cls, path: str | Path, **options: Any) -> "Order":
+        """Return the order to build the recipe in a file."""
+        return cls(read_text(path), str(path), **options)
+
+    def load(self) -> Recipe:
+        """Return the checked recipe."""
+        return parse(self.recipe, self.name, self.overrides)
+
+    def open(self, recipe: Recipe, create: bool = True) -> Dataset:
+        """Return the dataset in its catalog: the recipe's, the order's, the environment's, or ./datasets."""
+        uri = self.catalog or recipe.catalog or os.environ.get("ESPALIER_CATALOG") or DEFAULT_CATALOG
+        return Catalog(uri, create=create).dataset(recipe.dataset)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a build came to."""
+
+    version: Version
+    made: int
+    """Parts that were made; 0 where everything was there."""
+    report: str | None
+    """Where the report is, where the recipe asks for one."""
+
+
+StageRunner = Callable[[Plan, PlannedStage, Engine, str], int]
+"""Runs one stage of a plan under a run's id; returns how many parts it made."""
+
+
+def up_to_date(order: Order) -> Outcome | None:
+    """Return the last version if it is what the order would give. Needs neither Prefect nor Ray, and no lease."""
+    recipe = order.load()
+    dataset = order.open(recipe)
+    plan = make_plan(recipe, dataset)
+    if not plan.is_cached:
+        return None
+    last = dataset.versions()[-1:]
+    same = last and last[0].recipe_sha256 == recipe_digest(plan)
+    return Outcome(last[0], 0, report_path(dataset, last[0])) if same else None
+
+
+def build(order: Order) -> Outcome:
+    """Build as a Prefect flow, against the API that the environment names. Raises EspalierError."""
+    from flows.prefect_flow import build_flow
+
+    return build_flow(order)
+
+
+def build_here(order: Order, stage_runner: StageRunner | None = None) -> Outcome:
+    """Build in this process, without Prefect. The flow calls it too, with a `stage_runner` that makes Prefect tasks."""
+    show = display.get()
+    recipe = order.load()
+    dataset = order.open(recipe)
+    with hold(dataset, order.wait_s, show.message):
+        plan = make_plan(recipe, dataset)
+        dataset.set_state(NUMBERS, plan.numbers)
+        show.plan(plan)
+        made = 0
+        if not plan.is_cached:
+            run_id = uuid.uuid4().hex
+            with open_engine(order.executor, show.message) as engine:
+                for planned in plan.stages:
+                    made += (stage_runner or run_stage)(plan, planned, engine, run_id)
+        version = publish(plan, order.recipe)
+        report = write_report(dataset, version)
+        show.published(version, report)
+    return Outcome(version, made, report)
+
+
+def run_stage(plan: Plan, planned: PlannedStage, engine: Engine, run_id: str) -> int:
+    """Make the missing parts of a stage, and record how that went."""
+    show = display.get()
+    there = plan.dataset.finished(planned.stage.table)  # again: a stage that Prefect retries has made some meanwhile
+    mine = {p.fingerprint: there[p.fingerprint] for p in planned.parts if p.fingerprint in there}
+    planned = replace(planned, finished=mine)
+    tally = _Tally(planned)
+    with show.stage(planned) as bar, _recorded(plan, planned, tally, run_id):
+
+        def on_part(part: PlannedPart, file: PartFile) -> None:
+            tally.add(file)
+            bar.part(part, file)
+
+        if planned.missing:
+            device = engine.device(planned.stage.resources)
+            work = work_of(planned, plan.dataset.storage, device, plan.recipe.seed)
+            if isinstance(planned.stage, TableStage):
+                on_part(planned.missing[0], engine.run_once(work, planned.missing[0], bar.progress))
+            else:
+                engine.map_parts(work, jobs_of(planned), on_part)
+    return tally.parts
+
+
+class _Tally:
+    """What a stage has made so far."""
+
+    def __init__(self, planned: PlannedStage) -> None:
+        self.cached = len(planned.finished)
+        self.parts = self.rows = self.bytes = 0
+
+    def add(self, file: PartFile) -> None:
+        self.parts += 1
+        self.rows += file.rows
+        self.bytes += file.bytes
+
+
+@contextmanager
+def _recorded(plan: Plan, planned: PlannedStage, tally: _Tally, run_id: str) -> Iterator[None]:
+    """Append one row to the dataset's `runs`, however the stage ends."""
+    started, begin = datetime.now(UTC), time.monotonic()
+    status, message = "completed", None
+    try:
+        yield
+    except BaseException as error:
+        status = "failed" if isinstance(error, Exception) else "crashed"
+        message = (str(error).splitlines() or [type(error).__name__])[0][:500]
+        raise
+    finally:
+        if tally.parts or message:
+            plan.dataset.record_run(
+                {
+                    "run_id": run_id,
+                    "started_at": started,
+                    "stage": planned.stage.name,
+                    "use": planned.stage.use,
+                    "seconds": time.monotonic() - begin,
+                    "rows": tally.rows,
+                    "parts_made": tally.parts,
+                    "parts_cached": tally.cached,
+                    "bytes": tally.bytes,
+                    "status": status,
+                    "error": message,
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                }
+            )
+
+
+def publish(plan: Plan, recipe_text: str) -> Version:
+    """Commit the tables and one new version; return it. The same state twice is one version."""
+    dataset = plan.dataset
+    known = _known_parts(dataset)
+    tables: dict[str, TableState] = {}
+    facts: list[Mapping[str, Any]] = []
+    for planned in plan.stages:
+        table, stage = planned.stage.table, planned.stage
+        table_stage = isinstance(stage, TableStage)
+        paths = planned.paths()
+        files = [describe_part(dataset.storage, p) if table_stage or p not in known else known[p] for p in paths]
+        tables[table] = TableState(planned.written, [*(tables[table].parts if table in tables else ()), *files])
+        facts.append(
+            {
+                "name": stage.name,
+                "use": stage.use,
+                "table": table,
+                "version": stage.version,
+                "parameters": stage.parameters(),
+                "fingerprint": fingerprint_of([p.fingerprint for p in planned.parts]),
+                "parts": len(files),
+                "rows": sum(f.rows for f in files),
+                "bytes": sum(f.bytes for f in files),
+                "notes": {k: v for f in files for k, v in f.notes.items()} if table_stage else {},
+            }
+        )
+    return dataset.publish(
+        tables,
+        VersionFacts(recipe_text, recipe_digest(plan), code_version(), plan.inputs, facts, plan.recipe.seed),
+    )
+
+
+def _known_parts(dataset: Dataset) -> dict[str, PartFile]:
+    """Return the parts of the last version: their footers need not be read again."""
+    last = dataset.versions()[-1:]
+    if not last:
+        return {}
+    return {f.path: f for table in last[0].tables for f in dataset.files(last[0], table)}
+
+
+def recipe_digest(plan: Plan) -> str:
+    """Return the SHA-256 of what a plan would publish: every part of every stage, by fingerprint."""
+    parts = [[s.stage.name, part_path(s.stage.table, p.fingerprint)] for s in plan.stages for p in s.parts]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def code_version() -> str:
+    """Return the version of Espalier, with the commit of the checkout that it runs from, if there is one."""
+    version = installed_version("espalier")
+    git = Path(__file__).parent.parent / ".git"
+    head = git / "HEAD"
+    if not head.is_file():
+        return version
+    reference = head.read_text().strip()
+    if reference.startswith("ref: "):
+        named = git / reference.removeprefix("ref: ")
+        reference = named.read_text().strip() if named.is_file() else ""
+    return f"{version}+g{reference[:12]}" if reference else version
+
+
+def report_path(dataset: Dataset, version: Version) -> str | None:
+    """Return where the report of a version is, if it has one."""
+    path = f"_reports/{version.number}.html"
+    return f"{dataset.storage.uri}/{path}" if dataset.storage.exists(path) else None
+
+
+def write_report(dataset: Dataset, version: Version) -> str | None:
+    """Draw the version's data card, where its recipe made one; return where it is."""
+    if "report" not in version.tables:
+        return None
+    from catalog.inputs import Inputs, Piece, Pieces
+    from tasks.report import render
+
+    schema, files = dataset.contents(version, "report")
+    card = Inputs({"report": Pieces(schema, tuple(Piece(f.path) for f in files))}, (), dataset.storage).whole("report")
+    path = f"_reports/{version.number}.html"
+    dataset.storage.put(path, render(card, lineage(version), timings(dataset, version)).encode())
+    return f"{dataset.storage.uri}/{path}"
+
+
+def lineage(version: Version) -> dict[str, Any]:
+    """Return where a version comes from, as the report shows it."""
+    names = ("dataset", "created_at", "recipe", "code_version", "inputs", "stages", "seed")
+    return {name: getattr(version, name) for name in names} | {"version": version.number}
+
+
+def timings(dataset: Dataset, version: Version) -> list[dict[str, Any]]:
+    """Return what each stage of a version last took, in the order of its stages."""
+    runs = dataset.runs().to_pylist()
+    latest = {run["stage"]: run for run in runs if run["status"] == "completed" and run["parts_made"]}
+    order: Sequence[Mapping[str, Any]] = version.stages
+    return [
+        {**latest[s["name"]], "parts": latest[s["name"]]["parts_made"], "cached_parts": latest[s["name"]]["parts_cached"]}
+        for s in order
+        if s["name"] in latest
+    ]
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error as the user sees it."""
+    text = str(error).strip() or type(error).__name__
+    return text if isinstance(error, EspalierError) else f"{type(error).__name__}: {text}"

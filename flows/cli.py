@@ -1,0 +1,425 @@
+"""The command line: `espalier <command>`. Results go to standard output, everything else to standard error.
+
+A user's mistake is one line and exit code 2; a build that could not finish is exit code 1; --debug shows the traceback.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from catalog.dataset import Catalog, Dataset
+    from flows.build import Order
+
+app = typer.Typer(
+    name="espalier",
+    help="Build, prune, version and query image-text datasets. A recipe (YAML) says what a dataset is.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Format(StrEnum):
+    """How `sql` writes its result."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
+
+
+class Executor(StrEnum):
+    """Where parts are made."""
+
+    RAY = "ray"
+    INLINE = "inline"
+
+
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")]
+DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="the name of a dataset in the catalog")]
+CatalogUri = Annotated[
+    str | None,
+    typer.Option("--catalog", envvar="ESPALIER_CATALOG", help="folder or object-store URI; default: ./datasets"),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="change the recipe; may be repeated")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+
+
+@app.callback()
+def root(debug: Debug = False) -> None:
+    """Build, prune, version and query image-text datasets. A recipe (YAML) says what a dataset is."""
+
+
+def main() -> None:
+    """Run the command line."""
+    debug = "--debug" in sys.argv
+    sys.argv = [a for a in sys.argv if a != "--debug"]
+    from catalog.errors import EspalierError, PartError, UserError
+
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped; what is finished is kept, and the same command goes on from there", 130, debug)
+    except EspalierError as error:
+        if isinstance(error, PartError) and debug:
+            print(error.traceback, file=sys.stderr)
+        _fail(str(error), 2 if isinstance(error, UserError) else 1, debug)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # typer's own: a wrong option
+            _fail(error.format_message(), 2, debug)
+        if type(error).__name__ == "Abort":
+            _fail("aborted", 130, debug)
+        _fail(f"{type(error).__name__}: {error} (this is a fault of Espalier: --debug shows where)", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    print(f"espalier: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+@app.command()
+def build(
+    recipe: RecipePath,
+    catalog: CatalogUri = None,
+    set_: Overrides = None,
+    executor: Annotated[Executor, typer.Option(help="where parts are made")] = Executor.RAY,
+    wait: Annotated[bool, typer.Option("--wait", help="wait for another builder of the same dataset")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the plan and stop")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build what is not built yet, and publish a new version."""
+    if dry_run:
+        return plan(recipe, catalog, set_, as_json)
+    from flows.build import Order, display, up_to_date
+    from flows.display import RichDisplay
+
+    order = Order.read(
+        recipe, catalog=catalog, overrides=tuple(set_ or ()), executor=executor.value, wait_s=None if wait else 0.0
+    )
+    show = RichDisplay()
+    display.set(show)
+    outcome = up_to_date(order)
+    if outcome:
+        show.message(f"{outcome.version.label} is up to date")
+    else:
+        outcome = _build_under_prefect(order, show.message)
+    if as_json:
+        _print_json({"version": outcome.version.label, "parts_made": outcome.made, "report": outcome.report})
+    return None
+
+
+def _build_under_prefect(order: "Order", message: Callable[[str], Any]) -> Any:
+    from flows.server import prefect_api
+
+    with prefect_api(message):
+        from flows.prefect_flow import build_flow
+
+        return build_flow(order)
+
+
+@app.command()
+def plan(recipe: RecipePath, catalog: CatalogUri = None, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Show what a build would do: cached or to run, parts, rows, bytes, time and cost."""
+    from flows.build import Order
+    from flows.estimate import estimate, render
+    from flows.plan import make_plan
+
+    order = Order.read(recipe, catalog=catalog, overrides=tuple(set_ or ()))
+    checked = order.load()
+    estimates = estimate(make_plan(checked, order.open(checked)))
+    if as_json:
+        _print_json([vars(e) for e in estimates])
+    else:
+        _print_rich(render(estimates, checked.prices))
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="SQL over DATASET.TABLE; read-only")],
+    catalog: CatalogUri = None,
+    at: Annotated[int | None, typer.Option(help="read the datasets as of this version")] = None,
+    format_: Annotated[Format, typer.Option("--format", help="how to print the result")] = Format.TABLE,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="write to this file")] = None,
+    limit: Annotated[int, typer.Option(help="rows shown as a table")] = 100,
+) -> None:
+    """Query the tables of datasets with DuckDB."""
+    from catalog.database import mentioned
+    from catalog.database import sql as run_sql
+
+    opened = _catalog(catalog)
+    versions = None if at is None else dict.fromkeys(mentioned(opened, query), at)
+    _write_rows(run_sql(opened, query, versions), format_, output, limit)
+
+
+@app.command()
+def versions(dataset: DatasetName, catalog: CatalogUri = None, as_json: AsJson = False) -> None:
+    """List the versions of a dataset."""
+    rows = [
+        {
+            "version": v.label,
+            "created_at": v.created_at.isoformat(timespec="seconds"),
+            "samples": v.tables["samples"].rows if "samples" in v.tables else None,
+            "MB": round(v.bytes / 1e6, 2),
+            "code": v.code_version,
+            "recipe": v.recipe_sha256[:12],
+        }
+        for v in _dataset(dataset, catalog).versions()
+    ]
+    _print_rows(rows, as_json)
+
+
+@app.command()
+def show(
+    label: Annotated[str, typer.Argument(metavar="DATASET[@N]", help="a dataset, or one version of it")],
+    catalog: CatalogUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one version: its tables, recipe, code and inputs."""
+    from flows.show import describe, render
+
+    version = _catalog(catalog).resolve(label)
+    if as_json:
+        _print_json(describe(version))
+    else:
+        _print_rich(render(version))
+
+
+@app.command()
+def diff(
+    one: Annotated[str, typer.Argument(metavar="DATASET@N")],
+    other: Annotated[str, typer.Argument(metavar="DATASET@M")],
+    catalog: CatalogUri = None,
+    examples: Annotated[int, typer.Option(help="examples of each kind")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Show what changed between two versions: rows, and decisions by reason."""
+    from catalog.diff import diff as compare
+    from flows.show import describe_diff, render_diff
+
+    found = compare(_catalog(catalog), one, other, examples)
+    if as_json:
+        _print_json(describe_diff(found))
+    else:
+        _print_rich(render_diff(found))
+
+
+@app.command()
+def gc(
+    dataset: DatasetName,
+    catalog: CatalogUri = None,
+    delete: Annotated[bool, typer.Option("--delete", help="delete it; without, only show what would go")] = False,
+    keep_versions: Annotated[int | None, typer.Option(help="keep only this many of the newest versions")] = None,
+    older_than_h: Annotated[float, typer.Option(help="leave what is younger: a build may be about to use it")] = 24.0,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what no version needs. A dry run unless --delete is given."""
+    from catalog.gc import collect
+    from catalog.gc import plan as find_garbage
+
+    garbage = find_garbage(_dataset(dataset, catalog), older_than_s=older_than_h * 3600, keep_versions=keep_versions)
+    if delete:
+        collect(garbage)
+    if as_json:
+        _print_json({"files": list(garbage.files), "bytes": garbage.bytes, "deleted": delete})
+        return
+    verb = "deleted" if delete else "would delete (--delete does it):"
+    print(f"{verb} {len(garbage.files)} files, {garbage.bytes / 1e6:,.1f} MB")
+
+
+@app.command()
+def errors(dataset: DatasetName, catalog: CatalogUri = None, as_json: AsJson = False) -> None:
+    """Show why rows of a dataset failed, and what may be tried again."""
+    from flows.failures import failures
+
+    _print_rows(failures(_dataset(dataset, catalog)), as_json)
+
+
+@app.command()
+def retry(
+    dataset: DatasetName,
+    reason: Annotated[str, typer.Option(help="reasons to try again, with commas: timeout,dns")],
+    catalog: CatalogUri = None,
+    executor: Annotated[Executor, typer.Option(help="where parts are made")] = Executor.RAY,
+) -> None:
+    """Try failed rows again, just those of the given reasons, and publish a new version."""
+    from flows.build import display
+    from flows.display import RichDisplay
+    from flows.failures import order_retry
+
+    show = RichDisplay()
+    display.set(show)
+    order, rows = order_retry(_dataset(dataset, catalog), reason.split(","), catalog, executor.value)
+    show.message(f"trying {rows} rows again")
+    _build_under_prefect(order, show.message)
+
+
+@app.command()
+def report(
+    label: Annotated[str, typer.Argument(metavar="DATASET[@N]")],
+    catalog: CatalogUri = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="write the HTML to this file")] = None,
+) -> None:
+    """Write the data card of a version, and say where it is."""
+    from catalog.errors import NotFoundError
+    from flows.build import write_report
+
+    opened = _catalog(catalog)
+    version = opened.resolve(label)
+    path = write_report(opened.existing(version.dataset), version)
+    if path is None:
+        raise NotFoundError(f"{version.label} has no report: add `- use: report` to its recipe")
+    if output:
+        from pathlib import Path
+
+        from catalog.storage import Storage
+
+        folder, _, name = path.rpartition("/")
+        Path(output).write_bytes(Storage.open(folder).read(name))
+    print(output or path)
+
+
+@app.command()
+def schema(recipe_only: Annotated[bool, typer.Option("--compact", help="on one line")] = False) -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from flows.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=None if recipe_only else 1, sort_keys=True))
+
+
+@app.command()
+def deploy(
+    recipe: RecipePath,
+    cron: Annotated[str, typer.Option(help='when to build, like "0 3 * * *"')],
+    catalog: CatalogUri = None,
+    set_: Overrides = None,
+    timezone: Annotated[str, typer.Option(help="of the schedule")] = "UTC",
+    pool: Annotated[str, typer.Option(help="Prefect work pool; made if it is not there")] = "espalier",
+    name: Annotated[str | None, typer.Option(help="of the deployment; default: the dataset")] = None,
+) -> None:
+    """Register a scheduled build with Prefect; a worker picks it up."""
+    from flows.build import Order
+    from flows.deploy import deploy as register
+
+    order = Order.read(recipe, catalog=catalog, overrides=tuple(set_ or ()))
+    for line in register(order, cron, timezone, pool, name):
+        print(line)
+
+
+@app.command()
+def demo(
+    catalog: CatalogUri = None,
+    rows: Annotated[int, typer.Option(help="images to plant")] = 3000,
+    executor: Annotated[Executor, typer.Option(help="where parts are made")] = Executor.RAY,
+    as_json: AsJson = False,
+) -> None:
+    """Build a dataset from a small web of our own, with every hazard of a crawl, and check the result against the truth."""
+    from flows.demo import run
+
+    sys.exit(run(catalog, rows, executor.value, as_json))
+
+
+def _catalog(uri: str | None) -> "Catalog":
+    from catalog.dataset import Catalog
+    from flows.build import DEFAULT_CATALOG
+
+    return Catalog(uri or DEFAULT_CATALOG)
+
+
+def _dataset(name: str, uri: str | None) -> "Dataset":
+    return _catalog(uri).existing(name)
+
+
+def _write_rows(rows: "pa.Table", format_: Format, output: str | None, limit: int) -> None:
+    """Write a query's result."""
+    if format_ is Format.TABLE:
+        text = _table_text(rows, limit)
+        if output:
+            _write_bytes(output, text.encode())
+        else:
+            print(text)
+        return
+    import io
+
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    if format_ is Format.CSV:
+        pyarrow.csv.write_csv(rows, buffer)
+    elif format_ is Format.JSON:
+        buffer.write(json.dumps(rows.to_pylist(), default=str, ensure_ascii=False, indent=1).encode() + b"\n")
+    else:
+        pyarrow.parquet.write_table(rows, buffer, compression="zstd")
+    _write_bytes(output, buffer.getvalue())
+
+
+def _write_bytes(output: str | None, data: bytes) -> None:
+    from catalog.errors import UserError
+
+    if output is None:
+        sys.stdout.buffer.write(data)
+        return
+    try:
+        with open(output, "wb") as file:  # noqa: PTH123  # what the user named, /dev/stdout too
+            file.write(data)
+    except OSError as error:
+        raise UserError(f"cannot write {output!r}: {error.strerror}") from None
+
+
+def _table_text(rows: "pa.Table", limit: int) -> str:
+    """Return rows as aligned columns, long values cut."""
+    shown = rows.slice(0, limit).to_pylist()
+    names = rows.column_names
+    cells = [[_cell(row[n]) for n in names] for row in shown]
+    widths = [max([len(n), *(len(c[i]) for c in cells)]) for i, n in enumerate(names)]
+    lines = ["  ".join(n.ljust(w) for n, w in zip(names, widths, strict=True)), "  ".join("-" * w for w in widths)]
+    lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    more = rows.num_rows - len(shown)
+    return "\n".join([*lines, f"({rows.num_rows:,} rows{f', {more:,} not shown' if more else ''})"])
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = "".join(ch if ch.isprintable() else " " for ch in text)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        _print_json(rows)
+        return
+    import pyarrow as pa
+
+    print(_table_text(pa.Table.from_pylist(rows), 1000) if rows else "nothing")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, default=str, ensure_ascii=False))
+
+
+def _print_rich(value: Any) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", 110))).print(value)
+
+
+if __name__ == "__main__":
+    main()

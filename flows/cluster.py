@@ -1,0 +1,325 @@
+"""The Ray engine: pools of actors on a Ray of our own, or on the cluster that RAY_ADDRESS names."""
+
+import json
+import logging
+import os
+import tempfile
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from catalog.errors import BuildError, PartError, UserError
+from catalog.parts import PartFile
+from flows.engine import Engine, Failures, OnPart
+from flows.plan import PlannedPart
+from flows.worker import Job, PartMaker, Progress, Spread, Work, make_table
+from tasks.stage import Resources
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+IN_FLIGHT: Final = 2
+"""Parts given to an actor at once: one that it makes, and one that waits, so that it never does."""
+_STARTS: Final = 3
+_PROGRESS_S: Final = 0.5
+_LOST_LIMIT: Final = 20
+"""How often one part may lose its actor before the build gives up: a part that kills its worker must not go on for ever."""
+_OBJECT_STORE_BYTES: Final = 256 << 20
+
+
+class RayUnavailableError(BuildError):
+    """Ray did not start, several times."""
+
+
+class RayEngine(Engine):
+    """Stages on Ray actors."""
+
+    name = "ray"
+
+    def __init__(self, owns_ray: bool) -> None:
+        self._owns_ray = owns_ray
+
+    @classmethod
+    def start(cls) -> "RayEngine":
+        """Join RAY_ADDRESS, or start a local Ray that nobody else can reach. Raises RayUnavailableError."""
+        import ray
+
+        if ray.is_initialized():
+            return cls(owns_ray=False)
+        address = os.environ.get("RAY_ADDRESS")
+        if address:
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="espalier")
+            except Exception as error:
+                raise UserError(f"cannot join the Ray cluster RAY_ADDRESS={address!r}: {_first_line(error)}") from error
+            return cls(owns_ray=True)
+        return cls._start_local()
+
+    @classmethod
+    def _start_local(cls) -> "RayEngine":
+        import ray
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a throw-away cluster on loopback
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        last: Exception | None = None
+        for _ in range(_STARTS):
+            try:
+                # Busy machines make the raylet give up on its own helpers now and then: try again.
+                ray.init(
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    namespace="espalier",
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(Path(tempfile.gettempdir()) / "espalier-ray"),
+                )
+                return cls(owns_ray=True)
+            except Exception as error:  # noqa: BLE001  # Ray raises bare Exception here
+                last = error
+                ray.shutdown()
+        raise RayUnavailableError(_first_line(last))
+
+    def close(self) -> None:
+        if self._owns_ray:
+            import ray
+
+            ray.shutdown()
+
+    def device(self, resources: Resources) -> str:
+        return "cuda" if _gpus(resources) > 0 else "cpu"
+
+    def map_parts(self, work: Work, jobs: Iterable[Job], on_part: OnPart) -> None:
+        waiting = deque(jobs)
+        if not waiting:
+            return
+        pool = _Pool(work, min(_pool_size(work.stage.resources), len(waiting)))
+        try:
+            pool.run(waiting, on_part)
+        finally:
+            pool.close()
+
+    def run_once(self, work: Work, part: PlannedPart, progress: Progress) -> PartFile:
+        import ray
+
+        remote = ray.remote(_run_table).options(**_options(work.stage.resources), max_retries=0)
+        for attempt in range(_LOST_LIMIT):
+            key = f"espalier/{part.fingerprint}/{attempt}"
+            try:
+                return _follow(remote.remote(work, part, key), key, progress)
+            except (ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError):
+                # Killed, or its node went: checkpoints let it go on where it was.
+                time.sleep(min(2.0**attempt / 4, 5))
+        raise BuildError(f"stage {work.stage.name!r} lost its worker {_LOST_LIMIT} times")
+
+    def spread(self) -> Spread:
+        return _spread
+
+
+class _Pool:
+    """A fixed number of actors with a bounded number of parts in flight."""
+
+    def __init__(self, work: Work, size: int) -> None:
+        import ray
+
+        self._work = work
+        self._failures = Failures(work.stage.name)
+        self._lost: dict[str, int] = {}
+        self._actor_class = ray.remote(_Actor)
+        shared = ray.put(work)
+        self._actors = [
+            self._actor_class.options(**_options(work.stage.resources), max_restarts=-1).remote(shared) for _ in range(size)
+        ]
+        self._load = dict.fromkeys(range(size), 0)
+
+    def run(self, waiting: deque[Job], on_part: OnPart) -> None:
+        import ray
+
+        flying: dict[Any, tuple[int, Job]] = {}
+        while waiting or flying:
+            self._fill(waiting, flying)
+            done, _ = ray.wait(list(flying), num_returns=1, timeout=None)
+            # Take what else is ready: one call for many small parts.
+            done += ray.wait([r for r in flying if r not in done], num_returns=len(flying) - 1, timeout=0)[0] if len(flying) > 1 else []
+            for ref in done:
+                actor, job = flying.pop(ref)
+                self._load[actor] -= 1
+                if self._collect(ref, job, on_part):
+                    waiting.append(job)
+        self._failures.raise_if_any()
+
+    def _fill(self, waiting: deque[Job], flying: dict[Any, tuple[int, Job]]) -> None:
+        while waiting:
+            actor = min(self._load, key=lambda a: self._load[a])
+            if self._load[actor] >= IN_FLIGHT:
+                return
+            job = waiting.popleft()
+            self._load[actor] += 1
+            flying[self._actors[actor].make.remote(job)] = (actor, job)
+
+    def _collect(self, ref: Any, job: Job, on_part: OnPart) -> bool:
+        """Take one result; return whether the part must be made again."""
+        import ray
+
+        try:
+            outcome = ray.get(ref)
+        except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError) as error:
+            # ActorDiedError and ActorUnavailableError among them: the actor restarts elsewhere, its part is not done.
+            lost = self._lost[job.part.fingerprint] = self._lost.get(job.part.fingerprint, 0) + 1
+            if lost >= _LOST_LIMIT:
+                raise BuildError(f"part {job.part.number} of {self._work.stage.name!r} lost its worker {lost} times: {_first_line(error)}") from error
+            time.sleep(0.2)
+            return True
+        if isinstance(outcome, PartFile):
+            on_part(job.part, outcome)
+            return False
+        error, trace = outcome
+        if isinstance(error, UserError):
+            raise error
+        return self._failures.add(job.part, error, trace)
+
+    def close(self) -> None:
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+class _Actor:
+    """Makes parts of one stage; holds nothing but the opened stage."""
+
+    def __init__(self, work: Work) -> None:
+        _quiet()
+        self._maker = PartMaker(work)
+
+    def make(self, job: Job) -> PartFile | tuple[Exception, str]:
+        """Return what was written, or the error with its traceback (as a value: Ray would wrap it)."""
+        try:
+            return self._maker.make(job)
+        except Exception as error:  # noqa: BLE001  # a stage may raise anything
+            return _portable(error), traceback.format_exc()
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error that any process can unpickle."""
+    import pickle
+
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301  # our own bytes, made in this very line
+    except Exception:  # noqa: BLE001  # whatever its __reduce__ does
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _run_table(work: Work, part: PlannedPart, key: str) -> PartFile | tuple[Exception, str]:
+    """Run a TableStage; its progress goes to the cluster's key-value store, under `key`.
+
+    In the task's main thread: only there does Ray lend its cores to the tasks that it waits for.
+    """
+    from ray.experimental import internal_kv
+
+    _quiet()
+    told_s = 0.0
+
+    def progress(done: int, total: int, unit: str) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s > _PROGRESS_S or done >= total:
+            told_s = time.monotonic()
+            internal_kv._internal_kv_put(key, json.dumps([done, total, unit]))
+
+    try:
+        return make_table(work, part, _spread, progress)
+    except Exception as error:  # noqa: BLE001  # a stage may raise anything
+        return _portable(error), traceback.format_exc()
+
+
+def _follow(ref: Any, key: str, progress: Progress) -> PartFile:
+    """Wait for a TableStage, showing how far it is."""
+    import ray
+    from ray.experimental import internal_kv
+
+    ready: list[Any] = []
+    while not ready:
+        ready, _ = ray.wait([ref], timeout=_PROGRESS_S)
+        if told := internal_kv._internal_kv_get(key):
+            progress(*json.loads(told))
+    internal_kv._internal_kv_del(key)
+    outcome = ray.get(ref)
+    if isinstance(outcome, PartFile):
+        return outcome
+    error, trace = outcome
+    if isinstance(error, UserError | BuildError):
+        raise error
+    raise PartError(f"{type(error).__name__}: {_first_line(error)}", trace)
+
+
+def _spread(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Apply a function to every item in Ray tasks, a bounded number at once; results in the items' order."""
+    import ray
+
+    remote = ray.remote(_apply).options(num_cpus=1, max_retries=-1)
+    shared = ray.put(function)
+    limit = max(2, int(ray.cluster_resources().get("CPU", 1)) * 2)
+    flying: deque[Any] = deque()
+    for item in items:
+        if len(flying) >= limit:
+            yield ray.get(flying.popleft())
+        flying.append(remote.remote(shared, item))
+    while flying:
+        yield ray.get(flying.popleft())
+
+
+def _apply(function: Callable[[T], R], item: T) -> R:
+    from flows.worker import limit_threads
+
+    _quiet()
+    limit_threads(1)
+    return function(item)
+
+
+def _gpus(resources: Resources) -> float:
+    import ray
+
+    there = ray.cluster_resources().get("GPU", 0)
+    if resources.gpus == "auto":
+        return 1.0 if there >= 1 else 0.0
+    if resources.gpus > there:
+        raise UserError(f"a stage asks for {resources.gpus:g} GPUs an actor, the cluster has {there:g}: write `gpus: auto`")
+    return float(resources.gpus)
+
+
+def _options(resources: Resources) -> dict[str, Any]:
+    """Return Ray's options for one actor or task. More cores than any node has are asked for as all that it has."""
+    import ray
+
+    largest = max((n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]), default=1.0)
+    options: dict[str, Any] = {"num_cpus": min(resources.cpus, largest), "num_gpus": _gpus(resources)}
+    if resources.memory_gb:
+        options["memory"] = int(resources.memory_gb * (1 << 30))
+    return options
+
+
+def _pool_size(resources: Resources) -> int:
+    """Return how many actors fit, or as many as the stage asks for."""
+    import ray
+
+    if resources.actors:
+        return resources.actors
+    there = ray.cluster_resources()
+    fit = there.get("CPU", 1) // resources.cpus
+    gpus = _gpus(resources)
+    return max(1, int(min(fit, there.get("GPU", 0) // gpus) if gpus else fit))
+
+
+def _quiet() -> None:
+    """Workers inherit no logging set-up; their libraries must not chat."""
+    logging.getLogger().setLevel(logging.WARNING)
+
+
+def _first_line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,86 @@
+"""Scheduled builds: a Prefect deployment on a process work pool, which a worker picks up.
+
+Two guards keep a schedule from building one dataset twice at once: the deployment runs one flow at a time and drops
+what comes meanwhile, and the dataset's lease refuses a second builder whoever it is.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from catalog.errors import RecipeError, UserError
+from flows.build import DEFAULT_CATALOG, Order
+from flows.server import quiet_environment
+
+
+def deploy(order: Order, cron: str, timezone: str, pool: str, name: str | None) -> Iterator[str]:
+    """Register a deployment of this order; yield what to tell the user. Replaces one of the same name.
+
+    Raises UserError where no lasting Prefect API is configured: a schedule needs a server that outlives the command.
+    """
+    quiet_environment()
+    api = _lasting_api()
+    recipe = order.load()
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.deployments.runner import EntrypointType, RunnerDeployment
+    from prefect.exceptions import ObjectNotFound
+
+    from flows.prefect_flow import build
+
+    try:
+        schedule = CronSchedule(cron=cron, timezone=timezone)
+    except ValueError as error:
+        raise RecipeError(f"--cron {cron!r} or --timezone {timezone!r} is wrong: {_reason(error)}") from None
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(pool)
+        except ObjectNotFound:
+            client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+            yield f"made the work pool {pool!r}"
+    deployment = RunnerDeployment.from_flow(
+        build,
+        name=name or recipe.dataset,
+        schedule=schedule,
+        parameters=_parameters(order),
+        tags=["espalier", f"dataset:{recipe.dataset}"],
+        work_pool_name=pool,
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        job_variables={"working_dir": str(Path.cwd())},
+    )
+    deployment.apply()
+    yield f"registered build/{deployment.name} at {api}: {cron} ({timezone})"
+    yield f"start a worker:  PREFECT_API_URL={api} prefect worker start --pool {pool}"
+    yield f"build it now:    PREFECT_API_URL={api} prefect deployment run build/{deployment.name}"
+
+
+def _parameters(order: Order) -> dict[str, object]:
+    """Return the flow's parameters; a worker has another working directory, so the catalog's path is made whole."""
+    uri = order.catalog or order.load().catalog or os.environ.get("ESPALIER_CATALOG") or DEFAULT_CATALOG
+    return {
+        "recipe": order.recipe,
+        "name": order.name,
+        "catalog": uri if "://" in uri else str(Path(uri).absolute()),
+        "overrides": list(order.overrides),
+        "executor": order.executor,
+    }
+
+
+def _lasting_api() -> str:
+    from prefect.settings import PREFECT_API_URL
+
+    api = os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value()
+    if not api:
+        raise UserError(
+            "a schedule needs a Prefect server that keeps running: start one with `prefect server start --host 127.0.0.1`, "
+            "and set PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    return str(api)
+
+
+def _reason(error: ValueError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-2] if len(lines) > 2 else lines[0]

@@ -1,0 +1,76 @@
+"""Rows that failed: why, and trying some of them again."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from catalog.database import sql
+from catalog.dataset import Catalog, Dataset
+from catalog.errors import NotFoundError, UserError, nearest
+from flows.build import Order
+from flows.plan import RETRIES, make_plan, retry_parts
+from tasks.download.reasons import REASONS
+
+
+def failures(dataset: Dataset) -> list[dict[str, Any]]:
+    """Return a row a reason: rows, share, whether a retry may help, what it means, an example."""
+    rows = _images(
+        dataset,
+        "select i.reason, count(*) as n, any_value(s.url order by s.sample_id) as example, "
+        "any_value(i.detail order by s.sample_id) as detail, (select count(*) from {d}.images) as total "
+        "from {d}.images i join {d}.source s using (sample_id) where i.reason is not null group by 1 order by 2 desc, 1",
+    )
+    found = []
+    for row in rows:
+        about = REASONS.get(row["reason"])
+        found.append(
+            {
+                "reason": row["reason"],
+                "rows": row["n"],
+                "share": round(row["n"] / row["total"], 4),
+                "retry_may_help": about is not None and about.retry != "never",
+                "meaning": about.about if about else "",
+                "example": row["example"],
+                "detail": row["detail"],
+            }
+        )
+    return found
+
+
+def order_retry(dataset: Dataset, reasons: Sequence[str], catalog: str | None, executor: str) -> tuple[Order, int]:
+    """Raise the attempt of every part that has rows of these reasons; return the build to run, and how many rows.
+
+    The recipe is that of the last version. Raises UserError where a reason is unknown or no row has it.
+    """
+    there = {f["reason"] for f in failures(dataset)}
+    wanted = sorted({_full_name(r.strip(), {*REASONS, *there}) for r in reasons if r.strip()})
+    quoted = ", ".join(f"'{r}'" for r in wanted)
+    rows = _images(
+        dataset,
+        f"select sample_id >> 24 as number, count(*) as n from {{d}}.images where reason in ({quoted}) group by 1",
+    )
+    if not rows:
+        raise UserError(f"no row of {dataset.name!r} failed for {' or '.join(wanted)}{nearest('', there)}")
+    version = dataset.version()
+    order = Order(version.recipe, f"the recipe of {version.label}", catalog, (), executor)
+    plan = make_plan(order.load(), dataset)
+    stage = next(s.stage.name for s in plan.stages if s.stage.table == "images")
+    dataset.set_state(RETRIES, retry_parts(plan, stage, wanted, [r["number"] for r in rows]))
+    return order, sum(r["n"] for r in rows)
+
+
+def _images(dataset: Dataset, text: str) -> list[dict[str, Any]]:
+    if "images" not in dataset.version().tables:
+        raise NotFoundError(f"dataset {dataset.name!r} has no images table: its recipe downloads nothing")
+    catalog = Catalog(dataset.storage.uri.rpartition("/")[0])
+    rows: list[dict[str, Any]] = sql(catalog, text.replace("{d}", f'"{dataset.name}"')).to_pylist()
+    return rows
+
+
+def _full_name(reason: str, known: Collection[str]) -> str:
+    """Return the reason that is meant: its name, or the one name that begins so (`dns` for `dns_failed`)."""
+    if reason in known:
+        return reason
+    begin = [name for name in known if name.startswith(reason)]
+    if len(begin) != 1:
+        raise UserError(f"unknown reason {reason!r}{nearest(reason, begin or known)}")
+    return begin[0]

@@ -1,0 +1,287 @@
+"""What a build would do: every part of every stage, by fingerprint, before anything runs.
+
+A part's fingerprint is a hash of its stage (use, version, parameters, seed where it matters) and of the fingerprints
+of the parts that it reads. So the whole plan follows from the recipe and the source's files; what is there under its
+fingerprint is cached, and resuming, caching and growing are the same thing.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from catalog.dataset import Dataset
+from catalog.errors import RecipeError, nearest
+from catalog.inputs import Piece, Pieces
+from catalog.parts import fingerprint_of, part_path, written_schema
+from flows.identity import Identities
+from flows.recipe import Recipe
+from tasks.sources import Chunk, Source
+from tasks.stage import Columns, MapStage, Stage, TableStage
+
+NUMBERS = "numbers"
+"""The dataset's state that says which chunk of the source has which part number; numbers are never given twice."""
+RETRIES = "retries"
+"""The dataset's state that says which parts were asked to try failed rows again, and for which reasons."""
+
+
+@dataclass(frozen=True)
+class PlannedPart:
+    """One part: what it is called, and which chunk or part of the source it belongs to."""
+
+    fingerprint: str
+    number: int | None = None
+    rows: int | None = None
+    """Rows of the source in it, where that is known before it ran."""
+    chunk: Mapping[str, Any] | None = None
+    """For a source: the chunk's descriptor."""
+    previous: str | None = None
+    """For a retry: the path of the attempt before."""
+    reasons: tuple[str, ...] = ()
+    """For a retry: the reasons whose rows are tried again."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage with its parts, and everything that it reads."""
+
+    stage: Stage
+    schema: pa.Schema
+    """As the stage yields it; `written` is what the table has."""
+    parts: tuple[PlannedPart, ...]
+    columns: Columns
+    reads: Mapping[str, Pieces]
+    """Every table that it reads, whole: columns, and sides."""
+    judges: tuple[Pieces, ...]
+    finished: Mapping[str, int] = field(repr=False)
+    """fingerprint -> bytes, of this stage's parts that were there when the plan was made."""
+
+    @cached_property
+    def written(self) -> pa.Schema:
+        return written_schema(self.schema)
+
+    @cached_property
+    def missing(self) -> tuple[PlannedPart, ...]:
+        return tuple(p for p in self.parts if p.fingerprint not in self.finished)
+
+    @property
+    def status(self) -> str:
+        """`cached`, `to run` or `partly`."""
+        if not self.missing:
+            return "cached"
+        return "to run" if len(self.missing) == len(self.parts) else "partly"
+
+    def paths(self) -> list[str]:
+        return [part_path(self.stage.table, p.fingerprint) for p in self.parts]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every stage of a recipe over one state of its source."""
+
+    recipe: Recipe
+    dataset: Dataset
+    stages: tuple[PlannedStage, ...]
+    inputs: tuple[Mapping[str, Any], ...]
+    """The source's files: uri, sha256, rows."""
+    numbers: Mapping[str, int]
+
+    @property
+    def is_cached(self) -> bool:
+        return not any(s.missing for s in self.stages)
+
+
+def make_plan(recipe: Recipe, dataset: Dataset, identify: Callable[[str], str] | None = None) -> Plan:
+    """Plan a build. Raises RecipeError where a stage asks for a table or a column that nothing before it writes."""
+    source = recipe.source
+    identities = Identities(dataset)
+    chunks = source.chunks(identify or identities)
+    identities.save()
+    if not chunks:
+        raise RecipeError("the source is empty: it has no rows")
+    keys = _chunk_keys(chunks)
+    ledger = _numbered(dataset, keys)
+    retries = dataset.state(RETRIES)
+    tables: dict[str, _Table] = {}
+    planned: list[PlannedStage] = []
+    for stage in recipe.steps():
+        if isinstance(stage, Source):
+            parts = _source_parts(stage, chunks, [ledger[key] for key in keys])
+            planned.append(_planned(dataset, stage, stage.schema({}), parts, {}, {}, ()))
+        else:
+            planned.append(_plan_stage(dataset, recipe, stage, tables, retries))
+        tables.setdefault(stage.table, _Table(planned[-1].written)).add(stage, planned[-1].parts)
+    files = {c.uri: {"uri": c.uri, "sha256": c.identity} for c in chunks}
+    rows: dict[str, int] = {}
+    for c in chunks:
+        rows[c.uri] = rows.get(c.uri, 0) + c.rows
+    return Plan(recipe, dataset, tuple(planned), tuple(f | {"rows": rows[u]} for u, f in files.items()), ledger)
+
+
+@dataclass
+class _Table:
+    """A table as far as it is planned: the parts of all stages that write it."""
+
+    schema: pa.Schema
+    entries: list[tuple[Stage, tuple[PlannedPart, ...]]] = field(default_factory=list)
+
+    def add(self, stage: Stage, parts: tuple[PlannedPart, ...]) -> None:
+        self.entries.append((stage, parts))
+
+    @cached_property
+    def aligned(self) -> dict[int, list[str]]:
+        """Part number -> fingerprints, of the stages that work part by part."""
+        found: dict[int, list[str]] = {}
+        for _, parts in self.entries:
+            for part in parts:
+                if part.number is not None:
+                    found.setdefault(part.number, []).append(part.fingerprint)
+        return found
+
+    @cached_property
+    def unaligned(self) -> list[str]:
+        return [p.fingerprint for _, parts in self.entries for p in parts if p.number is None]
+
+    @cached_property
+    def digest(self) -> str:
+        return fingerprint_of([p.fingerprint for _, parts in self.entries for p in parts])
+
+    def read_by(self, number: int | None) -> list[str]:
+        """Return the fingerprints that part `number` (None: a whole table) of a later stage reads."""
+        if number is None:
+            return [self.digest]
+        return [*self.aligned.get(number, []), *self.unaligned]
+
+    def pieces(self) -> Pieces:
+        found = [
+            Piece(part_path(stage.table, p.fingerprint), p.number) for stage, parts in self.entries for p in parts
+        ]
+        return Pieces(self.schema, tuple(found))
+
+
+def _plan_stage(
+    dataset: Dataset, recipe: Recipe, stage: Stage, tables: Mapping[str, _Table], retries: Mapping[str, Any]
+) -> PlannedStage:
+    available = {name: table.schema for name, table in tables.items()}
+    columns = stage.inputs(available)
+    for name in (*columns, *stage.sides()):
+        if name not in tables:
+            raise RecipeError(f"stage {stage.name!r} reads the table {name!r}, which no stage before it writes{nearest(name, tables)}")
+    judging = [t for n, t in tables.items() if stage.alive_only and n in ("images", "decisions") and _judges(t.schema)]
+    schema = stage.schema(available)
+    about = _about(stage, recipe.seed)
+
+    def fingerprint(number: int | None) -> str:
+        read = [[n, tables[n].read_by(number)] for n in sorted(columns)]
+        sides = [[n, tables[n].digest] for n in sorted(stage.sides())]
+        return fingerprint_of(about, read, sides, [t.read_by(number) for t in judging])
+
+    parts: list[PlannedPart] = []
+    if isinstance(stage, TableStage):
+        parts.append(PlannedPart(fingerprint(None)))
+    else:
+        for part in tables["source"].entries[0][1]:
+            planned = PlannedPart(fingerprint(part.number), part.number, part.rows)
+            parts.append(_retried(planned, stage, retries))
+    reads = {n: tables[n].pieces() for n in (*columns, *stage.sides())}
+    return _planned(dataset, stage, schema, parts, columns, reads, tuple(t.pieces() for t in judging))
+
+
+def _planned(
+    dataset: Dataset,
+    stage: Stage,
+    schema: pa.Schema,
+    parts: Sequence[PlannedPart],
+    columns: Columns,
+    reads: Mapping[str, Pieces],
+    judges: tuple[Pieces, ...],
+) -> PlannedStage:
+    there = dataset.finished(stage.table)
+    mine = {p.fingerprint: there[p.fingerprint] for p in parts if p.fingerprint in there}
+    return PlannedStage(stage, schema, tuple(parts), columns, reads, judges, mine)
+
+
+def _judges(schema: pa.Schema) -> bool:
+    return bool({"status", "keep"} & set(schema.names))
+
+
+def _about(stage: Stage, seed: int) -> list[Any]:
+    """Return what the stage itself gives to its fingerprints."""
+    return [stage.use, stage.version, stage.parameters(), seed if stage.seeded else None]
+
+
+def stage_seed(recipe_seed: int, name: str) -> int:
+    """Return a stage's seed (63 bits), derived from the recipe's seed and the stage's name alone."""
+    return int.from_bytes(hashlib.sha256(f"{recipe_seed}/{name}".encode()).digest()[:8]) >> 1
+
+
+def _source_parts(stage: Source, chunks: Sequence[Chunk], numbers: Sequence[int]) -> list[PlannedPart]:
+    parts = []
+    for chunk, number in zip(chunks, numbers, strict=True):
+        facts = asdict(chunk)
+        # Where the file lies changes nothing that is in the part, unless the rows themselves say it.
+        identity = facts if stage.names_files else {k: v for k, v in facts.items() if k != "uri"}
+        about = stage.parameters() | {"path": None}
+        fingerprint = fingerprint_of(stage.use, stage.version, about, identity, number)
+        parts.append(PlannedPart(fingerprint, number, chunk.rows, facts))
+    return sorted(parts, key=lambda p: p.number or 0)
+
+
+def _chunk_keys(chunks: Sequence[Chunk]) -> list[str]:
+    """Return what each chunk's number hangs on: its content, not its place; copies are told apart by their order."""
+    seen: Counter[tuple[str, int, int]] = Counter()
+    keys = []
+    for chunk in chunks:
+        content = (chunk.identity, chunk.start, chunk.rows)
+        keys.append(fingerprint_of(content, seen[content]))
+        seen[content] += 1
+    return keys
+
+
+def _numbered(dataset: Dataset, chunks: Sequence[str]) -> dict[str, int]:
+    """Return a part number for every chunk: the one it has, or the next that was never given."""
+    known: dict[str, int] = dict(dataset.state(NUMBERS))
+    following = max(known.values(), default=-1) + 1
+    for chunk in chunks:
+        if chunk not in known:
+            known[chunk] = following
+            following += 1
+    return known
+
+
+def _retried(part: PlannedPart, stage: Stage, retries: Mapping[str, Any]) -> PlannedPart:
+    """Return the newest attempt of a part: each retry that was asked for has a fingerprint of its own."""
+    for reasons in retries.get(part.fingerprint, []):
+        fingerprint = fingerprint_of("retry", part.fingerprint, reasons)
+        previous = part_path(stage.table, part.fingerprint)
+        part = PlannedPart(fingerprint, part.number, part.rows, None, previous, tuple(reasons))
+    return part
+
+
+def retry_parts(plan: Plan, stage_name: str, reasons: Sequence[str], numbers: Sequence[int]) -> dict[str, Any]:
+    """Return the retries state in which the parts `numbers` of a stage get one attempt more."""
+    state = dict(plan.dataset.state(RETRIES))
+    available = {s.stage.name: s for s in plan.stages}
+    planned = available[stage_name]
+    bases = _bases(planned, state)
+    for part in planned.parts:
+        if part.number in numbers:
+            base = bases[part.fingerprint]
+            state[base] = [*state.get(base, []), sorted(reasons)]
+    return state
+
+
+def _bases(planned: PlannedStage, retries: Mapping[str, Any]) -> dict[str, str]:
+    """Return newest attempt -> first attempt, of the parts of a stage."""
+    found = {p.fingerprint: p.fingerprint for p in planned.parts}
+    for base, attempts in retries.items():
+        newest = base
+        for reasons in attempts:
+            newest = fingerprint_of("retry", newest, reasons)
+        if newest in found:
+            found[newest] = base
+    return found

@@ -1,0 +1,165 @@
+"""The Prefect side of a build: one flow, a task a stage, progress and table artifacts, and the reaping of dead runs."""
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from prefect import flow, get_client, tags, task
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import StateType
+from prefect.states import Crashed
+
+from catalog.errors import BalanceError, PartError, UserError
+from flows.build import Order, Outcome, build_here, display, run_stage
+from flows.display import Bar, Display, Displays
+from flows.engine import Engine
+from flows.plan import Plan, PlannedStage
+
+if TYPE_CHECKING:
+    from catalog.dataset import Version
+    from catalog.parts import PartFile
+    from flows.plan import PlannedPart
+
+RETRIES = 2
+"""How often a stage is run again after a fault of the infrastructure. Its finished parts are not made again."""
+_UPDATE_S = 5.0
+
+
+def build_flow(order: Order) -> Outcome:
+    """Run the flow for a local command, tagged with this process, so that a later build can tell that it died."""
+    reap_dead_runs()
+    with tags(*_own_tags()):
+        return build.with_options(flow_run_name=order.load().dataset)(
+            recipe=order.recipe,
+            name=order.name,
+            catalog=order.catalog,
+            overrides=list(order.overrides),
+            executor=order.executor,
+            wait_s=order.wait_s,
+        )
+
+
+@flow(name="build", validate_parameters=False)
+def build(
+    recipe: str,
+    name: str = "recipe",
+    catalog: str | None = None,
+    overrides: list[str] | None = None,
+    executor: str = "ray",
+    wait_s: float | None = 0.0,
+) -> Outcome:
+    """Build a dataset from a recipe's text. What deployments run, too."""
+    order = Order(recipe, name, catalog, tuple(overrides or ()), executor, wait_s)
+    token = display.set(Displays(display.get(), _Artifacts()))
+    try:
+        return build_here(order, _as_task)
+    finally:
+        display.reset(token)
+
+
+def _as_task(plan: Plan, planned: PlannedStage, engine: Engine, run_id: str) -> int:
+    """Run a stage as a Prefect task of its name. It closes over its arguments: Prefect would walk all their parts."""
+    name = planned.stage.name
+
+    @task(
+        name=name,
+        task_run_name=name,
+        retries=RETRIES,
+        retry_delay_seconds=[2, 10],
+        retry_condition_fn=_is_infrastructure,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    def stage() -> int:
+        return run_stage(plan, planned, engine, run_id)
+
+    return stage()
+
+
+def _is_infrastructure(_task: Any, _run: Any, state: Any) -> bool:
+    """Say whether a failed stage may do better when run again: not where the user or the data are at fault."""
+    try:
+        state.result()
+    except (UserError, PartError, BalanceError):
+        return False
+    except Exception:  # noqa: BLE001  # whatever else happened to the stage
+        return True
+    return False
+
+
+class _Artifacts(Display):
+    """Progress and results as Prefect artifacts, for whoever watches in its UI."""
+
+    @contextmanager
+    def stage(self, planned: PlannedStage) -> Iterator[Bar]:
+        if not planned.missing:
+            yield Bar()
+            return
+        artifact = create_progress_artifact(0.0, description=f"{planned.stage.name}: {len(planned.missing)} parts")
+        bar = _ArtifactBar(artifact, len(planned.missing))
+        yield bar
+        bar.set(100.0)
+
+    def published(self, version: "Version", report: str | None) -> None:
+        rows = [
+            {"stage": s["name"], "table": s["table"], "parts": s["parts"], "rows": s["rows"], "MB": round(s["bytes"] / 1e6, 2)}
+            for s in version.stages
+        ]
+        where = f"; report: {report}" if report else ""
+        create_table_artifact(rows, key=version.dataset.replace("_", "-"), description=f"{version.label}{where}")
+
+
+class _ArtifactBar(Bar):
+    def __init__(self, artifact: Any, parts: int) -> None:
+        self._artifact = artifact
+        self._parts = parts
+        self._done = 0
+        self._told_s = time.monotonic()
+
+    def part(self, part: "PlannedPart", file: "PartFile") -> None:
+        self._done += 1
+        self._tell(100.0 * self._done / self._parts)
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        self._tell(100.0 * done / max(total, 1))
+
+    def _tell(self, percent: float) -> None:
+        if time.monotonic() - self._told_s > _UPDATE_S:
+            self.set(percent)
+
+    def set(self, percent: float) -> None:
+        """Send a percentage to the API."""
+        self._told_s = time.monotonic()
+        update_progress_artifact(self._artifact, min(percent, 100.0))
+
+
+def _own_tags() -> list[str]:
+    me = psutil.Process()
+    return [f"host:{socket.gethostname()}", f"pid:{me.pid}", f"started:{me.create_time():.0f}"]
+
+
+def reap_dead_runs() -> int:
+    """Mark runs of this host as crashed whose process is gone: nobody else would. Return how many."""
+    reaped = 0
+    running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])))
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=running):
+            facts = dict(tag.split(":", 1) for tag in run.tags if ":" in tag)
+            if facts.get("host") == socket.gethostname() and "pid" in facts and not _is_alive(facts):
+                client.set_flow_run_state(run.id, Crashed(message="its process is gone"), force=True)
+                reaped += 1
+    return reaped
+
+
+def _is_alive(facts: dict[str, str]) -> bool:
+    with contextlib.suppress(psutil.Error, ValueError):
+        return f"{psutil.Process(int(facts['pid'])).create_time():.0f}" == facts.get("started")
+    return False
+
+

@@ -1,0 +1,252 @@
+"""The recipe: the YAML file that says how a dataset is built, checked before anything runs.
+
+    dataset: laion
+    source: {use: parquet, path: s3://.../*.parquet}
+    stages:
+      - use: download
+      - use: embed
+        ...
+
+Every mistake is one line with the file, the line in it, the field, and the nearest right name.
+`${NAME}` and `${NAME:-default}` stand for environment variables, `overrides` for `--set stage.field=value`.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+
+from catalog.errors import NotFoundError, RecipeError, nearest
+from tasks import AnySource, AnyStage
+from tasks.publish import Samples
+from tasks.stage import Config, Stage
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class Prices(Config):
+    """What a machine costs. Without it, a plan says that the cost is unknown."""
+
+    currency: str = "USD"
+    cpu_hour: float = Field(0, ge=0, description="one core for one hour")
+    gpu_hour: float = Field(0, ge=0, description="one GPU for one hour")
+    gb_month: float = Field(0, ge=0, description="one GB stored for a month")
+
+
+class Recipe(Config):
+    """How one dataset is built."""
+
+    dataset: str = Field(description="the name of the dataset in its catalog")
+    description: str = Field("", description="what it is for; shown in the report")
+    catalog: str | None = Field(None, description="folder or object-store URI; default: --catalog, or ./datasets")
+    seed: int = Field(0, description="every random choice derives from it")
+    prices: Prices | None = None
+    source: AnySource
+    stages: tuple[AnyStage, ...] = ()
+
+    @field_validator("dataset")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError("a dataset's name is lower-case letters, digits and _, and begins with a letter")
+        return value
+
+    def steps(self) -> tuple[Stage, ...]:
+        """Return every stage that runs, in order: the source, the recipe's stages, and the published manifest.
+
+        Raises RecipeError where two have one name, or write one table that is not `decisions`.
+        """
+        stages: list[Stage] = [self.source, *(s for stage in self.stages for s in stage.expand()), Samples()]
+        writers: dict[str, str] = {}
+        for i, stage in enumerate(stages):
+            if any(stage.name == other.name for other in stages[:i]):
+                raise RecipeError(f"two stages are called {stage.name!r}: give one of them another `name`")
+            if stage.table != "decisions" and stage.table in writers:
+                raise RecipeError(f"{writers[stage.table]!r} and {stage.name!r} both write the table {stage.table!r}")
+            writers[stage.table] = stage.name
+        return tuple(stages)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe. Raises RecipeError, or NotFoundError where the file is not there."""
+    return parse(read_text(path), str(path), overrides)
+
+
+def read_text(path: str | Path) -> str:
+    """Return the recipe as it is written."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        beside = sorted(str(p) for p in Path(path).parent.glob("*.y*ml")) if Path(path).parent.is_dir() else []
+        raise NotFoundError(f"no recipe {str(path)!r}{nearest(str(path), beside)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {str(path)!r}: {error}") from None
+
+
+def parse(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
+    """Check a recipe's text. `name` is what errors call it."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise RecipeError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{name}: a recipe is a mapping with `dataset`, `source` and `stages`")
+    raw = _with_environment(raw, name)
+    for override in overrides:
+        _override(raw, override)
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(e, raw, node, name) for e in error.errors()[:5])) from None
+    recipe.steps()
+    return recipe
+
+
+def _with_environment(value: Any, name: str) -> Any:
+    """Return `value` with ${NAME} replaced in every string."""
+    if isinstance(value, dict):
+        return {k: _with_environment(v, name) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_with_environment(v, name) for v in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1], match[2])
+        if found is None:
+            raise RecipeError(f"{name}: the environment variable {match[1]} is not set (or write ${{{match[1]}:-default}})")
+        return found
+
+    replaced = _VARIABLE.sub(replace, value)
+    return replaced if replaced == value else yaml.safe_load(replaced)
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Apply `stage.field=value` (or `field=value` of the recipe itself) to the raw recipe."""
+    path, separator, value = override.partition("=")
+    if not separator:
+        raise RecipeError(f"--set {override!r}: expected stage.field=value")
+    head, *rest = path.strip().split(".")
+    stages = [s for s in raw.get("stages") or [] if isinstance(s, dict)]
+    named = {str(s.get("name") or s.get("use")): s for s in stages}
+    target: Any = raw
+    if rest and head in named:
+        target = named[head]
+    elif rest and isinstance(raw.get(head), dict):
+        target = raw[head]
+    elif rest:
+        raise RecipeError(f"--set {override!r}: no stage {head!r}{nearest(head, [*named, 'source'])}")
+    else:
+        rest = [head]
+    for key in rest[:-1]:
+        target = _descend(target, key, override)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    if isinstance(target, list):
+        target[_index(target, rest[-1], override)] = parsed
+    else:
+        target[rest[-1]] = parsed
+
+
+def _descend(target: Any, key: str, override: str) -> Any:
+    if isinstance(target, list):
+        return target[_index(target, key, override)]
+    return target.setdefault(key, {}) if isinstance(target.setdefault(key, {}), dict | list) else {}
+
+
+def _index(target: list[Any], key: str, override: str) -> int:
+    if not key.isdigit() or int(key) >= len(target):
+        raise RecipeError(f"--set {override!r}: {key!r} is no position in a list of {len(target)}")
+    return int(key)
+
+
+def _explain(error: ErrorDetails, raw: dict[str, Any], node: yaml.Node, name: str) -> str:
+    """Return one line: file, line, field, what is wrong, the nearest right thing."""
+    line, field, owner = _locate(error["loc"], raw, node)
+    where = f"{name}:{line}"
+    kind, context = error["type"], error.get("ctx", {})
+    last = str(error["loc"][-1]) if error["loc"] else ""
+    if kind == "extra_forbidden":
+        return f"{where}: {field}: unknown field{nearest(last, _fields_of(owner, field))}"
+    if kind == "union_tag_invalid":
+        expected = re.findall(r"'([^']+)'", str(context.get("expected_tags", "")))
+        key = str(context.get("discriminator", "")).strip("'")
+        return f"{where}: {field}: unknown {key} {context.get('tag')!r}{nearest(str(context.get('tag')), expected)}"
+    if kind == "union_tag_not_found":
+        return f"{where}: {field}: it lacks `{str(context.get('discriminator', '')).strip(chr(39))}`, which says what it is"
+    if kind == "missing":
+        return f"{where}: {field}: is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    got = error.get("input")
+    shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) or got is None else ""
+    return f"{where}: {field}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _locate(loc: Sequence[int | str], raw: Any, node: yaml.Node) -> tuple[int, str, Mapping[str, Any]]:
+    """Return (line, dotted field, innermost mapping) of an error; names of union members in `loc` are passed over."""
+    value, line, names = raw, node.start_mark.line + 1, []
+    owner: Mapping[str, Any] = raw
+    for step in loc:
+        if isinstance(value, list) and isinstance(step, int) and step < len(value):
+            value = value[step]
+            node = node.value[step] if isinstance(node, yaml.SequenceNode) and step < len(node.value) else node
+            label = (value.get("name") or value.get("use")) if isinstance(value, dict) else None
+            names[-1:] = [f"{names[-1]}[{label or step}]"] if names else []
+        elif isinstance(value, dict) and step in value:
+            owner, value = value, value[step]
+            names.append(str(step))
+            pair = next((p for p in getattr(node, "value", []) if getattr(p[0], "value", None) == step), None)
+            if isinstance(node, yaml.MappingNode) and pair:
+                line, node = pair[0].start_mark.line + 1, pair[1]
+                continue
+        elif step == loc[-1] and isinstance(value, dict):
+            owner = value
+            names.append(str(step))
+        line = node.start_mark.line + 1
+    return line, ".".join(names) or "recipe", owner
+
+
+def _fields_of(owner: Mapping[str, Any], field: str) -> list[str]:
+    """Return the fields that the model of a raw mapping has."""
+    if "." not in field:
+        return list(Recipe.model_fields)
+    for model in stage_models():
+        uses = get_args(model.model_fields["use"].annotation)
+        method = model.model_fields.get("method")
+        if owner.get("use") in uses and (method is None or owner.get("method") in get_args(method.annotation)):
+            return list(model.model_fields)
+    return sorted({f for model in _nested(Recipe) for f in model.model_fields})
+
+
+@cache
+def stage_models() -> tuple[type[Stage], ...]:
+    """Return every stage that a recipe may name, sources too."""
+    return tuple(m for m in _nested(Recipe) if issubclass(m, Stage))
+
+
+def _nested(model: Any, seen: frozenset[Any] = frozenset()) -> list[type[BaseModel]]:
+    """Return all models that the fields of one may hold."""
+    found: list[type[BaseModel]] = []
+    for field in model.model_fields.values():
+        todo = [field.annotation]
+        while todo:
+            annotation = todo.pop()
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in seen:
+                seen |= {annotation}
+                found += [annotation, *_nested(annotation, seen)]
+            todo += [a for a in get_args(annotation) if not isinstance(a, str)]
+    return found
+
+

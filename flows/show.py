@@ -1,0 +1,48 @@
+"""One version, or the difference of two, as a terminal shows them and as JSON."""
+
+from typing import TYPE_CHECKING, Any
+
+from catalog.dataset import Version
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def describe(version: Version) -> dict[str, Any]:
+    """Return a version as JSON can say it."""
+    return {
+        "version": version.label,
+        "created_at": version.created_at.isoformat(timespec="seconds"),
+        "code_version": version.code_version,
+        "seed": version.seed,
+        "recipe_sha256": version.recipe_sha256,
+        "tables": {n: {"rows": t.rows, "bytes": t.bytes, "parts": t.files} for n, t in version.tables.items()},
+        "stages": list(version.stages),
+        "inputs": list(version.inputs),
+        "recipe": version.recipe,
+    }
+
+
+def render(version: Version) -> "RenderableType":
+    """Return a version as a terminal shows it."""
+    from rich.console import Group
+    from rich.syntax import Syntax
+    from rich.table import Table
+    from rich.text import Text
+
+    head = Text(f"{version.label}  published {version.created_at:%Y-%m-%d %H:%M} UTC by espalier {version.code_version}\n")
+    tables = Table(box=None, header_style="bold")
+    for name, justify in (("table", "left"), ("rows", "right"), ("MB", "right"), ("parts", "right"), ("written by", "left")):
+        tables.add_column(name, justify=justify)  # type: ignore[arg-type]  # rich has a Literal of its own
+    for name, table in version.tables.items():
+        writers = ", ".join(s["name"] for s in version.stages if s["table"] == name)
+        tables.add_row(name, f"{table.rows:,}", f"{table.bytes / 1e6:,.2f}", f"{table.files:,}", writers)
+    inputs = Table(box=None, header_style="bold")
+    for name in ("input", "rows", "sha256"):
+        inputs.add_column(name)
+    for file in version.inputs[:20]:
+        inputs.add_row(Text(str(file["uri"])), f"{file['rows']:,}", str(file["sha256"])[:12])
+    if len(version.inputs) > 20:
+        inputs.add_row(f"and {len(version.inputs) - 20} more", "", "")
+    recipe = Syntax(version.recipe, "yaml", background_color="default")
+    return Group(head, tables, Text(), inputs, Text("\nrecipe", style="bold"), recipe)
