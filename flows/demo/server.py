@@ -1,0 +1,311 @@
+"""The planted web's server: files on loopback, and every way in which a server can misbehave.
+
+What it does is in the URL (`hazards.py` lists them); it knows neither the plan nor the truth. The only state is how
+often each URL that heals has been asked for, so a fresh server gives every crawler the same web.
+
+It runs as a process of its own, and ends when its standard input closes: nothing is left when the parent dies.
+"""
+
+import argparse
+import asyncio
+import gzip
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from catalog.errors import BuildError
+
+DEFAULT_PORT: Final = 8723
+SLOW_S: Final = 60.0
+"""How long slow answers take: longer than any sensible limit on a request."""
+TRICKLE_S: Final = 0.3
+"""How long an answer that comes in small pieces takes."""
+HUGE_BYTES: Final = 50 * 2**30
+GZIP_BOMB_BYTES: Final = 128 * 2**20
+START_S: Final = 30.0
+
+_REDIRECTS: Final = {
+    "private": "http://10.0.0.1/secret.jpg",
+    "metadata": "http://169.254.169.254/latest/meta-data/",
+    "loopback": "http://127.0.0.2:{port}/files/00000.jpg",
+    "file": "file:///etc/hostname",
+}
+_TYPES: Final = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp", ".svg": "image/svg+xml"}
+_PAGE: Final = b"<!doctype html><title>Gone</title><p>This picture has moved. <a href=/>Home</a>" + b" " * 2000
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@contextmanager
+def serve(folder: Path, port: int = DEFAULT_PORT) -> Iterator[str]:
+    """Serve what `corpus.plant` put, or will put, into `folder`; give the address, such as `http://127.0.0.1:8723`.
+
+    Where the port is taken another is used, so look at the address: a build's cache depends on it. Raises BuildError
+    where the server does not start.
+    """
+    command = [sys.executable, "-m", "flows.demo.server", "--folder", str(folder.resolve()), "--port", str(port)]
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(  # noqa: S603  # our own module
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+        start_new_session=True,  # Ctrl-C is for the build; the server ends when the build has
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline().strip()
+        if not line:
+            raise BuildError(f"the demo's server did not start (exit code {process.wait(START_S)})")
+        yield f"http://127.0.0.1:{line}"
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+def application(folder: Path) -> web.Application:
+    """Return the server of `folder`, to run wherever an aiohttp application runs."""
+    box = _Box(folder / "files")
+    app = web.Application(middlewares=[box.refuse_leaving])
+    for path, handler in box.routes().items():
+        app.router.add_get(path, handler)
+    return app
+
+
+class _Box:
+    """The handlers. `{file}` of a path is a file's name beneath `files/`."""
+
+    def __init__(self, files: Path) -> None:
+        self.files = files
+        self.asked: Counter[str] = Counter()
+        self.bomb = b""
+
+    def routes(self) -> dict[str, Handler]:
+        file = "/files/{file}"
+        return {
+            file: self.file,
+            "/mirror-{number}" + file: self.file,
+            "/status/{status}/{rest}": self.status,
+            "/empty/{rest}": self.empty,
+            "/page/{rest}": self.page,
+            "/heals/{kind}/{times}" + file: self.heals,
+            "/slow-body" + file: self.slow_body,
+            "/slow-headers" + file: self.slow_headers,
+            "/trickle" + file: self.trickle,
+            "/endless/{rest}": self.endless,
+            "/huge/{rest}": self.huge,
+            "/gzip-bomb/{rest}": self.gzip_bomb,
+            "/gzip" + file: self.gzip,
+            "/gzip-broken" + file: self.gzip_broken,
+            "/cut" + file: self.cut,
+            "/truncated" + file: self.truncated,
+            "/redirect/{times}" + file: self.redirect,
+            "/redirect-loop/{rest}": self.redirect_loop,
+            "/redirect-to/{where}/{rest}": self.redirect_to,
+            "/typed/text/html" + file: self.typed_html,
+            "/typed/none" + file: self.typed_none,
+            "/robots/{directive}" + file: self.robots,
+        }
+
+    @web.middleware
+    async def refuse_leaving(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Serve nothing but plain names: `..` and `/`, however they are spelt, end here."""
+        name = request.match_info.get("file", "")
+        if name != Path(name).name or name.startswith("."):
+            raise web.HTTPBadRequest
+        return await handler(request)
+
+    def read(self, request: web.Request) -> tuple[bytes, str]:
+        """Return the bytes of the file that a request names, and their type."""
+        name = request.match_info["file"]
+        try:
+            data = (self.files / name).read_bytes()
+        except OSError:
+            raise web.HTTPNotFound from None
+        return data, _TYPES.get(Path(name).suffix, "application/octet-stream")
+
+    # answers that are whole
+
+    async def file(self, request: web.Request) -> web.StreamResponse:
+        data, type_ = self.read(request)
+        return web.Response(body=data, content_type=type_)
+
+    async def status(self, request: web.Request) -> web.StreamResponse:
+        status = int(request.match_info["status"])
+        headers = {"Retry-After": "1"} if status in (429, 503) else {}
+        return web.Response(status=status, headers=headers, text="" if status == 204 else f"{status}\n")
+
+    async def empty(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"", content_type="image/jpeg")
+
+    async def page(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=_PAGE, content_type="image/jpeg")
+
+    async def typed_html(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=self.read(request)[0], content_type="text/html")
+
+    async def typed_none(self, request: web.Request) -> web.StreamResponse:
+        response = web.Response(body=self.read(request)[0])
+        del response.headers["Content-Type"]
+        return response
+
+    async def robots(self, request: web.Request) -> web.StreamResponse:
+        data, type_ = self.read(request)
+        return web.Response(body=data, content_type=type_, headers={"X-Robots-Tag": request.match_info["directive"]})
+
+    async def truncated(self, request: web.Request) -> web.StreamResponse:
+        """Answer with the first 60 % of a file, as if they were all."""
+        data, type_ = self.read(request)
+        return web.Response(body=data[: len(data) * 6 // 10], content_type=type_)
+
+    async def gzip(self, request: web.Request) -> web.StreamResponse:
+        data, type_ = self.read(request)
+        return web.Response(body=gzip.compress(data, mtime=0), content_type=type_, headers={"Content-Encoding": "gzip"})
+
+    async def gzip_broken(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a file that is not compressed, and say that it is."""
+        data, type_ = self.read(request)
+        return web.Response(body=data, content_type=type_, headers={"Content-Encoding": "gzip"})
+
+    async def gzip_bomb(self, request: web.Request) -> web.StreamResponse:
+        self.bomb = self.bomb or await asyncio.to_thread(gzip.compress, bytes(GZIP_BOMB_BYTES), 6, mtime=0)
+        return web.Response(body=self.bomb, content_type="image/jpeg", headers={"Content-Encoding": "gzip"})
+
+    # answers that change
+
+    async def heals(self, request: web.Request) -> web.StreamResponse:
+        """Fail the first times that a URL is asked for."""
+        self.asked[request.path] += 1
+        if self.asked[request.path] > int(request.match_info["times"]):
+            return await self.file(request)
+        kind = request.match_info["kind"]
+        if kind == "reset":
+            _hang_up(request)
+            return web.Response()
+        return web.Response(status=int(kind), headers={"Retry-After": "1"} if kind in ("429", "503") else {})
+
+    async def redirect(self, request: web.Request) -> web.StreamResponse:
+        """Redirect as many times as the path says, then to the file; relative and absolute by turns."""
+        left, file = int(request.match_info["times"]) - 1, request.match_info["file"]
+        path = f"/redirect/{left}/files/{file}" if left else f"/files/{file}"
+        target = path if left % 2 else f"http://{request.host}{path}"
+        return web.Response(status=302 if left else 301, headers={"Location": target})
+
+    async def redirect_loop(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(status=302, headers={"Location": request.path})
+
+    async def redirect_to(self, request: web.Request) -> web.StreamResponse:
+        target = _REDIRECTS[request.match_info["where"]].format(port=request.url.port)
+        return web.Response(status=302, headers={"Location": target})
+
+    # answers that do not end well
+
+    async def slow_headers(self, request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(SLOW_S)
+        return await self.file(request)
+
+    async def slow_body(self, request: web.Request) -> web.StreamResponse:
+        """Send a byte now and then: every read succeeds in time, and the whole does not."""
+        data, type_ = self.read(request)
+        return await self._in_pieces(request, data, type_, pieces=min(len(data), 600), duration_s=SLOW_S)
+
+    async def trickle(self, request: web.Request) -> web.StreamResponse:
+        data, type_ = self.read(request)
+        return await self._in_pieces(request, data, type_, pieces=6, duration_s=TRICKLE_S)
+
+    async def endless(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "image/jpeg"})
+        await response.prepare(request)
+        await response.write(b"\xff\xd8\xff\xe0")
+        block = bytes(2**16)
+        while True:  # until the other side hangs up: writing then raises
+            await response.write(block)
+
+    async def huge(self, request: web.Request) -> web.StreamResponse:
+        """Announce 50 GiB, and be in no hurry."""
+        response = web.StreamResponse(headers={"Content-Type": "image/jpeg", "Content-Length": str(HUGE_BYTES)})
+        await response.prepare(request)
+        await response.write(bytes(2**16))
+        await asyncio.sleep(SLOW_S)
+        return response
+
+    async def cut(self, request: web.Request) -> web.StreamResponse:
+        """Announce a file, send half of it, and hang up."""
+        data, type_ = self.read(request)
+        response = web.StreamResponse(headers={"Content-Type": type_, "Content-Length": str(len(data))})
+        await response.prepare(request)
+        await response.write(data[: len(data) // 2])
+        _hang_up(request, politely=True)
+        return response
+
+    async def _in_pieces(
+        self, request: web.Request, data: bytes, type_: str, pieces: int, duration_s: float
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": type_, "Content-Length": str(len(data))})
+        await response.prepare(request)
+        each = -(-len(data) // pieces)
+        for at in range(0, len(data), each):
+            await response.write(data[at : at + each])
+            await asyncio.sleep(duration_s / pieces)
+        return response
+
+
+def _hang_up(request: web.Request, politely: bool = False) -> None:
+    """Close the connection: with a reset, or, politely, when what was written has been sent."""
+    if request.transport is None:
+        return
+    if politely:
+        request.transport.close()
+    else:
+        request.transport.abort()
+
+
+@asynccontextmanager
+async def _listening(folder: Path, port: int) -> AsyncIterator[int]:
+    """Listen on loopback: on `port`, or on any free one where that is taken."""
+    runner = web.AppRunner(application(folder), access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", port, backlog=1024)
+            await site.start()
+        except OSError:
+            site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
+            await site.start()
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+async def _run(folder: Path, port: int) -> None:
+    async with _listening(folder, port) as taken:
+        sys.stdout.write(f"{taken}\n")
+        sys.stdout.flush()
+        await asyncio.to_thread(sys.stdin.read)  # until whoever started it closes it, or dies
+
+
+def main() -> None:
+    """Serve a planted folder until standard input ends; print the port first."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0: any free one")
+    arguments = parser.parse_args()
+    asyncio.run(_run(arguments.folder, arguments.port))
+
+
+if __name__ == "__main__":
+    main()
