@@ -4,8 +4,9 @@
 """
 
 from tasks.report.card import Report
+from tasks.report.page import render
 
 AnyReport = Report
 """The family's union: every `use` that a recipe may say here."""
 
-__all__ = ["AnyReport", "Report"]
+__all__ = ["AnyReport", "Report", "render"]

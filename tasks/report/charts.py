@@ -29,7 +29,7 @@ def ribbon(seen: int, kept: int, total: int) -> Ribbon:
     stays = f"M0 0H{bottom:.2f}V100H0Z" if kept else ""
     if seen <= kept:
         return Ribbon(stays, "", kept / total if total else 0.0)
-    thick = max(3.0, 0.55 * (top - bottom))
+    thick = min(max(2.0, 1.2 * (top - bottom)), 60.0)
     exit_ = 50 - thick / 2
     bend = top + 0.35 * (100 - top)
     outer = f"M{bottom:.2f} 0H{top:.2f}C{top:.2f} {exit_ * 0.8:.2f} {bend:.2f} {exit_:.2f} 100 {exit_:.2f}"

@@ -41,7 +41,7 @@ MEASURES: Final = (
     Measure("images", "height", "height", "px", True, ("height",)),
     Measure("images", "aspect ratio", "width::double / nullif(height, 0)", "width / height", False, ("width", "height")),
     Measure("images", "brightness", "brightness", "0 to 1", False, ("brightness",)),
-    Measure("images", "blur", "blur", "edge deviation, low is blurry", False, ("blur",)),
+    Measure("images", "blur", "blur", "low is blurry", False, ("blur",)),
     Measure("images", "entropy", "entropy", "bits", False, ("entropy",)),
     Measure("source", "caption length", "length(caption)", "characters", True, ("caption",)),
 )
@@ -55,7 +55,7 @@ def measures(tables: Tables) -> list[Measure]:
         if measure.table in tables and set(measure.needs) <= set(tables[measure.table].names)
     ]
     scores = [
-        Measure(table, field.name.replace("_", " "), quoted(field.name), "score", False, (field.name,))
+        Measure(table, field.name.replace("_", " "), quoted(field.name), "", False, (field.name,))
         for table, schema in sorted(tables.items())
         for field in schema
         if role(field) == "score"

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import pyarrow as pa
 
 from tasks.report import charts, text
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 Row = dict[str, Any]
 
@@ -39,7 +41,7 @@ def render(card: pa.Table, lineage: Mapping[str, Any], timings: Sequence[Mapping
     Args:
         card: the table of `tasks.report.card.Report`, schema CARD.
         lineage: dataset, version, created_at, recipe (YAML text), code_version, inputs (uri, sha256, rows) and
-            stages (name, use, table, version, fingerprint, parts, rows, bytes). Whatever is missing is left out.
+            stages (name, use, table, version, fingerprint, parts, rows, bytes, notes). Whatever is missing is left out.
         timings: stage, seconds, rows, parts, cached_parts, bytes; one a stage, in the order of the build.
     """
     sections = _sections(card)
@@ -60,12 +62,16 @@ def render(card: pa.Table, lineage: Mapping[str, Any], timings: Sequence[Mapping
         "models": [_model(row) for row in sections["model"].rows],
         "lineage": _lineage(lineage),
         "stages": _stages(lineage.get("stages") or (), timings),
+        "notes": [(stage["name"], stage["notes"]) for stage in lineage.get("stages") or () if stage.get("notes")],
+        "seconds": sum(timing.get("seconds") or 0 for timing in timings),
     }
     return _template().render(context)
 
 
 @cache
-def _template() -> jinja2.Template:
+def _template() -> "Template":
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -73,7 +79,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("clean", "code", "count", "compact", "percent", "size", "duration", "number", "data_uri")
+    names = ("clean", "moment", "note", "code", "count", "compact", "percent", "size", "duration", "number", "data_uri")
     environment.filters |= {name: getattr(text, name) for name in names}
     return environment.get_template("page.html.j2")
 

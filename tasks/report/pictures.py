@@ -7,7 +7,8 @@ from tasks.report._base import TEXT_LIMIT, Entry, Evidence, drawn, id_list
 
 REASONS: Final = 12
 """Reasons that the card pictures, the commonest first."""
-SHOWN_PER_REASON: Final = 8
+SHOWN_PER_REASON: Final = 6
+EQUAL_PAIRS: Final = 2
 
 
 def grids(evidence: Evidence, samples: int, seed: int) -> Iterator[Entry]:
@@ -47,17 +48,19 @@ def describe(evidence: Evidence, sample_ids: set[int]) -> dict[int, dict[str, An
 def pairs(evidence: Evidence, limit: int) -> Iterator[Entry]:
     """Yield the section `pair`: a rejected sample and the one that stands for it, with similarity and reason.
 
-    The least similar pairs of every reason come first: they show whether the threshold is right.
+    Every reason gives its least similar pairs, which show whether the threshold is right; of pairs that are equal
+    (similarity 1), two are enough.
     """
     if not evidence.has("decisions"):
         return
-    query = """select sample_id, representative, similarity, stage, reason from decisions
-        where not keep and representative is not null
-        qualify row_number() over (partition by reason order by similarity, sample_id)
-            <= greatest(1, {limit} // (select count(distinct reason) from decisions
-                where not keep and representative is not null))
-        order by reason, similarity, sample_id limit {limit}"""
-    found = evidence.rows(query.format(limit=limit))
+    query = f"""with ranked as (
+            select sample_id, representative, similarity, stage, reason,
+                row_number() over (partition by reason, similarity >= 1 order by similarity, sample_id) as rank
+            from decisions where not keep and representative is not null
+            qualify rank <= if(similarity >= 1, {EQUAL_PAIRS}, {limit})),
+        chosen as (select * from ranked order by rank, reason, similarity, sample_id limit {limit})
+        select * exclude (rank) from chosen order by similarity, reason, sample_id"""
+    found = evidence.rows(query)
     captions = evidence.captions({row[side] for row in found for side in ("sample_id", "representative")})
     for number, row in enumerate(found):
         for side in ("representative", "sample_id"):

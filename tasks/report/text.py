@@ -1,7 +1,10 @@
 """How the card writes numbers, and how it takes the harm out of other people's text."""
 
+import json
 import unicodedata
 from base64 import b64encode
+from datetime import UTC, datetime
+from math import isfinite
 from typing import Final
 
 SHOWN_CHARS: Final = 160
@@ -85,7 +88,27 @@ def number(value: float | None) -> str:
     """Return a measured value with four digits at most: 0.2941, 12.8, 1,024."""
     if value is None:
         return "–"
+    if not isfinite(value):
+        return str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.3g}"
+
+
+def moment(time: object) -> str:
+    """Return a time as 2026-03-14 09:26 UTC; text as it is."""
+    if not isinstance(time, datetime):
+        return clean(time, 40)
+    return f"{time.astimezone(UTC) if time.tzinfo else time:%Y-%m-%d %H:%M} UTC"
+
+
+def note(fact: object) -> str:
+    """Return what a stage noted: a number, a word, the ends of a long list of numbers, or else JSON."""
+    if isinstance(fact, float):
+        return number(fact)
+    if isinstance(fact, int) and not isinstance(fact, bool):
+        return count(fact)
+    if isinstance(fact, list) and len(fact) > 4 and all(isinstance(value, int | float) for value in fact):
+        return f"{number(fact[0])} … {number(fact[-1])} ({len(fact)} values)"
+    return clean(fact if isinstance(fact, str) else json.dumps(fact, default=str))
 
 
 def data_uri(image: bytes | None) -> str:

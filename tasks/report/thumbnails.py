@@ -30,17 +30,13 @@ def thumbnails(inputs: Inputs, sample_ids: Sequence[int]) -> dict[int, bytes]:
 
 def thumbnail(data: bytes, side_px: int = SIDE_PX) -> bytes | None:
     """Return encoded image bytes as a WebP that fits into a square; None where they do not decode."""
-    import io
-
-    from PIL import Image
+    from catalog.images import ImageError, decode, encode, inspect, resize
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.thumbnail((side_px, side_px), Image.Resampling.BOX, reducing_gap=4)
-            small = io.BytesIO()
-            image.convert("RGB").save(small, "WEBP", quality=80, method=4)
-            return small.getvalue()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        header = inspect(data)
+        pixels = decode(data, scale=min(1.0, side_px / max(header.width, header.height)))
+        return encode(resize(pixels, side_px, "keep_ratio_largest", only_if_bigger=True), "webp", quality=80)
+    except ImageError:
         return None
 
 
