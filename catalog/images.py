@@ -17,7 +17,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 MAX_PIXELS: Final = 1 << 27
 """No limit can be set above this. OpenCV holds to it too, should a header say one size to Pillow and another to it."""
@@ -230,8 +230,7 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 # ---- measuring
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
+class Statistics(NamedTuple):
     """What a picture looks like in numbers; the fields are columns of the images table."""
 
     phash: int | None
@@ -356,17 +355,25 @@ def resized(width: int, height: int, size_px: int, mode: ResizeMode, only_if_big
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def resize(pixels: Pixels, size_px: int, mode: ResizeMode = "border", only_if_bigger: bool = False) -> Pixels:
+def resize(
+    pixels: Pixels,
+    size_px: int,
+    mode: ResizeMode = "border",
+    only_if_bigger: bool = False,
+    original: tuple[int, int] | None = None,
+) -> Pixels:
     """Resize uint8 (height, width, 3) as img2dataset does: area when shrinking, Lanczos when enlarging.
 
     - keep_ratio: the shorter side becomes `size_px`; keep_ratio_largest: the longer one does.
     - center_crop: the shorter side, then the middle square; border: the longer side, then white on both ends.
     - no: as it is. With `only_if_bigger`, pictures that are small enough stay as they are (no border either).
 
-    Raises ImageError (too_many_pixels) where the result would have more than MAX_PIXELS.
+    `original` is the (width, height) of a picture that `decode` gave at a fraction of its size. Raises ImageError
+    (too_many_pixels) where the result would have more than MAX_PIXELS.
     """
     height, width = pixels.shape[:2]
-    target = resized(width, height, size_px, mode, only_if_bigger)
+    full_width, full_height = original or (width, height)
+    target = resized(full_width, full_height, size_px, mode, only_if_bigger)
     if mode == "no" or (only_if_bigger and target == (width, height)):
         return pixels
     if target[0] * target[1] > MAX_PIXELS:

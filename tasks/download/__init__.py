@@ -1,0 +1,145 @@
+"""`download`: from URLs, or files of a local source, to images in shards and their facts in the table `images`.
+
+Every row of the source comes out once. A row that gets no image keeps its reason (`tasks.download.reasons`).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Final, Literal
+
+import pyarrow as pa
+
+from catalog.errors import RecipeError, nearest
+from catalog.schema import IMAGES, LOCAL, field
+from tasks.download._base import Engine, LocalFile, Outcome, Request, Settings
+from tasks.stage import Batches, Columns, MapStage, Step, Tables
+
+_PIECE_ROWS: Final = 1000
+_PIECE_BYTES: Final = 64 << 20
+_PLACE: Final = ("shard", "offset", "size")
+_LOCAL: Final = tuple(f.name for f in LOCAL)
+
+SCHEMA: Final = pa.schema(
+    [f for f in IMAGES if f.name not in _PLACE]
+    + [
+        field("image", pa.large_binary(), "the bytes to store", role="image"),
+        field("url", pa.string(), "as the source says", role="sidecar"),
+        field("caption", pa.string(), "as the source says", role="sidecar"),
+    ]
+)
+"""What a step yields. The part writer puts the bytes into a shard, and their place into the table."""
+
+
+class Download(Settings, MapStage):
+    """Fetch, verify, decode once, hash, measure, resize and store images.
+
+    Engine `http` is the built-in fetcher. `img2dataset` runs the real one, release 1.47.0, in an environment of its
+    own, with its own behaviour on the wire; the table, the reasons and the refusal of private addresses are the same.
+    """
+
+    table: ClassVar[str] = "images"
+    alive_only: ClassVar[bool] = False
+
+    use: Literal["download"] = "download"
+    engine: Literal["http", "img2dataset"] = "http"
+
+    def inputs(self, available: Tables) -> Columns:
+        """Return url, caption, the place of local files, and the digest to verify."""
+        columns = available["source"].names
+        wanted = ["url", "caption", *(name for name in _LOCAL if name in columns)]
+        if self.verify_hash:
+            if self.verify_hash.column not in columns:
+                near = nearest(self.verify_hash.column, columns)
+                raise RecipeError(f"verify_hash: the source has no column {self.verify_hash.column!r}{near}")
+            if self.verify_hash.column not in wanted:
+                wanted.append(self.verify_hash.column)
+        return {"source": tuple(wanted)}
+
+    def schema(self, available: Tables) -> pa.Schema:
+        """Return SCHEMA."""
+        return SCHEMA
+
+    def parameters(self) -> dict[str, Any]:
+        """Return every field but those that only say how fast it goes."""
+        hidden = ("concurrency", "per_host", "backoff_s")
+        return {name: value for name, value in super().parameters().items() if name not in hidden}
+
+    def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
+        """Return the step. The engine's connections live as long as a part."""
+        engine = self._engine()
+
+        def step(batches: Iterator[pa.Table]) -> Batches:
+            reader = _Rows(batches, self.verify_hash.column if self.verify_hash else None)
+            return reader.pieces(engine.outcomes(reader.requests()))
+
+        return step
+
+    def _engine(self) -> Engine:
+        cpus = max(1, int(self.resources.cpus))
+        if self.engine == "img2dataset":
+            from tasks.download.img2dataset import Img2datasetEngine
+
+            return Img2datasetEngine(self, cpus)
+        from tasks.download.http import HttpEngine
+
+        return HttpEngine(self, cpus)
+
+
+class _Rows:
+    """Turns batches into requests, and outcomes, which come in the same order, into pieces of bounded size.
+
+    Captions stay in Arrow from end to end: whatever bytes they hold pass unchanged.
+    """
+
+    def __init__(self, batches: Iterator[pa.Table], digest: str | None) -> None:
+        self._batches = batches
+        self._digest = digest
+        self._waiting: list[pa.Table] = []
+
+    def requests(self) -> Iterator[Request]:
+        for batch in self._batches:
+            self._waiting.append(batch.select(["sample_id", "url", "caption"]).cast(_SIDES))
+            yield from self._requests_of(batch)
+
+    def _requests_of(self, batch: pa.Table) -> Iterator[Request]:
+        urls = [_text(url) for url in batch.column("url").cast(pa.binary()).to_pylist()]
+        digests = batch.column(self._digest).to_pylist() if self._digest else [None] * len(urls)
+        if "local_path" not in batch.column_names:
+            yield from map(Request, urls, digests)
+            return
+        places = zip(*(batch.column(name).to_pylist() for name in _LOCAL), strict=True)
+        for url, digest, (path, offset, size) in zip(urls, digests, places, strict=True):
+            yield Request(url, digest, None if path is None else LocalFile(path, offset or 0, size))
+
+    def pieces(self, outcomes: Iterable[Outcome]) -> Iterator[pa.Table]:
+        ready: list[Outcome] = []
+        size = 0
+        for outcome in outcomes:
+            ready.append(outcome)
+            size += len(outcome.image or b"")
+            if len(ready) >= _PIECE_ROWS or size >= _PIECE_BYTES:
+                yield self._piece(ready)
+                ready, size = [], 0
+        if ready:
+            yield self._piece(ready)
+
+    def _piece(self, outcomes: list[Outcome]) -> pa.Table:
+        rows = self._take(len(outcomes))
+        columns = [
+            rows.column(f.name)
+            if f.name in rows.column_names
+            else pa.array([getattr(o, f.name) for o in outcomes], f.type)
+            for f in SCHEMA
+        ]
+        return pa.table(columns, schema=SCHEMA)
+
+    def _take(self, count: int) -> pa.Table:
+        rows = pa.concat_tables(self._waiting)
+        self._waiting = [rows.slice(count)] if rows.num_rows > count else []
+        return rows.slice(0, count)
+
+
+_SIDES: Final = pa.schema([SCHEMA.field(name) for name in ("sample_id", "url", "caption")])
+
+
+def _text(data: bytes | None) -> str | None:
+    return None if data is None else data.decode("utf-8", "replace")

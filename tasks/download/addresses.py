@@ -1,0 +1,151 @@
+"""Which addresses may be asked: public ones, and the hosts that a recipe names.
+
+A URL from the web may point into the network that the build runs in: at a cloud's metadata service, a router, a
+database. The rule is held three times, each time on what is used next, so that neither a redirect nor a name that
+resolves anew can pass:
+
+1. `check_url`, for every hop: the scheme, and hosts that are written as addresses;
+2. `PublicResolver`, for every name: all of its addresses, before the connector sees any of them;
+3. `public_socket`, for every connection: the very address that it is going to.
+"""
+
+import re
+import socket
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import Any, Final
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from yarl import URL
+
+from tasks.download.reasons import FetchError
+
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+_SCHEMES: Final = ("http", "https")
+_HOST: Final = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(%[!-~]+)?")  # international names are punycode by now
+_AS_IT_IS: Final = re.compile(r"[!#-;=?-\[\]_a-z~]+")
+"""URLs that need no quoting are sent unchanged: some servers sign the very spelling."""
+
+
+def is_public(address: str) -> bool:
+    """Return whether an IP address, as text, is one of the open internet.
+
+    Addresses that carry an IPv4 address inside (mapped, 6to4, Teredo, NAT64) are judged by that one too.
+    """
+    try:
+        ip = ip_address(address.split("%", 1)[0])
+    except ValueError:
+        return False
+    return all(x.is_global and not x.is_multicast and not x.is_reserved for x in (ip, *_inside(ip)))
+
+
+def _inside(ip: IPv4Address | IPv6Address) -> Iterable[IPv4Address]:
+    if isinstance(ip, IPv4Address):
+        return
+    if ip.ipv4_mapped:
+        yield ip.ipv4_mapped
+    if ip.sixtofour:
+        yield ip.sixtofour
+    if ip.teredo:
+        yield from ip.teredo
+    if ip in _NAT64:
+        yield IPv4Address(int(ip) & 0xFFFFFFFF)
+
+
+class AllowedHosts:
+    """The hosts that a recipe allows although they are not public: `host` (any port) or `host:port`, exactly."""
+
+    def __init__(self, hosts: Iterable[str] = ()) -> None:
+        self._hosts = {host.strip().lower() for host in hosts}
+        self._places: set[tuple[str, int]] = set()
+
+    def names(self, host: str, port: int) -> bool:
+        """Return whether the recipe itself names this host."""
+        host = host.lower()
+        return host in self._hosts or (f"[{host}]:{port}" if ":" in host else f"{host}:{port}") in self._hosts
+
+    def resolved(self, address: str, port: int) -> None:
+        """Remember an address of a named host, for `leads_to`."""
+        self._places.add((address, port))
+
+    def leads_to(self, address: str, port: int) -> bool:
+        """Return whether a named host is at this address."""
+        return (address, port) in self._places or self.names(address, port)
+
+
+def check_url(text: str, allowed: AllowedHosts, base: URL | None = None) -> URL:
+    """Return the URL to ask. `base` is the URL that redirects to it.
+
+    Raises FetchError: bad_url, bad_scheme, private_address.
+    """
+    text = text.strip()
+    try:
+        url = URL(text, encoded=_AS_IT_IS.fullmatch(text) is not None)
+        url = base.join(url) if base else url
+        host, port = url.raw_host or "", url.port
+    except (ValueError, TypeError) as error:
+        raise FetchError("bad_url", str(error)) from error
+    if url.scheme and url.scheme not in _SCHEMES:
+        raise FetchError("bad_scheme", url.scheme)
+    if not url.scheme or port is None or not _HOST.fullmatch(host):
+        raise FetchError("bad_url", text)
+    address = _written_address(host)
+    if address and not is_public(address) and not allowed.names(host, port):
+        raise FetchError("private_address", f"{host}:{port}")
+    return url
+
+
+def _written_address(host: str) -> str | None:
+    """Return the address that a host spells, also in the old forms (2130706433, 0x7f.1), or None for a name."""
+    try:
+        return str(ip_address(host.split("%", 1)[0]))
+    except ValueError:
+        pass
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host.rstrip(".")))
+    except OSError:
+        return None
+
+
+class PrivateAddressError(OSError):
+    """A name or a connection that leads to an address which is not public."""
+
+
+class PublicResolver(AbstractResolver):
+    """Resolves names, and refuses those with any address that is not public, unless the recipe names the host."""
+
+    def __init__(self, allowed: AllowedHosts, resolver: AbstractResolver | None = None) -> None:
+        self._allowed = allowed
+        self._resolver = resolver or ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return the addresses of `host`. Raises PrivateAddressError, or OSError where it has none."""
+        found = await self._resolver.resolve(host, port, family)
+        if self._allowed.names(host, port):
+            for place in found:
+                self._allowed.resolved(place["host"], port)
+            return found
+        for place in found:
+            if not is_public(place["host"]):
+                raise PrivateAddressError(f"{host} is {place['host']}")
+        return found
+
+    async def close(self) -> None:
+        """Close the resolver behind."""
+        await self._resolver.close()
+
+
+def public_socket(allowed: AllowedHosts) -> Any:
+    """Return a socket factory for aiohttp's connector that opens no socket towards an address which is not public."""
+
+    def make(info: tuple[Any, ...]) -> socket.socket:
+        family, kind, protocol, _, address = info
+        host, port = str(address[0]), int(address[1])
+        if not is_public(host) and not allowed.leads_to(host, port):
+            raise PrivateAddressError(f"{host}:{port}")
+        return socket.socket(family=family, type=kind, proto=protocol)
+
+    return make

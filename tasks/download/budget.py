@@ -1,0 +1,93 @@
+"""How many bytes the rows in flight may hold together, so that memory does not depend on what servers send."""
+
+import asyncio
+from threading import Lock
+
+
+class NoRoomError(Exception):
+    """A row needs more bytes than are free: it must let go of its slots and wait (`Holding.wait_for`)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+class ByteBudget:
+    """Bytes shared by the rows between request and hand-over, which leave in order.
+
+    The row that must leave next (`head`) is never refused, and no row waits here while it holds a slot that the head
+    may need (see `Holding`): so the head ends, the next one becomes head, and nothing can lock up.
+    `reserve` and `wake` belong to the loop's thread; the rest may be called from any.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._head = 0
+        self._lock = Lock()
+        self._waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether new rows should not be started."""
+        return self._used >= self._limit
+
+    async def reserve(self, row: int, size: int) -> None:
+        """Take `size` bytes for a row; wait until they are free, or until the row is the head."""
+        while not self.take(row, size):
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def take(self, row: int, size: int) -> bool:
+        """Take `size` bytes for a row if there is room, or if it is the head; say whether."""
+        with self._lock:
+            if self._used + size > self._limit and row != self._head:
+                return False
+            self._used += size
+            return True
+
+    def give_back(self, size: int) -> None:
+        """Return bytes. Who waits for them notices at the next `wake`."""
+        with self._lock:
+            self._used -= size
+
+    def advance(self, head: int) -> None:
+        """Say which row must leave next."""
+        with self._lock:
+            self._head = head
+
+    def wake(self) -> None:
+        """Let everyone who waits look again. Only in the loop's thread."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class Holding:
+    """What one row holds of the budget."""
+
+    def __init__(self, budget: ByteBudget, row: int) -> None:
+        self.size = 0
+        self._budget = budget
+        self._row = row
+
+    def grow(self, to: int) -> None:
+        """Hold at least `to` bytes. Raises NoRoomError."""
+        if to > self.size:
+            if not self._budget.take(self._row, to - self.size):
+                raise NoRoomError(to)
+            self.size = to
+
+    def shrink(self, to: int) -> None:
+        """Hold exactly `to` bytes, fewer or (for what is there already) more than before."""
+        self._budget.give_back(self.size - to)
+        self._budget.wake()
+        self.size = to
+
+    async def wait_for(self, size: int) -> None:
+        """Let go of everything, then wait until `size` bytes are free, and hold them."""
+        self.shrink(0)
+        await self._budget.reserve(self._row, size)
+        self.size = size

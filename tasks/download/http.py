@@ -1,0 +1,297 @@
+"""Engine `http`: many requests in flight in one event loop, decoding beside it, results in order, memory bounded.
+
+The loop runs in a thread of its own for as long as a part lasts, so fetching goes on while the caller writes.
+"""
+
+import asyncio
+import socket
+import ssl
+import threading
+import zlib
+from collections import deque
+from collections.abc import Coroutine, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from tasks.download._base import LocalFile, Outcome, Request, Settings
+from tasks.download.addresses import AllowedHosts, PrivateAddressError, PublicResolver, check_url, public_socket
+from tasks.download.budget import ByteBudget, Holding, NoRoomError
+from tasks.download.headers import decompressed, opted_out, retry_after_s
+from tasks.download.hosts import LONGEST_PAUSE_S, Hosts
+from tasks.download.picture import PictureMaker
+from tasks.download.reasons import FetchError, of_status
+
+WINDOW_ROWS: Final = 4096
+"""Rows between the oldest unfinished one and the newest started: a slow server holds up nobody within it."""
+BUDGET_BYTES: Final = 128 << 20
+_FIRST_BYTES: Final = 256 << 10
+"""Reserved before a response is read; most images fit."""
+_NEXT_BYTES: Final = 1 << 20
+_REDIRECTS: Final = (301, 302, 303, 307, 308)
+_RESOLVER_THREADS: Final = 16
+
+T = TypeVar("T")
+
+
+class HttpEngine:
+    """The built-in fetcher. `cpus` threads decode; `resolver` is another one than the system's, for tests."""
+
+    def __init__(self, settings: Settings, cpus: int = 1, resolver: AbstractResolver | None = None) -> None:
+        self._settings = settings
+        self._cpus = cpus
+        self._resolver = resolver
+
+    def outcomes(self, requests: Iterable[Request]) -> Iterator[Outcome]:
+        """See `Engine.outcomes`."""
+        waiting: deque[Future[Outcome]] = deque()
+        with _Fetcher(self._settings, self._cpus, self._resolver) as fetcher:
+            for row, request in enumerate(requests):
+                while waiting and (len(waiting) >= WINDOW_ROWS or fetcher.budget.exhausted or waiting[0].done()):
+                    yield fetcher.take(row - len(waiting), waiting.popleft())
+                waiting.append(fetcher.submit(fetcher.row(row, request)))
+            last = row + 1 if waiting else 0
+            while waiting:
+                yield fetcher.take(last - len(waiting), waiting.popleft())
+
+
+@lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    """One context a process: loading the certificates takes 30 ms, more than all else that an image costs."""
+    return ssl.create_default_context()
+
+
+class _Fetcher:
+    """The loop, its session and its limits, for one run over requests."""
+
+    def __init__(self, settings: Settings, cpus: int, resolver: AbstractResolver | None) -> None:
+        self.budget = ByteBudget(BUDGET_BYTES)
+        self._settings = settings
+        self._allowed = AllowedHosts(settings.allow_hosts)
+        self._fill = PictureMaker(settings).fill
+        self._decoders = ThreadPoolExecutor(cpus, "decode")
+        self._names = ThreadPoolExecutor(_RESOLVER_THREADS, "resolve")
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(self._names)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="download", daemon=True)
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._hosts = Hosts(settings.per_host)
+        self._rows: set[asyncio.Task[Any]] = set()
+        self._resolver = resolver
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.submit(self._open()).result()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.submit(self._close()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._decoders.shutdown(cancel_futures=True)
+        self._names.shutdown(wait=False, cancel_futures=True)  # a name that hangs must not hold up the build
+        self._loop.close()
+
+    async def _open(self) -> None:
+        connector = aiohttp.TCPConnector(
+            limit=0,  # `_slots` and `_hosts` hold the limits
+            ssl=_tls(),
+            resolver=PublicResolver(self._allowed, self._resolver),
+            socket_factory=public_socket(self._allowed),
+            ttl_dns_cache=300,
+        )
+        agent = f"Mozilla/5.0 (compatible; {self._settings.user_agent_token or 'espalier'})"
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),  # `_attempt` holds the limit
+            auto_decompress=False,  # `decompressed` has a limit
+            headers={"User-Agent": agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
+        )
+
+    async def _close(self) -> None:
+        rows = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in rows:
+            task.cancel()
+        await asyncio.gather(*rows, return_exceptions=True)
+        await self._session.close()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine in the loop's thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def take(self, row: int, future: Future[Outcome]) -> Outcome:
+        """Wait for a row, the oldest that has not left, and take it out of the budget."""
+        self.budget.advance(row)
+        if not future.done():
+            self._loop.call_soon_threadsafe(self.budget.wake)
+        outcome = future.result()
+        self.budget.give_back(len(outcome.image or b""))
+        return outcome
+
+    # ---- one row
+
+    async def row(self, row: int, request: Request) -> Outcome:
+        """Return what becomes of one request. Its budget holds the image when this ends; `take` gives it back."""
+        outcome = Outcome()
+        holding = Holding(self.budget, row)
+        try:
+            body = await (self._read(request.file, holding) if request.file else self._fetch(request, outcome, holding))
+            work = partial(self._fill, outcome, body, request.digest)
+            await asyncio.get_running_loop().run_in_executor(self._decoders, work)
+        except FetchError as error:
+            outcome.failed(error.reason, error.detail)
+        except Exception as error:  # noqa: BLE001  (one bad row must not stop the others)
+            outcome.failed("unforeseen", f"{type(error).__name__}: {error}")
+        finally:
+            holding.shrink(len(outcome.image or b""))
+        return outcome
+
+    async def _read(self, file: LocalFile, holding: Holding) -> bytes:
+        await holding.wait_for(
+            self._settings.max_bytes if file.size is None else min(file.size, self._settings.max_bytes)
+        )
+        work = partial(_read_local, file, self._settings.max_bytes)
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
+
+    async def _fetch(self, request: Request, outcome: Outcome, holding: Holding) -> bytes:
+        """Ask until it is there, or until asking again makes no sense."""
+        if not request.url:
+            raise FetchError("bad_url", "no URL")
+        url = check_url(request.url, self._allowed)
+        place = url.host or "", url.port or 0
+        for attempt in range(self._settings.retries + 1):
+            try:
+                return await self._in_turn(url, place, outcome, holding)
+            except FetchError as error:
+                holding.shrink(0)
+                pause_s = error.pause_s or self._settings.backoff_s * 2**attempt * (0.75 + _spread(request.url) / 2)
+                if error.retry != "now" or attempt == self._settings.retries or pause_s > LONGEST_PAUSE_S:
+                    raise
+            await asyncio.sleep(pause_s)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _in_turn(self, url: URL, place: tuple[str, int], outcome: Outcome, holding: Holding) -> bytes:
+        """Ask once, as soon as the host, the slots and the memory allow it; again where the memory did not last."""
+        needed = _FIRST_BYTES
+        while True:
+            try:
+                async with self._hosts.slot(place), self._slots:
+                    holding.grow(needed)
+                    return await self._attempt(url, place, outcome, holding)
+            except NoRoomError as error:
+                needed = error.size
+            await holding.wait_for(needed)
+
+    async def _attempt(self, url: URL, place: tuple[str, int], outcome: Outcome, holding: Holding) -> bytes:
+        """Ask once, redirects and all, within `timeout_s`."""
+        outcome.http_status = outcome.final_url = None
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                return await self._follow(url, place, outcome, holding)
+        except TimeoutError as error:
+            if outcome.http_status is None:
+                self._hosts.timed_out(place)
+            raise FetchError("timeout", f"over {self._settings.timeout_s:g} s") from error
+        except FetchError as error:
+            if error.reason == "rate_limited" and error.pause_s is not None:
+                self._hosts.pause(place, error.pause_s)
+            raise
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise _classified(error) from error
+
+    async def _follow(self, url: URL, place: tuple[str, int], outcome: Outcome, holding: Holding) -> bytes:
+        for _ in range(self._settings.max_redirects + 1):
+            async with self._session.get(url, allow_redirects=False) as response:
+                outcome.http_status = response.status
+                self._hosts.answered(place)
+                if response.status not in _REDIRECTS:
+                    self._check(response)
+                    return await self._body(response, holding)
+                target = response.headers.get("Location")
+            if not target:
+                raise FetchError("bad_redirect", f"{response.status} without Location")
+            try:
+                url = check_url(target, self._allowed, base=url)
+            except FetchError as error:
+                if error.reason == "bad_url":
+                    raise FetchError("bad_redirect", f"to {target}") from error
+                raise FetchError(error.reason, f"redirected to {target}") from error
+            outcome.final_url = str(url)
+        raise FetchError("redirect_limit", f"more than {self._settings.max_redirects}")
+
+    def _check(self, response: aiohttp.ClientResponse) -> None:
+        if response.status != 200:
+            pause_s = retry_after_s(response.headers.get("Retry-After"))
+            raise FetchError(of_status(response.status), f"HTTP {response.status}", pause_s)
+        s = self._settings
+        tag = opted_out(response.headers.getall("X-Robots-Tag", []), s.user_agent_token, s.disallowed_header_directives)
+        if tag is not None:
+            raise FetchError("opted_out", f"X-Robots-Tag: {tag}")
+        if (response.content_length or 0) > s.max_bytes:
+            raise FetchError("body_too_large", f"{response.content_length} bytes announced, limit {s.max_bytes}")
+
+    async def _body(self, response: aiohttp.ClientResponse, holding: Holding) -> bytes:
+        max_bytes = self._settings.max_bytes
+        encoding = response.headers.get("Content-Encoding")
+        holding.grow(max(response.content_length or 0, 2 * max_bytes if encoding else 0))
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > max_bytes:
+                raise FetchError("body_too_large", f"over {max_bytes} bytes")
+            if len(body) > holding.size:
+                try:
+                    holding.grow(len(body) + _NEXT_BYTES)
+                except NoRoomError:
+                    raise NoRoomError(max_bytes) from None  # once is enough: the next time it has all that it may need
+        return decompressed(bytes(body), encoding, max_bytes) if encoding else bytes(body)
+
+
+def _spread(url: str) -> float:
+    """Return a number in 0..1 that differs from URL to URL, so that retries do not come in step."""
+    return zlib.crc32(url.encode("utf-8", "replace")) / 2**32
+
+
+def _read_local(file: LocalFile, max_bytes: int) -> bytes:
+    try:
+        with Path(file.path).open("rb") as source:
+            source.seek(file.offset)
+            body = source.read(max_bytes + 1 if file.size is None else min(file.size, max_bytes + 1))
+    except OSError as error:
+        raise FetchError("unreadable_file", f"{file.path}: {error.strerror}") from error
+    if len(body) > max_bytes:
+        raise FetchError("body_too_large", f"{file.path}: over {max_bytes} bytes")
+    if file.size is not None and len(body) < file.size:
+        raise FetchError("unreadable_file", f"{file.path}: ends before {file.offset + file.size}")
+    return body
+
+
+def _classified(error: Exception) -> FetchError:
+    """Return the failure that an exception of aiohttp or of the system stands for."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    text = str(cause) or type(cause).__name__
+    if isinstance(cause, PrivateAddressError):
+        return FetchError("private_address", text)
+    if isinstance(error, aiohttp.ClientConnectorDNSError) or isinstance(cause, socket.gaierror):
+        busy = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_AGAIN
+        return FetchError("dns_failed", text, retry="now" if busy else "later")
+    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+        return FetchError("tls_failed", text)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return FetchError("incomplete_body", text)
+    if isinstance(error, aiohttp.InvalidURL):
+        return FetchError("bad_url", text)
+    if isinstance(error, aiohttp.ClientResponseError):
+        return FetchError("bad_response", error.message)
+    if isinstance(error, aiohttp.ClientConnectionError | OSError):
+        return FetchError("connection_failed", text)
+    return FetchError("bad_response", text)

@@ -1,0 +1,79 @@
+"""From the bytes of one image to everything that its row holds, with one decode."""
+
+import hashlib
+from contextlib import nullcontext
+from threading import Lock
+from typing import Final
+
+from catalog import images
+from tasks.download._base import Outcome, Settings
+from tasks.download.reasons import FetchError
+
+_LARGE_PX: Final = 8_000_000
+_MEASURED_PX: Final = 256
+"""Statistics are taken on no less than this (longer side), however small the stored picture is."""
+
+
+class PictureMaker:
+    """Verifies, decodes, measures and encodes. Thread-safe; large pictures take turns, so that memory is bounded."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._limits = images.Limits(settings.max_pixels, settings.max_side_px)
+        self._turn = Lock()
+
+    def fill(self, outcome: Outcome, body: bytes, digest: str | None) -> Outcome:
+        """Complete `outcome` from the received bytes; `digest` is what they should hash to. Never raises."""
+        try:
+            self._fill(outcome, body, digest)
+        except (FetchError, images.ImageError) as error:
+            outcome.failed(error.reason, error.detail)
+        except Exception as error:  # noqa: BLE001  (one bad row must not stop the others)
+            outcome.failed("unforeseen", f"{type(error).__name__}: {error}")
+        return outcome
+
+    def _fill(self, outcome: Outcome, body: bytes, digest: str | None) -> None:
+        outcome.received_bytes = len(body)
+        if not body:
+            raise FetchError("empty_body")
+        outcome.sha256 = hashlib.sha256(body).hexdigest()
+        self._verify(outcome.sha256, body, digest)
+        header = images.inspect(body)
+        outcome.original_width, outcome.original_height = header.width, header.height
+        images.check(header, self._limits)
+        self._check_shape(header)
+        with self._turn if header.width * header.height > _LARGE_PX else nullcontext():
+            self._decode(outcome, body, header)
+
+    def _verify(self, sha256: str, body: bytes, digest: str | None) -> None:
+        verify = self._settings.verify_hash
+        if verify is None or digest is None:
+            return
+        found = sha256 if verify.type == "sha256" else hashlib.new(verify.type, body, usedforsecurity=False).hexdigest()
+        if found != digest.strip().lower():
+            raise FetchError("hash_mismatch", f"{verify.type} is {found}, expected {digest}")
+
+    def _check_shape(self, header: images.Header) -> None:
+        short, long = sorted((header.width, header.height))
+        size = f"{header.width} x {header.height}"
+        if short < self._settings.min_size_px:
+            raise FetchError("too_small", f"{size}, limit {self._settings.min_size_px}")
+        limit = self._settings.max_aspect_ratio
+        if limit is not None and long > limit * short:
+            raise FetchError("too_narrow", f"{size}, limit {limit:g} to 1")
+
+    def _decode(self, outcome: Outcome, body: bytes, header: images.Header) -> None:
+        s = self._settings
+        size = header.width, header.height
+        stored_as_is = not s.reencode and header.format in ("jpg", "png", "webp")
+        target = images.resized(*size, s.image_size, s.resize_mode, s.resize_only_if_bigger)
+        needed_px = _MEASURED_PX if stored_as_is else max(_MEASURED_PX, *target)
+        pixels = images.decode(body, self._limits, scale=needed_px / max(size))
+        for name, value in images.statistics(pixels)._asdict().items():
+            setattr(outcome, name, value)
+        if stored_as_is:
+            outcome.format, (outcome.width, outcome.height), outcome.image = header.format, size, body
+            return
+        pixels = images.resize(pixels, s.image_size, s.resize_mode, s.resize_only_if_bigger, original=size)
+        outcome.format, (outcome.height, outcome.width) = s.encode_format, pixels.shape[:2]
+        outcome.image = images.encode(pixels, s.encode_format, s.quality)
