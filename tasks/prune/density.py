@@ -100,7 +100,8 @@ def complexity(rows: Rows, inter: np.ndarray) -> np.ndarray:
     spread = np.bincount(rows.cluster, weights=rows.distance, minlength=len(inter))
     product = spread / np.maximum(sizes, 1) * inter
     known = (sizes > 1) & np.isfinite(product)
-    return np.where(known, product, product[known].mean() if known.any() else 0.0)
+    filled: np.ndarray = np.where(known, product, product[known].mean() if known.any() else 0.0)
+    return filled
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -136,7 +137,7 @@ def quotas(
     if projection == "proportional":
         aim = np.maximum(aim / max(aim.max(), FLOOR), FLOOR)  # its scale is free
     x = _continuous(aim, low, high, total, projection)
-    whole = np.clip(np.floor(x).astype(np.int64), low, high)
+    whole: np.ndarray = np.clip(np.floor(x).astype(np.int64), low, high)
     while missing := total - int(whole.sum()):
         up = missing > 0
         room = np.flatnonzero(whole < high if up else whole > low)
@@ -180,10 +181,7 @@ def _continuous(aim: np.ndarray, low: np.ndarray, high: np.ndarray, total: int, 
 
 def _unit_cost(aim: np.ndarray, count: np.ndarray, projection: Projection) -> np.ndarray:
     """Return what the unit after `count` adds to the objective, up to a constant: float64."""
-    if projection == "additive":
-        cost: np.ndarray = count - aim
-        return cost
     some = np.maximum(count, 1)
     step = (count + 1) * np.log(count + 1.0) - np.where(count > 0, count * np.log(some), 0.0)
-    cost = step - np.log(aim)
+    cost: np.ndarray = count - aim if projection == "additive" else step - np.log(aim)
     return cost

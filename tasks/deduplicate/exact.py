@@ -1,0 +1,55 @@
+"""Copies that are the same file: equal SHA-256 of the bytes as they were received."""
+
+import numpy as np
+import pyarrow as pa
+
+from catalog.inputs import Inputs
+
+_NIBBLE = np.full(256, 255, np.uint8)
+_NIBBLE[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+_NIBBLE[np.frombuffer(b"ABCDEF", np.uint8)] = np.arange(10, 16)
+
+
+def digests(inputs: Inputs, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (the first 128 bits of each row's SHA-256, uint64 (n, 2); which rows have one, bool (n,))."""
+    words, known = np.zeros((len(ids), 2), np.uint64), np.zeros(len(ids), bool)
+    for batch in inputs.batches({"images": ("sha256",)}):
+        at = np.searchsorted(ids, batch.column("sample_id").to_numpy())
+        words[at], known[at] = parse(batch.column("sha256"))
+    return words, known
+
+
+def parse(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (words uint64 (n, 2), valid bool (n,)) of hex digests. What is not 64 hex digits is not valid."""
+    words, valid = np.zeros((len(column), 2), np.uint64), np.zeros(len(column), bool)
+    lengths = pa.compute.fill_null(pa.compute.binary_length(column), 0).to_numpy()
+    rows = np.flatnonzero(lengths == 64)
+    if len(rows):
+        text = pa.compute.cast(column.take(pa.array(rows)), pa.binary()).cast(pa.binary(64)).combine_chunks()
+        letters = np.frombuffer(b"".join(_buffers(text)), np.uint8).reshape(-1, 64)
+        nibbles = _NIBBLE[letters]
+        octets = (nibbles[:, 0:32:2] << 4 | nibbles[:, 1:32:2]).astype(np.uint8)
+        words[rows] = np.ascontiguousarray(octets).view(np.uint64)
+        valid[rows] = (nibbles < 16).all(axis=1)
+    return words, valid
+
+
+def _buffers(array: pa.Array | pa.ChunkedArray) -> list[memoryview]:
+    chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+    return [memoryview(c.buffers()[1])[c.offset * 64 : (c.offset + len(c)) * 64] for c in chunks if len(c)]
+
+
+def representatives(words: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Return, for each row, the first row by `key` (ties: by place) among those with the same words: int64 (n,).
+
+    `words`: uint64 (n, 2); `key`: (n,). A row that is its own representative stays.
+    """
+    if len(words) == 0:
+        return np.empty(0, np.int64)
+    order = np.lexsort((key, words[:, 1], words[:, 0]))
+    new = np.ones(len(order), bool)
+    new[1:] = (words[order[1:]] != words[order[:-1]]).any(axis=1)
+    first = order[np.flatnonzero(new)]
+    result = np.empty(len(order), np.int64)
+    result[order] = first[np.cumsum(new) - 1]
+    return result
