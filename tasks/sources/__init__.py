@@ -1,0 +1,17 @@
+"""Where rows come from. A source lists chunks when a build is planned, and turns each into a part of table `source`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from tasks.sources._base import Chunk, Identify, Source
+from tasks.sources.csv import Csv
+from tasks.sources.folder import Folder
+from tasks.sources.jsonl import Jsonl
+from tasks.sources.parquet import Parquet
+from tasks.sources.webdataset import Webdataset
+
+AnySource = Annotated[Parquet | Csv | Jsonl | Folder | Webdataset, Field(discriminator="use")]
+"""Every source that a recipe may name."""
+
+__all__ = ["AnySource", "Chunk", "Csv", "Folder", "Identify", "Jsonl", "Parquet", "Source", "Webdataset"]

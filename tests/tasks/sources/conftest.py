@@ -1,0 +1,56 @@
+"""How a source is run in tests: plan it, then turn every chunk into rows, as the engine does."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from tasks.sources import Chunk, Source
+
+
+def sha256(uri: str) -> str:
+    return hashlib.sha256(Path(uri).read_bytes()).hexdigest()
+
+
+def run(source: Source, identify: Callable[[str], str] = sha256) -> pa.Table:
+    """Return all rows, in chunk order, after checking that the step keeps its contract."""
+    chunks = source.chunks(identify)
+    schema = source.schema({})
+    assert schema.names[:4] == ["sample_id", "url", "caption", "label"]
+    step = source.open("cpu", {})
+    parts = []
+    for chunk in chunks:
+        pieces = list(step(iter([chunk.table()])))
+        assert all(0 < p.num_rows <= 16_384 for p in pieces)
+        assert all(p.schema.equals(pa.schema(list(schema)[1:])) for p in pieces)
+        assert sum(p.num_rows for p in pieces) == chunk.rows
+        for piece in pieces:
+            piece.validate(full=True)
+        parts += pieces
+    return pa.concat_tables(parts)
+
+
+@pytest.fixture()
+def rows_of() -> Callable[..., pa.Table]:
+    return run
+
+
+@pytest.fixture()
+def plan() -> Callable[[Source], list[Chunk]]:
+    return lambda source: source.chunks(sha256)
+
+
+@pytest.fixture()
+def lines(tmp_path: Path) -> Callable[[str, bytes | str], str]:
+    """Write a file; return its path."""
+
+    def write(name: str, content: Any) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    return write
