@@ -1,0 +1,153 @@
+"""Spherical k-means: against a plain Lloyd loop, on planted mixtures, and both engines against each other."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from catalog.errors import RecipeError, UserError
+from catalog.schema import field, score, vector
+from tasks import draw, kmeans
+
+
+def mixture(seed: int, n: int = 1500, k: int = 10, dim: int = 16, noise: float = 0.15) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(k, dim))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    label = rng.integers(0, k, n)
+    rows = (centres[label] + noise * rng.normal(size=(n, dim))) * rng.uniform(0.5, 20, (n, 1))
+    return rows.astype(np.float16), label
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    wide = rows.astype(np.float64)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+
+
+def lloyd(rows: np.ndarray, start: np.ndarray, niter: int) -> tuple[np.ndarray, list[float]]:
+    """The loop as written down, in float64."""
+    e, c, objective = unit(rows), unit(rows)[start], []
+    for _ in range(niter):
+        nearest = np.argmax(e @ c.T, axis=1)
+        objective.append((e * c[nearest]).sum(1).mean())
+        c = unit(np.stack([e[nearest == j].mean(0) for j in range(len(c))]))
+    objective.append((e @ c.T).max(1).mean())
+    return c, objective
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fit_is_lloyds_loop(seed: int) -> None:
+    rows, _ = mixture(seed, n=800, noise=0.5)
+    start = np.sort(np.random.default_rng(seed).choice(800, 7, replace=False))
+    centroids, objective = lloyd(rows, start, 6)
+    fit = kmeans.fit(rows, 7, niter=6, seed=seed)
+    np.testing.assert_allclose(fit.centroids, centroids, atol=2e-5)
+    np.testing.assert_allclose(fit.objective, objective, atol=1e-6)
+    assert fit.sizes.tolist() == np.bincount(np.argmax(unit(rows) @ centroids.T, axis=1), minlength=7).tolist()
+
+
+@pytest.mark.parametrize("engine", ["torch", "faiss"])
+@pytest.mark.parametrize("seed", range(3))
+def test_fit_finds_a_planted_mixture(seed: int, engine: kmeans.Engine) -> None:
+    rows, label = mixture(seed)
+    fit = kmeans.fit(rows, 40, seed=seed, engine=engine)  # some more than planted: a random start misses some
+    cluster, _ = kmeans.Assigner(fit.centroids)(rows)
+    majority = sum(np.bincount(label[cluster == j]).max(initial=0) for j in range(40))
+    assert majority / len(rows) > 0.97
+    assert (np.diff(fit.objective) > -1e-6).all()  # Lloyd's objective never falls
+    np.testing.assert_allclose(np.linalg.norm(fit.centroids, axis=1), 1, atol=1e-6)
+    assert fit.sizes.sum() == len(rows)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_engines_agree(seed: int) -> None:
+    rows, _ = mixture(seed, n=3000, noise=0.4)
+    torch, faiss = (kmeans.fit(rows, 30, niter=10, seed=seed, engine=e) for e in ("torch", "faiss"))  # type: ignore[arg-type]
+    assert (torch.engine, faiss.engine) == ("torch", "faiss")
+    assert faiss.objective[-1] == pytest.approx(torch.objective[-1], rel=0.01)
+    assert faiss.objective[0] == pytest.approx(torch.objective[0], rel=1e-4)  # the same start
+    cluster, distance = kmeans.Assigner(faiss.centroids)(rows)
+    assert np.bincount(cluster, minlength=30).tolist() == faiss.sizes.tolist()
+    assert 1 - distance.mean() == pytest.approx(faiss.objective[-1], abs=1e-5)
+    assert faiss.facts().keys() == torch.facts().keys()
+
+
+def test_fit_twice_gives_the_same_bytes_and_seeds_differ() -> None:
+    rows, _ = mixture(0, noise=0.5)
+    one, two, other = (kmeans.fit(rows, 12, seed=seed) for seed in (4, 4, 5))
+    assert one.centroids.tobytes() == two.centroids.tobytes()
+    assert one.centroids.tobytes() != other.centroids.tobytes()
+
+
+def test_fit_from_a_map_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, _ = mixture(0, n=20_000)
+    held = kmeans.fit(rows, 12, niter=3, seed=1)
+    np.save(tmp_path / "rows.npy", rows)
+    monkeypatch.setattr(kmeans, "HELD_BYTES", 0)
+    mapped = kmeans.fit(np.load(tmp_path / "rows.npy", mmap_mode="r"), 12, niter=3, seed=1)
+    assert mapped.centroids.tobytes() == held.centroids.tobytes()
+
+
+def test_empty_clusters_are_refilled() -> None:
+    """Half of the rows are one point: of several centroids that start there only one keeps rows."""
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([np.tile(np.ones((1, 8)), (200, 1)), rng.normal(size=(200, 8))]).astype(np.float16)
+    fit = kmeans.fit(rows, 20, seed=0)
+    assert fit.repairs[0] > 3
+    assert (fit.sizes > 0).sum() >= 19
+    assert np.isfinite(fit.centroids).all()
+
+
+def test_rows_that_are_all_the_same() -> None:
+    fit = kmeans.fit(np.ones((10, 4), np.float16), 3, seed=0)
+    assert fit.sizes.sum() == 10
+    assert fit.objective[-1] == pytest.approx(1, abs=1e-5)
+    assert np.isfinite(fit.centroids).all()
+
+
+def test_more_clusters_than_rows() -> None:
+    with pytest.raises(UserError, match="k is 5, but only 3 rows have a usable embedding: lower k"):
+        kmeans.fit(np.ones((3, 4), np.float16), 5)
+
+
+def test_assigner_ties_go_to_the_lowest_and_broken_rows_to_none() -> None:
+    centroids = np.array([[0, 1], [1, 0], [1, 0], [-1, 0]], np.float32)
+    rows = np.array([[5, 0], [0, 0], [np.nan, 1], [1, 1], [np.inf, 0], [-1e-3, 0]], np.float16)
+    cluster, distance = kmeans.Assigner(centroids)(rows)
+    assert cluster.tolist() == [1, -1, -1, 0, -1, 3]
+    np.testing.assert_allclose(distance, [0, np.nan, np.nan, 1 - 0.5**0.5, np.nan, 0], atol=1e-6)
+    cluster, distance = kmeans.Assigner(centroids[:0])(rows)
+    assert set(cluster) == {-1}
+
+
+@pytest.mark.parametrize("rows", [1, 30, 2000, 10_000])
+def test_sample_is_the_smallest_keys_however_they_come(tmp_path: Path, rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    ids = np.sort(rng.choice(10**9, 9000, replace=False))
+    vectors = np.stack([ids % 1000 + 1, ids % 7], axis=1).astype(np.float16)
+    vectors[::100] = 0
+    good = np.flatnonzero(vectors.any(axis=1))
+    expected = np.sort(ids[good][np.argsort(draw.keys(ids[good], 3))[:rows]])
+    for number, step in enumerate([9000, 613]):
+        sample = kmeans.Sample(tmp_path / f"{number}.npy", rows, 2, seed=3)
+        for start in range(0, 9000, step):
+            sample.add(ids[start : start + step], vectors[start : start + step])
+        found, taken = sample.take()
+        assert found.tolist() == expected.tolist()
+        assert (taken == vectors[np.searchsorted(ids, found)]).all()
+        assert sample.seen == len(good)
+
+
+def test_vector_column() -> None:
+    id_ = field("sample_id", pa.int64(), "")
+    schema = pa.schema([id_, score("clip_score", "clip", 1, ""), vector("clip", 4, ""), vector("dino", 8, "")])
+    assert kmeans.vector_column({"embeddings": schema}, "") == "clip"
+    assert kmeans.vector_column({"embeddings": schema}, "dino") == "dino"
+    assert kmeans.width(schema, "dino") == 8
+    with pytest.raises(RecipeError, match=r"no embedding column 'dinov2'; did you mean 'dino'\?"):
+        kmeans.vector_column({"embeddings": schema}, "dinov2")
+    with pytest.raises(RecipeError, match="put a stage `use: embed` before"):
+        kmeans.vector_column({}, "")
+    with pytest.raises(RecipeError, match="no vector column"):
+        kmeans.vector_column({"embeddings": pa.schema([id_])}, "")
