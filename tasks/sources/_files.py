@@ -69,7 +69,7 @@ def open_text(uri: str) -> Iterator[io.BufferedReader]:
     with open_random(uri) as raw:
         stream: Any = raw
         if uri.lower().endswith(COMPRESSED):
-            stream = pa.CompressedInputStream(raw, pa.Codec.detect(uri).name)
+            stream = pa.CompressedInputStream(raw, pa.Codec.detect(uri.lower()).name)
         with io.BufferedReader(stream, 1 << 20) as file:
             try:
                 mark = file.peek(4)[:4]

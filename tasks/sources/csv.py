@@ -22,8 +22,8 @@ MAX_FIELD_CHARS: Final = 16 << 20
 SAMPLE_ROWS: Final = 10_000
 """Rows of the first file that its columns' types are guessed from."""
 
-_INTEGER: Final = r"^[+-]?(0|[1-9][0-9]{0,17})$"  # no leading zeros: they are codes, not numbers
-_NUMBER: Final = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$|^[+-]?([iI][nN][fF]|[nN][aA][nN])$"
+_INTEGER: Final = r"^-?(0|[1-9][0-9]{0,17})$"  # with leading zeros it is a code, not a number
+_NUMBER: Final = r"^-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?$|^-?(inf|Inf|nan|NaN)$"
 _BOOLEAN: Final = r"^([tT]rue|TRUE|[fF]alse|FALSE)$"
 
 _Types = Literal["integer", "number", "boolean", "text"]

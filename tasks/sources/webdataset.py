@@ -26,7 +26,9 @@ CAPTIONS: Final = ("txt", "caption", "text")
 LABELS: Final = ("cls", "label")
 """Extensions whose content is the caption, and the class."""
 
-_NAME: Final = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # as the webdataset library splits names
+_NAME: Final = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+_META: Final = re.compile(r"__[^/]*__($|/)")
+# both as the webdataset library has them
 
 
 class Webdataset(Source):
@@ -196,7 +198,7 @@ def _members(file: pa.NativeFile, uri: str) -> Iterator[tuple[str, str, tuple[st
         while (member := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # else it remembers every header
             split = _NAME.match(member.name.encode("utf-8", "replace").decode())
-            if not member.isreg() or split is None or split[0].rpartition("/")[2].startswith("__"):
+            if not member.isreg() or split is None or _META.match(split[0]):
                 continue
             if member.offset_data + member.size > end:
                 return

@@ -33,17 +33,17 @@ def run(source: Source, identify: Callable[[str], str] = sha256) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-@pytest.fixture()
+@pytest.fixture
 def rows_of() -> Callable[..., pa.Table]:
     return run
 
 
-@pytest.fixture()
+@pytest.fixture
 def plan() -> Callable[[Source], list[Chunk]]:
     return lambda source: source.chunks(sha256)
 
 
-@pytest.fixture()
+@pytest.fixture
 def lines(tmp_path: Path) -> Callable[[str, bytes | str], str]:
     """Write a file; return its path."""
 

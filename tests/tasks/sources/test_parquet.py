@@ -282,7 +282,7 @@ def test_known_names_are_lower_case() -> None:
     assert all(name == name.casefold() for names in KNOWN.values() for name in names)
 
 
-@pytest.fixture()
+@pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
@@ -324,7 +324,7 @@ def test_object_store(tmp_path: Path, rows_of: Any, bucket: Any) -> None:
         Parquet(path="s3://corpus/none").chunks(etag)
 
 
-@pytest.mark.needs_data()
+@pytest.mark.needs_data
 def test_real_laion_metadata(rows_of: Any) -> None:
     path = Path(os.environ.get("ESPALIER_SHARED_DATA", "../shared/data")) / "laion_metadata_10k" / "urls.parquet"
     if not path.exists():

@@ -1,0 +1,150 @@
+import bz2
+import csv
+import gzip
+import io
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from catalog.errors import RecipeError, UserError
+from tasks.sources import Csv
+from tasks.sources import csv as module
+
+
+def texts(rows: Any) -> list[tuple[Any, ...]]:
+    return list(zip(*(rows.column(n).to_pylist() for n in rows.column_names), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [("a.csv", bytes), ("a.csv.gz", gzip.compress), ("a.CSV.GZ", gzip.compress), ("a.csv.bz2", bz2.compress)],
+)
+def test_plain_and_compressed(lines: Any, rows_of: Any, name: str, pack: Any) -> None:
+    content = 'URL,TEXT,width\nu1,"a, ""quoted""\ncaption",3\nu2,b,\n'
+    rows = rows_of(Csv(path=lines(name, pack(content.encode()))))
+    assert rows.to_pylist() == [
+        {"url": "u1", "caption": 'a, "quoted"\ncaption', "label": None, "width": 3},
+        {"url": "u2", "caption": "b", "label": None, "width": None},
+    ]
+
+
+def test_tsv_without_header_or_quoting(lines: Any, rows_of: Any) -> None:
+    path = lines("cc3m.tsv", 'a 5" screen\tu1\n"not closed\tu2\nc\tu3\n')  # Conceptual Captions: text, then url
+    source = Csv(path=path, names=("caption", "url"), quoting=False)
+    rows = rows_of(source)
+    assert rows.column("caption").to_pylist() == ['a 5" screen', '"not closed', "c"]
+    assert rows.column("url").to_pylist() == ["u1", "u2", "u3"]
+
+
+def test_stray_quotes_within_a_field_are_text(lines: Any, rows_of: Any) -> None:
+    rows = rows_of(Csv(path=lines("a.csv", 'url,caption\nu1,a 5" screen\nu2,"b"\n')))
+    assert rows.column("caption").to_pylist() == ['a 5" screen', "b"]
+
+
+def test_broken_records_are_kept_as_nulls(lines: Any, rows_of: Any) -> None:
+    rows = rows_of(Csv(path=lines("a.csv", "url,caption\nu1,a\nu2\n\nu3,b,c,d\nu4,d\n")))
+    assert texts(rows.select(["url", "caption"])) == [("u1", "a"), (None, None), (None, None), ("u4", "d")]
+
+
+def test_a_quote_that_never_closes(lines: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_FIELD_CHARS", 100)
+    content = 'url,caption\nu1,a\nu2,"open\n' + "".join(f"u{i},fine\n" for i in range(3, 100))
+    rows = rows_of(Csv(path=lines("a.csv", content)))
+    urls = rows.column("url").to_pylist()
+    assert urls[:2] == ["u1", None]
+    assert urls[-1] == "u99"  # it went on after the limit
+    assert rows_of(
+        Csv(path=lines("a.csv", 'url,caption\nu1,a\nu2,"open')),
+    ).column("url").to_pylist() == ["u1", "u2"]
+
+
+def test_bad_text(lines: Any, rows_of: Any) -> None:
+    huge = b"x" * 3_000_000
+    content = b"\xef\xbb\xbfurl,caption\nu1,caf\xe9\nu2,a\x00b\nu3," + huge + b"\nu4,\xf0\x9f\x98\x80\n"
+    rows = rows_of(Csv(path=lines("a.csv", content)))
+    assert rows.column("caption").to_pylist() == ["caf�", "ab", huge.decode(), "\U0001f600"]
+    with pytest.raises(UserError, match=r"a\.csv is UTF-16; expected UTF-8"):
+        rows_of(Csv(path=lines("a.csv", "url,caption\n".encode("utf-16"))))
+
+
+def test_types_are_guessed_and_values_that_do_not_fit_are_null(lines: Any, rows_of: Any) -> None:
+    first = "url,n,x,flag,zip,word\n" + "u,12,1.5e3,true,00123,a\nu,-3,2,False,45,\n"
+    a = lines("a.csv", first)
+    b = lines("b.csv", "url,n,x,flag,zip,word\nu,12.5,nan,maybe,7,9\nu,99999999999999999999,-.5,TRUE,,x\n")
+    rows = rows_of(Csv(path=(a, b)))
+    assert [str(rows.schema.field(n).type) for n in ("n", "x", "flag", "zip", "word")] == [
+        "int64", "double", "bool", "string", "string",
+    ]  # fmt: skip
+    assert rows.column("n").to_pylist() == [12, -3, None, None]
+    assert rows.column("x").to_pylist()[:2] == [1500.0, 2.0]
+    assert rows.column("x").to_pylist()[3] == -0.5
+    assert rows.column("flag").to_pylist() == [True, False, None, True]
+    assert rows.column("zip").to_pylist() == ["00123", "45", "7", None]
+    chosen = rows_of(Csv(path=a, types={"n": "text", "zip": "integer"}))
+    assert chosen.column("n").to_pylist() == ["12", "-3"]
+    assert chosen.column("zip").to_pylist() == [None, 45]
+    with pytest.raises(UserError, match="has no column 'm'"):
+        rows_of(Csv(path=a, types={"m": "text"}))
+
+
+def test_chunks_in_any_order(lines: Any, plan: Any, rows_of: Any) -> None:
+    content = "url,caption\n" + "".join(f'u{i},"line\n{i}"\n' for i in range(103))
+    source = Csv(path=lines("a.csv.gz", gzip.compress(content.encode())), rows_per_part=10)
+    assert rows_of(source).column("url").to_pylist() == [f"u{i}" for i in range(103)]
+    chunks = plan(source)
+    assert [c.rows for c in chunks] == [10] * 10 + [3]
+    step = source.open("cpu", {})
+    for chunk in (chunks[7], chunks[2], chunks[10], chunks[3]):
+        found = [u for t in step(iter([chunk.table()])) for u in t.column("url").to_pylist()]
+        assert found == [f"u{i}" for i in range(chunk.start, chunk.start + chunk.rows)]
+
+
+def test_new_file_makes_only_its_own_chunks(lines: Any, plan: Any, tmp_path: Any) -> None:
+    lines("d/b.csv", "url,w\nu,1\n")
+    source = Csv(path=str(tmp_path / "d"))
+    before = plan(source)
+    lines("d/a.csv", "url,w\nv,2\nw,3\n")
+    assert plan(source)[1:] == before
+
+
+def test_nothing_and_damage(lines: Any, plan: Any) -> None:
+    with pytest.raises(UserError, match="the source is empty"):
+        plan(Csv(path=lines("a.csv", "")))
+    with pytest.raises(UserError, match="the source is empty"):
+        plan(Csv(path=lines("a.csv", "url,caption\n")))
+    with pytest.raises(UserError, match="two columns 'url'"):
+        plan(Csv(path=lines("a.csv", "url,url\na,b\n")))
+    with pytest.raises(RecipeError, match=r"no column 'UR' .*did you mean 'URL'"):
+        plan(Csv(path=lines("a.csv", "URL,x\na,b\n"), url="UR"))
+    packed = gzip.compress(b"url,caption\n" + bytes(range(48, 58)) * 100_000)
+    with pytest.raises(UserError, match=r"b\.csv\.gz is damaged"):
+        plan(Csv(path=lines("b.csv.gz", packed[:-20])))
+    with pytest.raises(UserError, match=r"b\.csv\.gz is damaged"):
+        plan(Csv(path=lines("b.csv.gz", b"url,caption\n")))
+
+
+_TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(table=st.lists(st.tuples(_TEXT.map(lambda t: "u" + t), _TEXT), min_size=1, max_size=8))
+def test_what_a_csv_writer_wrote_comes_back(lines: Any, rows_of: Any, table: list[tuple[str, str]]) -> None:
+    out = io.StringIO(newline="")
+    csv.writer(out).writerows([("url", "caption"), *table])
+    rows = rows_of(Csv(path=lines("a.csv", out.getvalue()), rows_per_part=3))
+    assert texts(rows.select(["url", "caption"])) == [(u, c or None) for u, c in table]
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.from_regex(r"-?[0-9.+]{1,20}([eE][+-]?[0-9]{1,4})?|-?[iInNaAfF]{3}|[tTfF][a-zA-Z]{3,4}", fullmatch=True))
+def test_a_text_that_looks_like_a_value_parses(text: str) -> None:
+    column = pa.chunked_array([[text, None, "word"]])
+    for kind, type_ in module._ARROW.items():
+        found = module._parse(column, type_).to_pylist()
+        assert found[1] is None
+        if found[0] is not None and kind in {"integer", "number"}:
+            value = int(text) if kind == "integer" else float(text)
+            assert found[0] == value or value != value
