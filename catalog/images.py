@@ -108,7 +108,7 @@ def decode(data: bytes, limits: Limits = Limits(), scale: float = 1.0) -> Pixels
     if header.format == "jpg" and header.mode in ("L", "RGB"):
         pixels = _decode_jpeg(data, header, scale)
     else:
-        pixels = _decode_other(image)
+        pixels = _decode_other(image, header.format, data)
     return _upright(pixels, header.orientation)
 
 
@@ -132,7 +132,7 @@ def _open(data: bytes) -> tuple[Any, Header]:
         width, height = image.size
         orientation = 1 if format_ == "tiff" else _orientation(image)  # Pillow turns TIFF by itself
     except Exception as error:  # Pillow raises a dozen kinds on hostile headers
-        raise _broken(error, "header") from error
+        raise _broken(error, format_, data) from error
     if orientation >= 5:
         width, height = height, width
     if width < 1 or height < 1:
@@ -153,10 +153,17 @@ def _orientation(image: Any) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _broken(error: Exception, where: str) -> ImageError:
-    text = " ".join(str(error).split()) or type(error).__name__
-    early = any(sign in text.lower() for sign in ("truncated", "unexpected end", "not enough image data"))
-    return ImageError("truncated" if early else "undecodable", f"{where}: {text[:160]}")
+def _broken(error: Exception | None, format_: str, data: bytes) -> ImageError:
+    text = " ".join(str(error or "no picture").split()) or type(error).__name__
+    early = _ends_early(format_, data) or any(sign in text.lower() for sign in ("truncated", "unexpected end"))
+    return ImageError("truncated" if early else "undecodable", f"{format_}: {text[:160]}")
+
+
+def _ends_early(format_: str, data: bytes) -> bool:
+    """Return whether a file that could not be decoded lacks its end, for formats whose decoders do not say."""
+    if format_ == "jpg":
+        return data.rstrip(b"\0")[-2:] != b"\xff\xd9"
+    return format_ == "webp" and int.from_bytes(data[4:8], "little") + 8 > len(data)
 
 
 # ---- decoding
@@ -172,16 +179,15 @@ def _decode_jpeg(data: bytes, header: Header, scale: float) -> Pixels:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise _broken(error, "jpeg") from error
+        raise _broken(error, "jpg", data) from error
     if pixels is None:
-        ended = data.rstrip(b"\0")[-2:] == b"\xff\xd9"
-        raise ImageError("undecodable" if ended else "truncated", "jpeg: no picture" + ("" if ended else ", no end"))
+        raise _broken(None, "jpg", data)
     if factor > 1:
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
     return pixels
 
 
-def _decode_other(image: Any) -> Pixels:
+def _decode_other(image: Any, format_: str, data: bytes) -> Pixels:
     """Decode with Pillow, then convert in strips: no second copy of a large picture."""
     try:
         image.load()
@@ -194,7 +200,7 @@ def _decode_other(image: Any) -> Pixels:
     except ImageError:
         raise
     except Exception as error:  # Pillow raises a dozen kinds on hostile bytes
-        raise _broken(error, "pixels") from error
+        raise _broken(error, format_, data) from error
     return pixels
 
 

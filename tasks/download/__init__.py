@@ -4,9 +4,10 @@ Every row of the source comes out once. A row that gets no image keeps its reaso
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, Self
 
 import pyarrow as pa
+from pydantic import Field, model_validator
 
 from catalog.errors import RecipeError, nearest
 from catalog.schema import IMAGES, LOCAL, field
@@ -33,7 +34,7 @@ class Download(Settings, MapStage):
     """Fetch, verify, decode once, hash, measure, resize and store images.
 
     Engine `http` is the built-in fetcher. `img2dataset` runs the real one, release 1.47.0, in an environment of its
-    own, with its own behaviour on the wire; the table, the reasons and the refusal of private addresses are the same.
+    own and with its own behaviour on the wire; the table and the reasons are the same (see `img2dataset.py`).
     """
 
     table: ClassVar[str] = "images"
@@ -41,6 +42,15 @@ class Download(Settings, MapStage):
 
     use: Literal["download"] = "download"
     engine: Literal["http", "img2dataset"] = "http"
+    engine_limit_s: float | None = Field(
+        None, gt=0, description="engine img2dataset: wall clock of one part; default: what its timeouts allow"
+    )
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> Self:
+        if self.engine == "img2dataset" and self.verify_hash and self.verify_hash.type != "sha256":
+            raise RecipeError(f"engine img2dataset verifies sha256 only; verify_hash.type is {self.verify_hash.type}")
+        return self
 
     def inputs(self, available: Tables) -> Columns:
         """Return url, caption, the place of local files, and the digest to verify."""
@@ -78,7 +88,7 @@ class Download(Settings, MapStage):
         if self.engine == "img2dataset":
             from tasks.download.img2dataset import Img2datasetEngine
 
-            return Img2datasetEngine(self, cpus)
+            return Img2datasetEngine(self, cpus, self.engine_limit_s)
         from tasks.download.http import HttpEngine
 
         return HttpEngine(self, cpus)

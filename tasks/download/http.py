@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache, partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -25,7 +24,7 @@ from tasks.download.addresses import AllowedHosts, PrivateAddressError, PublicRe
 from tasks.download.budget import ByteBudget, Holding, NoRoomError
 from tasks.download.headers import decompressed, opted_out, retry_after_s
 from tasks.download.hosts import LONGEST_PAUSE_S, Hosts
-from tasks.download.picture import PictureMaker
+from tasks.download.picture import PictureMaker, read_local
 from tasks.download.reasons import FetchError, of_status
 
 WINDOW_ROWS: Final = 4096
@@ -159,7 +158,7 @@ class _Fetcher:
         await holding.wait_for(
             self._settings.max_bytes if file.size is None else min(file.size, self._settings.max_bytes)
         )
-        work = partial(_read_local, file, self._settings.max_bytes)
+        work = partial(read_local, file, self._settings.max_bytes)
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
 
     async def _fetch(self, request: Request, outcome: Outcome, holding: Holding) -> bytes:
@@ -259,20 +258,6 @@ class _Fetcher:
 def _spread(url: str) -> float:
     """Return a number in 0..1 that differs from URL to URL, so that retries do not come in step."""
     return zlib.crc32(url.encode("utf-8", "replace")) / 2**32
-
-
-def _read_local(file: LocalFile, max_bytes: int) -> bytes:
-    try:
-        with Path(file.path).open("rb") as source:
-            source.seek(file.offset)
-            body = source.read(max_bytes + 1 if file.size is None else min(file.size, max_bytes + 1))
-    except OSError as error:
-        raise FetchError("unreadable_file", f"{file.path}: {error.strerror}") from error
-    if len(body) > max_bytes:
-        raise FetchError("body_too_large", f"{file.path}: over {max_bytes} bytes")
-    if file.size is not None and len(body) < file.size:
-        raise FetchError("unreadable_file", f"{file.path}: ends before {file.offset + file.size}")
-    return body
 
 
 def _classified(error: Exception) -> FetchError:

@@ -2,11 +2,12 @@
 
 import hashlib
 from contextlib import nullcontext
+from pathlib import Path
 from threading import Lock
 from typing import Final
 
 from catalog import images
-from tasks.download._base import Outcome, Settings
+from tasks.download._base import LocalFile, Outcome, Settings
 from tasks.download.reasons import FetchError
 
 _LARGE_PX: Final = 8_000_000
@@ -30,6 +31,17 @@ class PictureMaker:
             outcome.failed(error.reason, error.detail)
         except Exception as error:  # noqa: BLE001  (one bad row must not stop the others)
             outcome.failed("unforeseen", f"{type(error).__name__}: {error}")
+        return outcome
+
+    def measure(self, outcome: Outcome, stored: bytes) -> Outcome:
+        """Complete `outcome` from an image that somebody else has resized and encoded. Never raises."""
+        try:
+            header = images.inspect(stored)
+            outcome.format, outcome.width, outcome.height = header.format, header.width, header.height
+            self._note_statistics(outcome, images.decode(stored, self._limits))
+            outcome.image = stored
+        except images.ImageError as error:
+            outcome.failed(error.reason, error.detail)
         return outcome
 
     def _fill(self, outcome: Outcome, body: bytes, digest: str | None) -> None:
@@ -69,11 +81,30 @@ class PictureMaker:
         target = images.resized(*size, s.image_size, s.resize_mode, s.resize_only_if_bigger)
         needed_px = _MEASURED_PX if stored_as_is else max(_MEASURED_PX, *target)
         pixels = images.decode(body, self._limits, scale=needed_px / max(size))
-        for name, value in images.statistics(pixels)._asdict().items():
-            setattr(outcome, name, value)
+        self._note_statistics(outcome, pixels)
         if stored_as_is:
             outcome.format, (outcome.width, outcome.height), outcome.image = header.format, size, body
             return
         pixels = images.resize(pixels, s.image_size, s.resize_mode, s.resize_only_if_bigger, original=size)
         outcome.format, (outcome.height, outcome.width) = s.encode_format, pixels.shape[:2]
         outcome.image = images.encode(pixels, s.encode_format, s.quality)
+
+    @staticmethod
+    def _note_statistics(outcome: Outcome, pixels: images.Pixels) -> None:
+        for name, value in images.statistics(pixels)._asdict().items():
+            setattr(outcome, name, value)
+
+
+def read_local(file: LocalFile, max_bytes: int) -> bytes:
+    """Return the bytes of a local image. Raises FetchError: unreadable_file, body_too_large."""
+    try:
+        with Path(file.path).open("rb") as source:
+            source.seek(file.offset)
+            body = source.read(max_bytes + 1 if file.size is None else min(file.size, max_bytes + 1))
+    except OSError as error:
+        raise FetchError("unreadable_file", f"{file.path}: {error.strerror}") from error
+    if len(body) > max_bytes:
+        raise FetchError("body_too_large", f"{file.path}: over {max_bytes} bytes")
+    if file.size is not None and len(body) < file.size:
+        raise FetchError("unreadable_file", f"{file.path}: ends before {file.offset + file.size}")
+    return body

@@ -1,0 +1,46 @@
+"""Images for tests: smooth random pictures, their encoded forms, and files that lie."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def picture(width: int = 320, height: int = 240, seed: int = 0) -> Any:
+    """Return a smooth colourful picture, uint8 (height, width, 3)."""
+    cells = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encoded(pixels: Any, format_: str = "JPEG", **options: Any) -> bytes:
+    """Return the picture as Pillow encodes it."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    out = io.BytesIO()
+    image.save(out, format_, **options)
+    return out.getvalue()
+
+
+def jpeg(width: int = 320, height: int = 240, seed: int = 0, quality: int = 90, **options: Any) -> bytes:
+    """Return a JPEG of a smooth picture."""
+    return encoded(picture(width, height, seed), quality=quality, **options)
+
+
+def png_bomb(width: int = 30_000, height: int = 30_000, rows: int = 300) -> bytes:
+    """Return a small PNG whose header announces width x height."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0" * (3 * width + 1) * rows, 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def orientation_exif(orientation: int) -> bytes:
+    """Return an EXIF block that says only this."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
