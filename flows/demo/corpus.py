@@ -35,6 +35,8 @@ REENCODED_SHARE: Final = 0.12
 WRONG_CAPTION_SHARE: Final = 0.04
 MIN_ROWS: Final = 300
 """Below, the hazards, of which there is at least one each, would leave too few ordinary rows."""
+MAX_ROWS: Final = 4000
+"""Above, the photographs do not yield pictures enough that can be told apart."""
 INPUT_FILES: Final = 3
 
 TRUTH: Final = pa.schema(
@@ -159,8 +161,10 @@ class _Planner:
     """Decides what every row is. Draws from one generator, in one order: the seed settles everything."""
 
     def __init__(self, rows: int, seed: int) -> None:
-        if rows < MIN_ROWS:
-            raise UserError(f"the demo needs at least {MIN_ROWS} rows to hold every hazard, not {rows}")
+        if not MIN_ROWS <= rows <= MAX_ROWS:
+            raise UserError(
+                f"the demo plants at least {MIN_ROWS} rows, to hold every hazard, and at most {MAX_ROWS}, not {rows}"
+            )
         self.rows, self.seed = rows, seed
         self.rng = np.random.default_rng(seed)
         self.pictures: list[Picture] = []
@@ -341,7 +345,8 @@ def _write_tables(plan: Plan, rows: pa.Table) -> None:
     for column in ("url", "duplicate_of"):
         filled = pc.replace_substring(rows[column], "{base}", plan.base_url)
         filled = pc.replace_substring(filled, "{localhost}", plan.base_url.replace("127.0.0.1", "localhost"))
-        rows = rows.set_column(rows.schema.get_field_index(column), column, filled)
+        at = rows.schema.get_field_index(column)
+        rows = rows.set_column(at, rows.schema.field(at), filled)
     pq.write_table(rows.select(TRUTH.names), plan.truth)
     names = [name for name in _ROW.names if name not in TRUTH.names]
     source = rows.select(["url", "caption", *names]).rename_columns(["URL", "TEXT", *names])

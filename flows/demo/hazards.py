@@ -55,7 +55,7 @@ HAZARDS: Final = (
     _ok("heals after 503", "{base}/heals/503/1/{file}", rows=12),
     _ok("heals after 500 twice", "{base}/heals/500/2/{file}"),
     _ok("heals after 429", "{base}/heals/429/1/{file}", rows=6),
-    _ok("heals after a reset", "{base}/heals/reset/1/{file}"),
+    _ok("heals after a reset", "{base}/heals/reset/2/{file}"),
     # bodies that do not end well
     Hazard("slow body", "{base}/slow-body/{file}", "timeout", rows=4),
     Hazard("slow headers", "{base}/slow-headers/{file}", "timeout", rows=3),
@@ -76,7 +76,7 @@ HAZARDS: Final = (
     Hazard("redirect to file:", "{base}/redirect-to/file/{n}.jpg", "bad_scheme", rows=3, file=""),
     # what a type says
     _ok("picture called text/html", "{base}/typed/text/html/{file}"),
-    _ok("picture without a type", "{base}/typed/none/{file}", rows=3),
+    _ok("picture called a byte stream", "{base}/typed/application/octet-stream/{file}", rows=3),
     Hazard("page called image/jpeg", "{base}/page/{n}.jpg", "not_an_image", rows=10, file=""),
     # opt-outs
     Hazard("noai", "{base}/robots/noai/{file}", "opted_out", rows=8),
@@ -92,7 +92,7 @@ HAZARDS: Final = (
     Hazard("icon", "{base}/{file}", "too_small", file="icon", rows=4),
     Hazard("hairline", "{base}/{file}", "too_small", file="hairline", rows=3),
     Hazard("drawing", "{base}/{file}", "not_an_image", file="svg", rows=4),
-    Hazard("noise", "{base}/{file}", "undecodable", file="noise", rows=4),
+    Hazard("garbled", "{base}/{file}", "undecodable", file="garbled", rows=4),
     Hazard("blank", "{base}/{file}", "filtered", "filter", rows=12, file="blank"),
     _ok("greyscale jpeg", file="grey"),
     _ok("CMYK jpeg", file="cmyk"),

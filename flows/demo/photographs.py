@@ -25,7 +25,7 @@ MIN_CROP_AREA: Final = 0.015
 MAX_IOU: Final = 0.5
 MIN_HASH_DISTANCE: Final = 12
 """Of 63 bits. A re-encoded, slightly cropped copy is usually within 8."""
-MIN_CONTRAST: Final = 14.0
+MIN_CONTRAST: Final = 18.0
 """Standard deviation of the grey values of a crop: sky and shadow alone show nothing."""
 
 

@@ -109,7 +109,7 @@ def encode_again(data: bytes, copy: Copy) -> bytes:
 @lru_cache(maxsize=1)
 def assets() -> dict[str, bytes]:
     """Return the files that are no pictures, or are made to hurt, by name: the same bytes every time."""
-    noise = np.random.default_rng(0).integers(0, 256, 20_000, dtype=np.uint8).tobytes()
+    noise = np.random.default_rng(0).integers(1, 256, 20_000, dtype=np.uint8).tobytes()
     flat = np.full((240, 320, 3), 255, np.uint8)
     return {
         "bomb-header.png": _png(30_000, 30_000, b""),
@@ -121,7 +121,7 @@ def assets() -> dict[str, bytes]:
         "blank-black.png": encode(flat * 0, "png", 0),
         "blank-sand.webp": encode(flat // 255 * np.asarray([210, 190, 150], np.uint8), "webp", 80),
         "svg.svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="400" height="300"><circle r="90"/></svg>',
-        "noise.jpg": b"\xff\xd8\xff\xe0" + noise,
+        "garbled.png": _png(400, 300, noise, packed=True),
     }
 
 
@@ -162,11 +162,11 @@ def _png16(image: Pixels) -> bytes:
     return bytes(data)
 
 
-def _png(width: int, height: int, rows: bytes) -> bytes:
-    """Return a black-and-white PNG of one bit a pixel: 144 megapixels are 18 kilobytes."""
+def _png(width: int, height: int, rows: bytes, packed: bool = False) -> bytes:
+    """Return a black-and-white PNG of one bit a pixel: 144 megapixels are 18 kilobytes. `packed`: rows are as stored."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows if packed else zlib.compress(rows, 9)) + chunk(b"IEND", b"")

@@ -116,8 +116,7 @@ class _Box:
             "/redirect/{times}" + file: self.redirect,
             "/redirect-loop/{rest}": self.redirect_loop,
             "/redirect-to/{where}/{rest}": self.redirect_to,
-            "/typed/text/html" + file: self.typed_html,
-            "/typed/none" + file: self.typed_none,
+            "/typed/{kind}/{subkind}" + file: self.typed,
             "/robots/{directive}" + file: self.robots,
         }
 
@@ -155,13 +154,10 @@ class _Box:
     async def page(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=_PAGE, content_type="image/jpeg")
 
-    async def typed_html(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(body=self.read(request)[0], content_type="text/html")
-
-    async def typed_none(self, request: web.Request) -> web.StreamResponse:
-        response = web.Response(body=self.read(request)[0])
-        del response.headers["Content-Type"]
-        return response
+    async def typed(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a picture, and say that it is something else."""
+        type_ = "{kind}/{subkind}".format_map(request.match_info)
+        return web.Response(body=self.read(request)[0], content_type=type_)
 
     async def robots(self, request: web.Request) -> web.StreamResponse:
         data, type_ = self.read(request)

@@ -1,0 +1,222 @@
+import hashlib
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from catalog import images
+from catalog.errors import UserError
+from flows.demo import photographs
+from flows.demo.corpus import MAX_ROWS, MIN_ROWS, Plan, plant
+from flows.demo.hazards import BY_NAME, HAZARDS
+from flows.demo.photographs import MAX_IOU, PHOTOGRAPHS, describe, distinct_crops
+from tasks.download.reasons import REASONS
+
+
+def _digest(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _truth(plan: Plan) -> list[dict]:
+    return pq.read_table(plan.truth).to_pylist()
+
+
+def test_the_same_seed_plants_the_same_bytes_and_another_does_not(web, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    again = plant(tmp_path / "again", web.rows, seed=3, base_url=web.base_url)
+    assert _digest(again.folder) == _digest(web.folder)
+    other = plant(tmp_path / "other", web.rows, seed=4, base_url=web.base_url)
+    assert other.truth.read_bytes() != web.truth.read_bytes()
+
+
+def test_planting_again_writes_no_picture_and_only_moves_the_address(web, tmp_path):
+    plan = plant(tmp_path, MIN_ROWS, seed=1, base_url="http://127.0.0.1:1111")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "files").iterdir()}
+    tables = pq.read_table(plan.truth)
+    plant(tmp_path, MIN_ROWS, seed=1, base_url="http://127.0.0.1:2222")
+    moved = pq.read_table(plan.truth)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "files").iterdir()} == before
+    urls = ["" if url is None else url for url in tables["url"].to_pylist()]
+    assert [url.replace(":1111/", ":2222/") for url in urls] == ["" if u is None else u for u in moved["url"].to_pylist()]
+
+
+def test_a_half_planted_folder_is_planted_anew(web, tmp_path):
+    plan = plant(tmp_path, MIN_ROWS, seed=1)
+    whole = _digest(tmp_path)
+    (tmp_path / "planted.json").unlink()
+    next(iter((tmp_path / "files").glob("0*.jpg"))).write_bytes(b"half")
+    plant(tmp_path, MIN_ROWS, seed=1)
+    assert _digest(plan.folder) == whole
+
+
+def test_input_and_truth_are_about_the_same_rows(web):
+    truth = _truth(web)
+    parts = sorted(web.urls.glob("*.parquet"))
+    rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
+    assert len(parts) == 3
+    assert len(rows) == len(truth) == 400
+    assert [(row["URL"], row["TEXT"]) for row in rows] == [(row["url"], row["caption"]) for row in truth]
+    assert {"hazard", "concept", "duplicate_of"}.isdisjoint(rows[0])
+    assert len({row["url"] for row in truth}) == 400
+
+
+def test_every_hazard_is_planted_and_its_reason_exists(web):
+    planted = Counter(row["hazard"] for row in _truth(web))
+    assert {hazard.name for hazard in HAZARDS} == set(planted) - {None}
+    assert {hazard.reason for hazard in HAZARDS if hazard.stage == "download"} <= set(REASONS)
+    assert len(BY_NAME) == len(HAZARDS)
+    for row in _truth(web):
+        assert (row["expected_stage"] is None) == (row["hazard"] is None or BY_NAME[row["hazard"]].survives)
+
+
+def test_duplicates_are_what_they_are_called(web):
+    by_url = {row["url"]: row for row in _truth(web)}
+    kinds = Counter(row["duplicate_kind"] for row in by_url.values())
+    assert kinds["exact"] == round(0.08 * 400)
+    assert kinds["reencoded"] == round(0.12 * 400)
+    for row in by_url.values():
+        if row["duplicate_kind"] is None:
+            continue
+        original = by_url[row["duplicate_of"]]
+        assert original["duplicate_kind"] is None
+        assert original["hazard"] is None
+        assert row["picture"] == original["picture"]
+        assert (row["file"] == original["file"]) == (row["duplicate_kind"] == "exact")
+        if row["duplicate_kind"] == "reencoded":
+            assert (web.folder / row["file"]).read_bytes() != (web.folder / original["file"]).read_bytes()
+
+
+def test_a_perceptual_hash_of_its_own_finds_copies_and_tells_pictures_apart(web):
+    """The catalog's hash knows nothing of how crops were chosen: copies are near, other pictures are not."""
+    files = {row["file"]: row["picture"] for row in _truth(web) if row["picture"] is not None and not row["hazard"]}
+    hashes = [images.phash(images.decode((web.folder / file).read_bytes())) for file in files]
+    bits = np.array(hashes, np.int64).view(np.uint64)
+    distance = np.bitwise_count(bits[:, None] ^ bits[None])
+    picture = np.array(list(files.values()))
+    upper = np.triu(np.ones_like(distance, bool), 1)
+    same = (picture[:, None] == picture) & upper
+    assert same.sum() >= 40
+    assert (distance[same] <= 8).mean() > 0.9
+    assert (distance[~same & upper] <= 6).sum() <= 2
+
+
+def test_wrong_captions_are_of_another_concept(web):
+    """A right caption names its photograph by a word that no other photograph's captions have, more often than not."""
+    rows = [row for row in _truth(web) if row["hazard"] is None]
+    wrong = [row for row in rows if row["wrong_caption"]]
+    assert len(wrong) == round(0.04 * len(rows))
+    subjects = {photo.name: (*photo.subjects, photo.name) for photo in PHOTOGRAPHS}
+
+    def names(row: dict, concept: str) -> bool:
+        return any(subject.lower() in row["caption"].lower() for subject in subjects[concept])
+
+    assert not any(names(row, row["concept"]) for row in wrong)
+    assert all(names(row, row["concept"]) for row in rows if not row["wrong_caption"])
+
+
+def test_picture_sizes_and_formats(web):
+    sizes, formats = [], Counter()
+    for row in _truth(web):
+        if row["hazard"] is None:
+            header = images.inspect((web.folder / row["file"]).read_bytes())
+            sizes.append((header.width, header.height))
+            formats[header.format] += 1
+    assert min(map(min, sizes)) >= 85
+    assert max(map(max, sizes)) <= 1150
+    assert set(formats) == {"jpg", "png", "webp"}
+    assert formats["jpg"] > 0.6 * len(sizes)
+
+
+@pytest.mark.parametrize("file", ["bomb-header", "bomb", "pixel", "icon", "hairline", "svg", "garbled"])
+def test_assets_fail_in_the_catalog_for_the_reason_that_is_expected(web, file):
+    """The truth says why a file is no good; the code that decodes agrees. (Minimal sizes are the downloader's.)"""
+    hazard = next(h for h in HAZARDS if h.file == file)
+    (path,) = (web.folder / "files").glob(f"{file}.*")
+    if hazard.reason == "too_small":
+        assert min(images.decode(path.read_bytes()).shape[:2]) < 64
+        return
+    with pytest.raises(images.ImageError) as error:
+        images.decode(path.read_bytes())
+    assert error.value.reason == hazard.reason
+
+
+def test_odd_encodings_decode_to_the_right_picture(web):
+    """An ordinary decoder sees in each the picture that an ordinary file would show: no channel swapped, none inverted."""
+    from flows.demo import pictures
+    from flows.demo.pictures import Picture
+
+    picture = Picture("files/a.jpg", "motorcycle", (200, 100, 600, 400), False, "plain", 1.0, 200, "jpg", 90)
+    plain = pictures.render(picture)
+    for encoding in pictures.ODD_ENCODINGS:
+        seen = images.decode(pictures.encode(plain, encoding, 90))
+        if encoding == "exif":
+            seen = np.rot90(seen, 1)
+        assert seen.shape == plain.shape, encoding
+        if encoding == "grey":
+            assert (seen[..., 0] == seen[..., 1]).all()
+        elif encoding == "alpha":
+            assert seen[-1].mean() < seen[0].mean() + 255
+        else:
+            error = np.abs(seen.astype(int) - plain).mean()
+            assert error < 12, (encoding, error)
+
+
+def test_crops_of_a_photograph_do_not_overlap_by_half():
+    boxes = distinct_crops("cat", 60, np.random.default_rng(0))
+    assert len(set(boxes)) == 60
+
+    def area(box):
+        return max(0, box[2] - box[0]) * max(0, box[3] - box[1])
+
+    for at, one in enumerate(boxes):
+        assert 0 <= one[0] < one[2] <= 451
+        assert 0 <= one[1] < one[3] <= 300
+        for other in boxes[:at]:
+            shared = area((max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])))
+            assert shared / (area(one) + area(other) - shared) <= MAX_IOU
+
+
+def test_captions_say_what_is_seen():
+    rng = np.random.default_rng(0)
+    height, width = photographs.pixels("coffee").shape[:2]
+    spoon = (int(0.5 * width), int(0.54 * height), int(0.72 * width), int(0.86 * height))
+    assert "spoon" in describe("coffee", spoon, False, "plain", rng)
+    corner = (0, 0, width // 4, height // 4)
+    grass = [describe("grass", corner, flipped, "plain", rng) for flipped in (False, True)]
+    assert "upper left" in grass[0]
+    assert "upper right" in grass[1]
+
+
+def test_impossible_numbers_of_rows_are_refused_in_one_line(tmp_path):
+    for rows in (-1, 0, MIN_ROWS - 1, MAX_ROWS + 1, 10**9):
+        with pytest.raises(UserError, match=f"at least {MIN_ROWS} rows.* at most {MAX_ROWS}, not {rows}$"):
+            plant(tmp_path, rows)
+    assert not (tmp_path / "truth.parquet").exists()
+
+
+def test_photographs_come_with_the_installed_packages():
+    for photo in PHOTOGRAPHS:
+        shape = photographs.pixels(photo.name).shape
+        assert shape[2] == 3
+        for _, left, top, right, bottom in photo.parts:
+            assert 0 <= left < right <= 1
+            assert 0 <= top < bottom <= 1
+
+
+def test_the_concepts_are_all_there_and_unequal(web):
+    concepts: defaultdict[str, int] = defaultdict(int)
+    for row in _truth(web):
+        if row["concept"]:
+            concepts[row["concept"]] += 1
+    assert set(concepts) == {photo.name for photo in PHOTOGRAPHS}
+    assert max(concepts.values()) > 1.5 * min(concepts.values())
+
+
+def test_truth_is_an_arrow_table_that_explains_itself(web):
+    schema = pq.read_schema(web.truth)
+    assert all(field.metadata and b"about" in field.metadata for field in schema)
+    assert schema.field("picture").type == pa.int32()
