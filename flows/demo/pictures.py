@@ -163,10 +163,15 @@ def _png16(image: Pixels) -> bytes:
 
 
 def _png(width: int, height: int, rows: bytes, packed: bool = False) -> bytes:
-    """Return a black-and-white PNG of one bit a pixel: 144 megapixels are 18 kilobytes. `packed`: rows are as stored."""
+    """Return a black-and-white PNG of one bit a pixel: 144 megapixels are 18 kilobytes. `packed`: the rows are."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows if packed else zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", rows if packed else zlib.compress(rows, 9))
+        + chunk(b"IEND", b"")
+    )

@@ -41,7 +41,9 @@ def test_planting_again_writes_no_picture_and_only_moves_the_address(web, tmp_pa
     moved = pq.read_table(plan.truth)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "files").iterdir()} == before
     urls = ["" if url is None else url for url in tables["url"].to_pylist()]
-    assert [url.replace(":1111/", ":2222/") for url in urls] == ["" if u is None else u for u in moved["url"].to_pylist()]
+    assert [url.replace(":1111/", ":2222/") for url in urls] == [
+        "" if u is None else u for u in moved["url"].to_pylist()
+    ]
 
 
 def test_a_half_planted_folder_is_planted_anew(web, tmp_path):
@@ -68,6 +70,7 @@ def test_every_hazard_is_planted_and_its_reason_exists(web):
     planted = Counter(row["hazard"] for row in _truth(web))
     assert {hazard.name for hazard in HAZARDS} == set(planted) - {None}
     assert {hazard.reason for hazard in HAZARDS if hazard.stage == "download"} <= set(REASONS)
+    assert {hazard.stage for hazard in HAZARDS if hazard.reason is None} == {""}
     assert len(BY_NAME) == len(HAZARDS)
     for row in _truth(web):
         assert (row["expected_stage"] is None) == (row["hazard"] is None or BY_NAME[row["hazard"]].survives)
@@ -145,7 +148,7 @@ def test_assets_fail_in_the_catalog_for_the_reason_that_is_expected(web, file):
 
 
 def test_odd_encodings_decode_to_the_right_picture(web):
-    """An ordinary decoder sees in each the picture that an ordinary file would show: no channel swapped, none inverted."""
+    """A decoder sees in each the picture that an ordinary file would show: no channel swapped, none inverted."""
     from flows.demo import pictures
     from flows.demo.pictures import Picture
 
