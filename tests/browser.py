@@ -28,7 +28,9 @@ def find_chromium() -> str | None:
 
 needs_browser = [
     pytest.mark.needs_browser,
-    pytest.mark.skipif(find_chromium() is None, reason="needs_browser: no Chromium is installed, nor named in CHROMIUM"),
+    pytest.mark.skipif(
+        find_chromium() is None, reason="needs_browser: no Chromium is installed, nor named in CHROMIUM"
+    ),
 ]
 """Marks of a test that looks at a page."""
 
@@ -42,46 +44,51 @@ class Seen:
 
 
 def look(page: str, probe: str, width_px: int, height_px: int = 900, timeout_s: float = 60) -> Seen:
-    """Show HTML in a frame `width_px` wide; when all its images are decoded, return what `probe` gives.
+    """Show HTML in a frame `width_px` wide; when it and all its images are loaded, return what `probe` gives.
 
-    `probe` is the body of an async JavaScript function of `document` and `window`, the frame's; its result is JSON.
-    The page's own Content-Security-Policy holds inside of the frame, so the probe stays outside. A script that does
-    run in the page can write to `parent`, whose `parent.harmed` is then in the console.
+    `probe` is the body of a JavaScript function of `document`, the frame's; its result is JSON. The page's own
+    Content-Security-Policy holds inside of the frame only, so the probe stays outside. A script that does run in the
+    page can set `parent.harmed`, which is then in the console.
     """
+    function = json.dumps(probe).replace("</", r"<\/")
     wrapper = f"""<!doctype html><meta charset="utf-8"><body style="margin:0">
-        <iframe id="frame" style="border:0;width:{width_px}px;height:{height_px}px" srcdoc="{html.escape(page)}"></iframe>
         <script>
-        const frame = document.getElementById("frame");
-        const probe = new (async () => {{}}).constructor("document", "window", {json.dumps(probe)});
-        frame.onload = async () => {{
-          const inner = frame.contentDocument;
-          await Promise.allSettled([...inner.images].map((image) => image.decode()));
-          let value;
-          try {{ value = await probe(inner, frame.contentWindow); }} catch (error) {{ value = {{error: String(error)}}; }}
-          if (window.harmed) console.error("harmed: " + window.harmed);
+        function seen(frame) {{
+          const probe = new Function("document", {function});
           const out = document.createElement("pre");
           out.id = "out";
-          out.textContent = JSON.stringify(value);
-          frame.replaceWith(out);
-        }};
-        </script>"""
+          out.textContent = JSON.stringify(probe(frame.contentDocument));
+          if (window.harmed) console.error("harmed: " + window.harmed);
+          document.body.append(out);
+        }}
+        </script>
+        <iframe onload="seen(this)" style="border:0;width:{width_px}px;height:{height_px}px"
+          srcdoc="{html.escape(page)}"></iframe>"""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "page.html"
         path.write_text(wrapper, encoding="utf-8")
-        done = _run("--virtual-time-budget=20000", "--dump-dom", path.as_uri(), timeout_s=timeout_s)
+        done = _run("--dump-dom", path.as_uri(), timeout_s=timeout_s)
     found = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, f"the page never finished loading: {done.stderr[-2000:]}"
     console = tuple(line for line in done.stderr.splitlines() if ":CONSOLE" in line)
     return Seen(json.loads(html.unescape(found[1])), console)
 
 
-def screenshot(page: str, width_px: int = 1280, height_px: int = 900, dark: bool = False, timeout_s: float = 60) -> bytes:
+def screenshot(
+    page: str, width_px: int = 1280, height_px: int = 900, dark: bool = False, timeout_s: float = 60
+) -> bytes:
     """Return a PNG of the top of a page."""
     with tempfile.TemporaryDirectory() as folder:
         path, picture = Path(folder) / "page.html", Path(folder) / "page.png"
         path.write_text(page, encoding="utf-8")
         scheme = ("--blink-settings=preferredColorScheme=0",) if dark else ()
-        _run(*scheme, f"--window-size={width_px},{height_px}", f"--screenshot={picture}", path.as_uri(), timeout_s=timeout_s)
+        _run(
+            *scheme,
+            f"--window-size={width_px},{height_px}",
+            f"--screenshot={picture}",
+            path.as_uri(),
+            timeout_s=timeout_s,
+        )
         return picture.read_bytes()
 
 

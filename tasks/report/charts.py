@@ -33,7 +33,9 @@ def ribbon(seen: int, kept: int, total: int) -> Ribbon:
     exit_ = 50 - thick / 2
     bend = top + 0.35 * (100 - top)
     outer = f"M{bottom:.2f} 0H{top:.2f}C{top:.2f} {exit_ * 0.8:.2f} {bend:.2f} {exit_:.2f} 100 {exit_:.2f}"
-    inner = f"V{exit_ + thick:.2f}C{bend - 0.6 * (top - bottom):.2f} {exit_ + thick:.2f} {bottom:.2f} 62 {bottom:.2f} 0Z"
+    inner = (
+        f"V{exit_ + thick:.2f}C{bend - 0.6 * (top - bottom):.2f} {exit_ + thick:.2f} {bottom:.2f} 62 {bottom:.2f} 0Z"
+    )
     return Ribbon(stays, outer + inner, kept / total if total else 0.0)
 
 

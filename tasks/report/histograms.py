@@ -39,7 +39,9 @@ class Measure:
 MEASURES: Final = (
     Measure("images", "width", "width", "px", True, ("width",)),
     Measure("images", "height", "height", "px", True, ("height",)),
-    Measure("images", "aspect ratio", "width::double / nullif(height, 0)", "width / height", False, ("width", "height")),
+    Measure(
+        "images", "aspect ratio", "width::double / nullif(height, 0)", "width / height", False, ("width", "height")
+    ),
     Measure("images", "brightness", "brightness", "0 to 1", False, ("brightness",)),
     Measure("images", "blur", "blur", "low is blurry", False, ("blur",)),
     Measure("images", "entropy", "entropy", "bits", False, ("entropy",)),

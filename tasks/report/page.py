@@ -39,19 +39,24 @@ def render(card: pa.Table, lineage: Mapping[str, Any], timings: Sequence[Mapping
     """Return the HTML of a card.
 
     Args:
-        card: the table of `tasks.report.card.Report`, schema CARD.
+        card: the table of `tasks.report.report.Report`, schema CARD.
         lineage: dataset, version, created_at, recipe (YAML text), code_version, inputs (uri, sha256, rows) and
             stages (name, use, table, version, fingerprint, parts, rows, bytes, notes). Whatever is missing is left out.
-        timings: stage, seconds, rows, parts, cached_parts, bytes; one a stage, in the order of the build.
+        timings: stage, seconds, rows, parts, cached_parts, bytes; one a stage, of the build that made its
+            newest parts; `parts` are those that it made then, `cached_parts` those that were there already.
     """
     sections = _sections(card)
     summary = sections["summary"].only
     context = {
         "title": text.clean(summary.get("title") or lineage.get("dataset") or "Untitled dataset", 120),
-        "summary": {"rows": 0, "kept": 0} | summary,
+        "summary": {"rows": 0, "kept": 0} | dict.fromkeys(("description", "concepts", "kept_bytes")) | summary,
         "steps": _steps(sections["funnel"].rows),
         "grids": [
-            ("What came in", "All images that were fetched and decoded. Crossed out: rejected later.", sections["before"]),
+            (
+                "What came in",
+                "All images that were fetched and decoded. Crossed out: rejected later.",
+                sections["before"],
+            ),
             ("What is left", "The same random order, of the rows that were kept.", sections["after"]),
         ],
         "rejected": _grouped(sections["rejected"].rows, "stage", "reason"),
@@ -136,11 +141,15 @@ def _histogram(row: Row) -> Row:
 def _model(row: Row) -> Row:
     losses = [point for point in _points(row.get("metrics")) if isinstance(point.get("loss"), int | float)]
     values = [float(point["loss"]) for point in losses]
-    return {"family": None, "sha256": None, "licence": None} | row | {
-        "loss": charts.polyline(values) if len(values) > 1 else "",
-        "first_loss": values[0] if values else None,
-        "last_loss": values[-1] if values else None,
-    }
+    return (
+        {"family": None, "sha256": None, "licence": None}
+        | row
+        | {
+            "loss": charts.polyline(values) if len(values) > 1 else "",
+            "first_loss": values[0] if values else None,
+            "last_loss": values[-1] if values else None,
+        }
+    )
 
 
 def _points(metrics: object) -> list[Row]:
@@ -159,14 +168,23 @@ def _lineage(lineage: Mapping[str, Any]) -> Row:
 
 
 def _stages(stages: Sequence[Mapping[str, Any]], timings: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Return one row a stage: what it made, and how long that took where it is known."""
+    """Return one row a stage: what it made, and how long that took where it is known.
+
+    Rows a second are told only of a stage that made all of its rows in that time.
+    """
     taken = {timing["stage"]: dict(timing) for timing in timings}
     named = [dict(stage) for stage in stages] or [{"name": timing["stage"]} for timing in timings]
-    blank = dict.fromkeys(("use", "table", "version", "fingerprint", "parts", "rows", "bytes", "cached_parts", "seconds"))
+    blank = dict.fromkeys(
+        ("use", "table", "version", "fingerprint", "parts", "rows", "bytes", "cached_parts", "seconds")
+    )
     longest = max((timing.get("seconds") or 0 for timing in timings), default=0)
     rows = []
     for stage in named:
         timing = {key: value for key, value in taken.get(stage["name"], {}).items() if value is not None}
         row = blank | timing | {key: value for key, value in stage.items() if value is not None}
-        rows.append(row | {"share": (row["seconds"] or 0) / longest if longest else 0.0})
+        row["made"] = timing.get("parts", row["parts"])
+        fresh = row["seconds"] and row["rows"] and row["rows"] > row["seconds"] and not row["cached_parts"]
+        row["rate"] = row["rows"] / row["seconds"] if fresh else None
+        row["share"] = (row["seconds"] or 0) / longest if longest else 0.0
+        rows.append(row)
     return rows

@@ -20,9 +20,7 @@ def grids(evidence: Evidence, samples: int, seed: int) -> Iterator[Entry]:
         return
     decoded = "select sample_id from images where status = 'success'"
     before = _ids(evidence, f"{decoded} order by {drawn(seed)} limit {samples}")
-    after = _ids(
-        evidence, f"{decoded} and sample_id not in ({evidence.gone}) order by {drawn(seed)} limit {samples}"
-    )
+    after = _ids(evidence, f"{decoded} and sample_id not in ({evidence.gone}) order by {drawn(seed)} limit {samples}")
     rejected = _rejected(evidence, samples, seed)
     described = describe(evidence, {*before, *after, *rejected})
     for section, sample_ids in (("before", before), ("after", after), ("rejected", rejected)):
@@ -84,6 +82,6 @@ def _rejected(evidence: Evidence, samples: int, seed: int) -> list[int]:
                 row_number() over (partition by stage, reason order by {drawn(seed)}) as rank
             from decisions join counted using (stage, reason) where not keep)
         select sample_id from ranked
-        where rank <= least({SHOWN_PER_REASON}, greatest(1, {samples} // (select count(*) from counted)))
+        where rank <= least({SHOWN_PER_REASON}, greatest(1, {samples} // greatest(1, (select count(*) from counted))))
         order by rows desc, stage, reason, rank limit {samples}"""
     return _ids(evidence, query)

@@ -17,6 +17,8 @@ def thumbnails(inputs: Inputs, sample_ids: Sequence[int]) -> dict[int, bytes]:
 
     Samples without bytes, or whose bytes do not decode, have none.
     """
+    if "images" not in inputs:
+        return {}
     made: dict[int, bytes] = {}
     spent = 0
     for sample_id, data in _fetched(inputs, list(dict.fromkeys(sample_ids))):

@@ -98,7 +98,9 @@ def _crop(rng: np.random.Generator, photograph: np.ndarray, edge_px: int) -> np.
 
 def _source(rng: np.random.Generator, concept: np.ndarray) -> pa.Table:
     texts = list(CONCEPTS.values())
-    captions: list[str | None] = [f"{texts[c]}, {STYLES[rng.integers(len(STYLES))]} no. {i}" for i, c in enumerate(concept)]
+    captions: list[str | None] = [
+        f"{texts[c]}, {STYLES[rng.integers(len(STYLES))]} no. {i}" for i, c in enumerate(concept)
+    ]
     captions[3] = None
     captions[4] = "نص عربي \u202e reversed <script>alert('caption')</script> " + "ab" * 3000
     return pa.table(
@@ -122,7 +124,11 @@ def _images(rng: np.random.Generator, concept: np.ndarray, status: np.ndarray, e
             crop = _crop(rng, photos[c], edge_px)
             data = jpeg(crop)
             row |= {"height": crop.shape[0], "width": crop.shape[1], "size": len(data), "image": data}
-            row |= {"brightness": crop.mean() / 255, "blur": float(rng.gamma(6, 5)), "entropy": float(rng.normal(7, 0.4))}
+            row |= {
+                "brightness": crop.mean() / 255,
+                "blur": float(rng.gamma(6, 5)),
+                "entropy": float(rng.normal(7, 0.4)),
+            }
         else:
             reason = reasons[int(rng.choice(4, p=[0.55, 0.25, 0.15, 0.05]))]
             row |= {"reason": reason, "detail": f"{reason.replace('_', ' ')}: https://photos.example/{i}.jpg"}
@@ -133,7 +139,11 @@ def _images(rng: np.random.Generator, concept: np.ndarray, status: np.ndarray, e
 
 def _judge(rng: np.random.Generator, alive: np.ndarray, concept: np.ndarray) -> tuple[pa.Table, np.ndarray]:
     rows: list[dict[str, Any]] = []
-    shares = (("filter", "clip_score >= 0.2", 0.08), ("deduplicate", "duplicate_semantic", 0.15), ("prune", "pruned_density", 0.5))
+    shares = (
+        ("filter", "clip_score >= 0.2", 0.08),
+        ("deduplicate", "duplicate_semantic", 0.15),
+        ("prune", "pruned_density", 0.5),
+    )
     for stage, reason, share in shares:
         out = set(rng.choice(alive, int(share * len(alive)), replace=False).tolist())
         kept_of = {int(concept[i]): int(i) for i in alive if int(i) not in out}
@@ -152,7 +162,11 @@ def _judge(rng: np.random.Generator, alive: np.ndarray, concept: np.ndarray) -> 
 
 
 def _clusters(rng: np.random.Generator, ids: np.ndarray, concept: np.ndarray) -> pa.Table:
-    columns = {"sample_id": ids, "cluster": concept[ids].astype(np.int32), "distance": rng.uniform(0.02, 0.4, len(ids)).astype(np.float32)}
+    columns = {
+        "sample_id": ids,
+        "cluster": concept[ids].astype(np.int32),
+        "distance": rng.uniform(0.02, 0.4, len(ids)).astype(np.float32),
+    }
     return pa.table(columns, schema=CLUSTERS)
 
 

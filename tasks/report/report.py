@@ -93,7 +93,7 @@ class Report(TableStage):
         """Yield the card, one table of a few hundred rows."""
         entries = list(self._entries(inputs, run.seed))
         pictured = [entry.sample_id for entry in entries if entry.sample_id is not None]
-        images = thumbnails(inputs, pictured) if "images" in inputs else {}
+        images = thumbnails(inputs, pictured)
         run.note(entries=len(entries), pictures=len(images))
         yield _table(entries, images)
 
