@@ -1,0 +1,253 @@
+"""`use: filter`: a row stays where a SQL predicate is true; a row that goes says which condition it failed, and how."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
+
+from catalog import schema
+from catalog.errors import RecipeError, nearest
+from catalog.schema import DECISIONS
+from tasks.filter._predicate import Conjunct, Path, connect, one_line, split
+from tasks.stage import Batches, Columns, MapStage, Step, Tables
+
+MAX_VALUE_CHARS: Final = 80
+"""No more of a value is shown in the evidence."""
+
+_NOT_FOR_FILTERS: Final = frozenset(["decisions"])
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One thing that must be true of a row."""
+
+    reason: str
+    """What a row's `reason` says when it is not."""
+    conjunct: Conjunct
+
+
+class Filter(MapStage):
+    """Keeps the rows for which every condition is true. Writes a decision for every row that it sees.
+
+    `where` is a DuckDB predicate over the columns of all earlier tables. Each condition that AND joins at its top level
+    is judged on its own, and is the reason of the rows that fail it. `rules` gives reasons names instead. A row that
+    fails several has the first one as its reason, and all of them in its evidence:
+
+        reason      width >= 200
+        evidence    width=120 fails width >= 200; clip_score=null: clip_score >= 0.28 is null
+
+    A condition that is null is not true: the row goes. NaN counts as null; so does a value that cannot be computed (a
+    cast of text that is no number). Where two tables have a column of one name, say which: `images.width`. A name that
+    is written exactly as one table has it is that one.
+
+    Not for whole-table questions (ranks, counts, duplicates): a condition sees one row.
+    """
+
+    table: ClassVar[str] = "decisions"
+
+    use: Literal["filter"] = "filter"
+    where: str | None = Field(
+        None, description="SQL predicate that is true for the rows to keep: width >= 200 and nsfw < 0.5"
+    )
+    rules: dict[str, str] = Field(
+        default_factory=dict, description="reason -> predicate that is true for the rows to keep"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "Filter":
+        if (self.where is None) == (not self.rules):
+            raise ValueError("a filter has either `where` or `rules`")
+        return self
+
+    def conditions(self) -> list[Condition]:
+        """Return what must be true, in order. Raises RecipeError where a predicate cannot be read or is not allowed."""
+        if self.where is not None:
+            return [Condition(c.text, c) for c in split(self.where)]
+        return [Condition(name, c) for name, predicate in self.rules.items() for c in split(predicate)]
+
+    def inputs(self, available: Tables) -> Columns:
+        """Return the columns that the conditions name, after binding them against the tables' types."""
+        names = _Names(available)
+        conditions = self.conditions()
+        places = dict.fromkeys(names.place(path) for c in conditions for path in c.conjunct.paths)
+        read = [place for place in places if place[1] != "sample_id"]
+        _distinct(read)
+        _bind(conditions, names.types(read))
+        columns: Columns = {}
+        for table, column in read:
+            columns[table] = (*columns.get(table, ()), column)
+        return columns or {names.first(): ()}
+
+    def schema(self, available: Tables) -> pa.Schema:
+        return DECISIONS
+
+    def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
+        connection = connect()
+        conditions = self.conditions()
+
+        def step(batches: Iterator[pa.Table]) -> Batches:
+            for batch in batches:
+                connection.register("batch", _readable(batch))
+                verdicts = connection.sql(_query(conditions, batch.schema)).to_arrow_table()
+                connection.unregister("batch")
+                yield self._decisions(batch.column("sample_id"), verdicts)
+
+        return step
+
+    def _decisions(self, sample_ids: pa.ChunkedArray, verdicts: pa.Table) -> pa.Table:
+        rows = len(sample_ids)
+        columns = {
+            "sample_id": sample_ids,
+            "stage": pa.repeat(self.name, rows),
+            "keep": verdicts.column("reason").is_null(),
+            "reason": verdicts.column("reason"),
+            "evidence": verdicts.column("evidence"),
+        }
+        filled = [columns.get(f.name, pa.nulls(rows, f.type)) for f in DECISIONS]
+        return pa.table(filled, schema=DECISIONS)
+
+
+Place = tuple[str, str]
+"""A table, and a column of it."""
+
+
+class _Names:
+    """Which columns a filter may name, and where they are."""
+
+    def __init__(self, available: Tables) -> None:
+        tables = {t: s for t, s in available.items() if "sample_id" in s.names and t not in _NOT_FOR_FILTERS}
+        self._tables = {table.casefold(): table for table in tables}
+        self._types: dict[Place, pa.DataType] = {
+            (table, field.name): field.type
+            for table, fields in tables.items()
+            for field in fields
+            if field.name != "sample_id" and schema.role(field) not in {"image", "sidecar"}
+        }
+
+    def first(self) -> str:
+        """Return a table to read rows from when no column is needed."""
+        if not self._tables:
+            raise RecipeError("a filter has nothing to read: no table comes before it")
+        return next(iter(self._tables.values()))
+
+    def types(self, places: Iterable[Place]) -> pa.Schema:
+        """Return the schema of a batch with some columns."""
+        return pa.schema([schema.SAMPLE_ID, *(pa.field(place[1], self._types[place]) for place in places)])
+
+    def place(self, path: Path) -> Place:
+        """Return where the column of a path is. Raises RecipeError where no table has it, or several have."""
+        found = self._search(path[0])
+        table = self._tables.get(path[0].casefold()) if len(path) > 1 else None
+        name = path[0]
+        if table is not None and not any(pa.types.is_struct(self._types[place]) for place in found):
+            name = path[1]
+            found = self._search(name, table)
+        if name.casefold() == "sample_id":
+            return self.first(), "sample_id"
+        if not found:
+            known = {column for where, column in self._types if table in {None, where}}
+            raise RecipeError(f"a filter names an unknown column {'.'.join(path)!r}{nearest(name, known)}")
+        if len(found) > 1:
+            choices = " or ".join(".".join(place) for place in found)
+            raise RecipeError(f"a filter names column {name!r}, which several tables have; write {choices}")
+        return found[0]
+
+    def _search(self, column: str, table: str | None = None) -> list[Place]:
+        """Return the places of a name: those that are spelt so or, where there is none, in any case."""
+        places = [place for place in self._types if table in {None, place[0]}]
+        exact = [place for place in places if place[1] == column]
+        return exact or [place for place in places if place[1].casefold() == column.casefold()]
+
+
+def _distinct(places: Iterable[Place]) -> None:
+    """Raise RecipeError where one filter reads columns of one name (in any case) from two tables."""
+    seen: dict[str, Place] = {}
+    for place in places:
+        other = seen.setdefault(place[1].casefold(), place)
+        if other != place:
+            both = " and ".join(".".join(p) for p in (other, place))
+            raise RecipeError(f"a filter reads both {both}, which have one name; use two filters, one after the other")
+
+
+def _bind(conditions: list[Condition], found: pa.Schema) -> None:
+    """Raise RecipeError where DuckDB cannot make sense of a condition, or it is not true or false."""
+    import duckdb
+
+    with connect() as connection:
+        for condition in conditions:
+            try:
+                connection.register("batch", _readable(found.empty_table()))
+                said = connection.execute(f"describe select {_sql(condition, found)} from batch").fetchall()
+                connection.execute(_query([condition], found)).fetchall()
+            except duckdb.Error as error:
+                raise RecipeError(f"the filter {condition.conjunct.text!r}: {one_line(str(error))}") from error
+            if said[0][1] != "BOOLEAN":
+                raise RecipeError(f"the filter {condition.conjunct.text!r} is {said[0][1]}; expected true or false")
+
+
+def _query(conditions: list[Condition], found: pa.Schema) -> str:
+    """Return the statement that gives reason and evidence of every row of `batch`, in order."""
+    verdicts = ", ".join(f"try({_sql(c, found)}) as ok{i}" for i, c in enumerate(conditions))
+    reasons = " ".join(f"when ok{i} is not true then {_quoted(c.reason)}" for i, c in enumerate(conditions))
+    evidence = ", ".join(_evidence(f"ok{i}", c, found) for i, c in enumerate(conditions))
+    return (
+        f"select case {reasons} end as reason, nullif(concat_ws('; ', {evidence}), '') as evidence "
+        f"from (select *, {verdicts} from batch)"
+    )
+
+
+def _evidence(verdict: str, condition: Condition, found: pa.Schema) -> str:
+    text = condition.conjunct.text
+    columns = dict.fromkeys(_column(path, found)[0] for path in condition.conjunct.paths)
+    values = [f"{_quoted(f'{c}=')}, coalesce(left({_name(c)}::varchar, {MAX_VALUE_CHARS}), 'null')" for c in columns]
+    shown = ", ', ', ".join(values) or "''"
+    failed = f"case when {verdict} is null then {_quoted(f': {text} is null')} else {_quoted(f' fails {text}')} end"
+    return f"case when {verdict} is not true then concat({shown}, {failed}) end"
+
+
+def _sql(condition: Condition, found: pa.Schema) -> str:
+    return condition.conjunct.sql(lambda path: _column(path, found))
+
+
+def _column(path: Path, found: pa.Schema) -> Path:
+    """Return a path as a batch has it: without the table, which is known to be the right one."""
+    names = {name.casefold(): name for name in found.names}
+    first = names.get(path[0].casefold())
+    if (
+        len(path) > 1
+        and path[1].casefold() in names
+        and (first is None or not pa.types.is_struct(found.field(first).type))
+    ):
+        return (names[path[1].casefold()], *path[2:])
+    return (names[path[0].casefold()], *path[1:])
+
+
+def _readable(batch: pa.Table) -> pa.Table:
+    """Return a batch as DuckDB can read it: no half floats, and null for NaN, which it takes for the largest number."""
+    columns = {}
+    for name, column in zip(batch.column_names, batch.columns, strict=True):
+        type_ = _without_halves(column.type)
+        column = column if type_ == column.type else column.cast(type_)
+        if pa.types.is_floating(type_):
+            column = pc.if_else(pc.is_nan(column), None, column)
+        columns[name] = column
+    return pa.table(columns)
+
+
+def _without_halves(type_: pa.DataType) -> pa.DataType:
+    if pa.types.is_float16(type_):
+        return pa.float32()
+    if pa.types.is_fixed_size_list(type_):
+        return pa.list_(_without_halves(type_.value_type), type_.list_size)
+    return pa.list_(_without_halves(type_.value_type)) if pa.types.is_list(type_) else type_
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _name(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
