@@ -106,6 +106,19 @@ class Inputs:
         """Return how many rows are alive."""
         return len(self.ids())
 
+    def split(self, table: str) -> "list[Inputs]":
+        """Return inputs over one piece of `table` each, with what belongs to it of the other tables. Picklable."""
+
+        def part_of(pieces: Pieces, number: int | None) -> Pieces:
+            return Pieces(pieces.schema, tuple(p for p in pieces.pieces if None in (number, p.number) or p.number == number))
+
+        found = []
+        for piece in self._pieces(table).pieces:
+            others = {n: part_of(t, piece.number) for n, t in self._tables.items() if n != table}
+            mine = {table: Pieces(self._pieces(table).schema, (piece,)), **others}
+            found.append(Inputs(mine, [part_of(j, piece.number) for j in self._judges], self._storage))
+        return found
+
     def ids(self) -> np.ndarray:
         """Return the sample_ids of the alive rows of the first table: int64 (n,), ascending."""
         first = next((n for n, p in self._tables.items() if "sample_id" in p.schema.names and n != "decisions"), None)
@@ -180,18 +193,13 @@ class Inputs:
 
     def _register(self, connection: Any, name: str, pieces: Pieces) -> None:
         paths = [p.path for p in pieces.pieces if p.memory is None]
-        if not paths:
-            connection.register(name, self.whole(name))
-        elif self._storage is not None and self._storage.is_local:
-            files = [str(self._storage.local(p)) for p in paths]
-            quoted = ", ".join("'" + f.replace("'", "''") + "'" for f in files)
-            connection.execute(f'create view "{name}" as select * from read_parquet([{quoted}])')
-        else:
-            import pyarrow.dataset as ds
-
-            assert self._storage is not None
-            dataset = ds.dataset(paths, schema=pieces.schema, format="parquet", filesystem=self._storage.filesystem())
-            connection.register(name, dataset)
+        if not paths or self._storage is None:
+            connection.register(name, _widened(self.whole(name)))
+            return
+        if not self._storage.is_local and not connection.filesystem_is_registered(self._storage.fsspec().protocol):
+            connection.register_filesystem(self._storage.fsspec())
+        files = ", ".join("'" + f"{self._storage.uri}/{path}".replace("'", "''") + "'" for path in paths)
+        connection.execute(f'create view "{name}" as select * from read_parquet([{files}])')
 
     def _pieces(self, table: str) -> Pieces:
         if table not in self._tables:
@@ -282,6 +290,18 @@ class Inputs:
             virtual = pa.field(IMAGE, pa.large_binary())
             fields += [virtual if n == IMAGE and n not in schema.names else schema.field(n) for n in names]
         return pa.schema(fields).empty_table()
+
+
+def _widened(table: pa.Table) -> pa.Table:
+    """Return a table that DuckDB can read from memory: it takes float16 from Parquet, but not from Arrow."""
+    fields = [
+        pa.field(f.name, pa.list_(pa.float32(), f.type.list_size)) if _is_half_vector(f.type) else f for f in table.schema
+    ]
+    return table.cast(pa.schema(fields))
+
+
+def _is_half_vector(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_list(type_) and pa.types.is_float16(type_.value_type))
 
 
 def _ids(table: pa.Table) -> np.ndarray:

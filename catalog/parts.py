@@ -6,15 +6,16 @@ the shard appears first, then the part, each whole or not at all.
 
 import hashlib
 import json
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalog.schema import SAMPLE_ID, field as schema_field, role
+from catalog.schema import SAMPLE_BITS, SAMPLE_ID, role
+from catalog.schema import field as schema_field
 from catalog.shards import ShardWriter, shard_path
 from catalog.storage import Storage
 
@@ -83,11 +84,11 @@ class PartWriter:
         self._given = schema
         self._schema = written_schema(schema)
         self._images = [f.name for f in schema if role(f) == "image"]
-        self._sidecars = [f.name for f in schema if role(f) == "sidecar"]
         self._shard_path = shard_path(number, fingerprint)
         self._stack = ExitStack()
         self._shard: ShardWriter | None = None
         self._held: list[pa.Table] = []
+        self._bytes = 0
 
     def __enter__(self) -> Self:
         # Closed in the reverse order: first the shard appears, then the part that names it.
@@ -98,35 +99,48 @@ class PartWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if kind is None:
-            try:
-                self._flush()
-                self._parquet.add_key_value_metadata({NOTES: json.dumps(self.notes, sort_keys=True, default=str)})
+        if kind is not None:
+            with suppress(Exception):  # else its destructor writes into a file that is gone
                 self._parquet.close()
-            except BaseException as failure:
-                self._stack.__exit__(type(failure), failure, failure.__traceback__)
-                raise
-        self._stack.__exit__(kind, error, trace)
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._flush()
+            self._parquet.add_key_value_metadata({NOTES: json.dumps(self.notes, sort_keys=True, default=str)})
+            self._parquet.close()
+            self._bytes = self._file.tell()
 
     def write(self, piece: pa.Table) -> None:
         """Append rows. Raises ArrowInvalid where they do not fit the declared schema."""
+        self._append(self._stored(piece))
+
+    def write_merged(self, kept: pa.Table, pieces: Iterable[pa.Table]) -> None:
+        """Write rows of an earlier attempt and new ones, in `sample_id` order. Bytes of kept rows stay where they are."""
+        merged = pa.concat_tables([kept.cast(self._schema), *(self._stored(piece) for piece in pieces)])
+        self._append(merged.sort_by("sample_id"))
+
+    def part(self) -> PartFile:
+        """Return what was written, after the writer was closed."""
+        return PartFile(self.path, self.rows, self._bytes, self.notes)
+
+    def _stored(self, piece: pa.Table) -> pa.Table:
+        """Return rows as the table holds them; their image bytes go to the shard."""
         rows = piece.select(self._given.names).cast(self._given)
-        if self._shard is not None:
-            place = self._shard.add(rows, self._images[0], self._sidecars)
-            rows = rows.drop_columns(self._images + self._sidecars)
-            for f, column in zip(_PLACE, place, strict=True):
-                rows = rows.append_column(f, column)
-            rows = rows.select(self._schema.names)
-        elif self._sidecars:
-            rows = rows.drop_columns(self._sidecars)
+        if self._shard is None:
+            return rows
+        place = self._shard.add(rows, self._images[0])
+        for column, values in zip(_PLACE, place, strict=True):
+            rows = rows.append_column(column, values)
+        return rows.select(self._schema.names)
+
+    def _append(self, rows: pa.Table) -> None:
         self.rows += rows.num_rows
         self._held.append(rows)
-        if sum(t.num_rows for t in self._held) >= _ROW_GROUP_ROWS or sum(t.nbytes for t in self._held) >= _ROW_GROUP_BYTES:
+        if self._held_rows() >= _ROW_GROUP_ROWS or sum(t.nbytes for t in self._held) >= _ROW_GROUP_BYTES:
             self._flush()
 
-    def part(self, size: int) -> PartFile:
-        """Return what was written."""
-        return PartFile(self.path, self.rows, size, self.notes)
+    def _held_rows(self) -> int:
+        return sum(t.num_rows for t in self._held)
 
     def _flush(self) -> None:
         if self._held:
@@ -145,7 +159,5 @@ def _encoding(schema: pa.Schema) -> dict[str, Any]:
 
 def number_rows(rows: pa.Table, number: int, start: int) -> pa.Table:
     """Return rows of a source with the sample_ids that follow from the part's number and the row's place."""
-    from catalog.schema import SAMPLE_BITS
-
     ids = pa.array(range((number << SAMPLE_BITS) + start, (number << SAMPLE_BITS) + start + rows.num_rows), pa.int64())
     return rows.add_column(0, SAMPLE_ID, ids)

@@ -104,7 +104,7 @@ def build_here(order: Order, stage_runner: StageRunner | None = None) -> Outcome
     show = display.get()
     recipe = order.load()
     dataset = order.open(recipe)
-    with hold(dataset, order.wait_s, show.message):
+    with hold(dataset, order.wait_s, show.message) as lease:
         plan = make_plan(recipe, dataset)
         dataset.set_state(NUMBERS, plan.numbers)
         show.plan(plan)
@@ -114,6 +114,7 @@ def build_here(order: Order, stage_runner: StageRunner | None = None) -> Outcome
             with open_engine(order.executor, show.message) as engine:
                 for planned in plan.stages:
                     made += (stage_runner or run_stage)(plan, planned, engine, run_id)
+        lease.check()  # on object stores it may have gone to somebody else meanwhile
         version = publish(plan, order.recipe)
         report = write_report(dataset, version)
         show.published(version, report)

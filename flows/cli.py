@@ -331,7 +331,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Build a dataset from a small web of our own, with every hazard of a crawl, and check the result against the truth."""
-    from flows.demo import run
+    from flows.demo.run import run
 
     sys.exit(run(catalog, rows, executor.value, as_json))
 

@@ -41,6 +41,7 @@ class RayEngine(Engine):
 
     def __init__(self, owns_ray: bool) -> None:
         self._owns_ray = owns_ray
+        self._pool: _Pool | None = None
 
     @classmethod
     def start(cls) -> "RayEngine":
@@ -85,9 +86,10 @@ class RayEngine(Engine):
         raise RayUnavailableError(_first_line(last))
 
     def close(self) -> None:
-        if self._owns_ray:
-            import ray
+        import ray
 
+        self._drop_pool()
+        if self._owns_ray:
             ray.shutdown()
 
     def device(self, resources: Resources) -> str:
@@ -97,15 +99,26 @@ class RayEngine(Engine):
         waiting = deque(jobs)
         if not waiting:
             return
-        pool = _Pool(work, min(_pool_size(work.stage.resources), len(waiting)))
+        options = _options(work.stage.resources)
+        size = min(_pool_size(work.stage.resources), len(waiting))
+        if self._pool is None or not self._pool.serves(options, size):
+            self._drop_pool()
+            self._pool = _Pool(options, size)
         try:
-            pool.run(waiting, on_part)
-        finally:
-            pool.close()
+            _Round(self._pool, work).run(waiting, on_part)
+        except BaseException:
+            self._drop_pool()  # its actors may still be busy
+            raise
+
+    def _drop_pool(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = None
 
     def run_once(self, work: Work, part: PlannedPart, progress: Progress) -> PartFile:
         import ray
 
+        self._drop_pool()  # it would keep the cores that this stage and its tasks want
         remote = ray.remote(_run_table).options(**_options(work.stage.resources), max_retries=0)
         for attempt in range(_LOST_LIMIT):
             key = f"espalier/{part.fingerprint}/{attempt}"
@@ -121,20 +134,39 @@ class RayEngine(Engine):
 
 
 class _Pool:
-    """A fixed number of actors with a bounded number of parts in flight."""
+    """A fixed number of actors with the same resources. Stages that follow each other share it: starting costs seconds."""
 
-    def __init__(self, work: Work, size: int) -> None:
+    def __init__(self, options: dict[str, Any], size: int) -> None:
         import ray
 
-        self._work = work
-        self._failures = Failures(work.stage.name)
+        self._options = options
+        actor = ray.remote(_Actor).options(**options, max_restarts=-1)
+        self.actors = [actor.remote() for _ in range(size)]
+
+    def serves(self, options: dict[str, Any], size: int) -> bool:
+        """Say whether a stage may work here: the same resources, and as many actors as it wants."""
+        return options == self._options and size == len(self.actors)
+
+    def close(self) -> None:
+        """End the actors."""
+        import ray
+
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+class _Round:
+    """One stage over its parts, with a bounded number in flight."""
+
+    def __init__(self, pool: _Pool, work: Work) -> None:
+        import ray
+
+        self._name = work.stage.name
+        self._failures = Failures(self._name)
         self._lost: dict[str, int] = {}
-        self._actor_class = ray.remote(_Actor)
-        shared = ray.put(work)
-        self._actors = [
-            self._actor_class.options(**_options(work.stage.resources), max_restarts=-1).remote(shared) for _ in range(size)
-        ]
-        self._load = dict.fromkeys(range(size), 0)
+        self._actors = pool.actors
+        self._work = [ray.put(work)]  # in a list: as an argument of its own, Ray would unpack it at every call
+        self._load = dict.fromkeys(range(len(pool.actors)), 0)
 
     def run(self, waiting: deque[Job], on_part: OnPart) -> None:
         import ray
@@ -159,7 +191,7 @@ class _Pool:
                 return
             job = waiting.popleft()
             self._load[actor] += 1
-            flying[self._actors[actor].make.remote(job)] = (actor, job)
+            flying[self._actors[actor].make.remote(self._work, job)] = (actor, job)
 
     def _collect(self, ref: Any, job: Job, on_part: OnPart) -> bool:
         """Take one result; return whether the part must be made again."""
@@ -171,7 +203,7 @@ class _Pool:
             # ActorDiedError and ActorUnavailableError among them: the actor restarts elsewhere, its part is not done.
             lost = self._lost[job.part.fingerprint] = self._lost.get(job.part.fingerprint, 0) + 1
             if lost >= _LOST_LIMIT:
-                raise BuildError(f"part {job.part.number} of {self._work.stage.name!r} lost its worker {lost} times: {_first_line(error)}") from error
+                raise BuildError(f"part {job.part.number} of {self._name!r} lost its worker {lost} times: {_first_line(error)}") from error
             time.sleep(0.2)
             return True
         if isinstance(outcome, PartFile):
@@ -182,23 +214,23 @@ class _Pool:
             raise error
         return self._failures.add(job.part, error, trace)
 
-    def close(self) -> None:
-        import ray
-
-        for actor in self._actors:
-            ray.kill(actor)
-
 
 class _Actor:
-    """Makes parts of one stage; holds nothing but the opened stage."""
+    """Makes parts; holds nothing but the stage that it has opened."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self) -> None:
         _quiet()
-        self._maker = PartMaker(work)
+        self._key: Any = None
+        self._maker: PartMaker | None = None
 
-    def make(self, job: Job) -> PartFile | tuple[Exception, str]:
+    def make(self, work: list[Any], job: Job) -> PartFile | tuple[Exception, str]:
         """Return what was written, or the error with its traceback (as a value: Ray would wrap it)."""
+        import ray
+
         try:
+            if self._maker is None or self._key != work[0]:
+                self._maker = None  # gives the last stage's model back before this one's is made
+                self._maker, self._key = PartMaker(ray.get(work[0])), work[0]
             return self._maker.make(job)
         except Exception as error:  # noqa: BLE001  # a stage may raise anything
             return _portable(error), traceback.format_exc()

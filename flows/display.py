@@ -1,5 +1,6 @@
 """Showing how far a build is. `Display` shows nothing; `RichDisplay` draws bars in a terminal."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -104,11 +105,12 @@ class RichDisplay(Display):
             self.console.print(f"[dim]{name:<14} cached ({len(planned.parts)} parts)[/dim]", highlight=False)
             yield Bar()
             return
+        began_s = time.monotonic()
         with self._bars() as progress:
             bar = _RichBar(progress, progress.add_task(name, total=missing, unit="parts", note=""))
             yield bar
         kept = f", {len(planned.finished)} cached" if planned.finished else ""
-        seconds = progress.tasks[0].finished_time or progress.tasks[0].elapsed or 0
+        seconds = time.monotonic() - began_s
         self.console.print(
             f"{name:<14} {bar.rows:>10,} rows  {bar.bytes / 1e6:>9,.1f} MB  {seconds:>7.1f} s  ({missing} parts{kept})",
             highlight=False,
@@ -126,6 +128,7 @@ class RichDisplay(Display):
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
+            disable=not self.console.is_terminal,
         )
 
     def published(self, version: "Version", report: str | None) -> None:

@@ -110,8 +110,9 @@ def make_plan(recipe: Recipe, dataset: Dataset, identify: Callable[[str], str] |
     planned: list[PlannedStage] = []
     for stage in recipe.steps():
         if isinstance(stage, Source):
-            parts = _source_parts(stage, chunks, [ledger[key] for key in keys])
-            planned.append(_planned(dataset, stage, stage.schema({}), parts, {}, {}, ()))
+            schema = stage.schema({})
+            parts = _source_parts(stage, schema, chunks, [ledger[key] for key in keys])
+            planned.append(_planned(dataset, stage, schema, parts, {}, {}, ()))
         else:
             planned.append(_plan_stage(dataset, recipe, stage, tables, retries))
         tables.setdefault(stage.table, _Table(planned[-1].written)).add(stage, planned[-1].parts)
@@ -219,12 +220,12 @@ def stage_seed(recipe_seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{recipe_seed}/{name}".encode()).digest()[:8]) >> 1
 
 
-def _source_parts(stage: Source, chunks: Sequence[Chunk], numbers: Sequence[int]) -> list[PlannedPart]:
+def _source_parts(stage: Source, schema: pa.Schema, chunks: Sequence[Chunk], numbers: Sequence[int]) -> list[PlannedPart]:
     parts = []
     for chunk, number in zip(chunks, numbers, strict=True):
         facts = asdict(chunk)
-        # Where the file lies changes nothing that is in the part, unless the rows themselves say it.
-        identity = facts if stage.names_files else {k: v for k, v in facts.items() if k != "uri"}
+        # Where the file lies changes nothing that is in the part, unless the rows say where their bytes are.
+        identity = facts if "local_path" in schema.names else {k: v for k, v in facts.items() if k != "uri"}
         about = stage.parameters() | {"path": None}
         fingerprint = fingerprint_of(stage.use, stage.version, about, identity, number)
         parts.append(PlannedPart(fingerprint, number, chunk.rows, facts))

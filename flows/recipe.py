@@ -16,19 +16,28 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from catalog.errors import NotFoundError, RecipeError, nearest
-from tasks import AnySource, AnyStage
+from tasks.cluster import AnyCluster
+from tasks.deduplicate import Deduplicate
+from tasks.download import Download
+from tasks.prune import AnyPrune
 from tasks.publish import Samples
+from tasks.report import Report
+from tasks.sources import AnySource
 from tasks.stage import Config, Stage
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+AnyStage = Annotated[Download | Deduplicate | AnyCluster | AnyPrune | Report, Field(discriminator="use")]
+"""Every stage that a recipe may name: the union of the families' unions."""
 
 
 class Prices(Config):

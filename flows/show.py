@@ -1,11 +1,15 @@
 """One version, or the difference of two, as a terminal shows them and as JSON."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from catalog.dataset import Version
+from catalog.diff import Diff, Example
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 
 def describe(version: Version) -> dict[str, Any]:
@@ -46,3 +50,40 @@ def render(version: Version) -> "RenderableType":
         inputs.add_row(f"and {len(version.inputs) - 20} more", "", "")
     recipe = Syntax(version.recipe, "yaml", background_color="default")
     return Group(head, tables, Text(), inputs, Text("\nrecipe", style="bold"), recipe)
+
+
+def describe_diff(found: Diff) -> dict[str, Any]:
+    """Return a difference as JSON can say it."""
+    return {
+        "a": found.a.label,
+        "b": found.b.label,
+        "key": found.key,
+        "rows": [asdict(rows) for rows in found.rows],
+        "decisions": [asdict(change) for change in found.decisions],
+    }
+
+
+def render_diff(found: Diff) -> "RenderableType":
+    """Return a difference as a terminal shows it."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    head = Text(f"{found.a.label} -> {found.b.label}  (rows are the same where their {found.key} is)\n")
+    rows = Table(box=None, header_style="bold")
+    for name, justify in (("table", "left"), ("added", "right"), ("removed", "right"), ("for example", "left")):
+        rows.add_column(name, justify=justify)  # type: ignore[arg-type]  # rich has a Literal of its own
+    for r in found.rows:
+        rows.add_row(r.table, f"{r.added:,}", f"{r.removed:,}", _examples([*r.added_examples, *r.removed_examples]))
+    changes = Table(box=None, header_style="bold")
+    for name, justify in (("stage", "left"), ("was", "left"), ("is", "left"), ("rows", "right"), ("for example", "left")):
+        changes.add_column(name, justify=justify)  # type: ignore[arg-type]  # rich has a Literal of its own
+    for c in found.decisions:
+        changes.add_row(c.stage, c.before, c.after, f"{c.rows:,}", _examples(c.examples))
+    return Group(head, rows, Text(), changes if found.decisions else Text("no decision changed"))
+
+
+def _examples(examples: Sequence[Example]) -> "Text":
+    from rich.text import Text
+
+    return Text(", ".join(e.url or str(e.sample_id) for e in examples[:2]), overflow="ellipsis", no_wrap=True)

@@ -1,0 +1,176 @@
+"""Stages for tests of the engine: as small as the contracts allow, and some that misbehave."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from catalog.dataset import Catalog, Dataset
+from catalog.inputs import Inputs
+from catalog.schema import DECISIONS, SAMPLE_ID
+from flows.recipe import Recipe
+from tasks.sources import Parquet
+from tasks.stage import Batches, Columns, MapStage, Run, Stage, Step, TableStage, Tables
+
+
+def write_source(folder: Path, files: int = 2, rows: int = 5, first: int = 0) -> Path:
+    """Write a LAION-style source: `files` Parquet files of `rows` rows each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(first, first + files):
+        urls = [f"http://h/{i}/{j}.jpg" for j in range(rows)]
+        pq.write_table(pa.table({"URL": urls, "TEXT": [f"caption {i} {j}" for j in range(rows)]}), folder / f"{i:04d}.parquet")
+    return folder
+
+
+def recipe_of(folder: Path, *stages: Stage, rows_per_part: int = 5, seed: int = 0) -> Recipe:
+    """Return a recipe over stages that the unions do not know."""
+    source = Parquet(use="parquet", path=str(folder), rows_per_part=rows_per_part)
+    return Recipe.model_construct(
+        dataset="tiny", description="", catalog=None, seed=seed, prices=None, source=source, stages=tuple(stages)
+    )
+
+
+def dataset_in(folder: Path) -> Dataset:
+    """Return the dataset `tiny` in a catalog."""
+    return Catalog(folder, create=True).dataset("tiny")
+
+
+class Lengths(MapStage):
+    """Writes the caption's length, times `times`."""
+
+    use: str = "lengths"
+    table: ClassVar[str] = "lengths"
+    times: int = 1
+
+    def inputs(self, available: Tables) -> Columns:
+        return {"source": ("caption",)}
+
+    def schema(self, available: Tables) -> pa.Schema:
+        return pa.schema([SAMPLE_ID, pa.field("length", pa.int64())])
+
+    def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
+        def step(batches: Iterator[pa.Table]) -> Batches:
+            for batch in batches:
+                length = pc.multiply(pc.utf8_length(batch.column("caption")).cast(pa.int64()), self.times)
+                yield pa.table([batch.column("sample_id"), length], names=["sample_id", "length"])
+
+        return step
+
+
+class Misbehaving(Lengths):
+    """Does something wrong with part 1."""
+
+    use: str = "misbehaving"
+    fault: Literal["raise", "lose", "double", "swap", "die", "die_once"] = "raise"
+    marker: str = ""
+
+    def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
+        good = super().open(device, sides)
+
+        def step(batches: Iterator[pa.Table]) -> Batches:
+            for rows in good(batches):
+                bad = rows.column("sample_id")[0].as_py() >> 24 == 1
+                yield self._spoilt(rows) if bad else rows
+
+        return step
+
+    def _spoilt(self, rows: pa.Table) -> pa.Table:
+        if self.fault == "raise":
+            raise RuntimeError("a fault of the stage")
+        if self.fault == "lose":
+            return rows.slice(1)
+        if self.fault == "double":
+            return pa.concat_tables([rows, rows.slice(0, 1)])
+        if self.fault == "swap":
+            return rows.take(list(reversed(range(rows.num_rows))))
+        first_time = not Path(self.marker).exists()
+        Path(self.marker).touch()
+        if self.fault == "die" or first_time:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rows
+
+
+class Slow(Lengths):
+    """Takes `pause_s` a part."""
+
+    use: str = "slow"
+    pause_s: float = 0.1
+
+    def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
+        good = super().open(device, sides)
+
+        def step(batches: Iterator[pa.Table]) -> Batches:
+            time.sleep(self.pause_s)
+            yield from good(batches)
+
+        return step
+
+
+class DropOdd(TableStage):
+    """Rejects every row whose length is odd; notes the sum, computed over parts."""
+
+    use: str = "drop_odd"
+    table: ClassVar[str] = "decisions"
+
+    def inputs(self, available: Tables) -> Columns:
+        return {"lengths": ("length",)}
+
+    def schema(self, available: Tables) -> pa.Schema:
+        return DECISIONS
+
+    def run(self, inputs: Inputs, run: Run) -> Batches:
+        run.note(total=run.reduce(Total(), {"lengths": ("length",)}), squares=list(run.map(_square, range(5))))
+        rows = inputs.table({"lengths": ["length"]})
+        run.progress(rows.num_rows, rows.num_rows)
+        odd = pc.equal(pc.bit_wise_and(rows.column("length"), 1), 1).combine_chunks()
+        count = rows.num_rows
+        yield pa.table(
+            {
+                "sample_id": rows.column("sample_id"),
+                "stage": [self.name] * count,
+                "keep": pc.invert(odd),
+                "reason": pc.if_else(odd, "odd", None).cast(pa.string()),
+                "evidence": pa.nulls(count, pa.string()),
+                "representative": pa.nulls(count, pa.int64()),
+                "similarity": pa.nulls(count, pa.float32()),
+            }
+        )
+
+
+class Total:
+    """The sum of a column, as a reducer."""
+
+    def init(self) -> int:
+        return 0
+
+    def update(self, state: int, batch: pa.Table) -> int:
+        return state + int(pc.sum(batch.column("length")).as_py())
+
+    def merge(self, one: int, other: int) -> int:
+        return one + other
+
+    def compute(self, state: int) -> int:
+        return state
+
+
+def _square(number: int) -> int:
+    return number * number
+
+
+def content(dataset: Dataset, version: Any = None) -> dict[str, list[dict[str, Any]]]:
+    """Return every row of every table of a version, sorted: what must not depend on how it was made."""
+    import duckdb
+
+    version = version or dataset.version()
+    found = {}
+    for table in version.tables:
+        files = [str(dataset.storage.local(f.path)) for f in dataset.files(version, table)]
+        rows = duckdb.sql(f"select * from read_parquet({files!r}, union_by_name=true) order by all").to_arrow_table() if files else pa.table({})
+        found[table] = rows.to_pylist()
+    return found
