@@ -37,7 +37,7 @@ MIN_ROWS: Final = 300
 """Below, the hazards, of which there is at least one each, would leave too few ordinary rows."""
 MAX_ROWS: Final = 4000
 """Above, the photographs do not yield pictures enough that can be told apart."""
-INPUT_FILES: Final = 3
+INPUT_FILES: Final = 2
 
 TRUTH: Final = pa.schema(
     [

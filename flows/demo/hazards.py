@@ -54,7 +54,7 @@ HAZARDS: Final = (
     # answers that heal when asked again
     _ok("heals after 503", "{base}/heals/503/1/{file}", rows=12),
     _ok("heals after 500 twice", "{base}/heals/500/2/{file}"),
-    _ok("heals after 429", "{base}/heals/429/1/{file}", rows=6),
+    _ok("heals after 429", "{base}/heals/429/1/{file}", rows=3),
     _ok("heals after a reset", "{base}/heals/reset/2/{file}"),
     # bodies that do not end well
     Hazard("slow body", "{base}/slow-body/{file}", "timeout", rows=4),

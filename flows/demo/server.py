@@ -80,7 +80,7 @@ def serve(folder: Path, port: int = DEFAULT_PORT) -> Iterator[str]:
 def application(folder: Path) -> web.Application:
     """Return the server of `folder`, to run wherever an aiohttp application runs."""
     box = _Box(folder / "files")
-    app = web.Application(middlewares=[box.refuse_leaving])
+    app = web.Application(middlewares=[box.guard])
     for path, handler in box.routes().items():
         app.router.add_get(path, handler)
     return app
@@ -121,12 +121,15 @@ class _Box:
         }
 
     @web.middleware
-    async def refuse_leaving(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Serve nothing but plain names: `..` and `/`, however they are spelt, end here."""
+    async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Serve nothing but plain names: `..` and `/`, however they are spelt, end here. Who hangs up is let go."""
         name = request.match_info.get("file", "")
         if name != Path(name).name or name.startswith("."):
             raise web.HTTPBadRequest
-        return await handler(request)
+        try:
+            return await handler(request)
+        except ConnectionError:
+            return web.Response()
 
     def read(self, request: web.Request) -> tuple[bytes, str]:
         """Return the bytes of the file that a request names, and their type."""
