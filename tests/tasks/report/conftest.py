@@ -13,7 +13,7 @@ from tests.tasks.report.gallery import Gallery, gallery
 
 @pytest.fixture(scope="session")
 def photos() -> Gallery:
-    return gallery(rows=180, edge_px=60)
+    return gallery(rows=120, edge_px=60)
 
 
 @pytest.fixture(scope="session")

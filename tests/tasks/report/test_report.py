@@ -37,16 +37,13 @@ def test_every_sample_shown_has_its_picture(card: pa.Table) -> None:
         assert (row["image"] is not None) == pictured, row["section"]
 
 
-def test_the_same_input_gives_the_same_bytes(photos: Gallery, card: pa.Table, tmp_path: Path) -> None:
-    again = card_of(photos.inputs, tmp_path, description="Twelve photographs, cut up.")
+def test_the_same_rows_give_the_same_bytes_in_any_order(photos: Gallery, card: pa.Table, tmp_path: Path) -> None:
     shuffled = {name: table.take(list(reversed(range(table.num_rows)))) for name, table in photos.tables.items()}
-    other_order = card_of(Inputs.of(alive_only=False, **shuffled), tmp_path, description="Twelve photographs, cut up.")
-    files = []
-    for number, table in enumerate((card, again, other_order)):
-        pq.write_table(table, tmp_path / f"{number}.parquet")
-        files.append((tmp_path / f"{number}.parquet").read_bytes())
-    assert files[0] == files[1] == files[2]
-    assert card_of(photos.inputs, tmp_path, seed=1)["content"] != card["content"]
+    again = card_of(Inputs.of(alive_only=False, **shuffled), tmp_path, description="Twelve photographs, cut up.")
+    files = [tmp_path / "card.parquet", tmp_path / "again.parquet"]
+    for path, table in zip(files, (card, again), strict=True):
+        pq.write_table(table, path)
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -58,8 +55,8 @@ def test_it_works_after_any_stages(there: tuple[str, ...], photos: Gallery, tmp_
     assert set(Report().inputs(schemas)) <= set(tables)
     card = card_of(Inputs.of(alive_only=False, **tables), tmp_path, samples=4)
     summary = json.loads(card["content"][0].as_py())
-    assert summary["rows"] == 180
-    assert (summary["kept"] < 180) == ("images" in there or "decisions" in there)
+    assert summary["rows"] == 120
+    assert (summary["kept"] < 120) == ("images" in there or "decisions" in there)
     assert "<h1" in render(card, {})
 
 
