@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Rule = Literal["order", "greedy", "components"]
 
-BLOCK_ROWS: Final = 2048
+BLOCK_ROWS: Final = 1024
 CLUSTER_ROWS: Final = 4096
 """Mean size of the clusters that it makes itself: below it, comparing all rows of a cluster costs little."""
 MOST_CLUSTERS: Final = 50_000
@@ -188,58 +188,60 @@ def _earlier(unit: kmeans.UnitRows, threshold: float, block: int, kept_only: boo
     import torch
 
     spans = _spans(len(unit), block)
-    keep = np.ones(len(unit), bool)
     nearest = np.full(len(unit), -1, np.int64)
-    best = np.zeros(len(unit), np.float32)
+    best = np.full(len(unit), np.nan, np.float32)
     stays: list[torch.Tensor] = []
     for number, span in enumerate(spans):
         mine = unit[span]
-        cosine = torch.full((len(mine),), -2.0, device=mine.device)
+        cosine = torch.full((len(mine),), threshold, device=mine.device)
         at = torch.full((len(mine),), -1, dtype=torch.int64, device=mine.device)
         for other in range(number):
-            columns = stays[other] if kept_only else None
-            theirs = unit[spans[other]] if columns is None else unit[spans[other]][columns]
-            _raise(cosine, at, mine @ theirs.T, spans[other].start, columns)
-        own = (mine @ mine.T).tril(-1)
-        own += torch.full_like(own, -2.0).triu()
+            theirs = unit[spans[other]]
+            if kept_only:
+                theirs = theirs[stays[other]]
+            where = stays[other] if kept_only else torch.arange(len(theirs), device=mine.device)
+            _raise(cosine, at, mine @ theirs.T, where + spans[other].start)
+        own = (mine @ mine.T).tril_(-1)  # zeros are never above the threshold
         if kept_only:
-            columns = _first_of_each(own > threshold, cosine > threshold)
-            stays.append(columns)
-            _raise(cosine, at, own[:, columns], span.start, columns)
-        else:
-            _raise(cosine, at, own, span.start, None)
-        nearest[span], best[span] = at.cpu().numpy(), cosine.cpu().numpy()
-        keep[span] = best[span] <= np.float32(threshold)
-    return Verdict(keep, np.where(keep, -1, nearest), np.where(keep, np.float32(np.nan), best))
+            staying = _first_of_each(own, threshold, at >= 0)
+            stays.append(staying.nonzero().squeeze(1))
+            own *= staying
+        _raise(cosine, at, own, torch.arange(span.start, span.stop, device=mine.device))
+        nearest[span] = at.cpu().numpy()
+        best[span] = cosine.cpu().numpy()
+    keep = nearest < 0
+    return Verdict(keep, nearest, np.where(keep, np.float32(np.nan), best))
 
 
-def _raise(
-    cosine: "torch.Tensor", at: "torch.Tensor", product: "torch.Tensor", start: int, columns: "torch.Tensor | None"
-) -> None:
-    """Take over what is larger in `product` (in place). Column j is row start + columns[j]; ties stay."""
+def _raise(cosine: "torch.Tensor", at: "torch.Tensor", product: "torch.Tensor", rows: "torch.Tensor") -> None:
+    """Take over what is larger in `product`, in place; column j is row rows[j], and ties stay with the earlier row."""
     if product.shape[1] == 0:
         return
-    value, column = product.max(dim=1)
-    more = value > cosine
+    value = product.amax(dim=1)
+    more = (value > cosine).nonzero().squeeze(1)  # few rows have a copy: only they are searched for the place of it
     cosine[more] = value[more]
-    at[more] = start + (column if columns is None else columns[column])[more]
+    at[more] = rows[product[more].argmax(dim=1)]
 
 
-def _first_of_each(near: "torch.Tensor", out: "torch.Tensor") -> "torch.Tensor":
-    """Return which rows of a block stay under the greedy rule, ascending.
+def _first_of_each(own: "torch.Tensor", threshold: float, out: "torch.Tensor") -> "torch.Tensor":
+    """Return which rows of a block stay under the greedy rule: bool (b,).
 
-    `near`: bool (b, b), [i, j] true where the earlier row j is a neighbour of i; `out`: rows that are out already.
-    All rows whose earlier neighbours are settled are settled at once: as many rounds as the longest chain.
+    `own`: float32 (b, b), cosines to the earlier rows of the block, 0 above the diagonal; `out`: bool (b,), rows that
+    are out already. Rows whose earlier neighbours are all settled are settled at once: as many rounds as the longest
+    chain of neighbours.
     """
     import torch
 
+    if bool(own.amax() <= threshold):
+        return ~out
+    near = own > threshold
     stay = torch.zeros_like(out)
-    open_ = ~out
-    while open_.any():
-        ready = open_ & ~(near & open_).any(dim=1)
+    unsettled = ~out
+    while unsettled.any():
+        ready = unsettled & ~(near & unsettled).any(dim=1)
         stay |= ready
-        open_ &= ~ready & ~(near & ready).any(dim=1)
-    return stay.nonzero().squeeze(1)
+        unsettled &= ~ready & ~(near & ready).any(dim=1)
+    return stay
 
 
 def _components(unit: kmeans.UnitRows, threshold: float, block: int) -> Verdict:
@@ -250,8 +252,12 @@ def _components(unit: kmeans.UnitRows, threshold: float, block: int) -> Verdict:
     for number, span in enumerate(spans):
         mine = unit[span]
         for other in spans[: number + 1]:
-            near = (mine @ unit[other].T) > threshold
-            held.append(_forest(near.tril(-1) if other is span else near, span.start, other.start))
+            product = mine @ unit[other].T
+            if other is span:
+                product.tril_(-1)
+            if bool(product.amax() <= threshold):
+                continue
+            held.append(_forest(product > threshold, span.start, other.start))
             if sum(map(len, held)) > 4 * len(unit):
                 labels, held = _link(labels, held), []
     first = _link(labels, held)
