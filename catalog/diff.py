@@ -123,7 +123,10 @@ def _changes(connection: "duckdb.DuckDBPyConnection", key: str, examples: int, j
         group by all order by rows desc, stage, before, after
         """
     ).fetchall()
-    return [Change(*row[:4], [Example(e["id"], e["url"]) for e in row[4][:examples]]) for row in found]
+    return [
+        Change(stage, before, after, rows, [Example(e["id"], e["url"]) for e in shown[:examples]])
+        for stage, before, after, rows, shown in found
+    ]
 
 
 def _verdicts(name: str, key: str, there: bool) -> str:
