@@ -1,0 +1,7 @@
+"""Vectors of images and captions."""
+
+from tasks.embed.embed import Embed
+
+AnyEmbed = Embed
+
+__all__ = ["AnyEmbed", "Embed"]

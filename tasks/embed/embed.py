@@ -1,0 +1,137 @@
+"""`embed`: vectors of images and captions, by any number of encoders, in one pass over the bytes.
+
+Images are decoded once for all encoders, by threads, some forward batches ahead of the device. A forward batch is
+always the same rows of a part, however the rows arrive, so that a vector depends on its part alone.
+
+Source: CLIP, Radford et al., ICML 2021, arXiv:2103.00020 (the score is the cosine of section 2.3, unscaled).
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, ClassVar, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from catalog.errors import RecipeError, nearest
+from catalog.schema import SAMPLE_ID, field
+from tasks.embed.ahead import Prepared, prepare_ahead
+from tasks.embed.encoder import Encoder
+from tasks.embed.model import Model, Pixels, load
+from tasks.stage import Batches, Columns, MapStage, Resources, Step, Tables
+
+UNDECODABLE: Final = "undecodable"
+NOT_FINITE: Final = "not_finite"
+PIECE_ROWS: Final = 4096
+"""Rows of one output table: large enough for good row groups, small enough for memory (8 MB at 2 x 512 numbers)."""
+
+
+class Embed(MapStage):
+    """Writes `embeddings`: float16 vectors of length 1, float32 scores, and `embed_reason` where a row lacks one.
+
+    A row whose image cannot be decoded has no image vector and no score (`undecodable`); one for which a model gives
+    NaN, infinity or the zero vector lacks that vector (`not_finite`). A caption that is missing or blank has no
+    vector and no score, which is no fault and gives no reason.
+    """
+
+    table: ClassVar[str] = "embeddings"
+
+    use: Literal["embed"] = "embed"
+    encoders: tuple[Encoder, ...] = Field(min_length=1, description="every encoder, in one pass over the images")
+    batch_size: int = Field(64, gt=0, description="images in one forward pass")
+    decode_threads: int = Field(4, gt=0, description="threads that decode and resize, beside the device")
+    resources: Resources = Resources(gpus="auto")
+
+    @model_validator(mode="after")
+    def _columns_are_distinct(self) -> "Embed":
+        names = ["sample_id", "embed_reason"]
+        for encoder in self.encoders:
+            names += [encoder.name] + ([f"{encoder.name}_text", f"{encoder.name}_score"] if encoder.has_text else [])
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"two columns would be called {doubled[0]!r}: give the encoders other names")
+        return self
+
+    def inputs(self, available: Tables) -> Columns:
+        """Return the image, and the caption if some encoder reads it."""
+        wanted: Columns = {"images": ("image",)}
+        if self._reads_captions:
+            wanted["source"] = ("caption",)
+        for table in wanted:
+            if table not in available:
+                raise RecipeError(f"embed needs the table {table!r}{nearest(table, available)}")
+        for encoder in self.encoders:
+            encoder.check(available)
+        return wanted
+
+    def schema(self, available: Tables) -> pa.Schema:  # type: ignore[override]  # pydantic has a deprecated `schema`
+        """Return sample_id, each encoder's columns, and embed_reason."""
+        about = "why a vector is missing: undecodable or not_finite; null where none is"
+        columns = [column for encoder in self.encoders for column in encoder.fields(available)]
+        return pa.schema([SAMPLE_ID, *columns, field("embed_reason", pa.string(), about)])
+
+    def sides(self) -> tuple[str, ...]:
+        """Return `models` where an encoder is one that the recipe trains."""
+        return ("models",) if any(encoder.trained for encoder in self.encoders) else ()
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the fields, with local checkpoints by content; without decode_threads, which change nothing."""
+        encoders = [encoder.parameters() for encoder in self.encoders]
+        return super().parameters() | {"encoders": encoders, "decode_threads": None}
+
+    def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
+        """Load every encoder. Raises UserError where weights cannot be had."""
+        import torch
+
+        torch.set_num_threads(max(1, int(self.resources.cpus)))
+        models = {encoder: load(encoder, device, sides) for encoder in self.encoders}
+        return partial(self._step, models)
+
+    @property
+    def _reads_captions(self) -> bool:
+        return any(encoder.has_text for encoder in self.encoders)
+
+    def _step(self, models: Mapping[Encoder, Model | Pixels], batches: Iterator[pa.Table]) -> Batches:
+        pieces: list[pa.Table] = []
+        rows = 0
+        for prepared in prepare_ahead(batches, models, self.batch_size, self.decode_threads):
+            pieces.append(_embed(models, prepared))
+            rows += pieces[-1].num_rows
+            if rows >= PIECE_ROWS:
+                yield pa.concat_tables(pieces).combine_chunks()
+                pieces, rows = [], 0
+        if pieces:
+            yield pa.concat_tables(pieces).combine_chunks()
+
+
+def _embed(models: Mapping[Encoder, Model | Pixels], prepared: Prepared) -> pa.Table:
+    columns: dict[str, pa.Array] = {"sample_id": prepared.sample_ids}
+    fault = np.zeros(len(prepared.decoded), bool)
+    for encoder, model in models.items():
+        image, image_good = _unit(model.images(prepared.pictures[encoder.name]), prepared.decoded)
+        columns[encoder.name] = _vectors(image, image_good)
+        fault |= prepared.decoded & ~image_good
+        if not (encoder.has_text and isinstance(model, Model)):
+            continue
+        text, text_good = _unit(model.texts(prepared.tokens[encoder.name]), prepared.captioned)
+        columns[f"{encoder.name}_text"] = _vectors(text, text_good)
+        cosine = np.einsum("nd,nd->n", image, text)
+        columns[f"{encoder.name}_score"] = pa.array(cosine, pa.float32(), mask=~(image_good & text_good))
+        fault |= prepared.captioned & ~text_good
+    reasons = np.where(prepared.decoded, np.where(fault, NOT_FINITE, ""), UNDECODABLE)
+    columns["embed_reason"] = pa.array(reasons, pa.string(), mask=reasons == "")
+    return pa.table(columns)
+
+
+def _unit(features: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (float32 (n, d) rows of length 1 or all zero, bool (n,) which are good): wanted, finite and not zero."""
+    length = np.linalg.norm(np.nan_to_num(features, nan=0, posinf=0, neginf=0), axis=1, keepdims=True)
+    good = wanted & np.isfinite(features).all(axis=1) & np.isfinite(length[:, 0]) & (length[:, 0] > 0)
+    unit = np.divide(features, length, out=np.zeros_like(features), where=good[:, None])
+    return unit, good
+
+
+def _vectors(unit: np.ndarray, good: np.ndarray) -> pa.Array:
+    values = pa.array(unit.astype(np.float16).ravel())
+    return pa.FixedSizeListArray.from_arrays(values, unit.shape[1], mask=pa.array(~good))

@@ -1,0 +1,144 @@
+"""What a recipe may say of one encoder, and what can be known of it before anything is loaded."""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from catalog.errors import RecipeError, nearest
+from catalog.schema import score, vector
+from tasks.clip import BPE_WORDS, pretrained_tags, read_config
+from tasks.embed import pixels
+from tasks.stage import Config, Tables
+
+RANDOM: Final = "random"
+"""`pretrained: random` gives seeded random weights: to measure speed, and as a floor for quality."""
+
+
+class Encoder(Config):
+    """One model: its image vector is column `name`, its caption vector `<name>_text`, their cosine `<name>_score`."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="the column of its vectors")
+    model: str | None = Field(
+        None,
+        description="an open_clip model name, a JSON configuration, a folder that open_clip saved, or `pixels`: "
+        "an 8 x 8 thumbnail as a vector, which finds near-copies and knows nothing of content",
+    )
+    pretrained: str | None = Field(None, description="open_clip's tag, a local checkpoint, or `random`")
+    trained: str | None = Field(None, description="instead of model: a model that the recipe trains, by its name")
+    text: bool = Field(True, description="embed the caption too, and score how well it fits (not for pixels)")
+    dim: int | None = Field(None, gt=0, description="length of the vectors, for `hf-hub:` models only")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the device is fast at it, else float32"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Encoder":
+        if (self.model is None) == (self.trained is None):
+            raise ValueError(f"encoder {self.name!r}: say either `model` or `trained`")
+        if self.pretrained is not None and (self.trained is not None or self.is_pixels):
+            raise ValueError(f"encoder {self.name!r}: `pretrained` goes with an open_clip `model` only")
+        if self.dim is not None and not (self.model or "").startswith("hf-hub:"):
+            raise ValueError(f"encoder {self.name!r}: `dim` is for hf-hub: models; of others it is known")
+        return self
+
+    @property
+    def is_pixels(self) -> bool:
+        """Whether it is no model at all, but a thumbnail."""
+        return self.model == pixels.NAME
+
+    @property
+    def has_text(self) -> bool:
+        """Whether it embeds captions."""
+        return self.text and not self.is_pixels
+
+    def fields(self, available: Tables) -> list[pa.Field]:
+        """Return the columns that it writes. Raises RecipeError: no such model, no such weights."""
+        label = self.trained or " ".join(filter(None, (self.model, self.pretrained)))
+        dim = self.check(available)
+        found = [vector(self.name, dim, f"image vector of {label}, length 1")]
+        if self.has_text:
+            found.append(vector(f"{self.name}_text", dim, f"caption vector of {label}, length 1"))
+            found.append(score(f"{self.name}_score", f"clip:{label}", 1, "cosine of image and caption"))
+        return found
+
+    def check(self, available: Tables) -> int:
+        """Return the length of its vectors. Raises RecipeError; loads nothing."""
+        if self.trained is not None:
+            return self._check_trained(self.trained, available)
+        assert self.model is not None
+        if self.is_pixels:
+            return pixels.DIM
+        if self.model.startswith("hf-hub:"):
+            if self.dim is None:
+                raise RecipeError(f"encoder {self.name!r}: say `dim`, the length of the vectors of {self.model}")
+            return self.dim
+        config = read_config(self.model)
+        self._check_weights(self.model)
+        self._check_words(self.model, config)
+        return int(config["embed_dim"])
+
+    def _check_trained(self, wanted: str, available: Tables) -> int:
+        known = available["models"].field("weights").metadata or {} if "models" in available else {}
+        name = known.get(b"model", b"").decode()
+        if not name or wanted != name:
+            there = [name] if name else []
+            raise RecipeError(f"encoder {self.name!r}: no earlier stage trains {wanted!r}{nearest(wanted, there)}")
+        return int(known[b"embed_dim"])
+
+    def _check_weights(self, model: str) -> None:
+        if Path(model).is_dir():
+            return
+        if self.pretrained is None:
+            raise RecipeError(f"encoder {self.name!r}: say `pretrained`, the weights of {model}{_offer(model)}")
+        tags = pretrained_tags(model)
+        tag = self.pretrained.lower().replace("-", "_")  # as open_clip reads them
+        if self.pretrained != RANDOM and not Path(self.pretrained).is_file() and tag not in tags:
+            raise RecipeError(
+                f"encoder {self.name!r}: {self.pretrained!r} is neither a file nor weights of {model}"
+                f"{nearest(self.pretrained, tags)}"
+            )
+
+    def _check_words(self, model: str, config: dict[str, Any]) -> None:
+        text = config["text_cfg"]
+        own = any(key in text for key in ("hf_tokenizer_name", "hf_model_name")) or "siglip" in model.lower()
+        if self.has_text and not own and text.get("vocab_size", BPE_WORDS) < BPE_WORDS:
+            raise RecipeError(
+                f"encoder {self.name!r}: {model} has {text['vocab_size']} tokens, CLIP's tokenizer {BPE_WORDS}: "
+                "say `text: false`, or train it with `use: train_clip`, which gives it a tokenizer of its own"
+            )
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what decides its vectors: local files by content, so that moving one changes nothing."""
+        found = self.model_dump(mode="json")
+        for key in ("model", "pretrained"):
+            if found[key] is not None and found[key] not in (RANDOM, pixels.NAME):
+                found[key] = _content(found[key])
+        return found
+
+
+def _offer(model: str) -> str:
+    tags = pretrained_tags(model)
+    return f"; there is: {', '.join(sorted(tags))}, or a file" if tags else " (a file)"
+
+
+def _content(reference: str) -> str:
+    """Return a local file's or folder's digest, or the reference itself where it is neither."""
+    path = Path(reference)
+    if path.is_dir():
+        return "folder:" + ",".join(f"{p.name}={_sha256_of(p)}" for p in sorted(path.iterdir()) if p.is_file())
+    return f"sha256:{_sha256_of(path)}" if path.is_file() else reference
+
+
+def _sha256_of(path: Path) -> str:
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:  # size and time: a changed file is read anew
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

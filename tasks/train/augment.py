@@ -1,0 +1,42 @@
+"""Random views of pictures, for a whole batch at once: crop, stretch, mirror, brightness and tint."""
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import torch
+
+AREA: Final = (0.5, 1.0)
+"""Share of the picture that a view shows."""
+ASPECT: Final = 0.25
+"""A view's log aspect ratio lies within this."""
+BRIGHTNESS: Final = 0.2
+TINT: Final = 0.06
+"""Added to each channel, of a range of 0..1."""
+
+
+def random_views(pictures: "torch.Tensor", side_px: int, generator: "torch.Generator") -> "torch.Tensor":
+    """Return float32 (n, 3, side_px, side_px) in about 0..1 of uint8 (n, 3, height, width).
+
+    One bilinear resampling does crop, stretch and mirror. All chance comes from `generator` (on the CPU), so the
+    views are the same on every device, up to rounding.
+    """
+    import torch
+    from torch.nn import functional
+
+    n = len(pictures)
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        return torch.empty(n, *shape).uniform_(low, high, generator=generator)
+
+    scale, aspect = uniform(*AREA).sqrt(), uniform(-ASPECT, ASPECT).exp().sqrt()
+    width, height = (scale * aspect).clamp(max=1), (scale / aspect).clamp(max=1)
+    x, y = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
+    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    light, tint = uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS, 1, 1, 1), uniform(-TINT, TINT, 3, 1, 1)
+
+    zero = torch.zeros(n)
+    placed = torch.stack([torch.stack([width * mirror, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
+    device = pictures.device
+    grid = functional.affine_grid(placed.to(device), [n, 3, side_px, side_px], align_corners=False)
+    views = functional.grid_sample(pictures.float() / 255, grid, padding_mode="reflection", align_corners=False)
+    return views * light.to(device) + tint.to(device)
