@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Final
 
 import pyarrow as pa
 
 MAX_OBJECT_BYTES: Final = 16 << 20
 """A longer object counts as broken."""
-SAMPLE_ROWS: Final = 10_000
+SAMPLE_OBJECTS: Final = 1_000
 """Objects that the columns and their types are taken from."""
 
 
@@ -28,25 +29,38 @@ def columns_of(objects: Iterable[bytes]) -> pa.Schema:
 def extract(objects: pa.Array, schema: pa.Schema) -> pa.Table:
     """Return the columns `schema` of JSON objects (string array of n): n rows, null where a value is missing or of
     another type, and in every column where the text is not a JSON object."""
-    import duckdb
-
     if not len(schema):
         return pa.table({"": objects}).select([])
-    chosen = ", ".join(f"{_expression(f)} as c{i}" for i, f in enumerate(schema))
-    query = f"select {chosen} from (select case when json_valid(o) then o end as o from objects)"
-    with duckdb.connect(config={"threads": 1, "enable_external_access": "false"}) as connection:
+    pointers = ", ".join(_pointer(name) for name in schema.names)
+    chosen = ", ".join(f"{_expression(i + 1, f.type)} as c{i}" for i, f in enumerate(schema))
+    query = f"""
+        with valid as (select case when json_valid(o) then o end as o from objects),
+        parsed as (select json_extract_string(o, [{pointers}]) as v, json_type(o, [{pointers}]) as t from valid)
+        select {chosen} from parsed"""
+    with _database().cursor() as connection:
         connection.register("objects", pa.table({"o": objects}))
         found = connection.sql(query).to_arrow_table()
     return pa.table([found.column(i).cast(f.type) for i, f in enumerate(schema)], schema=schema)
 
 
-def _expression(field: pa.Field) -> str:
-    pointer = "'/" + field.name.replace("~", "~0").replace("/", "~1").replace("'", "''") + "'"
-    text = f"json_extract_string(o, {pointer})"
-    if pa.types.is_string(field.type):
-        return text
-    kinds, sql = _SQL[field.type]
-    return f"case when json_type(o, {pointer}) in {kinds} then try_cast({text} as {sql}) end"
+@lru_cache(1)
+def _database() -> Any:
+    import duckdb
+
+    return duckdb.connect(config={"threads": 1, "enable_external_access": "false"})
+
+
+def _pointer(key: str) -> str:
+    """Return a key as a quoted JSON pointer (RFC 6901)."""
+    return "'/" + key.replace("~", "~0").replace("/", "~1").replace("'", "''") + "'"
+
+
+def _expression(at: int, type_: pa.DataType) -> str:
+    """Return what makes a value of a type from the text `v` and the JSON type `t` at one place."""
+    if pa.types.is_string(type_):
+        return f"v[{at}]"
+    kinds, sql = _SQL[type_]
+    return f"case when t[{at}] in {kinds} then try_cast(v[{at}] as {sql}) end"
 
 
 _SQL: Final = {

@@ -10,11 +10,11 @@ import pyarrow as pa
 from tasks.sources._base import PIECE_BYTES, PIECE_ROWS, Tabular
 from tasks.sources._columns import text_of
 from tasks.sources._files import COMPRESSED, open_text
-from tasks.sources._json import MAX_OBJECT_BYTES, SAMPLE_ROWS, columns_of, extract
+from tasks.sources._json import MAX_OBJECT_BYTES, SAMPLE_OBJECTS, columns_of, extract
 
 
 class Jsonl(Tabular):
-    """JSON lines. The keys of the first file's first 10,000 lines are the columns; nested values keep their JSON text.
+    """JSON lines. The keys of the first file's first 1,000 lines are the columns; nested values keep their JSON text.
 
     A line that is not a JSON object (or is longer than 16 MiB) is kept, as a row of nulls; an empty line is no row.
     Lines are counted when a build is planned, which reads every file once.
@@ -28,7 +28,7 @@ class Jsonl(Tabular):
 
     def columns(self, uri: str) -> pa.Schema:
         with open_text(uri) as file:
-            return columns_of(islice(_lines(file), SAMPLE_ROWS))
+            return columns_of(islice(_lines(file), SAMPLE_OBJECTS))
 
     def count(self, uri: str) -> tuple[int, pa.Schema | None]:
         with open_text(uri) as file:

@@ -17,7 +17,7 @@ from catalog.schema import LOCAL, SOURCE
 from tasks.sources._base import PIECE_BYTES, PIECE_ROWS, Chunk, Identify, Source
 from tasks.sources._columns import KNOWN, Column, clean, others, text_of
 from tasks.sources._files import find, one_line, open_random
-from tasks.sources._json import MAX_OBJECT_BYTES, SAMPLE_ROWS, columns_of, extract
+from tasks.sources._json import MAX_OBJECT_BYTES, SAMPLE_OBJECTS, columns_of, extract
 from tasks.stage import Batches, Step, Tables
 
 IMAGES: Final = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -36,7 +36,7 @@ class Webdataset(Source):
 
     `url` is `tar#member`, to be read by people. The caption comes from `.txt`, the label from `.cls` (or from
     `.json` where there is none), and the other keys of `.json` become columns (its `url` becomes `source_url`), as the
-    first 10,000 samples of the first tar have them. A sample without an image is kept, with no place. A tar that ends
+    first 1,000 samples of the first tar have them. A sample without an image is kept, with no place. A tar that ends
     in the middle gives the samples before. Compressed tars are refused: no single image can be read from them.
     Headers are read when a build is planned: about 30 us a member.
     """
@@ -45,7 +45,7 @@ class Webdataset(Source):
 
     use: Literal["webdataset"] = "webdataset"
 
-    def schema(self, available: Tables) -> pa.Schema:
+    def schema(self, available: Tables) -> pa.Schema:  # type: ignore[override]  # pydantic has a deprecated `schema`
         return pa.schema([*SOURCE, *LOCAL, *(c.field for c in self._layout().others)])
 
     def chunks(self, identify: Identify) -> list[Chunk]:
@@ -74,7 +74,7 @@ class Webdataset(Source):
     def _layout(self) -> "_Layout":
         for uri in find(self.paths, self.suffixes):
             with _opened(uri) as file:
-                samples = islice(_samples(file, uri), SAMPLE_ROWS)
+                samples = islice(_samples(file, uri), SAMPLE_OBJECTS)
                 found = columns_of(s.text(file, ("json",)) or b"" for s in samples)
             if len(found):
                 return _Layout.of(found)
