@@ -38,7 +38,7 @@ class Webdataset(Source):
     `.json` where there is none), and the other keys of `.json` become columns (its `url` becomes `source_url`), as the
     first 1,000 samples of the first tar have them. A sample without an image is kept, with no place. A tar that ends
     in the middle gives the samples before. Compressed tars are refused: no single image can be read from them.
-    Headers are read when a build is planned: about 30 us a member.
+    Headers are read when a build is planned.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".tar",)
@@ -187,21 +187,57 @@ def _samples(file: pa.NativeFile, uri: str) -> Iterator[_Sample]:
 def _members(file: pa.NativeFile, uri: str) -> Iterator[tuple[str, str, tuple[str, int, int]]]:
     """Yield (key, extension, (name, offset, size)) of the regular files that are whole."""
     end = file.size()
-    if end == 0:
+    for name, offset, size in _files(file, uri):
+        if offset + size > end:
+            return
+        split = _NAME.match(name)
+        if split is not None and not _META.match(name):
+            yield split[1], split[2].lower(), (name, offset, size)
+
+
+def _files(file: pa.NativeFile, uri: str) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, offset, size) of the regular files.
+
+    Plain headers are read here, several times faster than by tarfile, which reads the others (long names, links).
+    """
+    if file.size() == 0:
         return
     file.seek(0)
     try:
-        archive = tarfile.open(fileobj=file, mode="r:", errorlevel=0)  # noqa: SIM115  # a generator closes nothing
+        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # the file is the caller's
     except tarfile.TarError as error:
         raise UserError(f"{uri} is not a tar file: {one_line(error)}") from error
+    at = 0
     try:
-        while (member := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]  # else it remembers every header
-            split = _NAME.match(member.name.encode("utf-8", "replace").decode())
-            if not member.isreg() or split is None or _META.match(split[0]):
+        while True:
+            plain = _plain_header(file.read_at(tarfile.BLOCKSIZE, at))
+            if plain is not None:
+                name, size = plain
+                yield name, at + tarfile.BLOCKSIZE, size
+                at += tarfile.BLOCKSIZE + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 continue
-            if member.offset_data + member.size > end:
+            file.seek(at)
+            archive.offset, archive.firstmember = at, None  # type: ignore[attr-defined]
+            member = archive.next()
+            if member is None:
                 return
-            yield split[1], split[2].lower(), (split[0], member.offset_data, member.size)
+            archive.members = []  # type: ignore[attr-defined]  # else it remembers every header
+            if member.isreg():
+                yield member.name.encode("utf-8", "replace").decode(), member.offset_data, member.size
+            at = archive.offset
     except (tarfile.TarError, OSError):
         return
+
+
+def _plain_header(block: bytes) -> tuple[str, int] | None:
+    """Return name and size from the header (POSIX.1-1988 ustar) of a regular file; None for anything unusual."""
+    if len(block) < tarfile.BLOCKSIZE or block[156:157] not in {b"0", b"\0"} or block[345:346] != b"\0":
+        return None
+    name = block[:100].partition(b"\0")[0]
+    try:
+        size, checksum = int(block[124:135], 8), int(block[148:155].rstrip(b"\0 "), 8)
+    except ValueError:
+        return None
+    if checksum != sum(block[:148]) + 8 * ord(" ") + sum(block[156:]) or name.endswith(b"/"):
+        return None
+    return name.decode("utf-8", "replace"), size

@@ -1,15 +1,18 @@
 import gzip
 import io
 import json
+import random
 import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from catalog.errors import NotFoundError, UserError
 from tasks.sources import Webdataset
+from tasks.sources import webdataset as module
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]], form: int = tarfile.PAX_FORMAT) -> str:
@@ -102,6 +105,24 @@ def test_a_tar_that_ends_in_the_middle_gives_the_samples_before(tmp_path: Path, 
         path.write_bytes(whole[:cut])
         rows = rows_of(Webdataset(path=str(path), rows_per_part=4)).to_pylist()
         assert [stored(r) for r in rows] == [data for _, data in members[:left]]
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_those_that_tarfile_finds(tmp_path: Path, form: int) -> None:
+    draw = random.Random(form)
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=form) as archive:
+        for i in range(300):
+            stem = draw.choice(["", "a/", "é" * 20 + "/", "deep/" * draw.randrange(18, 24)])
+            info = tarfile.TarInfo(f"{stem}{i}{'x' * draw.randrange(60)}.jpg")
+            info.mtime = draw.choice([0, 1_700_000_000])
+            info.type = draw.choice([tarfile.REGTYPE] * 6 + [tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE])
+            info.size = draw.choice([0, 1, 511, 512, 513, 5000]) if info.isreg() else 0
+            archive.addfile(info, io.BytesIO(bytes(info.size)))
+    with tarfile.open(path) as archive:
+        expected = [(m.name, m.offset_data, m.size) for m in archive if m.isreg()]
+    with pa.OSFile(str(path)) as file:
+        assert list(module._files(file, "a.tar")) == expected
 
 
 def test_links_and_folders_are_no_samples(tmp_path: Path, rows_of: Any) -> None:
