@@ -28,14 +28,14 @@ def jpeg(width: int = 320, height: int = 240, seed: int = 0, quality: int = 90, 
     return encoded(picture(width, height, seed), quality=quality, **options)
 
 
-def png_bomb(width: int = 30_000, height: int = 30_000, rows: int = 300) -> bytes:
+def png_bomb(width: int = 30_000, height: int = 30_000, rows: int = 20) -> bytes:
     """Return a small PNG whose header announces width x height."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(b"\0" * (3 * width + 1) * rows, 9)
+    pixels = zlib.compress(bytes((3 * width + 1) * rows), 9)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 

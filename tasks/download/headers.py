@@ -50,13 +50,17 @@ def decompressed(body: bytes, encoding: str, max_bytes: int) -> bytes:
 def _inflated(body: bytes, name: str, max_bytes: int) -> bytes:
     # deflate is zlib's format by the standard, and a bare stream from some servers
     bare = name == "deflate" and (len(body) < 2 or body[0] & 0x0F != 8 or int.from_bytes(body[:2], "big") % 31 != 0)
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32)
-    try:
-        out = inflater.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise FetchError("bad_encoding", f"{name}: {error}") from error
-    if len(out) > max_bytes:
-        raise FetchError("body_too_large", f"over {max_bytes} bytes when decompressed")
-    if not inflater.eof:
-        raise FetchError("bad_encoding", f"{name}: the stream ends early")
-    return out
+    out = bytearray()
+    while True:
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32)
+        try:
+            out += inflater.decompress(body, max_bytes + 1 - len(out))
+        except zlib.error as error:
+            raise FetchError("bad_encoding", f"{name}: {error}") from error
+        if len(out) > max_bytes:
+            raise FetchError("body_too_large", f"over {max_bytes} bytes when decompressed")
+        if not inflater.eof:
+            raise FetchError("bad_encoding", f"{name}: the stream ends early")
+        body = inflater.unused_data
+        if not body.startswith(b"\x1f\x8b"):  # gzip files may follow each other
+            return bytes(out)

@@ -1,0 +1,154 @@
+import asyncio
+import socket
+
+import aiohttp
+import pytest
+from aiohttp.abc import AbstractResolver
+
+from tasks.download.addresses import (
+    AllowedHosts,
+    PrivateAddressError,
+    PublicResolver,
+    check_url,
+    is_public,
+    public_socket,
+)
+from tasks.download.reasons import FetchError
+
+PRIVATE = """
+127.0.0.1 0.0.0.0 10.1.2.3 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 224.0.0.1 240.0.0.1 255.255.255.255
+::1 :: fe80::1 fe80::1%eth0 fc00::1 ff02::1 ::ffff:127.0.0.1 ::ffff:10.0.0.1 2002:7f00:1:: 64:ff9b::7f00:1 2001:db8::1
+nonsense
+"""
+
+
+@pytest.mark.parametrize("address", PRIVATE.split())
+def test_addresses_that_are_not_public(address):
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "93.184.216.34", "2606:4700::1111", "2002:808:808::"])
+def test_addresses_that_are_public(address):
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("", "bad_url"),
+        ("not a url", "bad_url"),
+        ("UNLIKELY", "bad_url"),
+        ("//host/x.jpg", "bad_url"),
+        ("http://", "bad_url"),
+        ("http:///x.jpg", "bad_url"),
+        ("http://h:99999/", "bad_url"),
+        ("http://a b/", "bad_url"),
+        ("http://a\0b/", "bad_url"),
+        ("http://[::1", "bad_url"),
+        ("file:///etc/passwd", "bad_scheme"),
+        ("ftp://example.com/x.jpg", "bad_scheme"),
+        ("data:image/png;base64,AAAA", "bad_scheme"),
+        ("javascript:alert(1)", "bad_scheme"),
+        ("http://127.0.0.1/", "private_address"),
+        ("http://2130706433/", "private_address"),
+        ("http://0x7f.1/", "private_address"),
+        ("http://0177.0.0.1/", "private_address"),
+        ("http://127.1/", "private_address"),
+        ("http://127.0.0.1./", "private_address"),
+        ("http://[::1]/", "private_address"),
+        ("http://[::ffff:169.254.169.254]/latest/meta-data", "private_address"),
+        ("http://user:secret@10.0.0.1/", "private_address"),
+        ("http://１２７.0.0.1/", "private_address"),
+    ],
+)
+def test_urls_that_are_refused_before_anything_is_asked(url, reason):
+    with pytest.raises(FetchError) as caught:
+        check_url(url, AllowedHosts())
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("http://h/a%2Fb%7e?x=%2b&y=a+b", "/a%2Fb%7e?x=%2b&y=a+b"),  # a signed spelling stays
+        ("  https://h/x \n", "/x"),
+        ("https://bücher.example/ü?q=ä b", "/%C3%BC?q=%C3%A4+b"),
+        ("HTTP://h?x", "/?x"),
+    ],
+)
+def test_urls_are_sent_as_they_are_or_quoted(url, sent):
+    assert check_url(url, AllowedHosts()).raw_path_qs == sent
+
+
+def test_allowed_hosts_are_exact():
+    allowed = AllowedHosts(["127.0.0.1:8000", "Intranet", "[::1]:9000"])
+    for url in ("http://127.0.0.1:8000/x", "http://intranet/x", "http://INTRANET:81/x", "http://[::1]:9000/"):
+        check_url(url, allowed)
+    for url in ("http://127.0.0.1:8001/x", "http://127.0.0.2:8000/", "http://[::1]/", "http://2130706433:8000/"):
+        with pytest.raises(FetchError):
+            check_url(url, allowed)
+
+
+def test_a_redirect_is_judged_like_a_url():
+    base = check_url("http://example.com/a/b", AllowedHosts())
+    assert str(check_url("../c.jpg", AllowedHosts(), base)) == "http://example.com/c.jpg"
+    for target, reason in (("//10.0.0.1/x", "private_address"), ("file:///etc/passwd", "bad_scheme")):
+        with pytest.raises(FetchError) as caught:
+            check_url(target, AllowedHosts(), base)
+        assert caught.value.reason == reason
+
+
+class Scripted(AbstractResolver):
+    """Answers with the next of its addresses, the last one for ever."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = list(addresses)
+
+    async def resolve(self, host, port=0, family=socket.AF_INET):
+        address = self.addresses.pop(0) if len(self.addresses) > 1 else self.addresses[0]
+        return [{"hostname": host, "host": a, "port": port, "family": socket.AF_INET, "proto": 0, "flags": 0}
+                for a in address.split()]  # fmt: skip
+
+    async def close(self):
+        pass
+
+
+def test_a_name_is_refused_if_any_of_its_addresses_is_private():
+    resolver = PublicResolver(AllowedHosts(), Scripted("8.8.8.8 10.0.0.1"))
+    with pytest.raises(PrivateAddressError, match=r"10\.0\.0\.1"):
+        asyncio.run(resolver.resolve("sly.example", 80))
+
+
+def test_a_name_that_resolves_anew_is_judged_anew():
+    resolver = PublicResolver(AllowedHosts(), Scripted("8.8.8.8", "127.0.0.1"))
+    assert asyncio.run(resolver.resolve("rebind.example", 80))[0]["host"] == "8.8.8.8"
+    with pytest.raises(PrivateAddressError):
+        asyncio.run(resolver.resolve("rebind.example", 80))
+
+
+def test_the_socket_is_the_last_guard(server):
+    """Even a resolver that says nothing of it cannot make the connector open a private connection."""
+
+    async def ask(allowed):
+        connector = aiohttp.TCPConnector(resolver=Scripted("127.0.0.1"), socket_factory=public_socket(allowed))
+        url = f"http://rebind.example:{server.port}/none"
+        async with aiohttp.ClientSession(connector=connector) as session, session.get(url) as response:
+            return response.status
+
+    with pytest.raises(aiohttp.ClientConnectorError) as caught:
+        asyncio.run(ask(AllowedHosts()))
+    assert isinstance(caught.value.os_error, PrivateAddressError)
+    assert asyncio.run(ask(AllowedHosts([f"127.0.0.1:{server.port}"]))) == 404
+
+
+def test_an_allowed_name_may_lead_anywhere_and_others_may_not_borrow_it():
+    allowed = AllowedHosts(["store.internal:9000"])
+    resolver = PublicResolver(allowed, Scripted("10.0.0.5"))
+    assert asyncio.run(resolver.resolve("store.internal", 9000))
+    with pytest.raises(PrivateAddressError):
+        asyncio.run(resolver.resolve("store.internal", 22))
+    with pytest.raises(PrivateAddressError):
+        asyncio.run(resolver.resolve("other.example", 9000))
+    public_socket(allowed)((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("10.0.0.5", 9000))).close()
+    with pytest.raises(PrivateAddressError):
+        public_socket(allowed)((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("10.0.0.5", 22)))

@@ -1,0 +1,151 @@
+"""The stage as the engine sees it: batches in, pieces out, every row once."""
+
+import hashlib
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from catalog.schema import IMAGES, LOCAL, SOURCE, role
+from tasks.download import SCHEMA, Download
+from tests.pictures import jpeg
+
+JPEG = jpeg()
+CAPTIONS = [
+    "plain",
+    "",
+    None,
+    "NUL \0 inside",
+    "\u202eright to left",
+    "emoji \U0001f980",
+    "combining a\u0301",
+    "x" * 20_000,
+]
+
+
+def source(urls, captions=None, first=7 << 24):
+    ids = pa.array(range(first, first + len(urls)), pa.int64())
+    return pa.table(
+        {
+            "sample_id": ids,
+            "url": pa.array(urls, pa.string()),
+            "caption": pa.array(captions or ["c"] * len(urls), pa.string()),
+        }
+    )
+
+
+def run(stage, table, rows=1024):
+    batches = (table.slice(i, rows) for i in range(0, table.num_rows, rows))
+    return pa.concat_tables(stage.open("cpu", {})(batches))
+
+
+@pytest.fixture(scope="module")
+def stage(server):
+    return Download(allow_hosts=server.hosts, timeout_s=2, retries=0)
+
+
+def test_schema_is_the_images_table_with_bytes_and_sidecars():
+    stage = Download()
+    assert stage.schema({"source": SOURCE}) == SCHEMA
+    assert {f.name for f in IMAGES} - set(SCHEMA.names) == {"shard", "offset", "size"}
+    assert [(f.name, role(f)) for f in SCHEMA if role(f)] == [
+        ("image", "image"),
+        ("url", "sidecar"),
+        ("caption", "sidecar"),
+    ]
+    assert (stage.table, stage.alive_only, stage.name) == ("images", False, "download")
+
+
+def test_every_row_comes_out_once_in_order_whatever_the_batches(server, stage):
+    urls = [server.body(JPEG) if i % 3 else server.body(b"", status=404) for i in range(40)]
+    table = source(urls)
+    whole, cut = run(stage, table), run(stage, table, rows=7)
+    assert whole.schema.equals(SCHEMA, check_metadata=True)
+    assert whole.equals(cut)
+    assert whole.column("sample_id").to_pylist() == table.column("sample_id").to_pylist()
+    assert whole.column("status").to_pylist() == ["success" if i % 3 else "failed" for i in range(40)]
+    assert whole.column("reason").to_pylist() == [None if i % 3 else "not_found" for i in range(40)]
+    again = run(stage.model_copy(update={"concurrency": 1, "per_host": 1}), table)
+    assert whole.equals(again)
+
+
+def test_captions_pass_unchanged(server, stage):
+    table = source([server.body(JPEG)] * len(CAPTIONS), CAPTIONS)
+    assert run(stage, table).column("caption").to_pylist() == CAPTIONS
+
+
+def test_text_that_is_not_utf8_passes_unchanged(server, stage):
+    bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9 \xff"], pa.binary()).buffers())
+    table = source([server.body(JPEG)]).set_column(2, "caption", bad)
+    out = run(stage, table)
+    assert out.column("caption").cast(pa.binary()).to_pylist() == [b"caf\xe9 \xff"]
+    assert run(stage, table.set_column(1, "url", bad)).column("reason").to_pylist() == ["bad_url"]
+
+
+def test_no_rows(stage):
+    assert list(stage.open("cpu", {})(iter([]))) == []
+    assert list(stage.open("cpu", {})(iter([source([])]))) == []
+
+
+def test_pieces_are_bounded(server, stage, monkeypatch):
+    monkeypatch.setattr("tasks.download._PIECE_BYTES", 100_000)
+    table = source([server.body(JPEG)] * 60)
+    pieces = list(stage.open("cpu", {})(iter([table])))
+    assert len(pieces) > 2
+    assert sum(piece.num_rows for piece in pieces) == 60
+    assert max(piece.column("image").nbytes for piece in pieces) < 200_000
+
+
+def test_local_rows_are_read_from_disk(server, stage, tmp_path):
+    tar = tmp_path / "a.tar"
+    tar.write_bytes(b"." * 512 + JPEG)
+    table = source([None, server.body(JPEG)])
+    place = {"local_path": [str(tar), None], "local_offset": [512, None], "local_size": [len(JPEG), None]}
+    for field in LOCAL:
+        table = table.append_column(field, pa.array(place[field.name], field.type))
+    assert set(place) < set(stage.inputs({"source": table.schema})["source"])
+    digests = run(stage, table).column("sha256").to_pylist()
+    assert digests == [hashlib.sha256(JPEG).hexdigest()] * 2
+
+
+def test_hashes_of_the_source_are_verified(server):
+    schema = pa.schema([*SOURCE, pa.field("SHA", pa.string())])
+    stage = Download(allow_hosts=server.hosts, verify_hash={"column": "SHA"})
+    assert stage.inputs({"source": schema}) == {"source": ("url", "caption", "SHA")}
+    right = hashlib.sha256(JPEG).hexdigest()
+    table = source([server.body(JPEG)] * 3).append_column("SHA", pa.array([right, "00", None]))
+    assert run(stage, table).column("reason").to_pylist() == [None, "hash_mismatch", None]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resize_mode": "bordr"}, "border"),
+        ({"reencode": False}, "resize_mode must be no"),
+        ({"encode_format": "png", "encode_quality": 95}, "0..9"),
+        ({"timeout": 3}, "timeout"),
+        ({"engine": "img2dataset", "verify_hash": {"column": "m", "type": "md5"}}, "sha256 only"),
+        ({"max_pixels": 10**12}, "max_pixels"),
+    ],
+)
+def test_wrong_recipes_say_what_is_wrong(options, message):
+    with pytest.raises(ValidationError, match=message):
+        Download(**options)
+
+
+def test_a_missing_hash_column_names_the_nearest():
+    with pytest.raises(ValueError, match=r"no column 'captoin'; did you mean 'caption'\?"):
+        Download(verify_hash={"column": "captoin"}).inputs({"source": SOURCE})
+
+
+def test_what_changes_no_result_is_in_no_fingerprint():
+    assert Download().parameters() == Download(concurrency=3, per_host=1, resources={"cpus": 2}).parameters()
+    assert Download().parameters() != Download(image_size=224).parameters()
+
+
+def test_import_is_cheap():
+    code = "import sys, tasks.download; print(sorted({'aiohttp', 'cv2', 'PIL', 'torch', 'asyncio'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

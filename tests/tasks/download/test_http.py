@@ -1,0 +1,306 @@
+"""Every reason, over real sockets."""
+
+import hashlib
+import re
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.download import Download
+from tasks.download._base import LocalFile, Request
+from tasks.download.hosts import DOWN_AFTER
+from tasks.download.http import HttpEngine
+from tasks.download.reasons import REASONS
+from tests.pictures import encoded, jpeg, picture, png_bomb
+from tests.tasks.download.test_addresses import Scripted
+
+JPEG = jpeg()
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
+
+def fetch(server, *requests, resolver=None, **options):
+    settings = Download(**({"allow_hosts": server.hosts, "timeout_s": 1, "retries": 0, "backoff_s": 0.05} | options))
+    wanted = [request if isinstance(request, Request) else Request(request) for request in requests]
+    return list(HttpEngine(settings, resolver=resolver).outcomes(wanted))
+
+
+def check(outcome, reason, detail=""):
+    assert (outcome.status, outcome.reason) == ("failed", reason), outcome.detail
+    assert outcome.image is None
+    assert detail in (outcome.detail or "")
+
+
+def test_a_good_image(server):
+    url = server.body(JPEG, "text/html")  # servers lie about types: the bytes count
+    (good,) = fetch(server, url, user_agent_token="gardener")
+    assert (good.status, good.reason, good.detail) == ("success", None, None)
+    assert good.sha256 == hashlib.sha256(JPEG).hexdigest()
+    assert (good.original_width, good.original_height, good.width, good.height) == (320, 240, 256, 256)
+    assert (good.http_status, good.final_url, good.received_bytes, good.format) == (200, None, len(JPEG), "jpg")
+    assert "gardener" in server.requests[url]["User-Agent"]
+    assert server.requests[url]["Accept-Encoding"] == "identity"
+
+
+def test_outcomes_come_in_order_and_connections_are_kept(server):
+    urls = [server.body(jpeg(64 + i, 64)) for i in range(150)]
+    urls[3] = server.drips(JPEG, step=len(JPEG) // 3, pause_s=0.15)
+    outcomes = fetch(server, *urls)
+    assert [o.original_width for o in outcomes] == [320 if i == 3 else 64 + i for i in range(150)]
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        (None, "bad_url"),
+        ("", "bad_url"),
+        ("UNLIKELY", "bad_url"),
+        ("file:///etc/passwd", "bad_scheme"),
+        ("http://169.254.169.254/latest/meta-data/", "private_address"),
+        ("http://no-such-host.invalid/x.jpg", "dns_failed"),
+    ],
+)
+def test_urls(server, url, reason):
+    check(fetch(server, url)[0], reason)
+
+
+def test_a_name_for_a_private_address(server):
+    check(fetch(server, f"http://localhost:{server.port}/0")[0], "private_address", "localhost is ")
+
+
+def test_dns_rebinding(server):
+    """First public, then loopback: the second answer is judged too, and no request arrives."""
+    before = sum(server.hits.values())
+    resolver = Scripted("127.0.0.1")
+    check(fetch(server, f"http://rebind.example:{server.port}/0", resolver=resolver)[0], "private_address")
+    assert sum(server.hits.values()) == before
+
+
+def test_connections(server):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{nobody.getsockname()[1]}"
+        check(fetch(server, f"http://{place}/x", allow_hosts=[place])[0], "connection_failed")
+    check(fetch(server, server.raw(b""))[0], "connection_failed")
+    check(fetch(server, f"https://127.0.0.1:{server.port}/0")[0], "tls_failed")
+
+
+def test_responses_that_are_not_http(server):
+    for data in (
+        b"220 smtp.example ESMTP\r\n\r\n",
+        b"HTTP/1.1 two hundred\r\n\r\n",
+        b"\x00\xff\xfe" * 50 + b"\r\n\r\n",
+    ):
+        check(fetch(server, server.raw(data))[0], "bad_response")
+    long = b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"
+    check(fetch(server, server.raw(long))[0], "bad_response")
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (404, "not_found"), (410, "not_found"), (401, "forbidden"), (403, "forbidden"), (451, "forbidden"),
+        (429, "rate_limited"), (400, "client_error"), (418, "client_error"), (500, "server_error"),
+        (503, "server_error"), (204, "unexpected_status"), (206, "unexpected_status"), (304, "unexpected_status"),
+    ],
+)  # fmt: skip
+def test_statuses(server, status, reason):
+    (outcome,) = fetch(server, server.body(b"", status=status))
+    check(outcome, reason, f"HTTP {status}")
+    assert outcome.http_status == status
+
+
+def test_redirects(server):
+    good = server.body(JPEG)
+    for status in (301, 302, 303, 307, 308):
+        (outcome,) = fetch(server, server.redirect(good, status))
+        assert (outcome.status, outcome.final_url) == ("success", good)
+    assert fetch(server, server.redirect(good.rsplit("/", 1)[1]))[0].final_url == good  # relative
+    check(fetch(server, server.loop())[0], "redirect_limit")
+    check(fetch(server, server.redirect(""))[0], "bad_redirect")
+    check(fetch(server, server.redirect("http://[oops"))[0], "bad_redirect")
+    check(fetch(server, server.redirect("file:///etc/passwd"))[0], "bad_scheme", "redirected to")
+    check(fetch(server, server.redirect("http://10.0.0.1/x"))[0], "private_address", "redirected to")
+    check(fetch(server, server.redirect(f"http://localhost:{server.port}/0"))[0], "private_address")
+    twice = server.redirect(server.redirect(good))
+    check(fetch(server, twice, max_redirects=1)[0], "redirect_limit")
+
+
+def test_slow_silent_and_endless_servers(server):
+    began = time.monotonic()
+    slow, silent, endless, large = fetch(
+        server,
+        server.drips(JPEG),
+        server.silent(),
+        server.endless(),
+        server.body(bytes(2_000_001)),
+        max_bytes=2_000_000,
+    )
+    check(slow, "timeout")
+    assert slow.http_status == 200  # it answered, and did not end
+    check(silent, "timeout")
+    assert silent.http_status is None
+    check(endless, "body_too_large")
+    check(large, "body_too_large", "2000001 bytes announced")
+    assert time.monotonic() - began < 4
+
+
+def test_bodies(server):
+    check(fetch(server, server.body(b""))[0], "empty_body")
+    short = b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + JPEG[:999]
+    check(fetch(server, server.raw(short))[0], "incomplete_body")
+    check(fetch(server, server.gzip_bomb(), max_bytes=5_000_000)[0], "body_too_large", "decompressed")
+    check(fetch(server, server.body(JPEG, headers={"Content-Encoding": "br"}))[0], "bad_encoding")
+    check(fetch(server, server.body(JPEG, headers={"Content-Encoding": "gzip"}))[0], "bad_encoding")
+
+
+def test_opt_outs(server):
+    check(fetch(server, server.body(JPEG, headers={"X-Robots-Tag": "noai"}))[0], "opted_out", "noai")
+    named = server.body(JPEG, headers={"X-Robots-Tag": "gardener: noindex"})
+    assert fetch(server, named)[0].status == "success"
+    check(fetch(server, named, user_agent_token="Gardener")[0], "opted_out")
+    assert fetch(server, server.body(JPEG, headers={"X-Robots-Tag": "noai"}), disallowed_header_directives=[])[0].image
+
+
+@pytest.mark.parametrize("kind", ["md5", "sha256", "sha512"])
+def test_hashes(server, kind):
+    url = server.body(JPEG)
+    right = hashlib.new(kind, JPEG).hexdigest()
+    verify = {"column": "digest", "type": kind}
+    good, unknown, wrong = fetch(
+        server, Request(url, right.upper()), Request(url, None), Request(url, "0" * len(right)), verify_hash=verify
+    )
+    assert (good.status, unknown.status) == ("success", "success")
+    check(wrong, "hash_mismatch", right)
+
+
+def test_images(server):
+    def one(data, **options):
+        return fetch(server, server.body(data), **options)[0]
+
+    check(one(b"<html>gone</html>"), "not_an_image", "<html>")
+    check(one(JPEG[: len(JPEG) // 2]), "truncated")
+    check(one(encoded(picture(), "PNG")[:20_000]), "truncated")
+    check(one(b"GIF89a=1;alert(1)//"), "undecodable")
+    bomb = one(png_bomb())
+    check(bomb, "too_many_pixels", "30000 x 30000")
+    assert (bomb.original_width, bomb.sha256 is not None) == (30_000, True)
+    check(one(png_bomb(1_000_000, 1, 1)), "too_long_side")
+    check(one(encoded(picture(2000, 1), "PNG"), resize_mode="keep_ratio", image_size=8192), "too_many_pixels")
+    check(one(jpeg(100, 90), min_size_px=91), "too_small", "100 x 90")
+    check(one(jpeg(300, 90), max_aspect_ratio=3), "too_narrow")
+    check(one(encoded(picture(20_000, 2), "PNG"), resize_mode="no", encode_format="webp"), "unencodable")
+
+
+@pytest.mark.parametrize("data", [encoded(picture(300, 200), f) for f in ("PNG", "WEBP", "GIF", "BMP")])
+def test_bytes_can_be_kept_as_they_came(server, data):
+    (kept,) = fetch(server, server.body(data), reencode=False, resize_mode="no")
+    assert (kept.width, kept.height) == (300, 200)
+    assert (kept.image == data) == (kept.format in ("png", "webp"))  # nothing else is a stored format
+
+
+def test_retries_by_kind(server):
+    healing = server.heals(JPEG, [(503, {}), (500, {})])
+    assert fetch(server, healing, retries=2)[0].status == "success"
+    assert server.hits[healing] == 3
+    dying = server.heals(JPEG, [(503, {})] * 9)
+    check(fetch(server, dying, retries=2)[0], "server_error")
+    assert server.hits[dying] == 3
+    for status in (404, 403, 410, 400):
+        gone = server.body(b"", status=status)
+        assert fetch(server, gone, retries=2)[0].status == "failed"
+        assert server.hits[gone] == 1
+    short = server.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n")
+    check(fetch(server, short, retries=1)[0], "incomplete_body")
+    assert server.hits[short] == 2
+
+
+def test_retry_after_is_waited_for_when_it_is_short(server):
+    began = time.monotonic()
+    polite = server.heals(JPEG, [(429, {"Retry-After": "1"})])
+    assert fetch(server, polite, retries=1)[0].status == "success"
+    assert time.monotonic() - began >= 1
+    long = server.heals(JPEG, [(429, {"Retry-After": "3600"})])
+    check(fetch(server, long, retries=1)[0], "rate_limited")
+    assert server.hits[long] == 1
+
+
+def test_a_host_that_only_times_out_is_left_alone(server):
+    silent = server.silent()
+    outcomes = fetch(server, *[f"{silent}?{i}" for i in range(3 * DOWN_AFTER)], timeout_s=0.2, per_host=10)
+    reasons = [outcome.reason for outcome in outcomes]
+    assert reasons.count("timeout") in range(DOWN_AFTER, DOWN_AFTER + 10)
+    assert reasons.count("host_down") == 3 * DOWN_AFTER - reasons.count("timeout")
+    check(outcomes[-1], "host_down")
+
+
+def test_at_most_so_many_requests_at_once_to_a_host(server):
+    now, most, lock = 0, 0, threading.Lock()
+
+    async def handler(request):
+        import asyncio
+
+        from aiohttp import web
+
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        await asyncio.sleep(0.02)
+        with lock:
+            now -= 1
+        return web.Response(body=JPEG)
+
+    url = server.add(handler)
+    assert all(o.image for o in fetch(server, *[f"{url}?{i}" for i in range(40)], per_host=5, timeout_s=5))
+    assert most == 5
+
+
+def test_local_files(server, tmp_path):
+    file = tmp_path / "a.tar"
+    file.write_bytes(b"x" * 100 + JPEG + b"y" * 50)
+    part, cut, missing, whole = fetch(
+        server,
+        Request(None, file=LocalFile(str(file), 100, len(JPEG))),
+        Request(None, file=LocalFile(str(file), 100, len(JPEG) + 51)),
+        Request(None, file=LocalFile(str(tmp_path / "none.jpg"), 0, None)),
+        Request(None, file=LocalFile(str(file), 100, None)),
+    )
+    assert part.sha256 == hashlib.sha256(JPEG).hexdigest()
+    check(cut, "unreadable_file")
+    check(missing, "unreadable_file", "none.jpg")
+    assert whole.received_bytes == len(JPEG) + 50
+    check(fetch(server, Request(None, file=LocalFile(str(file), 0, None)), max_bytes=99)[0], "body_too_large")
+
+
+def test_what_nobody_foresaw_is_a_row_too(server, monkeypatch):
+    monkeypatch.setattr("catalog.images.statistics", lambda pixels: 1 / 0)
+    check(fetch(server, server.body(JPEG))[0], "unforeseen", "ZeroDivisionError")
+
+
+def test_large_bodies_share_a_small_budget(server, monkeypatch):
+    """Far more bytes than fit, all at once, results larger than the budget: slower, but nothing locks up."""
+    monkeypatch.setattr("tasks.download.http.BUDGET_BYTES", 1 << 20)
+    noise = encoded(picture(600, 400), "BMP")  # 720 kB, and nobody announces it
+    url = server.drips(noise, step=200_000, pause_s=0.001)
+    outcomes = fetch(server, *[f"{url}?{i}" for i in range(30)], timeout_s=10, encode_format="png", image_size=128)
+    assert [o.received_bytes for o in outcomes] == [len(noise)] * 30
+
+
+def test_leaving_early_leaves_nothing_running(server):
+    threads = threading.active_count()
+    settings = Download(allow_hosts=server.hosts, timeout_s=30)
+    urls = [server.body(JPEG), *[server.silent() for _ in range(20)]]
+    outcomes = HttpEngine(settings).outcomes(map(Request, urls))
+    assert next(outcomes).image
+    began = time.monotonic()
+    outcomes.close()
+    assert time.monotonic() - began < 2
+    assert threading.active_count() <= threads
+
+
+def test_every_reason_has_a_test():
+    tests = [Path(__file__), Path(__file__).with_name("test_img2dataset.py")]
+    assert set(REASONS) <= {name for test in tests for name in re.findall(r'"(\w+)"', test.read_text())}

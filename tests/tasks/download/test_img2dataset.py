@@ -1,0 +1,183 @@
+"""Engine `img2dataset`: the real one, in its own environment (marked slow: the first run installs it)."""
+
+import hashlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from catalog import images
+from catalog.errors import BuildError
+from tasks.download import Download
+from tasks.download import img2dataset as engine
+from tasks.download._base import LocalFile, Request
+from tests.pictures import encoded, jpeg, picture
+
+JPEG = jpeg(300, 200)
+
+
+def fetch(server, requests, limit_s=None, **options):
+    settings = Download(allow_hosts=server.hosts, **({"timeout_s": 2, "retries": 0, "concurrency": 8} | options))
+    return list(engine.Img2datasetEngine(settings, limit_s=limit_s).outcomes(requests))
+
+
+@pytest.mark.parametrize(
+    ("text", "resizing", "reason"),
+    [
+        ("HTTP Error 404: Not Found", False, "not_found"),
+        ("HTTP Error 503: Service Unavailable", False, "server_error"),
+        ("<urlopen error timed out>", False, "timeout"),
+        ("<urlopen error [Errno -2] Name or service not known>", False, "dns_failed"),
+        ("<urlopen error [Errno 111] Connection refused>", False, "connection_failed"),
+        ("<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed>", False, "tls_failed"),
+        ("IncompleteRead(10 bytes read, 90 more expected)", False, "incomplete_body"),
+        ("Use of image disallowed by X-Robots-Tag directive", False, "opted_out"),
+        ("HTTP Error 302: The HTTP server returned a redirect error that would lead to an infinite loop.", False, "redirect_limit"),
+        ("Image decoding error", True, "undecodable"),
+        ("OpenCV(4.11.0) error: (-215:Assertion failed) !buf.empty() in function 'imdecode_'", True, "empty_body"),
+        ("image too small", True, "too_small"),
+        ("never seen before", False, "unforeseen"),
+    ],
+)  # fmt: skip
+def test_its_error_texts_have_our_reasons(text, resizing, reason):
+    assert engine.reason_of(text, resizing) == reason
+
+
+def test_a_python_that_cannot_run_it_is_one_clear_error(server, tmp_path, monkeypatch):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    (tmp_path / "env" / f"img2dataset-{engine.RELEASE}").touch()
+    monkeypatch.setenv("ESPALIER_FETCH_ENV", str(tmp_path / "env"))
+    with pytest.raises(BuildError, match="No module named 'img2dataset'"):
+        fetch(server, [Request(server.body(JPEG))])
+
+
+def test_an_environment_that_cannot_be_made_is_one_clear_error(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("ESPALIER_FETCH_ENV", str(tmp_path / "env"))
+    monkeypatch.setattr(engine, "RELEASE", "0.0.0.nothing")
+    with caplog.at_level(logging.WARNING), pytest.raises(BuildError, match="cannot be installed"):
+        engine.fetch_python()
+    assert "making the environment of img2dataset" in caplog.text
+
+
+def test_a_process_that_hangs_is_ended_with_all_its_children(tmp_path, monkeypatch):
+    """A stand-in for the interpreter that starts a child of its own and then sleeps."""
+    marker = tmp_path / "child"
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {marker}\nsleep 600\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(engine, "fetch_python", lambda: stand_in)
+    began = time.monotonic()
+    with (tmp_path / "log").open("wb") as log:
+        assert engine._run_limited({}, log, 1.0) == "limit"
+    assert time.monotonic() - began < 10
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(child := int(marker.read_text())) and time.monotonic() < deadline:
+        if psutil.Process(child).status() == psutil.STATUS_ZOMBIE:
+            break
+        time.sleep(0.05)
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.slow
+def test_the_same_table_from_the_real_one(server, tmp_path):
+    local = tmp_path / "local.jpg"
+    local.write_bytes(JPEG)
+    good = server.body(JPEG)
+    right, wrong = hashlib.sha256(JPEG).hexdigest(), "0" * 64
+    requests, reasons = zip(
+        (Request(good, right), None),
+        (Request(good, wrong), "hash_mismatch"),
+        (Request(None), "bad_url"),
+        (Request("file:///etc/passwd"), "bad_scheme"),
+        (Request("http://10.0.0.1/x.jpg"), "private_address"),
+        (Request(f"http://localhost:{server.port}/x.jpg"), "private_address"),
+        (Request("http://no-such-host.invalid/x.jpg"), "dns_failed"),
+        (Request(None, file=LocalFile(str(local), 0, None)), None),
+        (Request(server.body(b"", status=404)), "not_found"),
+        (Request(server.body(b"", status=503)), "server_error"),
+        (Request(server.body(JPEG, headers={"X-Robots-Tag": "noai"})), "opted_out"),
+        (Request(server.body(JPEG[:2000])), "undecodable"),
+        (Request(server.body(b"")), "empty_body"),
+        (Request(server.loop()), "redirect_limit"),
+        (Request(server.silent()), "timeout"),
+        (Request(good), None),
+        strict=True,
+    )
+    outcomes = fetch(server, requests, verify_hash={"column": "sha"})
+    assert [outcome.reason for outcome in outcomes] == list(reasons)
+    ours = Download(allow_hosts=server.hosts)._engine()
+    (same,) = ours.outcomes([Request(good)])
+    theirs = outcomes[0]
+    for name in ("sha256", "width", "height", "original_width", "original_height", "format", "status"):
+        assert getattr(theirs, name) == getattr(same, name), name
+    difference = images.decode(theirs.image).astype(int) - images.decode(same.image)
+    assert np.abs(difference).mean() < 1
+    assert theirs.brightness is not None
+    assert outcomes[8].http_status == 404
+
+
+@pytest.mark.slow
+def test_slow_loris_ends_at_the_limit_and_finished_shards_count(server, monkeypatch):
+    monkeypatch.setattr(engine, "_SHARD_ROWS", 10)
+    good = [Request(server.body(JPEG)) for _ in range(20)]
+    stuck = [Request(server.drips(JPEG, step=1, pause_s=0.5)) for _ in range(10)]
+    outcomes = fetch(server, good + stuck, limit_s=60)
+    reasons = [outcome.reason for outcome in outcomes]
+    assert reasons == [None] * 20 + ["not_attempted"] * 10
+    assert "time limit" in (outcomes[-1].detail or "")
+
+
+@pytest.mark.slow
+def test_its_death_does_not_hang_the_build(server, monkeypatch):
+    started = []
+    popen = subprocess.Popen
+
+    def spy(*args, **options):
+        started.append(popen(*args, **options))
+        return started[-1]
+
+    monkeypatch.setattr(engine.subprocess, "Popen", spy)
+    import threading
+
+    threading.Timer(5, lambda: os.kill(started[0].pid, signal.SIGKILL)).start()
+    with pytest.raises(BuildError, match="did not run"):
+        fetch(server, [Request(server.silent()) for _ in range(5)], timeout_s=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["border", "keep_ratio", "keep_ratio_largest", "center_crop", "no"])
+def test_our_resizing_is_pixel_for_pixel_the_real_resizers(mode, tmp_path):
+    """Lossless in, lossless out, through img2dataset's own Resizer, in its own environment."""
+    rng = np.random.default_rng(0)
+    sizes = [(int(w), int(h)) for w, h in rng.integers(20, 700, (25, 2))] + [
+        (256, 100),
+        (100, 256),
+        (256, 256),
+        (900, 7),
+    ]
+    for i, (width, height) in enumerate(sizes):
+        (tmp_path / f"{i}.png").write_bytes(encoded(picture(width, height, i), "PNG"))
+    code = (
+        "import io, sys, pathlib; from img2dataset.resizer import Resizer\n"
+        "folder, mode, bigger = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3] == '1'\n"
+        "resize = Resizer(256, mode, bigger, encode_format='png', encode_quality=1)\n"
+        "for path in sorted(folder.glob('*.png')):\n"
+        "    data, *_, error = resize(io.BytesIO(path.read_bytes())); assert not error, error\n"
+        "    path.with_suffix('.out' + sys.argv[3]).write_bytes(data)\n"
+    )
+    for bigger in (False, True):
+        command = [str(engine.fetch_python()), "-I", "-W", "ignore", "-c", code, str(tmp_path), mode, str(int(bigger))]
+        subprocess.run(command, check=True, env=os.environ | engine._QUIET)
+        for i in range(len(sizes)):
+            theirs = images.decode(Path(tmp_path / f"{i}.out{int(bigger)}").read_bytes())
+            pixels = images.decode((tmp_path / f"{i}.png").read_bytes())
+            ours = images.resize(pixels, 256, mode, bigger)
+            assert ours.shape == theirs.shape, sizes[i]
+            assert np.abs(ours.astype(int) - theirs).max() <= 1, sizes[i]
