@@ -70,7 +70,7 @@ def polyline(values: Sequence[float]) -> str:
     low, high = min(values), max(values)
     scale = 100 / (high - low) if high > low else 0.0
     step = 100 / max(len(values) - 1, 1)
-    return "M" + "L".join(f"{i * step:.2f} {100 - (value - low) * scale:.2f}" for i, value in enumerate(values))
+    return "M" + "L".join(f"{i * step:.2f} {(high - value) * scale:.2f}" for i, value in enumerate(values))
 
 
 def histogram_top(histogram: Mapping[str, Any]) -> int:

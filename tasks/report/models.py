@@ -10,7 +10,7 @@ SHOWN: Final = ("name", "family", "sha256", "licence", "metrics")
 
 
 def models(evidence: Evidence) -> Iterator[Entry]:
-    """Yield the section `model`: what is said of each model, without its weights."""
+    """Yield the section `model`: what is said of each model, without its weights. `metrics.loss` is a list, by step."""
     if not evidence.has("models", "name"):
         return
     columns = ", ".join(quoted(name) for name in SHOWN if evidence.has("models", name))

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 Row = dict[str, Any]
+
+CURVE_POINTS: Final = 300
 
 
 @dataclass(frozen=True)
@@ -139,26 +142,21 @@ def _histogram(row: Row) -> Row:
 
 
 def _model(row: Row) -> Row:
-    losses = [point for point in _points(row.get("metrics")) if isinstance(point.get("loss"), int | float)]
-    values = [float(point["loss"]) for point in losses]
+    metrics = row.get("metrics")
+    losses = metrics.get("loss") if isinstance(metrics, dict) else None
+    values = (
+        [float(v) for v in losses if isinstance(v, int | float) and isfinite(v)] if isinstance(losses, list) else []
+    )
+    drawn = values[:: -(-len(values) // CURVE_POINTS) or 1]
     return (
-        {"family": None, "sha256": None, "licence": None}
+        dict.fromkeys(("family", "sha256", "licence"))
         | row
         | {
-            "loss": charts.polyline(values) if len(values) > 1 else "",
+            "loss": charts.polyline(drawn) if len(drawn) > 1 else "",
             "first_loss": values[0] if values else None,
             "last_loss": values[-1] if values else None,
         }
     )
-
-
-def _points(metrics: object) -> list[Row]:
-    """Return the first list of dicts in a model's metrics: its values by step."""
-    candidates = [metrics, *metrics.values()] if isinstance(metrics, dict) else [metrics]
-    for candidate in candidates:
-        if isinstance(candidate, list) and candidate and all(isinstance(point, dict) for point in candidate):
-            return candidate
-    return []
 
 
 def _lineage(lineage: Mapping[str, Any]) -> Row:
@@ -168,23 +166,27 @@ def _lineage(lineage: Mapping[str, Any]) -> Row:
 
 
 def _stages(stages: Sequence[Mapping[str, Any]], timings: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Return one row a stage: what it made, and how long that took where it is known.
-
-    Rows a second are told only of a stage that made all of its rows in that time.
-    """
+    """Return one row a stage: what it made, and how long that took where it is known."""
     taken = {timing["stage"]: dict(timing) for timing in timings}
     named = [dict(stage) for stage in stages] or [{"name": timing["stage"]} for timing in timings]
     blank = dict.fromkeys(
         ("use", "table", "version", "fingerprint", "parts", "rows", "bytes", "cached_parts", "seconds")
     )
     longest = max((timing.get("seconds") or 0 for timing in timings), default=0)
-    rows = []
+    rows: list[Row] = []
     for stage in named:
         timing = {key: value for key, value in taken.get(stage["name"], {}).items() if value is not None}
         row = blank | timing | {key: value for key, value in stage.items() if value is not None}
         row["made"] = timing.get("parts", row["parts"])
-        fresh = row["seconds"] and row["rows"] and row["rows"] > row["seconds"] and not row["cached_parts"]
-        row["rate"] = row["rows"] / row["seconds"] if fresh else None
+        row["rate"] = _rate(row)
         row["share"] = (row["seconds"] or 0) / longest if longest else 0.0
         rows.append(row)
     return rows
+
+
+def _rate(stage: Row) -> float | None:
+    """Return rows a second of a stage that made all of its rows in its time; a rate below 1 says nothing (a model)."""
+    rows, seconds = stage["rows"], stage["seconds"]
+    if not rows or not seconds or stage["cached_parts"] or rows < seconds:
+        return None
+    return float(rows / seconds)

@@ -1,6 +1,7 @@
 """A small dataset with real photographs and every table, whose numbers are known, to draw cards from."""
 
 import io
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,8 +172,8 @@ def _clusters(rng: np.random.Generator, ids: np.ndarray, concept: np.ndarray) ->
 
 
 def _models() -> pa.Table:
-    steps = [{"step": s, "loss": 3.0 * 0.97**s + 0.4} for s in range(0, 100, 5)]
+    metrics = json.dumps(
+        {"steps": 100, "loss_every_steps": 5, "loss": [3.0 * 0.97**step + 0.4 for step in range(0, 100, 5)]}
+    )
     row = {"name": "tiny", "family": "open_clip", "sha256": "ab" * 32, "weights": b"\0", "licence": "Apache-2.0"}
-    import json
-
-    return pa.Table.from_pylist([row | {"metrics": json.dumps({"train": steps})}], schema=MODELS)
+    return pa.Table.from_pylist([row | {"metrics": metrics}], schema=MODELS)

@@ -42,4 +42,4 @@ def test_a_power_law_is_a_straight_line() -> None:
 def test_polyline_spans_its_box() -> None:
     points = numbers(polyline([3.0, 1.0, 2.0]))
     assert points == [0, 0, 50, 100, 100, 50]
-    assert numbers(polyline([2.0, 2.0])) == [0, 100, 100, 100]
+    assert numbers(polyline([2.0, 2.0])) == [0, 0, 100, 0]

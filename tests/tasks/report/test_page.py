@@ -155,6 +155,27 @@ def test_pictures_are_those_of_the_card_and_have_alternative_text(card: pa.Table
     assert all(attrs["alt"] for attrs in images)
 
 
+@pytest.mark.parametrize("loss", [[3.4, 0.5], [3.4] + [1.0] * 10_000 + [0.5]], ids=["short", "long"])
+def test_a_trained_model_shows_its_loss(loss: list[float]) -> None:
+    content = json.dumps({"name": "tiny", "metrics": {"loss": loss}})
+    page = render(
+        pa.table({"section": ["model"], "position": [0], "content": [content], "image": [None]}).cast(CARD), {}
+    )
+    assert "loss 3.4 0.5" in Page(page).words
+    assert 'class="line" d="M0.00 0.00L' in page
+    assert len(page) < 40_000
+
+
+@pytest.mark.parametrize("metrics", [None, 3, [], {"loss": 1}, {"loss": ["x", None, float("nan")]}])
+def test_metrics_of_another_kind_show_nothing(metrics: object) -> None:
+    content = json.dumps({"name": "tiny", "metrics": metrics})
+    page = render(
+        pa.table({"section": ["model"], "position": [0], "content": [content], "image": [None]}).cast(CARD), {}
+    )
+    assert "tiny" in page
+    assert '<path class="line"' not in page
+
+
 def test_the_same_card_gives_the_same_page(card: pa.Table) -> None:
     assert render(card, LINEAGE, TIMINGS) == render(card, LINEAGE, TIMINGS)
 
