@@ -101,7 +101,7 @@ class Deduplicate(TableStage):
         hashes, known = perceptual.hashes(inputs, verdicts.ids)
         rows = np.flatnonzero(known & verdicts.kept())
         key = order_key(self.keep or FIRST, inputs, verdicts.ids, run.seed)
-        gone, stands, _ = perceptual.find(hashes[rows], key[rows], self.perceptual.radius)
+        gone, stands = perceptual.find(hashes[rows], key[rows], self.perceptual.radius)
         unknown = np.full(len(gone), np.nan, np.float32)
         verdicts.reject(rows[gone], "duplicate_perceptual", rows[stands], unknown)
 

@@ -36,8 +36,8 @@ def hashes(inputs: Inputs, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return found, known & (bits >= LEAST_BITS) & (bits <= BITS - LEAST_BITS)
 
 
-def find(hash_: np.ndarray, key: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (rows that go, int64 (m,); the row that stands for each; bits between them, int64 (m,)).
+def find(hash_: np.ndarray, key: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (rows that go, int64 (m,); the row that stands for each, int64 (m,)).
 
     `hash_`: int64 (n,); `key`: (n,), smallest comes first, ties by place.
     """
@@ -50,9 +50,7 @@ def find(hash_: np.ndarray, key: np.ndarray, radius: int) -> tuple[np.ndarray, n
     standing_first = np.sort(first)[stands][ranks][same]
     rows, representative = order, order[standing_first]
     out = rows != representative
-    rows, representative = rows[out], representative[out]
-    differ = (hash_[rows] ^ hash_[representative]).view(np.uint64)
-    return rows, representative, np.bitwise_count(differ).astype(np.int64)
+    return rows[out], representative[out]
 
 
 def pairs(values: np.ndarray, radius: int) -> np.ndarray:
