@@ -26,17 +26,22 @@ from catalog.errors import NotFoundError, RecipeError, nearest
 from tasks.cluster import AnyCluster
 from tasks.deduplicate import Deduplicate
 from tasks.download import Download
+from tasks.embed import Embed
+from tasks.filter import Filter
 from tasks.prune import AnyPrune
 from tasks.publish import Samples
 from tasks.report import Report
 from tasks.sources import AnySource
+from tasks.train import TrainClip
 from tasks.stage import Config, Stage
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
-AnyStage = Annotated[Download | Deduplicate | AnyCluster | AnyPrune | Report, Field(discriminator="use")]
+AnyStage = Annotated[
+    Download | Embed | TrainClip | Filter | Deduplicate | AnyCluster | AnyPrune | Report, Field(discriminator="use")
+]
 """Every stage that a recipe may name: the union of the families' unions."""
 
 
@@ -116,7 +121,9 @@ def parse(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> Rec
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(e, raw, node, name) for e in error.errors()[:5])) from None
+        # An unknown field often is the missing one, misspelt: say that first.
+        errors = sorted(error.errors(), key=lambda e: e["type"] == "missing")
+        raise RecipeError("\n".join(_explain(e, raw, node, name) for e in errors[:5])) from None
     recipe.steps()
     return recipe
 

@@ -46,7 +46,7 @@ class Resources(Config):
     """What one actor (or one run) of a stage asks for. Never part of a fingerprint: it changes no result."""
 
     cpus: float = Field(1, gt=0, description="cores, and threads of the numeric libraries, of one actor")
-    gpus: float | Literal["auto"] = Field(0, description="GPUs of one actor; auto: one where there is one")
+    gpus: float | Literal["auto"] = Field(0.0, description="GPUs of one actor; auto: one where there is one")
     memory_gb: float | None = Field(None, gt=0, description="memory of one actor, for placement")
     batch_rows: int = Field(1024, gt=0, description="rows handed to a step at once")
     actors: int | None = Field(None, gt=0, description="size of the pool; default: as many as the cluster holds")

@@ -25,7 +25,7 @@ stages:
 
 def test_a_recipe_names_its_stages_and_ends_with_the_manifest() -> None:
     steps = parse(GOOD).steps()
-    assert [s.name for s in steps] == ["parquet", "download", "centroids", "cluster", "prune", "samples"]
+    assert [s.name for s in steps] == ["parquet", "download", "cluster-centroids", "cluster", "prune", "samples"]
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ def test_a_recipe_names_its_stages_and_ends_with_the_manifest() -> None:
         ("    keep: 0.5", "    keep: 1.5", 12, ["keep", "less than or equal to 1"]),
         ("dataset: laion", "dataset: La Ion", 1, ["dataset", "lower-case"]),
         ("dataset: laion", "datset: laion", 1, ["unknown field", "did you mean 'dataset'?"]),
-        ("  path: urls\n", "", 2, ["path", "missing"]),
-        ("  use: parquet\n", "", 3, ["source", "lacks `use`"]),
+        ("  path: urls\n", "", 3, ["path", "missing"]),
+        ("  use: parquet\n", "", 2, ["source", "lacks `use`"]),
     ],
 )
 def test_a_mistake_is_named_with_its_line(old: str, new: str, line: int, words: list[str]) -> None:
