@@ -9,7 +9,7 @@ import pytest
 
 from catalog import images
 from catalog.errors import UserError
-from flows.demo import photographs
+from flows.demo import corpus, photographs
 from flows.demo.corpus import MAX_ROWS, MIN_ROWS, Plan, plant
 from flows.demo.hazards import BY_NAME, HAZARDS
 from flows.demo.photographs import MAX_IOU, PHOTOGRAPHS, describe, distinct_crops
@@ -25,34 +25,39 @@ def _truth(plan: Plan) -> list[dict]:
     return pq.read_table(plan.truth).to_pylist()
 
 
-def test_the_same_seed_plants_the_same_bytes_and_another_does_not(web, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Plan:
+    return plant(tmp_path_factory.mktemp("small"), MIN_ROWS, seed=1, base_url="http://127.0.0.1:1111")
+
+
+def test_the_same_seed_plants_the_same_bytes_on_any_number_of_cores(web, tmp_path, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 1)
-    again = plant(tmp_path / "again", web.rows, seed=3, base_url=web.base_url)
+    again = plant(tmp_path, web.rows, seed=3, base_url=web.base_url)
     assert _digest(again.folder) == _digest(web.folder)
-    other = plant(tmp_path / "other", web.rows, seed=4, base_url=web.base_url)
-    assert other.truth.read_bytes() != web.truth.read_bytes()
 
 
-def test_planting_again_writes_no_picture_and_only_moves_the_address(web, tmp_path):
-    plan = plant(tmp_path, MIN_ROWS, seed=1, base_url="http://127.0.0.1:1111")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "files").iterdir()}
-    tables = pq.read_table(plan.truth)
-    plant(tmp_path, MIN_ROWS, seed=1, base_url="http://127.0.0.1:2222")
-    moved = pq.read_table(plan.truth)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "files").iterdir()} == before
-    urls = ["" if url is None else url for url in tables["url"].to_pylist()]
-    assert [url.replace(":1111/", ":2222/") for url in urls] == [
-        "" if u is None else u for u in moved["url"].to_pylist()
-    ]
+def test_another_seed_plants_another_web(small):
+    other = corpus._Planner(MIN_ROWS, seed=2).run().table()
+    assert other.num_rows == small.rows
+    assert not other.select(["url"]).equals(pq.read_table(small.folder / "rows.parquet", columns=["url"]))
 
 
-def test_a_half_planted_folder_is_planted_anew(web, tmp_path):
-    plan = plant(tmp_path, MIN_ROWS, seed=1)
-    whole = _digest(tmp_path)
-    (tmp_path / "planted.json").unlink()
-    next(iter((tmp_path / "files").glob("0*.jpg"))).write_bytes(b"half")
-    plant(tmp_path, MIN_ROWS, seed=1)
-    assert _digest(plan.folder) == whole
+def test_planting_again_writes_no_picture_and_only_moves_the_address(small):
+    before = {path: path.stat().st_mtime_ns for path in (small.folder / "files").iterdir()}
+    there = [row["url"] or "" for row in _truth(small)]
+    moved = plant(small.folder, MIN_ROWS, seed=1, base_url="http://127.0.0.1:2222")
+    assert {path: path.stat().st_mtime_ns for path in (small.folder / "files").iterdir()} == before
+    assert [url.replace(":1111/", ":2222/") for url in there] == [row["url"] or "" for row in _truth(moved)]
+    plant(small.folder, MIN_ROWS, seed=1, base_url=small.base_url)
+
+
+def test_a_half_planted_folder_is_planted_anew(small):
+    whole = _digest(small.folder)
+    (small.folder / "planted.json").unlink()
+    next(iter((small.folder / "files").glob("0*.jpg"))).write_bytes(b"half")
+    (small.folder / "files" / "left-over.jpg").write_bytes(b"of another plan")
+    plant(small.folder, MIN_ROWS, seed=1, base_url=small.base_url)
+    assert _digest(small.folder) == whole
 
 
 def test_input_and_truth_are_about_the_same_rows(web):
