@@ -281,7 +281,11 @@ def timings(dataset: Dataset, version: Version) -> list[dict[str, Any]]:
     latest = {run["stage"]: run for run in runs if run["status"] == "completed" and run["parts_made"]}
     order: Sequence[Mapping[str, Any]] = version.stages
     return [
-        {**latest[s["name"]], "parts": latest[s["name"]]["parts_made"], "cached_parts": latest[s["name"]]["parts_cached"]}
+        {
+            **latest[s["name"]],
+            "parts": latest[s["name"]]["parts_made"],
+            "cached_parts": latest[s["name"]]["parts_cached"],
+        }
         for s in order
         if s["name"] in latest
     ]

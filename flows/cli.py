@@ -330,7 +330,7 @@ def demo(
     executor: Annotated[Executor, typer.Option(help="where parts are made")] = Executor.RAY,
     as_json: AsJson = False,
 ) -> None:
-    """Build a dataset from a small web of our own, with every hazard of a crawl, and check the result against the truth."""
+    """Build a dataset from a small web of our own, with every hazard of a crawl, and check it against the truth."""
     from flows.demo.run import run
 
     sys.exit(run(catalog, rows, executor.value, as_json))

@@ -26,7 +26,7 @@ IN_FLIGHT: Final = 2
 _STARTS: Final = 3
 _PROGRESS_S: Final = 0.5
 _LOST_LIMIT: Final = 20
-"""How often one part may lose its actor before the build gives up: a part that kills its worker must not go on for ever."""
+"""How often one part may lose its actor before the build gives up: one that kills its worker must not go on for ever."""
 _OBJECT_STORE_BYTES: Final = 256 << 20
 
 
@@ -134,14 +134,14 @@ class RayEngine(Engine):
 
 
 class _Pool:
-    """A fixed number of actors with the same resources. Stages that follow each other share it: starting costs seconds."""
+    """A fixed number of actors with the same resources. Stages that follow each other share it: starts cost seconds."""
 
     def __init__(self, options: dict[str, Any], size: int) -> None:
         import ray
 
         self._options = options
         actor = ray.remote(_Actor).options(**options, max_restarts=-1)
-        self.actors = [actor.remote() for _ in range(size)]
+        self.actors: list[Any] = [actor.remote() for _ in range(size)]
 
     def serves(self, options: dict[str, Any], size: int) -> bool:
         """Say whether a stage may work here: the same resources, and as many actors as it wants."""
@@ -176,7 +176,11 @@ class _Round:
             self._fill(waiting, flying)
             done, _ = ray.wait(list(flying), num_returns=1, timeout=None)
             # Take what else is ready: one call for many small parts.
-            done += ray.wait([r for r in flying if r not in done], num_returns=len(flying) - 1, timeout=0)[0] if len(flying) > 1 else []
+            done += (
+                ray.wait([r for r in flying if r not in done], num_returns=len(flying) - 1, timeout=0)[0]
+                if len(flying) > 1
+                else []
+            )
             for ref in done:
                 actor, job = flying.pop(ref)
                 self._load[actor] -= 1
@@ -199,20 +203,26 @@ class _Round:
 
         try:
             outcome = ray.get(ref)
-        except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError) as error:
+        except (
+            ray.exceptions.RayActorError,
+            ray.exceptions.WorkerCrashedError,
+            ray.exceptions.ObjectLostError,
+        ) as error:
             # ActorDiedError and ActorUnavailableError among them: the actor restarts elsewhere, its part is not done.
             lost = self._lost[job.part.fingerprint] = self._lost.get(job.part.fingerprint, 0) + 1
             if lost >= _LOST_LIMIT:
-                raise BuildError(f"part {job.part.number} of {self._name!r} lost its worker {lost} times: {_first_line(error)}") from error
+                raise BuildError(
+                    f"part {job.part.number} of {self._name!r} lost its worker {lost} times: {_first_line(error)}"
+                ) from error
             time.sleep(0.2)
             return True
         if isinstance(outcome, PartFile):
             on_part(job.part, outcome)
             return False
-        error, trace = outcome
-        if isinstance(error, UserError):
-            raise error
-        return self._failures.add(job.part, error, trace)
+        fault, trace = outcome
+        if isinstance(fault, UserError):
+            raise fault
+        return self._failures.add(job.part, fault, trace)
 
 
 class _Actor:
@@ -293,7 +303,7 @@ def _spread(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Apply a function to every item in Ray tasks, a bounded number at once; results in the items' order."""
     import ray
 
-    remote = ray.remote(_apply).options(num_cpus=1, max_retries=-1)
+    remote: Any = ray.remote(_apply).options(num_cpus=1, max_retries=-1)
     shared = ray.put(function)
     limit = max(2, int(ray.cluster_resources().get("CPU", 1)) * 2)
     flying: deque[Any] = deque()
@@ -320,7 +330,9 @@ def _gpus(resources: Resources) -> float:
     if resources.gpus == "auto":
         return 1.0 if there >= 1 else 0.0
     if resources.gpus > there:
-        raise UserError(f"a stage asks for {resources.gpus:g} GPUs an actor, the cluster has {there:g}: write `gpus: auto`")
+        raise UserError(
+            f"a stage asks for {resources.gpus:g} GPUs an actor, the cluster has {there:g}: write `gpus: auto`"
+        )
     return float(resources.gpus)
 
 

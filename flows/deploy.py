@@ -25,13 +25,15 @@ def deploy(order: Order, cron: str, timezone: str, pool: str, name: str | None) 
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.client.schemas.schedules import CronSchedule
-    from prefect.deployments.runner import EntrypointType, RunnerDeployment
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.types.entrypoint import EntrypointType
     from prefect.exceptions import ObjectNotFound
+    from prefect.schedules import Cron
 
     from flows.prefect_flow import build
 
     try:
-        schedule = CronSchedule(cron=cron, timezone=timezone)
+        CronSchedule(cron=cron, timezone=timezone)
     except ValueError as error:
         raise RecipeError(f"--cron {cron!r} or --timezone {timezone!r} is wrong: {_reason(error)}") from None
     with get_client(sync_client=True) as client:
@@ -43,7 +45,7 @@ def deploy(order: Order, cron: str, timezone: str, pool: str, name: str | None) 
     deployment = RunnerDeployment.from_flow(
         build,
         name=name or recipe.dataset,
-        schedule=schedule,
+        schedule=Cron(cron, timezone=timezone),
         parameters=_parameters(order),
         tags=["espalier", f"dataset:{recipe.dataset}"],
         work_pool_name=pool,
@@ -75,8 +77,8 @@ def _lasting_api() -> str:
     api = os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value()
     if not api:
         raise UserError(
-            "a schedule needs a Prefect server that keeps running: start one with `prefect server start --host 127.0.0.1`, "
-            "and set PREFECT_API_URL=http://127.0.0.1:4200/api"
+            "a schedule needs a Prefect server that keeps running: start one with "
+            "`prefect server start --host 127.0.0.1`, and set PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
     return str(api)
 

@@ -41,7 +41,7 @@ class Engine(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # nothing to give back, unless a subclass holds something
         """Give back what it holds."""
 
     @abstractmethod
@@ -92,10 +92,14 @@ class InlineEngine(Engine):
         failures.raise_if_any()
 
     def run_once(self, work: Work, part: PlannedPart, progress: Progress) -> PartFile:
-        return make_table(work, part, map, progress)
+        return make_table(work, part, self.spread(), progress)
 
     def spread(self) -> Spread:
-        return map
+        return _one_by_one
+
+
+def _one_by_one(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    return map(function, items)
 
 
 class Failures:

@@ -55,7 +55,9 @@ def _rates(plan: Plan) -> dict[tuple[str, str], _Rate]:
     for key in {(r["stage"], r["use"]) for r in runs}:
         mine = [r for r in runs if (r["stage"], r["use"]) == key]
         rows = sum(r["rows"] for r in mine)
-        rates[key] = _Rate(sum(r["seconds"] for r in mine) / rows, sum(r["bytes"] for r in mine) / rows, shares.get(key[0], 1.0))
+        rates[key] = _Rate(
+            sum(r["seconds"] for r in mine) / rows, sum(r["bytes"] for r in mine) / rows, shares.get(key[0], 1.0)
+        )
     return rates
 
 

@@ -17,7 +17,8 @@ def failures(dataset: Dataset) -> list[dict[str, Any]]:
         dataset,
         "select i.reason, count(*) as n, any_value(s.url order by s.sample_id) as example, "
         "any_value(i.detail order by s.sample_id) as detail, (select count(*) from {d}.images) as total "
-        "from {d}.images i join {d}.source s using (sample_id) where i.reason is not null group by 1 order by 2 desc, 1",
+        "from {d}.images i join {d}.source s using (sample_id) where i.reason is not null "
+        "group by 1 order by 2 desc, 1",
     )
     found = []
     for row in rows:

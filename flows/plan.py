@@ -21,7 +21,7 @@ from catalog.parts import fingerprint_of, part_path, written_schema
 from flows.identity import Identities
 from flows.recipe import Recipe
 from tasks.sources import Chunk, Source
-from tasks.stage import Columns, MapStage, Stage, TableStage
+from tasks.stage import Columns, Stage, TableStage
 
 NUMBERS = "numbers"
 """The dataset's state that says which chunk of the source has which part number; numbers are never given twice."""
@@ -158,9 +158,7 @@ class _Table:
         return [*self.aligned.get(number, []), *self.unaligned]
 
     def pieces(self) -> Pieces:
-        found = [
-            Piece(part_path(stage.table, p.fingerprint), p.number) for stage, parts in self.entries for p in parts
-        ]
+        found = [Piece(part_path(stage.table, p.fingerprint), p.number) for stage, parts in self.entries for p in parts]
         return Pieces(self.schema, tuple(found))
 
 
@@ -171,7 +169,9 @@ def _plan_stage(
     columns = stage.inputs(available)
     for name in (*columns, *stage.sides()):
         if name not in tables:
-            raise RecipeError(f"stage {stage.name!r} reads the table {name!r}, which no stage before it writes{nearest(name, tables)}")
+            raise RecipeError(
+                f"stage {stage.name!r} reads the table {name!r}, which no stage before it writes{nearest(name, tables)}"
+            )
     judging = [t for n, t in tables.items() if stage.alive_only and n in ("images", "decisions") and _judges(t.schema)]
     schema = stage.schema(available)
     about = _about(stage, recipe.seed)
@@ -220,7 +220,9 @@ def stage_seed(recipe_seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{recipe_seed}/{name}".encode()).digest()[:8]) >> 1
 
 
-def _source_parts(stage: Source, schema: pa.Schema, chunks: Sequence[Chunk], numbers: Sequence[int]) -> list[PlannedPart]:
+def _source_parts(
+    stage: Source, schema: pa.Schema, chunks: Sequence[Chunk], numbers: Sequence[int]
+) -> list[PlannedPart]:
     parts = []
     for chunk, number in zip(chunks, numbers, strict=True):
         facts = asdict(chunk)

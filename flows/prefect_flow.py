@@ -108,7 +108,13 @@ class _Artifacts(Display):
 
     def published(self, version: "Version", report: str | None) -> None:
         rows = [
-            {"stage": s["name"], "table": s["table"], "parts": s["parts"], "rows": s["rows"], "MB": round(s["bytes"] / 1e6, 2)}
+            {
+                "stage": s["name"],
+                "table": s["table"],
+                "parts": s["parts"],
+                "rows": s["rows"],
+                "MB": round(s["bytes"] / 1e6, 2),
+            }
             for s in version.stages
         ]
         where = f"; report: {report}" if report else ""
@@ -161,5 +167,3 @@ def _is_alive(facts: dict[str, str]) -> bool:
     with contextlib.suppress(psutil.Error, ValueError):
         return f"{psutil.Process(int(facts['pid'])).create_time():.0f}" == facts.get("started")
     return False
-
-

@@ -32,8 +32,8 @@ from tasks.prune import AnyPrune
 from tasks.publish import Samples
 from tasks.report import Report
 from tasks.sources import AnySource
-from tasks.train import TrainClip
 from tasks.stage import Config, Stage
+from tasks.train import TrainClip
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -122,6 +122,7 @@ def parse(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> Rec
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         # An unknown field often is the missing one, misspelt: say that first.
+        assert node is not None  # an empty file is no mapping
         errors = sorted(error.errors(), key=lambda e: e["type"] == "missing")
         raise RecipeError("\n".join(_explain(e, raw, node, name) for e in errors[:5])) from None
     recipe.steps()
@@ -140,7 +141,9 @@ def _with_environment(value: Any, name: str) -> Any:
     def replace(match: re.Match[str]) -> str:
         found = os.environ.get(match[1], match[2])
         if found is None:
-            raise RecipeError(f"{name}: the environment variable {match[1]} is not set (or write ${{{match[1]}:-default}})")
+            raise RecipeError(
+                f"{name}: the environment variable {match[1]} is not set (or write ${{{match[1]}:-default}})"
+            )
         return found
 
     replaced = _VARIABLE.sub(replace, value)
@@ -201,7 +204,8 @@ def _explain(error: ErrorDetails, raw: dict[str, Any], node: yaml.Node, name: st
         key = str(context.get("discriminator", "")).strip("'")
         return f"{where}: {field}: unknown {key} {context.get('tag')!r}{nearest(str(context.get('tag')), expected)}"
     if kind == "union_tag_not_found":
-        return f"{where}: {field}: it lacks `{str(context.get('discriminator', '')).strip(chr(39))}`, which says what it is"
+        key = str(context.get("discriminator", "")).strip("'")
+        return f"{where}: {field}: it lacks `{key}`, which says what it is"
     if kind == "missing":
         return f"{where}: {field}: is missing"
     message = error["msg"].removeprefix("Value error, ")
@@ -212,7 +216,8 @@ def _explain(error: ErrorDetails, raw: dict[str, Any], node: yaml.Node, name: st
 
 def _locate(loc: Sequence[int | str], raw: Any, node: yaml.Node) -> tuple[int, str, Mapping[str, Any]]:
     """Return (line, dotted field, innermost mapping) of an error; names of union members in `loc` are passed over."""
-    value, line, names = raw, node.start_mark.line + 1, []
+    value, line = raw, node.start_mark.line + 1
+    names: list[str] = []
     owner: Mapping[str, Any] = raw
     for step in loc:
         if isinstance(value, list) and isinstance(step, int) and step < len(value):
@@ -264,5 +269,3 @@ def _nested(model: Any, seen: frozenset[Any] = frozenset()) -> list[type[BaseMod
                 found += [annotation, *_nested(annotation, seen)]
             todo += [a for a in get_args(annotation) if not isinstance(a, str)]
     return found
-
-

@@ -78,7 +78,8 @@ def _configured() -> str | None:
         return os.environ["PREFECT_API_URL"]
     from prefect.settings import PREFECT_API_URL
 
-    return PREFECT_API_URL.value()
+    url: str | None = PREFECT_API_URL.value()
+    return url
 
 
 @contextmanager
@@ -134,7 +135,15 @@ def keep(folder: Path, idle_s: float) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(folder), "--factory", "prefect.server.api.server:create_app"]
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--app-dir",
+        str(folder),
+        "--factory",
+        "prefect.server.api.server:create_app",
+    ]
     server = subprocess.Popen(  # noqa: S603  # Prefect's own application
         [*command, "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"], env=os.environ | _QUIET
     )

@@ -34,9 +34,17 @@ def render(version: Version) -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
-    head = Text(f"{version.label}  published {version.created_at:%Y-%m-%d %H:%M} UTC by espalier {version.code_version}\n")
+    head = Text(
+        f"{version.label}  published {version.created_at:%Y-%m-%d %H:%M} UTC by espalier {version.code_version}\n"
+    )
     tables = Table(box=None, header_style="bold")
-    for name, justify in (("table", "left"), ("rows", "right"), ("MB", "right"), ("parts", "right"), ("written by", "left")):
+    for name, justify in (
+        ("table", "left"),
+        ("rows", "right"),
+        ("MB", "right"),
+        ("parts", "right"),
+        ("written by", "left"),
+    ):
         tables.add_column(name, justify=justify)  # type: ignore[arg-type]  # rich has a Literal of its own
     for name, table in version.tables.items():
         writers = ", ".join(s["name"] for s in version.stages if s["table"] == name)
@@ -76,7 +84,13 @@ def render_diff(found: Diff) -> "RenderableType":
     for r in found.rows:
         rows.add_row(r.table, f"{r.added:,}", f"{r.removed:,}", _examples([*r.added_examples, *r.removed_examples]))
     changes = Table(box=None, header_style="bold")
-    for name, justify in (("stage", "left"), ("was", "left"), ("is", "left"), ("rows", "right"), ("for example", "left")):
+    for name, justify in (
+        ("stage", "left"),
+        ("was", "left"),
+        ("is", "left"),
+        ("rows", "right"),
+        ("for example", "left"),
+    ):
         changes.add_column(name, justify=justify)  # type: ignore[arg-type]  # rich has a Literal of its own
     for c in found.decisions:
         changes.add_row(c.stage, c.before, c.after, f"{c.rows:,}", _examples(c.examples))

@@ -148,7 +148,10 @@ class PartMaker:
         before = read_parquet(self._work.storage, str(job.part.previous))
         again = pc.fill_null(pc.is_in(before.column("reason"), pa.array(job.part.reasons)), False)
         wanted = before.filter(again).column("sample_id")
-        batches = (b.filter(pc.is_in(b.column("sample_id"), wanted.combine_chunks())) for b in self._batches(job, self._inputs(job)))
+        batches = (
+            b.filter(pc.is_in(b.column("sample_id"), wanted.combine_chunks()))
+            for b in self._batches(job, self._inputs(job))
+        )
         stage, step = self._work.stage, self._open()
         kept = before.filter(pc.invert(again))
         part = job.part

@@ -16,7 +16,7 @@ from catalog.inputs import Inputs
 from catalog.schema import DECISIONS, SAMPLE_ID
 from flows.recipe import Recipe
 from tasks.sources import Parquet
-from tasks.stage import Batches, Columns, MapStage, Run, Stage, Step, TableStage, Tables
+from tasks.stage import Batches, Columns, MapStage, Run, Stage, Step, Tables, TableStage
 
 
 def write_source(folder: Path, files: int = 2, rows: int = 5, first: int = 0) -> Path:
@@ -24,7 +24,9 @@ def write_source(folder: Path, files: int = 2, rows: int = 5, first: int = 0) ->
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(first, first + files):
         urls = [f"http://h/{i}/{j}.jpg" for j in range(rows)]
-        pq.write_table(pa.table({"URL": urls, "TEXT": [f"caption {i} {j}" for j in range(rows)]}), folder / f"{i:04d}.parquet")
+        pq.write_table(
+            pa.table({"URL": urls, "TEXT": [f"caption {i} {j}" for j in range(rows)]}), folder / f"{i:04d}.parquet"
+        )
     return folder
 
 
@@ -171,6 +173,10 @@ def content(dataset: Dataset, version: Any = None) -> dict[str, list[dict[str, A
     found = {}
     for table in version.tables:
         files = [str(dataset.storage.local(f.path)) for f in dataset.files(version, table)]
-        rows = duckdb.sql(f"select * from read_parquet({files!r}, union_by_name=true) order by all").to_arrow_table() if files else pa.table({})
+        rows = (
+            duckdb.sql(f"select * from read_parquet({files!r}, union_by_name=true) order by all").to_arrow_table()
+            if files
+            else pa.table({})
+        )
         found[table] = rows.to_pylist()
     return found

@@ -12,23 +12,22 @@ from tasks.stage import Batches, Columns, MapStage, Step, Tables
 class Samples(MapStage):
     """Join source, images, scores and clusters of the rows that are in.
 
-    It copies no image byte: shard, offset and size say where they are. Of two columns that differ at most in case,
-    the one of the earlier table stays.
+    It copies no image byte: shard, offset and size say where they are. A column of the source that is called like one
+    of ours, but for case (LAION's WIDTH), stays in `source` alone: SQL could not tell them apart.
     """
 
     use: Literal["samples"] = "samples"
     table: ClassVar[str] = "samples"
 
     def inputs(self, available: Tables) -> Columns:
+        tables = {n: s for n, s in available.items() if n != "decisions" and "sample_id" in s.names}
         taken = {"sample_id"} | {f.name for f in LOCAL}
         columns: Columns = {}
-        for table, schema in available.items():
-            if table in {"decisions", "samples"} or "sample_id" not in schema.names:
-                continue
+        for table, schema in sorted(tables.items(), key=lambda named: named[0] == "source"):
             names = [f.name for f in schema if f.name.lower() not in taken and role(f) != "vector"]
             taken |= {name.lower() for name in names}
             columns[table] = tuple(names)
-        return columns
+        return {table: columns[table] for table in tables}
 
     def schema(self, available: Tables) -> pa.Schema:
         fields = [available[table].field(name) for table, names in self.inputs(available).items() for name in names]

@@ -44,7 +44,9 @@ def in_files(tmp_path: Path) -> Inputs:
     }
     rows = {
         "source": SOURCE,
-        "images": IMAGE_ROWS.append_column("format", pa.array(["jpg"] * 5)).append_column("reason", pa.nulls(5, pa.string())),
+        "images": IMAGE_ROWS.append_column("format", pa.array(["jpg"] * 5)).append_column(
+            "reason", pa.nulls(5, pa.string())
+        ),
         "decisions": DECIDED,
         "embeddings": VECTORS,
     }
@@ -81,9 +83,8 @@ def test_tables_are_joined_in_order(inputs: Inputs) -> None:
 def test_a_row_that_another_table_lacks_is_null(inputs: Inputs) -> None:
     rows = inputs.table({"source": ["caption"], "decisions": ["keep"]}).to_pylist()
     assert [r["keep"] for r in rows] == [True, True, True]
-    assert [r["clip"] for r in Inputs.of(source=SOURCE, embeddings=VECTORS).table({"source": [], "embeddings": ["clip"]}).to_pylist()] == [
-        [1, 0], None, None, None, [0, 1],
-    ]  # fmt: skip
+    joined = Inputs.of(source=SOURCE, embeddings=VECTORS).table({"source": [], "embeddings": ["clip"]})
+    assert joined.column("clip").to_pylist() == [[1, 0], None, None, None, [0, 1]]
 
 
 def test_batches_are_cut(inputs: Inputs) -> None:
@@ -123,9 +124,14 @@ def test_an_empty_table() -> None:
 
 def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
     storage = Storage.open(tmp_path, create=True)
-    with pytest.raises(RuntimeError, match="the stage broke"), PartWriter(storage, "t", "f", SOURCE.schema) as writer:
-        writer.write(SOURCE)
-        raise RuntimeError("the stage broke")
+
+    def broken() -> None:
+        with PartWriter(storage, "t", "f", SOURCE.schema) as writer:
+            writer.write(SOURCE)
+            raise RuntimeError("the stage broke")
+
+    with pytest.raises(RuntimeError, match="the stage broke"):
+        broken()
     assert storage.list() == {}
 
 

@@ -59,7 +59,9 @@ def test_parts_and_tables(engine: Engine, tmp_path: Path) -> None:
 def test_a_failing_part_is_reported_and_the_others_are_made(engine: Engine, tmp_path: Path) -> None:
     plan = plan_of(tmp_path, Misbehaving(fault="raise"))
     run(engine, plan, plan.stages[0])
-    with pytest.raises(PartError, match="1 parts failed 3 times .*part 1: RuntimeError: a fault of the stage") as caught:
+    with pytest.raises(
+        PartError, match=r"1 parts failed 3 times .*part 1: RuntimeError: a fault of the stage"
+    ) as caught:
         run(engine, plan, plan.stages[1])
     assert "in _spoilt" in caught.value.traceback
     assert len(plan.dataset.finished("lengths")) == 3

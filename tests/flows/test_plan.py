@@ -81,7 +81,9 @@ def test_the_same_file_twice_is_two_parts(tmp_path: Path) -> None:
 
 def test_a_table_that_nothing_writes(tmp_path: Path) -> None:
     write_source(tmp_path / "urls")
-    with pytest.raises(RecipeError, match="stage 'drop_odd' reads the table 'lengths', which no stage before it writes"):
+    with pytest.raises(
+        RecipeError, match="stage 'drop_odd' reads the table 'lengths', which no stage before it writes"
+    ):
         plan_of(tmp_path, DropOdd())
 
 
