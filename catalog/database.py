@@ -10,6 +10,8 @@ import re
 import tempfile
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +19,8 @@ import pyarrow as pa
 
 from catalog import delta
 from catalog.dataset import Catalog, Dataset, Version
-from catalog.errors import QueryError, nearest
+from catalog.errors import NotFoundError, QueryError, nearest
+from catalog.parts import PartFile
 from catalog.schema import SUCCESS, role
 
 if TYPE_CHECKING:
@@ -47,18 +50,29 @@ def connect(
     wrote that table). Vectors appear as FLOAT[]. Raises NotFoundError where a dataset or a version is not there.
     """
     at = at or {}
-    names = catalog.datasets() if datasets is None else tuple(dict.fromkeys([*datasets, *at]))
+    shown = _chosen(catalog, at, datasets)
     connection = open_connection(catalog, threads, memory_limit)
-    shown = []
-    for name in names:
-        dataset = catalog.existing(name)
-        if name in at or datasets is not None or delta.latest(dataset.storage, "versions") >= 0:
-            attach(connection, dataset, dataset.version(at.get(name)), name)
-            shown.append(dataset)
+    for dataset, version in shown.items():
+        attach(connection, dataset, version, dataset.name)
     if len(shown) == 1:
-        connection.execute(f"set schema = '{shown[0].name}'")
+        connection.execute(f"set schema = '{next(iter(shown)).name}'")
     shut_in(connection, shown)
     return connection
+
+
+def _chosen(catalog: Catalog, at: Mapping[str, int], datasets: Iterable[str] | None) -> dict[Dataset, Version]:
+    """Return the datasets to show; those that nobody named are passed over while they have no version."""
+    named = set(at) if datasets is None else {*datasets, *at}
+    known = catalog.datasets()
+    chosen: dict[Dataset, Version] = {}
+    for name in sorted(named | (set(known) if datasets is None else set())):
+        dataset = catalog.dataset(name) if name in known else catalog.existing(name)
+        try:
+            chosen[dataset] = dataset.version(at.get(name))
+        except NotFoundError:
+            if name in named:
+                raise
+    return chosen
 
 
 def sql(
@@ -121,7 +135,7 @@ def open_connection(
     return connection
 
 
-def shut_in(connection: "duckdb.DuckDBPyConnection", datasets: Sequence[Dataset]) -> None:
+def shut_in(connection: "duckdb.DuckDBPyConnection", datasets: Iterable[Dataset]) -> None:
     """Let a connection read these datasets' folders, and nothing else, from now on."""
     folders = ", ".join(_quoted(f"{dataset.storage.uri}/") for dataset in datasets)
     connection.execute(f"set allowed_directories = [{folders}]")
@@ -132,15 +146,15 @@ def shut_in(connection: "duckdb.DuckDBPyConnection", datasets: Sequence[Dataset]
 def attach(connection: "duckdb.DuckDBPyConnection", dataset: Dataset, version: Version, schema: str) -> None:
     """Show one version of a dataset as a DuckDB schema."""
     connection.execute(f'create schema if not exists "{schema}"')
-    schemas: dict[str, pa.Schema] = {}
-    for table, state in version.tables.items():
-        schemas[table], parts = dataset.contents(version, table)
-        paths = [part.path for part in parts]
-        _show(connection, dataset, f'"{schema}"."{table}"', schemas[table], paths, state.uniform)
+    with ThreadPoolExecutor(8) as pool:  # each is several requests, on object stores
+        found = dict(zip(version.tables, pool.map(lambda t: dataset.contents(version, t), version.tables), strict=True))
+    for table, (columns, parts) in found.items():
+        _show(connection, dataset, f'"{schema}"."{table}"', columns, parts, version.tables[table].uniform)
     for table in ("versions", "runs"):
-        if delta.latest(dataset.storage, table) >= 0:
+        with suppress(NotFoundError):
             columns, parts = delta.contents(dataset.storage, table)
-            _show(connection, dataset, f'"{schema}"."{table}"', columns, [part.path for part in parts], True)
+            _show(connection, dataset, f'"{schema}"."{table}"', columns, parts, True)
+    schemas = {table: columns for table, (columns, _) in found.items()}
     if "scores" not in schemas:
         _show_scores(connection, schema, schemas)
     if "samples" not in schemas and {"source", "images"} <= schemas.keys():
@@ -152,15 +166,15 @@ def _show(
     dataset: Dataset,
     name: str,
     columns: pa.Schema,
-    paths: Sequence[str],
+    parts: Sequence[PartFile],
     uniform: bool,
 ) -> None:
-    if not paths:
+    if not parts:
         connection.register("_empty", columns.empty_table())
         connection.execute(f"create table {name} as select * from _empty")
         connection.unregister("_empty")
         return
-    files = ", ".join(_quoted(f"{dataset.storage.uri}/{path}") for path in paths)
+    files = ", ".join(_quoted(f"{dataset.storage.uri}/{part.path}") for part in parts)
     union = "" if uniform else ", union_by_name = true"
     connection.execute(f"create view {name} as select * from read_parquet([{files}]{union})")
 
@@ -223,16 +237,19 @@ def _one_line(error: Exception, connection: "duckdb.DuckDBPyConnection") -> str:
         return f"no table {name!r}{nearest(name, _tables(connection))}"
     if found := re.search(r'column "?([^"]+?)"? not found|does not have a column named "([^"]+)"', text):
         name = found[1] or found[2]
-        candidates = re.findall(r'"([^"]+)"', text.partition("Candidate bindings:")[2])
-        return f"no column {name!r}{nearest(name, candidates) if candidates else ''}"
+        bound = re.findall(r'"([^"]+)"', text.partition("Candidate bindings:")[2])
+        return f"no column {name!r}{nearest(name, bound or _columns(connection))}"
     return re.sub(r"^[A-Z]\w+(?: [A-Z]\w+)* Error: ", "", text)[:500]
 
 
 def _tables(connection: "duckdb.DuckDBPyConnection") -> list[str]:
-    rows: list[Any] = connection.execute(
-        "select table_schema, table_name from information_schema.tables where table_schema <> 'main'"
-    ).fetchall()
-    return [f"{schema}.{table}" for schema, table in rows]
+    rows = connection.execute("select table_schema || '.' || table_name from information_schema.tables").fetchall()
+    return [name for (name,) in rows]
+
+
+def _columns(connection: "duckdb.DuckDBPyConnection") -> set[str]:
+    rows = connection.execute("select column_name from information_schema.columns").fetchall()
+    return {name for (name,) in rows}
 
 
 def _quoted(text: str) -> str:

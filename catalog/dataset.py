@@ -286,9 +286,10 @@ class Dataset:
 
     def runs(self) -> pa.Table:
         """Return what ran: the columns of RUNS, oldest first."""
-        if delta.latest(self.storage, "runs") < 0:
+        try:
+            paths = [part.path for part in delta.files(self.storage, "runs")]
+        except NotFoundError:
             return RUNS.empty_table()
-        paths = [part.path for part in delta.files(self.storage, "runs")]
         rows = pq.read_table(paths, schema=RUNS, filesystem=self.storage.filesystem())
         return rows.sort_by([("started_at", "ascending"), ("run_id", "ascending")])
 
@@ -380,8 +381,10 @@ class Dataset:
 
     def _version_files(self, at: int | None = None) -> list[PartFile]:
         """Return the files of the versions table, oldest version first: their names begin with the number."""
-        at = delta.latest(self.storage, "versions") if at is None else at
-        return delta.files(self.storage, "versions", at) if at >= 0 else []
+        try:
+            return delta.files(self.storage, "versions", at) if at != -1 else []
+        except NotFoundError:
+            return []
 
     def _read_version(self, path: str) -> Version:
         row: dict[str, Any] = pq.read_table(io.BytesIO(self.storage.read(path))).to_pylist()[0]

@@ -81,7 +81,7 @@ class Storage:
             with _plain(text):
                 next(iter(_store(storage.root).list(chunk_size=1)), None)
             return storage
-        folder = Path(text.removeprefix("file://")).expanduser().absolute()
+        folder = Path(text.removeprefix("file://")).expanduser().resolve()
         if create:
             with _plain(str(folder)):
                 folder.mkdir(parents=True, exist_ok=True)

@@ -25,8 +25,9 @@ from catalog.parts import PartFile, PartWriter
 from catalog.schema import DECISIONS, SOURCE
 
 ROWS = 3
-assert deltalake  # imported before any fork, like pyarrow.fs
-assert pyarrow.fs
+# What the work would import later is imported before any fork: pandas, for one, by the first array.
+assert deltalake, pyarrow.fs
+assert len(pa.array([1])) == 1
 
 
 def write(dataset: Dataset, table: str, number: int, name: str) -> PartFile:

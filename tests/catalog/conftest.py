@@ -1,5 +1,6 @@
 """A local folder and a real S3-protocol server on loopback, and small real parts."""
 
+import os
 import subprocess
 import sys
 import urllib.request
@@ -105,6 +106,22 @@ def write_part() -> WritePart:
         return writer.part()
 
     return write
+
+
+@pytest.fixture
+def builder() -> Callable[..., "subprocess.Popen[str]"]:
+    """Return a function that starts a builder process: see builder.py for its arguments."""
+
+    def start(*arguments: object) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("builder.py"), *map(str, arguments)],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
 
 
 @pytest.fixture

@@ -20,20 +20,9 @@ from catalog.parts import PartFile
 from catalog.schema import DECISIONS, SOURCE
 from catalog.storage import is_temporary
 
-BUILDER = Path(__file__).with_name("builder.py")
+StartBuilder = Callable[..., "subprocess.Popen[str]"]
 ROOT = Path(__file__).parents[2]
 WritePart = Callable[..., PartFile]
-
-
-def builder(*arguments: object) -> "subprocess.Popen[str]":
-    """Start a builder process (see builder.py)."""
-    return subprocess.Popen(
-        [sys.executable, BUILDER, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def outcome(process: "subprocess.Popen[str]", timeout_s: float = 120) -> str:
@@ -191,7 +180,7 @@ def test_other_tools_read_the_last_version(dataset: Dataset, parts: list[PartFil
     assert sorted(read["sample_id"].to_pylist()) == expected["sample_id"].to_pylist()
 
 
-def test_builders_at_once_lose_and_double_nothing(catalog: Catalog) -> None:
+def test_builders_at_once_lose_and_double_nothing(catalog: Catalog, builder: StartBuilder) -> None:
     processes, times = 2, 3
     for process in [builder("grow", catalog.uri, times, name) for name in range(1, processes + 1)]:
         outcome(process)
@@ -203,7 +192,7 @@ def test_builders_at_once_lose_and_double_nothing(catalog: Catalog) -> None:
         assert [Path(p.path).stem for p in birds.files(versions[-1], table)] == expected
 
 
-def test_without_the_lease_every_version_is_whole(catalog: Catalog) -> None:
+def test_without_the_lease_every_version_is_whole(catalog: Catalog, builder: StartBuilder) -> None:
     processes, times = 2, 3
     for process in [builder("race", catalog.uri, times, name) for name in range(1, processes + 1)]:
         outcome(process)
@@ -217,9 +206,9 @@ def test_without_the_lease_every_version_is_whole(catalog: Catalog) -> None:
     ]
 
 
-def test_killed_builders_leave_the_last_version(tmp_path: Path) -> None:
+def test_killed_builders_leave_the_last_version(tmp_path: Path, builder: StartBuilder) -> None:
     catalog = Catalog(tmp_path, create=True)
-    kills = 25
+    kills = 12
     versions, commits = map(int, outcome(builder("soak", tmp_path, 1, kills)).split())
     assert versions >= kills
     debris = [path for path in catalog.storage.list() if is_temporary(path)]
