@@ -36,11 +36,12 @@ class Measure:
     needs: tuple[str, ...] = ()
 
 
-MEASURES: Final = (
-    Measure("images", "width", "width", "px", True, ("width",)),
-    Measure("images", "height", "height", "px", True, ("height",)),
+MEASURES: Final = (  # sizes as received: the stored ones are what `download` was told to make
+    Measure("images", "width", "original_width", "px, as received", True, ("original_width",)),
+    Measure("images", "height", "original_height", "px, as received", True, ("original_height",)),
     Measure(
-        "images", "aspect ratio", "width::double / nullif(height, 0)", "width / height", False, ("width", "height")
+        *("images", "aspect ratio", "original_width::double / nullif(original_height, 0)", "width / height", False),
+        needs=("original_width", "original_height"),
     ),
     Measure("images", "brightness", "brightness", "0 to 1", False, ("brightness",)),
     Measure("images", "blur", "blur", "low is blurry", False, ("blur",)),

@@ -133,8 +133,9 @@ def _balance(row: Row) -> Row:
 def _histogram(row: Row) -> Row:
     top = charts.histogram_top(row)
     low, high = row["edges"][0], row["edges"][-1]
-    place = (row["median"] - low) / (high - low) if high > low else 0.5
+    place = (row["median"] - low) / (high - low) if row["max"] > row["min"] else 0.5
     return row | {
+        "last": min(high, row["max"]),
         "bars_all": charts.columns(row["all"], top),
         "bars_left": charts.columns(row["left"], top),
         "median_at": round(100 * min(max(place, 0), 1), 2),

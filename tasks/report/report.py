@@ -48,7 +48,7 @@ READ: Final[Columns] = {
     "source": ("url", "caption", "label"),
     "images": (
         *("status", "reason", "detail", "shard", "offset", "size", "image"),
-        *("width", "height", "brightness", "blur", "entropy"),
+        *("original_width", "original_height", "brightness", "blur", "entropy"),
     ),
     "decisions": ("stage", "keep", "reason", "evidence", "representative", "similarity"),
     "clusters": ("cluster", "distance"),

@@ -125,6 +125,7 @@ def _images(rng: np.random.Generator, concept: np.ndarray, status: np.ndarray, e
             crop = _crop(rng, photos[c], edge_px)
             data = jpeg(crop)
             row |= {"height": crop.shape[0], "width": crop.shape[1], "size": len(data), "image": data}
+            row |= {"original_height": crop.shape[0], "original_width": crop.shape[1]}
             row |= {
                 "brightness": crop.mean() / 255,
                 "blur": float(rng.gamma(6, 5)),

@@ -79,9 +79,15 @@ def test_no_median_where_nothing_is_left() -> None:
 
 
 def test_failed_images_are_not_measured() -> None:
-    rows = [{"sample_id": 0, "status": "success", "width": 10}, {"sample_id": 1, "status": "failed", "width": 99}]
+    rows = [
+        {"sample_id": 0, "status": "success", "original_width": 10},
+        {"sample_id": 1, "status": "failed", "original_width": 99},
+    ]
     (found,) = drawn(
-        Inputs.of(alive_only=False, images=pa.Table.from_pylist(rows, IMAGES).select(["sample_id", "status", "width"]))
+        Inputs.of(
+            alive_only=False,
+            images=pa.Table.from_pylist(rows, IMAGES).select(["sample_id", "status", "original_width"]),
+        )
     )
     assert (found["rows"], found["max"]) == (1, 10)
 

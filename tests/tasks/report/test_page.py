@@ -75,7 +75,7 @@ def card_saying(texts: list[str], folder: Path) -> pa.Table:
     }
     rows = {name: [{"sample_id": i} | dict.fromkeys(columns.get(name, ()), texts[i]) for i in ids] for name in TABLES}
     for i in ids:
-        rows["images"][i] |= {"status": "success", "width": i, "image": texts[i].encode()}
+        rows["images"][i] |= {"status": "success", "original_width": i, "image": texts[i].encode()}
         rows["clusters"][i] |= {"cluster": i, "distance": 0.1}
         rows["models"][i] |= {"metrics": json.dumps({texts[i]: texts[i]})}
         rows["decisions"][i] |= {"keep": False, "representative": 0, "similarity": 0.9}
@@ -101,7 +101,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_no_text_becomes_markup(hostile: str, tmp_path: Path) -> None:
-    expected, found = Page(page_saying([f"harmless {i}" for i in range(len(ATTACKS))], tmp_path)), Page(hostile)
+    expected, found = Page(page_saying([f"harmless {'x' * i}" for i in range(len(ATTACKS))], tmp_path)), Page(hostile)
     assert [tag for tag, _ in found.tags] == [tag for tag, _ in expected.tags]
     assert [sorted(attrs) for _, attrs in found.tags] == [sorted(attrs) for _, attrs in expected.tags]
     check_self_contained(hostile)
