@@ -66,8 +66,7 @@ class Limits:
     max_side_px: int = 32_768
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """What an image says of itself before it is decoded. Width and height are those of the upright picture."""
 
     format: str

@@ -54,8 +54,10 @@ class PictureMaker:
         outcome.original_width, outcome.original_height = header.width, header.height
         images.check(header, self._limits)
         self._check_shape(header)
-        with self._turn if header.width * header.height > _LARGE_PX else nullcontext():
-            self._decode(outcome, body, header)
+        target = self._target(header)
+        pixels = max(header.width * header.height, target[0] * target[1])
+        with self._turn if pixels > _LARGE_PX else nullcontext():
+            self._decode(outcome, body, header, target)
 
     def _verify(self, sha256: str, body: bytes, digest: str | None) -> None:
         verify = self._settings.verify_hash
@@ -74,11 +76,17 @@ class PictureMaker:
         if limit is not None and long > limit * short:
             raise FetchError("too_narrow", f"{size}, limit {limit:g} to 1")
 
-    def _decode(self, outcome: Outcome, body: bytes, header: images.Header) -> None:
+    def _target(self, header: images.Header) -> tuple[int, int]:
+        """Return the size to scale to. A line must not be blown up into more than what is decoded at all."""
+        s = self._settings
+        target = images.resized(header.width, header.height, s.image_size, s.resize_mode, s.resize_only_if_bigger)
+        images.check(header._replace(width=target[0], height=target[1]), self._limits)
+        return target
+
+    def _decode(self, outcome: Outcome, body: bytes, header: images.Header, target: tuple[int, int]) -> None:
         s = self._settings
         size = header.width, header.height
         stored_as_is = not s.reencode and header.format in ("jpg", "png", "webp")
-        target = images.resized(*size, s.image_size, s.resize_mode, s.resize_only_if_bigger)
         needed_px = _MEASURED_PX if stored_as_is else max(_MEASURED_PX, *target)
         pixels = images.decode(body, self._limits, scale=needed_px / max(size))
         self._note_statistics(outcome, pixels)

@@ -1,0 +1,230 @@
+"""Downloading: ours against the real img2dataset 1.47.0, from the same loopback server, alternated.
+
+    python tests/benchmarks/bench_download.py --json out.json
+
+JPEGs of about 70 kB and 300 to 900 px, resized to 256 with a white border, written as tar shards with their sidecars.
+CPU is that of the process and all its children, net of start-up: the difference between a long and a short run, per
+image. The limit is a bare loop of decode, resize, encode on bytes in memory. Peak memory is summed over the processes.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+PICTURES = 60
+CPUS = 2
+
+
+def jpegs() -> list[bytes]:
+    """Return the images that the server serves."""
+    rng, out = np.random.default_rng(0), []
+    for _ in range(PICTURES):
+        width, height = (int(x) for x in rng.integers(300, 900, 2))
+        cells = rng.integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=88)
+        out.append(file.getvalue())
+    return out
+
+
+def serve() -> None:
+    """Serve /<i>.jpg on a free port, printed first."""
+    from aiohttp import web
+
+    bodies = jpegs()
+
+    async def image(request: web.Request) -> web.Response:
+        return web.Response(body=bodies[int(request.match_info["i"]) % PICTURES], content_type="image/jpeg")
+
+    app = web.Application()
+    app.router.add_get("/{i}.jpg", image)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    print(listener.getsockname()[1], flush=True)
+    web.run_app(app, sock=listener, print=None, access_log=None)
+
+
+def run_ours(urls: Path, out: Path) -> None:
+    """Run the stage and the part writer over the URLs of a Parquet file."""
+    from catalog.parts import PartWriter
+    from catalog.storage import Storage
+    from tasks.download import SCHEMA, Download
+
+    table = pq.read_table(urls)
+    host = table.column("url")[0].as_py().split("/")[2]
+    stage = Download(allow_hosts=(host,), resources={"cpus": CPUS})
+    source = table.add_column(0, "sample_id", pa.array(range(table.num_rows), pa.int64()))
+    batches = (source.slice(i, 1024) for i in range(0, source.num_rows, 1024))
+    with PartWriter(Storage.open(out, create=True), "images", "0" * 32, SCHEMA) as writer:
+        for piece in stage.open("cpu", {})(batches):
+            assert piece.column("reason").null_count == piece.num_rows, piece.column("reason").unique()
+            writer.write(piece)
+
+
+def their_command(urls: Path, out: Path) -> tuple[list[str], bytes]:
+    """Return img2dataset's command line and what it reads: two processes of 16 threads, its fastest here."""
+    from tasks.download.img2dataset import _MAIN, fetch_python
+
+    arguments = {
+        "url_list": str(urls),
+        "input_format": "parquet",
+        "url_col": "url",
+        "caption_col": "caption",
+        "output_folder": str(out),
+        "output_format": "webdataset",
+        "number_sample_per_shard": 500,
+        "processes_count": CPUS,
+        "thread_count": 16,
+        "extract_exif": False,
+        "enable_wandb": False,
+    }
+    return [str(fetch_python()), "-I", "-W", "ignore", "-c", _MAIN], json.dumps(arguments).encode()
+
+
+def measure(who: str, port: int, count: int) -> dict[str, float]:
+    """Run one downloader on `count` URLs; return its CPU seconds, wall seconds and peak memory (MB)."""
+    with tempfile.TemporaryDirectory() as folder:
+        urls, out = Path(folder) / "urls.parquet", Path(folder) / "out"
+        names = [f"http://127.0.0.1:{port}/{i}.jpg" for i in range(count)]
+        pq.write_table(pa.table({"url": names, "caption": [f"caption {i}" for i in range(count)]}), urls)
+        if who == "ours":
+            command, told = [sys.executable, __file__, "--run-ours", str(urls), str(out)], b""
+        else:
+            command, told = their_command(urls, out)
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        with (Path(folder) / "log").open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            )
+            peak = watch(process.pid)
+            process.communicate(told)
+        wall_s = time.perf_counter() - began
+        assert process.returncode == 0, (Path(folder) / "log").read_text()[-2000:]
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        stored = sum(pq.read_table(p).column("status").to_pylist().count("success") for p in out.rglob("0*.parquet")
+                     if "images" not in p.parts)  # fmt: skip
+        assert stored == count, f"{who} stored {stored} of {count}"
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"cpu_s": cpu_s, "wall_s": wall_s, "peak_mb": peak[0] / 2**20}
+
+
+def watch(pid: int) -> list[float]:
+    """Keep the largest sum of resident memory over a process and its children in the returned list."""
+    peak = [0.0]
+
+    def look() -> None:
+        try:
+            root = psutil.Process(pid)
+            while root.is_running() and root.status() != psutil.STATUS_ZOMBIE:
+                total = 0
+                for process in [root, *root.children(recursive=True)]:
+                    try:
+                        total += process.memory_info().rss
+                    except psutil.Error:
+                        continue
+                peak[0] = max(peak[0], total)
+                time.sleep(0.2)
+        except psutil.Error:
+            return
+
+    threading.Thread(target=look, daemon=True).start()
+    return peak
+
+
+def bare_loop_ms() -> float:
+    """Return the CPU of decode, resize and encode alone, ms an image: what no downloader can do without."""
+    from catalog import images
+
+    bodies, times = jpegs(), []
+    for _ in range(3):
+        began = time.process_time()
+        for body in bodies:
+            images.encode(images.resize(images.decode(body), 256, "border"), "jpg", 95)
+        times.append(1000 * (time.process_time() - began) / len(bodies))
+    return statistics.median(times)
+
+
+def benchmark(count: int, short: int, rounds: int) -> list[dict[str, Any]]:
+    """Return the figures: CPU ms and images/s an image, net of start-up, and peak memory."""
+    server = subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        found: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
+        for _ in range(rounds):
+            for who, rows in found.items():
+                start, whole = measure(who, port, short), measure(who, port, count)
+                rows.append(
+                    {
+                        "cpu_ms": 1000 * (whole["cpu_s"] - start["cpu_s"]) / (count - short),
+                        "rate": (count - short) / max(1e-9, whole["wall_s"] - start["wall_s"]),
+                        "peak_mb": whole["peak_mb"],
+                        "start_cpu_s": start["cpu_s"],
+                    }
+                )
+    finally:
+        server.kill()
+        server.wait()
+    middle = {
+        who: {name: statistics.median(row[name] for row in rows) for name in rows[0]} for who, rows in found.items()
+    }
+    ours, peer = middle["ours"], middle["peer"]
+    limit = bare_loop_ms()
+
+    def entry(name: str, key: str, ratio: float, limit: float | None = None) -> dict[str, Any]:
+        return {"name": name, "ours": ours[key], "peer": peer[key], "ratio": ratio, "limit": limit}
+
+    return [
+        entry("download: CPU ms an image, net of start-up", "cpu_ms", peer["cpu_ms"] / ours["cpu_ms"], limit),
+        entry("download: images/s, net of start-up", "rate", ours["rate"] / peer["rate"]),
+        entry("download: peak memory, MB", "peak_mb", peer["peak_mb"] / ours["peak_mb"]),
+        entry("download: start-up, CPU s", "start_cpu_s", peer["start_cpu_s"] / ours["start_cpu_s"]),
+    ]
+
+
+def main() -> None:
+    """Run the benchmark, or one of the processes that it starts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--images", type=int, default=1500)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--run-ours", nargs=2, type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve()
+    elif arguments.run_ours:
+        run_ours(*arguments.run_ours)
+    else:
+        figures = benchmark(arguments.images, 60, arguments.rounds)
+        text = json.dumps({"machine": platform.processor() or platform.machine(), "figures": figures}, indent=1)
+        print(text)
+        if arguments.json:
+            arguments.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
