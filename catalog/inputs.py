@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 IMAGE: Final = "image"
 """The virtual column of `images` that holds the encoded bytes."""
-_PLACE: Final = ("shard", "offset", "size")
+_PLACE: Final = ("shard", "byte_offset", "byte_size")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,9 @@ class Inputs:
         """Return inputs over one piece of `table` each, with what belongs to it of the other tables. Picklable."""
 
         def part_of(pieces: Pieces, number: int | None) -> Pieces:
-            return Pieces(pieces.schema, tuple(p for p in pieces.pieces if None in (number, p.number) or p.number == number))
+            return Pieces(
+                pieces.schema, tuple(p for p in pieces.pieces if None in (number, p.number) or p.number == number)
+            )
 
         found = []
         for piece in self._pieces(table).pieces:
@@ -269,7 +271,7 @@ class Inputs:
         return base
 
     def _with_images(self, rows: pa.Table, columns: Mapping[str, Sequence[str]]) -> pa.Table:
-        """Replace shard, offset, size by the bytes, where the image was asked for."""
+        """Replace the place by the bytes, where the image was asked for."""
         if IMAGE not in columns.get("images", ()) or IMAGE in rows.column_names:
             return rows
         data = pa.array(self._shards.read(rows), pa.large_binary())
@@ -295,7 +297,8 @@ class Inputs:
 def _widened(table: pa.Table) -> pa.Table:
     """Return a table that DuckDB can read from memory: it takes float16 from Parquet, but not from Arrow."""
     fields = [
-        pa.field(f.name, pa.list_(pa.float32(), f.type.list_size)) if _is_half_vector(f.type) else f for f in table.schema
+        pa.field(f.name, pa.list_(pa.float32(), f.type.list_size)) if _is_half_vector(f.type) else f
+        for f in table.schema
     ]
     return table.cast(pa.schema(fields))
 

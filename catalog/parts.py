@@ -24,8 +24,8 @@ _ROW_GROUP_ROWS: Final = 65_536
 _ROW_GROUP_BYTES: Final = 64 << 20
 _PLACE: Final = [
     schema_field("shard", pa.string(), "the tar that holds the bytes, relative to the dataset"),
-    schema_field("offset", pa.int64(), "where in the tar the bytes begin"),
-    schema_field("size", pa.int64(), "how many bytes are stored"),
+    schema_field("byte_offset", pa.int64(), "where in the tar the bytes begin"),
+    schema_field("byte_size", pa.int64(), "how many bytes are stored"),
 ]
 
 
@@ -115,7 +115,7 @@ class PartWriter:
         self._append(self._stored(piece))
 
     def write_merged(self, kept: pa.Table, pieces: Iterable[pa.Table]) -> None:
-        """Write rows of an earlier attempt and new ones, in `sample_id` order. Bytes of kept rows stay where they are."""
+        """Write rows of an earlier attempt and new ones, by `sample_id`. Bytes of kept rows stay where they are."""
         merged = pa.concat_tables([kept.cast(self._schema), *(self._stored(piece) for piece in pieces)])
         self._append(merged.sort_by("sample_id"))
 

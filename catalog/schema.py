@@ -2,7 +2,7 @@
 
 A field's metadata may carry `role`, which the part writer and the readers act on:
 
-    image     encoded image bytes: leave the table for a tar shard, and become shard, offset, size
+    image     encoded image bytes: leave the table for a tar shard, and become shard, byte_offset, byte_size
     sidecar   goes into the shard's sidecar (caption, url), not into the table
     vector    an embedding: float16 fixed-size list, no dictionary
     score     a float32 that some scorer gave; `scorer` and `version` say which
@@ -68,8 +68,8 @@ IMAGES: Final = pa.schema(
         field("reason", pa.string(), "why it failed, from a closed list; null on success"),
         field("detail", pa.string(), "the evidence: status code, limit, error text"),
         field("shard", pa.string(), "the tar that holds the bytes, relative to the dataset"),
-        field("offset", pa.int64(), "where in the tar the bytes begin"),
-        field("size", pa.int64(), "how many bytes are stored"),
+        field("byte_offset", pa.int64(), "where in the tar the bytes begin"),
+        field("byte_size", pa.int64(), "how many bytes are stored"),
         field("format", pa.string(), "jpg, png or webp: of the stored bytes"),
         field("sha256", pa.string(), "hex digest of the bytes as they were received"),
         field("width", pa.int32(), "stored, pixels"),

@@ -9,16 +9,14 @@ import json
 import mmap
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, Final, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalog.schema import FAILED, SAMPLE_BITS, SUCCESS
+from catalog.schema import SAMPLE_BITS, SUCCESS
 from catalog.storage import Storage
 
 FOLDER: Final = "shards"
@@ -57,8 +55,8 @@ class ShardWriter:
         else:
             self._stack.__exit__(kind, error, trace)
 
-    def add(self, rows: pa.Table, image: str, sidecars: Sequence[str]) -> tuple[pa.Array, pa.Array, pa.Array]:
-        """Append rows whose bytes are in column `image`; return their shard, offset and size (null where no bytes)."""
+    def add(self, rows: pa.Table, image: str) -> tuple[pa.Array, pa.Array, pa.Array]:
+        """Append rows whose bytes are in column `image`; return their place in it (null where no bytes)."""
         facts = rows.drop_columns([image])
         self._rows.append(facts)
         shards: list[str | None] = []
@@ -106,7 +104,10 @@ class ShardWriter:
 
 def _img2dataset_rows(rows: pa.Table) -> pa.Table:
     """Return the sidecar table under img2dataset's column names."""
-    status = [_img2dataset_status(s, r) for s, r in zip(*(rows.column(c).to_pylist() for c in ("status", "reason")), strict=True)]
+    status = [
+        _img2dataset_status(s, r)
+        for s, r in zip(*(rows.column(c).to_pylist() for c in ("status", "reason")), strict=True)
+    ]
     columns = {"key": [sample_key(i) for i in rows.column("sample_id").to_pylist()], "status": status}
     names = {"reason": "error_message"}
     kept = ("url", "caption", "reason", "width", "height", "original_width", "original_height", "sha256")
@@ -140,8 +141,8 @@ class ShardReader:
         self._map: mmap.mmap | None = None
 
     def read(self, rows: pa.Table) -> list[bytes | None]:
-        """Return the bytes of rows with shard, offset, size; None where shard is null."""
-        places = list(zip(*(rows.column(c).to_pylist() for c in ("shard", "offset", "size")), strict=True))
+        """Return the bytes of rows with shard, byte_offset, byte_size; None where shard is null."""
+        places = list(zip(*(rows.column(c).to_pylist() for c in ("shard", "byte_offset", "byte_size")), strict=True))
         if self._storage.is_local:
             return [None if s is None else self._slice(s, o, n) for s, o, n in places]
         with ThreadPoolExecutor(16) as pool:
@@ -158,5 +159,3 @@ class ShardReader:
 
 def _refuse(path: str) -> Any:
     raise FileNotFoundError(path)
-
-

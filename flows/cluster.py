@@ -26,7 +26,7 @@ IN_FLIGHT: Final = 2
 _STARTS: Final = 3
 _PROGRESS_S: Final = 0.5
 _LOST_LIMIT: Final = 20
-"""How often one part may lose its actor before the build gives up: one that kills its worker must not go on for ever."""
+"""How often one part may lose its actor before the build gives up: one that kills its worker must not go on."""
 _OBJECT_STORE_BYTES: Final = 256 << 20
 
 

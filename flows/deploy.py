@@ -26,9 +26,9 @@ def deploy(order: Order, cron: str, timezone: str, pool: str, name: str | None) 
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.client.schemas.schedules import CronSchedule
     from prefect.deployments.runner import RunnerDeployment
-    from prefect.types.entrypoint import EntrypointType
     from prefect.exceptions import ObjectNotFound
     from prefect.schedules import Cron
+    from prefect.types.entrypoint import EntrypointType
 
     from flows.prefect_flow import build
 

@@ -16,7 +16,7 @@ from tasks.stage import Batches, Columns, MapStage, Step, Tables
 
 _PIECE_ROWS: Final = 1000
 _PIECE_BYTES: Final = 64 << 20
-_PLACE: Final = ("shard", "offset", "size")
+_PLACE: Final = ("shard", "byte_offset", "byte_size")
 _LOCAL: Final = tuple(f.name for f in LOCAL)
 
 SCHEMA: Final = pa.schema(

@@ -47,7 +47,7 @@ CARD: Final = pa.schema(
 READ: Final[Columns] = {
     "source": ("url", "caption", "label"),
     "images": (
-        *("status", "reason", "detail", "shard", "offset", "size", "image"),
+        *("status", "reason", "detail", "shard", "byte_offset", "byte_size", "image"),
         *("original_width", "original_height", "brightness", "blur", "entropy"),
     ),
     "decisions": ("stage", "keep", "reason", "evidence", "representative", "similarity"),

@@ -15,8 +15,8 @@ from tasks.stage import Stage
 from tests.stages import DropOdd, Lengths, Misbehaving, dataset_in, recipe_of, write_source
 
 
-@pytest.fixture(scope="module")
-def ray_engine() -> Iterator[Engine]:
+@pytest.fixture
+def ray_engine(ray_started: None) -> Iterator[Engine]:
     with RayEngine.start() as engine:
         yield engine
 

@@ -1,0 +1,203 @@
+"""A build publishes one version, makes nothing twice, grows, resumes, and retries what failed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catalog.database import sql
+from catalog.dataset import Catalog
+from catalog.errors import BusyError, PartError, RecipeError, UserError
+from catalog.lease import hold
+from catalog.storage import Storage
+from flows.build import Order, build_here, up_to_date
+from flows.failures import failures, order_retry
+from flows.plan import make_plan
+from tests.flows.conftest import Web
+from tests.pictures import jpeg
+from tests.stages import content
+
+STAGES = """\
+  - use: filter
+    where: width >= 10
+  - use: deduplicate
+  - use: prune
+    method: random
+    keep_rows: 4
+  - use: report
+"""
+
+
+def order_of(web: Web, stages: str = STAGES) -> Order:
+    return Order.read(web.recipe(stages), catalog=web.catalog, executor="inline")
+
+
+def rows(web: Web, query: str) -> list[tuple[Any, ...]]:
+    return [tuple(r.values()) for r in sql(Catalog(web.catalog), query).to_pylist()]
+
+
+def test_a_build_from_urls_to_a_version(web: Web) -> None:
+    outcome = build_here(order_of(web))
+    assert outcome.version.label == "web@1"
+    assert rows(web, "select status, reason, count(*) from web.images group by all order by all") == [
+        ("failed", "not_found", 1), ("success", None, 7),
+    ]  # fmt: skip
+    assert rows(web, "select stage, reason, count(*) from web.decisions group by all order by all") == [
+        ("deduplicate", "duplicate_exact", 1), ("deduplicate", None, 6),
+        ("filter", None, 7), ("prune", "pruned_random", 2), ("prune", None, 4),
+    ]  # fmt: skip
+    assert rows(web, "select count(*), max(width) from web.samples") == [(4, 64)]
+    assert outcome.report is not None
+    assert "<html" in Path(outcome.report).read_text()[:200]
+
+
+def test_samples_lead_to_their_bytes(web: Web) -> None:
+    build_here(order_of(web))
+    shard, offset, size = rows(web, "select shard, byte_offset, byte_size from web.samples limit 1")[0]
+    assert Storage.open(web.catalog).read_range(f"web/{shard}", offset, size)[:2] == b"\xff\xd8"
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_reads_the_shards(web: Web) -> None:
+    import webdataset
+
+    build_here(order_of(web, ""))
+    shards = sorted(str(p) for p in (Path(web.catalog) / "web" / "shards").glob("*.tar"))
+    found = list(webdataset.WebDataset(shards, shardshuffle=False, empty_check=False).decode("rgb8"))
+    assert len(found) == 7
+    assert {"jpg", "txt", "json", "__key__"} <= set(found[0])
+    assert found[0]["json"]["url"].startswith("http://127.0.0.1")
+
+
+def test_nothing_is_made_twice(web: Web) -> None:
+    first = build_here(order_of(web))
+    found = up_to_date(order_of(web))
+    assert found is not None
+    assert (found.version.label, found.made, found.report) == ("web@1", 0, first.report)
+    asked = sum(web.server.hits.values())
+    assert build_here(order_of(web)).version.label == first.version.label
+    assert sum(web.server.hits.values()) == asked
+
+
+def test_a_new_file_downloads_only_itself(web: Web) -> None:
+    first = build_here(order_of(web))
+    asked = sum(web.server.hits.values())
+    web.add_file("0", web.pictures(range(10, 13)))  # sorts before the other
+    second = build_here(order_of(web))
+    assert second.version.number == 2
+    assert sum(web.server.hits.values()) == asked + 3
+    assert rows(web, "select count(*) from web.source") == [(11,)]
+    old = {(r["sample_id"], r["url"]) for r in content(Catalog(web.catalog).dataset("web"), first.version)["source"]}
+    new = {(r["sample_id"], r["url"]) for r in content(Catalog(web.catalog).dataset("web"))["source"]}
+    assert old < new
+
+
+def test_a_changed_threshold_downloads_nothing(web: Web) -> None:
+    build_here(order_of(web))
+    asked = sum(web.server.hits.values())
+    outcome = build_here(order_of(web, STAGES.replace("width >= 10", "width >= 1000")))
+    assert (outcome.version.number, sum(web.server.hits.values())) == (2, asked)
+    assert outcome.version.tables["samples"].rows == 0
+    assert rows(web, "select distinct reason from web.decisions where stage = 'filter'") == [("width >= 1000",)]
+
+
+def test_the_previous_version_stays_as_it_was(web: Web) -> None:
+    dataset = Catalog(web.catalog, create=True).dataset("web")
+    first = build_here(order_of(web)).version
+    before = content(dataset, first)
+    build_here(order_of(web, STAGES.replace("keep_rows: 4", "keep_rows: 2")))
+    assert content(dataset, dataset.version(1)) == before
+
+
+def test_a_retry_asks_for_the_failed_rows_alone(web: Web) -> None:
+    flaky = web.server.heals(jpeg(96, 80, 77), [(503, {})])
+    web.add_file("b", [*web.pictures(range(20, 23)), flaky])
+    build_here(order_of(web))
+    dataset = Catalog(web.catalog).dataset("web")
+    told = {f["reason"]: (f["rows"], f["retry_may_help"]) for f in failures(dataset)}
+    assert told == {"not_found": (1, False), "server_error": (1, True)}
+    before = dict(web.server.hits)
+    order, count = order_retry(dataset, ["server"], web.catalog, "inline")
+    assert count == 1
+    outcome = build_here(order)
+    assert outcome.version.number == 2
+    assert {u: n - before.get(u, 0) for u, n in web.server.hits.items() if n != before.get(u, 0)} == {flaky: 1}
+    assert rows(web, "select reason, count(*) from web.images group by all order by all") == [
+        ("not_found", 1),
+        (None, 11),
+    ]
+    assert rows(web, "select count(distinct shard) from web.images") == [(4,)]
+    storage = Storage.open(f"{web.catalog}/web")
+    for place in rows(web, "select shard, byte_offset, byte_size from web.images where shard is not null"):
+        assert storage.read_range(*place)[:2] == b"\xff\xd8"
+    assert up_to_date(order) is not None
+
+
+def test_a_retry_that_cannot_be(web: Web) -> None:
+    build_here(order_of(web))
+    dataset = Catalog(web.catalog).dataset("web")
+    with pytest.raises(UserError, match="unknown reason 'timeuot'; did you mean 'timeout'"):
+        order_retry(dataset, ["timeuot"], web.catalog, "inline")
+    with pytest.raises(UserError, match="no row of 'web' failed for timeout"):
+        order_retry(dataset, ["timeout"], web.catalog, "inline")
+
+
+def test_a_failed_build_keeps_what_is_finished_and_publishes_nothing(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tasks.deduplicate.deduplicate as module
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the disk caught fire")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Deduplicate, "run", broken)
+        with pytest.raises((PartError, RuntimeError), match="the disk caught fire"):
+            build_here(order_of(web))
+    dataset = Catalog(web.catalog).dataset("web")
+    assert dataset.versions() == []
+    assert dataset.runs().filter(dataset.runs()["status"].to_numpy(zero_copy_only=False) == "failed").num_rows == 1
+    asked = sum(web.server.hits.values())
+    assert build_here(order_of(web)).version.number == 1
+    assert sum(web.server.hits.values()) == asked
+
+
+def test_a_second_builder_says_who_builds(web: Web) -> None:
+    with (
+        hold(Catalog(web.catalog, create=True).dataset("web")),
+        pytest.raises(BusyError, match="is being built by process"),
+    ):
+        build_here(order_of(web))
+
+
+def test_lineage_and_runs(web: Web) -> None:
+    version = build_here(order_of(web)).version
+    assert [s["name"] for s in version.stages] == [
+        "parquet",
+        "download",
+        "filter",
+        "deduplicate",
+        "prune",
+        "report",
+        "samples",
+    ]
+    assert version.inputs[0]["rows"] == 8
+    assert len(version.inputs[0]["sha256"]) >= 40
+    assert rows(web, "select stage, parts_made from web.runs order by started_at")[:2] == [
+        ("parquet", 2),
+        ("download", 2),
+    ]
+    json.dumps(version.stages)
+
+
+def test_an_empty_source(tmp_path: Path, web: Web) -> None:
+    web.add_file("a", [])
+    with pytest.raises(UserError, match="no row"):
+        build_here(order_of(web))
+
+
+def test_an_unknown_column_is_found_before_anything_runs(web: Web) -> None:
+    with pytest.raises(RecipeError, match="widht.*did you mean 'width'"):
+        make_plan(
+            order_of(web, STAGES.replace("width", "widht")).load(), Catalog(web.catalog, create=True).dataset("web")
+        )
+    assert not web.server.hits
