@@ -82,20 +82,21 @@ def pretrained_tags(model: str) -> frozenset[str]:
 
     Read from the source text of `open_clip/pretrained.py`, because importing it imports torch.
     """
-    tags: dict[str, set[str]] = {}
-    by_model: dict[str, str] = {}
+    values: dict[str, ast.expr] = {}
     for node in ast.parse((_package() / "pretrained.py").read_text(encoding="utf-8")).body:
-        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
-            continue
-        if isinstance(node.value, ast.Call):
-            tags[node.targets[0].id] = {word.arg for word in node.value.keywords if word.arg}
-        elif isinstance(node.value, ast.Dict) and node.targets[0].id == "_PRETRAINED":
-            by_model = {
-                key.value: value.id
-                for key, value in zip(node.value.keys, node.value.values, strict=True)
-                if isinstance(key, ast.Constant) and isinstance(value, ast.Name) and isinstance(key.value, str)
-            }
-    return frozenset(tags.get(by_model.get(model.removesuffix("-quickgelu"), ""), ()))
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            values.setdefault(node.targets[0].id, node.value)
+    models = values.get("_PRETRAINED")
+    if not isinstance(models, ast.Dict):
+        return frozenset()
+    wanted = model.replace("/", "-").removesuffix("-quickgelu")  # open_clip lists these under both names
+    for key, value in zip(models.keys, models.values, strict=True):
+        if isinstance(key, ast.Constant) and key.value == wanted:
+            tags = values.get(value.id) if isinstance(value, ast.Name) else value  # a variable, or dict(tag=...)
+            return (
+                frozenset(word.arg for word in tags.keywords if word.arg) if isinstance(tags, ast.Call) else frozenset()
+            )
+    return frozenset()
 
 
 def _package() -> Path:

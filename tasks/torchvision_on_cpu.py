@@ -38,7 +38,7 @@ def ensure_torchvision() -> Torchvision:
 
 
 def _prepare() -> Torchvision:
-    if "torchvision" in sys.modules:  # imported already, so its operators are there
+    if sys.modules.get("torchvision") is not None:  # imported already, so its operators are there
         return "native"
     spec = find_spec("torchvision")
     if spec is None or spec.origin is None:

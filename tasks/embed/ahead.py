@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.embed.encoder import Encoder
-from tasks.embed.model import Model, Pixels
+from tasks.embed.model import Model
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ _POLL_S: Final = 0.1
 class Prepared:
     """One forward batch, ready for the device once every job is done."""
 
-    def __init__(self, rows: pa.Table, models: Mapping[Encoder, Model | Pixels]) -> None:
+    def __init__(self, rows: pa.Table, models: Mapping[Encoder, Model]) -> None:
         n = rows.num_rows
         self._rows = rows
         self._models = models
@@ -54,7 +54,7 @@ class Prepared:
         captions = [(text or b"").decode("utf-8", "replace") for text in texts]
         self.captioned[:] = [not (caption.isspace() or caption.strip("\0") == "") for caption in captions]
         for encoder, model in self._models.items():
-            if encoder.has_text and isinstance(model, Model):
+            if encoder.text:
                 self.tokens[encoder.name] = model.tokens(captions)
 
     def _decode(self, row: int) -> None:
@@ -76,7 +76,7 @@ _Queue = Queue[tuple[Prepared, list[Future[None]]] | None]
 
 
 def prepare_ahead(
-    batches: Iterator[pa.Table], models: Mapping[Encoder, Model | Pixels], size: int, threads: int
+    batches: Iterator[pa.Table], models: Mapping[Encoder, Model], size: int, threads: int
 ) -> Iterator[Prepared]:
     """Yield the rows of `batches` in forward batches of exactly `size` (the last one may be smaller), in order.
 

@@ -18,7 +18,7 @@ from catalog.errors import RecipeError, nearest
 from catalog.schema import SAMPLE_ID, field
 from tasks.embed.ahead import Prepared, prepare_ahead
 from tasks.embed.encoder import Encoder
-from tasks.embed.model import Model, Pixels, load
+from tasks.embed.model import Model, load
 from tasks.stage import Batches, Columns, MapStage, Resources, Step, Tables
 
 UNDECODABLE: Final = "undecodable"
@@ -47,7 +47,7 @@ class Embed(MapStage):
     def _columns_are_distinct(self) -> "Embed":
         names = ["sample_id", "embed_reason"]
         for encoder in self.encoders:
-            names += [encoder.name] + ([f"{encoder.name}_text", f"{encoder.name}_score"] if encoder.has_text else [])
+            names += [encoder.name] + ([f"{encoder.name}_text", f"{encoder.name}_score"] if encoder.text else [])
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise ValueError(f"two columns would be called {doubled[0]!r}: give the encoders other names")
@@ -90,9 +90,9 @@ class Embed(MapStage):
 
     @property
     def _reads_captions(self) -> bool:
-        return any(encoder.has_text for encoder in self.encoders)
+        return any(encoder.text for encoder in self.encoders)
 
-    def _step(self, models: Mapping[Encoder, Model | Pixels], batches: Iterator[pa.Table]) -> Batches:
+    def _step(self, models: Mapping[Encoder, Model], batches: Iterator[pa.Table]) -> Batches:
         pieces: list[pa.Table] = []
         rows = 0
         for prepared in prepare_ahead(batches, models, self.batch_size, self.decode_threads):
@@ -105,14 +105,14 @@ class Embed(MapStage):
             yield pa.concat_tables(pieces).combine_chunks()
 
 
-def _embed(models: Mapping[Encoder, Model | Pixels], prepared: Prepared) -> pa.Table:
+def _embed(models: Mapping[Encoder, Model], prepared: Prepared) -> pa.Table:
     columns: dict[str, pa.Array] = {"sample_id": prepared.sample_ids}
     fault = np.zeros(len(prepared.decoded), bool)
     for encoder, model in models.items():
         image, image_good = _unit(model.images(prepared.pictures[encoder.name]), prepared.decoded)
         columns[encoder.name] = _vectors(image, image_good)
         fault |= prepared.decoded & ~image_good
-        if not (encoder.has_text and isinstance(model, Model)):
+        if not encoder.text:
             continue
         text, text_good = _unit(model.texts(prepared.tokens[encoder.name]), prepared.captioned)
         columns[f"{encoder.name}_text"] = _vectors(text, text_good)

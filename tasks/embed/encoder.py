@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from catalog.errors import RecipeError, nearest
 from catalog.schema import score, vector
 from tasks.clip import BPE_WORDS, pretrained_tags, read_config
-from tasks.embed import pixels
 from tasks.stage import Config, Tables
 
 RANDOM: Final = "random"
@@ -23,13 +22,11 @@ class Encoder(Config):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="the column of its vectors")
     model: str | None = Field(
-        None,
-        description="an open_clip model name, a JSON configuration, a folder that open_clip saved, or `pixels`: "
-        "an 8 x 8 thumbnail as a vector, which finds near-copies and knows nothing of content",
+        None, description="an open_clip model name, a JSON configuration, or a folder that open_clip saved"
     )
     pretrained: str | None = Field(None, description="open_clip's tag, a local checkpoint, or `random`")
     trained: str | None = Field(None, description="instead of model: a model that the recipe trains, by its name")
-    text: bool = Field(True, description="embed the caption too, and score how well it fits (not for pixels)")
+    text: bool = Field(True, description="embed the caption too, and score how well it fits")
     dim: int | None = Field(None, gt=0, description="length of the vectors, for `hf-hub:` models only")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the device is fast at it, else float32"
@@ -39,28 +36,18 @@ class Encoder(Config):
     def _one_source(self) -> "Encoder":
         if (self.model is None) == (self.trained is None):
             raise ValueError(f"encoder {self.name!r}: say either `model` or `trained`")
-        if self.pretrained is not None and (self.trained is not None or self.is_pixels):
-            raise ValueError(f"encoder {self.name!r}: `pretrained` goes with an open_clip `model` only")
+        if self.pretrained is not None and self.trained is not None:
+            raise ValueError(f"encoder {self.name!r}: `pretrained` goes with `model` only")
         if self.dim is not None and not (self.model or "").startswith("hf-hub:"):
             raise ValueError(f"encoder {self.name!r}: `dim` is for hf-hub: models; of others it is known")
         return self
 
-    @property
-    def is_pixels(self) -> bool:
-        """Whether it is no model at all, but a thumbnail."""
-        return self.model == pixels.NAME
-
-    @property
-    def has_text(self) -> bool:
-        """Whether it embeds captions."""
-        return self.text and not self.is_pixels
-
     def fields(self, available: Tables) -> list[pa.Field]:
         """Return the columns that it writes. Raises RecipeError: no such model, no such weights."""
-        label = self.trained or " ".join(filter(None, (self.model, self.pretrained)))
+        label = self.trained or " ".join(Path(word).name for word in (self.model, self.pretrained) if word)
         dim = self.check(available)
         found = [vector(self.name, dim, f"image vector of {label}, length 1")]
-        if self.has_text:
+        if self.text:
             found.append(vector(f"{self.name}_text", dim, f"caption vector of {label}, length 1"))
             found.append(score(f"{self.name}_score", f"clip:{label}", 1, "cosine of image and caption"))
         return found
@@ -70,8 +57,6 @@ class Encoder(Config):
         if self.trained is not None:
             return self._check_trained(self.trained, available)
         assert self.model is not None
-        if self.is_pixels:
-            return pixels.DIM
         if self.model.startswith("hf-hub:"):
             if self.dim is None:
                 raise RecipeError(f"encoder {self.name!r}: say `dim`, the length of the vectors of {self.model}")
@@ -105,7 +90,7 @@ class Encoder(Config):
     def _check_words(self, model: str, config: dict[str, Any]) -> None:
         text = config["text_cfg"]
         own = any(key in text for key in ("hf_tokenizer_name", "hf_model_name")) or "siglip" in model.lower()
-        if self.has_text and not own and text.get("vocab_size", BPE_WORDS) < BPE_WORDS:
+        if self.text and not own and text.get("vocab_size", BPE_WORDS) < BPE_WORDS:
             raise RecipeError(
                 f"encoder {self.name!r}: {model} has {text['vocab_size']} tokens, CLIP's tokenizer {BPE_WORDS}: "
                 "say `text: false`, or train it with `use: train_clip`, which gives it a tokenizer of its own"
@@ -115,7 +100,7 @@ class Encoder(Config):
         """Return what decides its vectors: local files by content, so that moving one changes nothing."""
         found = self.model_dump(mode="json")
         for key in ("model", "pretrained"):
-            if found[key] is not None and found[key] not in (RANDOM, pixels.NAME):
+            if found[key] is not None and found[key] != RANDOM:
                 found[key] = _content(found[key])
         return found
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -10,7 +11,6 @@ import pyarrow as pa
 
 from catalog.errors import UserError
 from tasks.clip import WordTokenizer, build, read_config
-from tasks.embed import pixels
 from tasks.embed.encoder import RANDOM, Encoder
 from tasks.torchvision_on_cpu import ensure_torchvision
 
@@ -75,31 +75,17 @@ class Model:
             return _numpy(self._model.encode_text(tokens.to(self._device)))
 
 
-class Pixels:
-    """The encoder that is no model: see `tasks.embed.pixels`."""
-
-    shape = (pixels.SIDE, pixels.SIDE, 3)
-
-    def prepare(self, picture: "Image") -> np.ndarray:
-        """Return uint8 (8, 8, 3)."""
-        return pixels.thumbnail(picture)
-
-    def images(self, prepared: np.ndarray) -> np.ndarray:
-        """Return float32 (n, 192)."""
-        return pixels.vectors(prepared)
-
-
-def load(encoder: Encoder, device: str, sides: Mapping[str, pa.Table]) -> Model | Pixels:
+def load(encoder: Encoder, device: str, sides: Mapping[str, pa.Table]) -> Model:
     """Return an encoder, ready. Raises UserError where its weights cannot be had, in one line."""
-    if encoder.is_pixels:
-        return Pixels()
     ensure_torchvision()
     if encoder.trained is not None:
         return _load_trained(encoder, encoder.trained, device, sides["models"])
+    from safetensors import SafetensorError
+
     precision = _precision(encoder.dtype, device)
     try:
         model, tokenizer = _load_named(encoder, precision, device)
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, LookupError, EOFError, UnpicklingError, SafetensorError) as error:
         weights = f" with {encoder.pretrained}" if encoder.pretrained else ""
         line = " ".join(str(error).split())[:300]
         raise UserError(f"encoder {encoder.name!r}: cannot load {encoder.model}{weights}: {line}") from error

@@ -61,7 +61,7 @@ class TrainClip(TableStage):
     config: str | dict[str, Any] | None = Field(
         None, description="an open_clip configuration: a model name, a JSON file, or inline; default: a small ResNet"
     )
-    steps: int = Field(120, gt=0, description="batches to train on")
+    steps: int = Field(100, gt=0, description="batches to train on")
     batch_size: int = Field(128, gt=1)
     learning_rate: float = Field(2e-3, gt=0, description="AdamW's, at its highest")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the rate rises; then a cosine")
@@ -69,7 +69,7 @@ class TrainClip(TableStage):
     vocabulary: int = Field(4096, gt=0, description="words of the tokenizer, the most frequent ones")
     checkpoint_every_s: float = Field(30, ge=0, description="seconds between two checkpoints; 0: every step")
     licence: str = Field("unknown: trained on the recipe's own samples", description="of the weights")
-    resources: Resources = Resources(cpus=2, gpus="auto")
+    resources: Resources = Resources(gpus="auto")
 
     def inputs(self, available: Tables) -> Columns:
         """Return the image and the caption."""

@@ -1,0 +1,68 @@
+"""Decoding ahead: rows are cut at fixed places, and threads end with their reader."""
+
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL.Image import Image
+
+from tasks.embed.ahead import AHEAD, cut, prepare_ahead
+from tasks.embed.encoder import Encoder
+from tests.pictures import encoded, picture
+
+ENCODER = Encoder(name="clip", model="ViT-B-32", pretrained="openai", text=False)
+
+
+class Thumbnails:
+    """Stands for the pixels' half of a model: no weights are needed to test who prepares what, and when."""
+
+    shape = (4, 4, 3)
+
+    def __init__(self) -> None:
+        self.prepared = 0
+
+    def prepare(self, picture: Image) -> np.ndarray:
+        self.prepared += 1
+        return np.asarray(picture.resize((4, 4)))
+
+
+def rows(n: int, start: int = 0) -> pa.Table:
+    images = [encoded(picture(16, 16, seed=start + i), "PNG") for i in range(n)]
+    return pa.table({"sample_id": range(start, start + n), "image": pa.array(images, pa.large_binary())})
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (10,), (3, 0, 7), (1,) * 10])
+def test_cut_keeps_every_row_in_order(sizes: tuple[int, ...]) -> None:
+    starts = np.cumsum((0, *sizes))
+    batches = [
+        pa.table({"x": pa.array(range(start, start + size), pa.int64())})
+        for start, size in zip(starts, sizes, strict=False)
+    ]
+    pieces = [piece["x"].to_pylist() for piece in cut(iter(batches), 4)]
+    total = sum(sizes)
+    assert [x for piece in pieces for x in piece] == list(range(total))
+    assert all(len(piece) == 4 for piece in pieces[:-1])
+
+
+def test_rows_come_in_order_and_whole() -> None:
+    model = Thumbnails()
+    found = list(prepare_ahead(iter([rows(6), rows(5, 6)]), {ENCODER: model}, 4, 3))  # type: ignore[dict-item]
+    assert [p.sample_ids.to_pylist() for p in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    for prepared in found:
+        for sample_id, small in zip(prepared.sample_ids.to_pylist(), prepared.pictures["clip"], strict=True):
+            np.testing.assert_allclose(small.mean(), picture(16, 16, seed=sample_id).mean(), atol=2)
+
+
+def test_it_does_not_run_away_and_stops_when_its_reader_does() -> None:
+    model, before = Thumbnails(), threading.active_count()
+    taken: list[int] = []
+    table = rows(4)
+    endless = (taken.append(1) or table for _ in iter(int, 1))
+    running = prepare_ahead(endless, {ENCODER: model}, 4, 2)  # type: ignore[arg-type,dict-item]
+    next(running)
+    next(running)
+    assert len(taken) <= 2 + AHEAD + 1
+    running.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+    assert model.prepared <= 4 * len(taken)
