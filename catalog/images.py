@@ -308,18 +308,18 @@ def _shrunk(grey: Pixels) -> Pixels:
 
 
 def _phash(grey: Pixels) -> int | None:
-    square = Image.fromarray(grey).resize((32, 32), Image.Resampling.LANCZOS)
-    low = cv2.dct(np.asarray(square, np.float64))[:8, :8] * _DCT_SCALE
-    if np.ptp(np.asarray(square)) < 2:  # rounding noise would decide the bits
+    square = np.asarray(Image.fromarray(grey).resize((32, 32), Image.Resampling.LANCZOS), np.float64)
+    if np.ptp(square) < 2:  # rounding noise would decide the bits
         return None
+    low = _COSINES @ square @ _COSINES.T
     bits = (low > np.median(low)).ravel()
     if not 4 <= bits.sum() <= 60:
         return None
     return int(np.packbits(bits).view(">i8")[0])
 
 
-_DCT_SCALE: Final = np.sqrt(np.outer(w := np.where(np.arange(8) == 0, 2.0, 1.0), w))
-"""OpenCV's DCT is orthonormal; the hash is defined on the plain one, whose DC row and column weigh sqrt(2) more."""
+_COSINES: Final = np.cos(np.pi / 64 * np.outer(np.arange(8), 2 * np.arange(32) + 1))
+"""The lowest 8 of the 32 functions of the DCT-II, not normalised."""
 
 
 def _blur(grey: Pixels) -> float:
@@ -397,10 +397,9 @@ def resize(
 
 def _bordered(pixels: Pixels, size_px: int) -> Pixels:
     height, width = pixels.shape[:2]
-    square = np.full((size_px, size_px, 3), 255, np.uint8)
     top, left = (size_px - height) // 2, (size_px - width) // 2
-    square[top : top + height, left : left + width] = pixels
-    return square
+    bottom, right = size_px - height - top, size_px - width - left
+    return cv2.copyMakeBorder(pixels, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(255, 255, 255))
 
 
 def encode(pixels: Pixels, format_: Format = "jpg", quality: int = 95) -> bytes:

@@ -60,6 +60,10 @@ class HostileServer:
     async def _close(self) -> None:
         self._raw_server.close()
         await self._runner.cleanup()
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in left:  # silent handlers outlive their connections
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         url = f"http://127.0.0.1:{self.port}{request.path}"

@@ -1,7 +1,7 @@
 """Why a row has no image: the closed list, in plain words, and whether asking again may help.
 
-A name that begins with `undecodable`, `truncated`, `empty` or `too_` says that bytes came and were no good (what
-img2dataset calls `failed_to_resize`); every other says that they did not come (`failed_to_download`).
+Those about the body and the image say that bytes came and were no good (img2dataset's `failed_to_resize`); all others
+say that no usable bytes came (`failed_to_download`).
 """
 
 from typing import Final, Literal, NamedTuple
