@@ -83,10 +83,14 @@ def sql(
     max_rows: int | None = None,
 ) -> pa.Table:
     """Run one SELECT over the datasets that it mentions (all of them, where it mentions none)."""
-    words = set(re.findall(r"\w+", text.lower()))
-    mentioned = [name for name in catalog.datasets() if name in words]
-    with connect(catalog, at, mentioned or None) as connection:
+    with connect(catalog, at, mentioned(catalog, text) or None) as connection:
         return query(connection, text, timeout_s, max_rows)
+
+
+def mentioned(catalog: Catalog, text: str) -> list[str]:
+    """Return the datasets whose names stand in a statement."""
+    words = set(re.findall(r"\w+", text.lower()))
+    return [name for name in catalog.datasets() if name in words]
 
 
 def query(

@@ -118,6 +118,12 @@ class Storage:
             return False
         return True
 
+    def tag(self, path: str) -> str:
+        """Return what an object store says a file's content is: its entity tag and size. Not for local files."""
+        with _plain(self._name(path)):
+            found = _store(self.root).head(self._key(path))
+        return f"{str(found['e_tag'] or found['last_modified']).strip(chr(34))}-{found['size']}"
+
     def scan(self, prefix: str = "") -> Iterator[Entry]:
         """Yield the files below a folder, recursively, in no order; nothing where the folder is not there."""
         return self._scan_local(prefix) if self.is_local else self._scan_remote(prefix)
