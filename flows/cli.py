@@ -297,11 +297,9 @@ def report(
 
 
 @app.command()
-def schema(recipe_only: Annotated[bool, typer.Option("--compact", help="on one line")] = False) -> None:
+def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
-    from flows.recipe import Recipe
-
-    print(json.dumps(Recipe.model_json_schema(), indent=None if recipe_only else 1, sort_keys=True))
+    print(recipe_schema())
 
 
 @app.command()
@@ -334,6 +332,13 @@ def demo(
     from flows.demo.run import run
 
     sys.exit(run(catalog, rows, executor.value, as_json))
+
+
+def recipe_schema() -> str:
+    """Return the JSON Schema of recipes, as `configs/recipe.schema.json` has it."""
+    from flows.recipe import Recipe
+
+    return json.dumps(Recipe.model_json_schema(), indent=1, sort_keys=True)
 
 
 def _catalog(uri: str | None) -> "Catalog":

@@ -1,0 +1,140 @@
+"""The build as a real Prefect flow against a real server: tasks, retries, artifacts, dead runs, deployments."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catalog.dataset import Catalog
+from flows.build import Order
+from tests.flows.conftest import Web
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture
+def client(prefect_server: str) -> Any:
+    from prefect import get_client
+
+    with get_client(sync_client=True) as made:
+        yield made
+
+
+def order_of(web: Web, stages: str = "") -> Order:
+    return Order.read(web.recipe(stages), catalog=web.catalog, executor="inline")
+
+
+def wait_for(condition: Callable[[], Any], limit_s: float = 120) -> Any:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise AssertionError("it did not happen in time")
+
+
+def test_a_task_a_stage_and_what_it_leaves_behind(web: Web, client: Any) -> None:
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    from flows.prefect_flow import build_flow
+
+    outcome = build_flow(order_of(web, "  - {use: prune, method: random, keep_rows: 3}\n"))
+    assert outcome.version.tables["samples"].rows == 3
+    run = max(client.read_flow_runs(), key=lambda r: r.created)
+    assert (run.state.type.value, run.name) == ("COMPLETED", "web")
+    tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+    assert {t.name for t in tasks} == {"parquet", "download", "prune", "samples"}
+    kinds = {a.type for a in client.read_artifacts()}
+    assert {"progress", "table"} <= kinds
+
+
+def test_an_infrastructure_fault_is_tried_again(web: Web, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import flows.prefect_flow as module
+
+    calls = []
+    real = module.run_stage
+
+    def flaky(plan: Any, planned: Any, engine: Any, run_id: str) -> int:
+        calls.append(planned.stage.name)
+        if planned.stage.name == "download" and calls.count("download") == 1:
+            raise ConnectionError("the node went away")
+        return real(plan, planned, engine, run_id)
+
+    monkeypatch.setattr(module, "run_stage", flaky)
+    assert module.build_flow(order_of(web)).version.number == 1
+    assert calls.count("download") == 2
+
+
+def test_a_fault_of_the_data_is_not(web: Web, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import flows.prefect_flow as module
+    from catalog.errors import PartError
+
+    calls = []
+
+    def broken(plan: Any, planned: Any, engine: Any, run_id: str) -> int:
+        calls.append(planned.stage.name)
+        raise PartError("1 parts failed 3 times")
+
+    monkeypatch.setattr(module, "run_stage", broken)
+    with pytest.raises(PartError):
+        module.build_flow(order_of(web))
+    assert calls == ["parquet"]
+
+
+def test_runs_of_dead_processes_are_marked_crashed(client: Any, tmp_path: Path) -> None:
+    from flows.prefect_flow import reap_dead_runs
+
+    marker = tmp_path / "running"
+    script = (
+        "import sys, time, pathlib\nfrom prefect import flow, tags\nfrom flows.prefect_flow import _own_tags\n"
+        "@flow(name='doomed')\ndef doomed():\n    pathlib.Path(sys.argv[1]).touch()\n    time.sleep(600)\n"
+        "with tags(*_own_tags()):\n    doomed()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(marker)], env=os.environ | {"PYTHONPATH": "."})
+    wait_for(marker.exists)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    states = lambda: {r.state.type.value for r in client.read_flow_runs() if r.flow_id == run.flow_id}  # noqa: E731
+    run = wait_for(lambda: next((r for r in client.read_flow_runs() if r.state.type.value == "RUNNING"), None))
+    assert reap_dead_runs() >= 1
+    assert states() == {"CRASHED"}
+
+
+def test_a_deployment_is_run_by_a_worker_and_only_once_at_a_time(web: Web, client: Any, prefect_server: str) -> None:
+    from flows.deploy import deploy
+
+    slow = web.server.drips(b"\xff" * 2000, step=1, pause_s=0.2)
+    web.add_file("slow", [slow])
+    lines = list(deploy(order_of(web), "0 3 * * *", "UTC", "espalier-test", None))
+    assert any("registered build/web" in line for line in lines)
+    deployment = client.read_deployment_by_name("build/web")
+    assert deployment.schedules[0].schedule.cron == "0 3 * * *"
+    env = os.environ | {"PREFECT_API_URL": prefect_server}
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "espalier-test", "--type", "process"]
+    with subprocess.Popen([*command, "--limit", "4"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as worker:
+        try:
+            runs = [client.create_flow_run_from_deployment(deployment.id) for _ in range(2)]
+            ended = {"COMPLETED", "CANCELLED", "FAILED", "CRASHED"}
+
+            def finished() -> list[str] | None:
+                states = [client.read_flow_run(r.id).state.type.value for r in runs]
+                return states if set(states) <= ended else None
+
+            assert sorted(wait_for(finished, 240)) == ["CANCELLED", "COMPLETED"]
+        finally:
+            worker.terminate()
+    assert Catalog(web.catalog).dataset("web").version().tables["source"].rows == 9
+
+
+def test_a_wrong_cron(web: Web, client: Any) -> None:
+    from catalog.errors import RecipeError
+    from flows.deploy import deploy
+
+    with pytest.raises(RecipeError, match="--cron 'at noon'"):
+        list(deploy(order_of(web), "at noon", "UTC", "espalier-test", None))

@@ -1,0 +1,76 @@
+"""The house stays as it is drawn: one name, three paths; no grab-bags; cheap imports; names of our own."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.recipe import load, stage_models
+
+ROOT = Path(__file__).parents[1]
+OURS = ("flows", "tasks", "catalog")
+LAZY = ("torch", "ray", "prefect", "diffusers", "open_clip", "faiss", "cv2", "sklearn", "scipy", "duckdb", "torchvision")
+METHODS = sorted(
+    path.relative_to(ROOT)
+    for path in ROOT.glob("tasks/*/*.py")
+    if not path.name.startswith("_")
+)
+
+
+@pytest.mark.parametrize("package", OURS)
+def test_our_packages_are_ours(package: str) -> None:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin == str(ROOT / package / "__init__.py"), f"{spec.origin} shadows our package {package!r}"
+
+
+def test_a_stage_is_in_the_file_of_its_name() -> None:
+    for model in stage_models():
+        names = {str(model.model_fields[f].default) for f in ("use", "method", "name") if f in model.model_fields}
+        module = model.__module__.split(".")
+        assert names & {module[-1]} or module[-1] == module[-2] or module[-1] in names | {module[1]}, model
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_every_method_has_a_test_of_its_name(method: Path) -> None:
+    folder = ROOT / "tests" / method.parent
+    assert (folder / f"test_{method.name}").exists() or _is_tested_by_name(method, folder), f"no test for {method}"
+
+
+def _is_tested_by_name(method: Path, folder: Path) -> bool:
+    """Say whether a test file of the family imports the module: helpers of a method need no file of their own."""
+    dotted = ".".join(method.with_suffix("").parts)
+    parent, _, name = dotted.rpartition(".")
+    pattern = re.compile(rf"(from|import) {re.escape(dotted)}\b|from {re.escape(parent)} import [^\n]*\b{name}\b")
+    return any(pattern.search(p.read_text()) for p in folder.glob("test_*.py"))
+
+
+def test_no_grab_bags() -> None:
+    bad = {"utils", "common", "helpers", "misc", "util"}
+    assert [p for package in OURS for p in (ROOT / package).rglob("*") if p.stem in bad] == []
+
+
+@pytest.mark.parametrize("module", ["flows.cli", "flows.recipe", "catalog.dataset", "catalog.inputs"])
+def test_imports_are_cheap(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in {LAZY!r} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert out.strip() == "[]"
+
+
+def test_every_recipe_in_configs_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ESPALIER_DEMO_URLS": "/tmp/urls", "ESPALIER_DEMO_HOST": "127.0.0.1:1", "LAION_URLS": "/tmp/urls"}.items():
+        monkeypatch.setenv(name, value)
+    recipes = sorted((ROOT / "configs").glob("*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        assert load(recipe).steps()
+
+
+def test_the_committed_schema_is_the_recipe() -> None:
+    from flows.cli import recipe_schema
+
+    committed = (ROOT / "configs" / "recipe.schema.json").read_text()
+    assert committed.strip() == recipe_schema().strip(), "run `make schema`"
