@@ -35,7 +35,7 @@ REENCODED_SHARE: Final = 0.12
 WRONG_CAPTION_SHARE: Final = 0.04
 MIN_ROWS: Final = 300
 """Below, the hazards, of which there is at least one each, would leave too few ordinary rows."""
-MAX_ROWS: Final = 4000
+MAX_ROWS: Final = 3500
 """Above, the photographs do not yield pictures enough that can be told apart."""
 INPUT_FILES: Final = 2
 

@@ -87,7 +87,7 @@ HAZARDS: Final = (
     Hazard("truncated jpeg", "{base}/truncated/{file}", "truncated", rows=8),
     Hazard("truncated png", "{base}/truncated/{file}", "truncated", file="png", rows=4),
     Hazard("bomb by header", "{base}/{file}", "too_many_pixels", file="bomb-header", rows=3),
-    Hazard("bomb that decodes", "{base}/{file}", "too_many_pixels", file="bomb", rows=3),
+    Hazard("bomb that decodes", "{base}/{file}", "too_many_pixels", file="bomb-flat", rows=3),
     Hazard("one pixel", "{base}/{file}", "too_small", file="pixel", rows=10),
     Hazard("icon", "{base}/{file}", "too_small", file="icon", rows=4),
     Hazard("hairline", "{base}/{file}", "too_small", file="hairline", rows=3),

@@ -20,7 +20,7 @@ Boxes = npt.NDArray[np.int64]
 """(n, 4): a box a row."""
 
 MIN_CROP_PX: Final = 80
-MIN_CROP_AREA: Final = 0.015
+MIN_CROP_AREA: Final = 0.03
 """Of the photograph."""
 MAX_IOU: Final = 0.5
 MIN_HASH_DISTANCE: Final = 12
@@ -46,7 +46,11 @@ PHOTOGRAPHS: Final = (
     Photograph(
         "astronaut",
         "skimage/data/astronaut.png",
-        ("an astronaut in an orange space suit", "portrait of a NASA astronaut", "a smiling woman in a space suit"),
+        (
+            "an astronaut in an orange space suit",
+            "portrait of a NASA astronaut",
+            "a smiling astronaut before her flight",
+        ),
         (
             ("her smiling face", 0.28, 0.02, 0.60, 0.38),
             ("the American flag", 0.0, 0.0, 0.18, 0.60),
@@ -58,13 +62,13 @@ PHOTOGRAPHS: Final = (
     Photograph(
         "brick wall",
         "skimage/data/brick.png",
-        ("a brick wall in grey", "old brickwork texture", "rows of narrow bricks"),
+        ("a brick wall in grey", "an old brick wall", "brick texture in rows"),
         share=0.4,
     ),
     Photograph(
         "cameraman",
         "skimage/data/camera.png",
-        ("a cameraman with his tripod", "a man in a black coat filming on a lawn", "a cameraman at work in a park"),
+        ("a cameraman with his tripod", "a cameraman in a black coat", "a cameraman at work in a park"),
         (
             ("his face behind the camera", 0.28, 0.10, 0.66, 0.42),
             ("the black coat", 0.0, 0.28, 0.40, 1.0),
@@ -75,14 +79,14 @@ PHOTOGRAPHS: Final = (
     Photograph(
         "cell",
         "skimage/data/cell.png",
-        ("a living cell under the microscope", "phase contrast micrograph of a cell"),
+        ("a living cell under the microscope", "micrograph of a single cell"),
         (("the bright nucleus", 0.60, 0.45, 0.95, 0.72),),
         share=0.4,
     ),
     Photograph(
         "cat",
         "skimage/data/chelsea.png",
-        ("a ginger cat looking at the camera", "Chelsea the tabby cat", "a cute kitten with green eyes"),
+        ("a ginger cat looking at the camera", "Chelsea the tabby cat", "a cute cat with green eyes"),
         (
             ("its left eye", 0.28, 0.26, 0.46, 0.52),
             ("its right eye", 0.62, 0.34, 0.80, 0.56),
@@ -94,7 +98,7 @@ PHOTOGRAPHS: Final = (
     Photograph(
         "coffee",
         "skimage/data/coffee.png",
-        ("a cup of espresso on a wooden table", "hot coffee in a red cup", "espresso with a silver spoon"),
+        ("a cup of coffee on a wooden table", "hot coffee in a red cup", "coffee with a silver spoon"),
         (
             ("the rim of the cup with coffee", 0.28, 0.04, 0.70, 0.54),
             ("the small spoon", 0.52, 0.55, 0.70, 0.84),
@@ -105,28 +109,31 @@ PHOTOGRAPHS: Final = (
     Photograph(
         "coins",
         "skimage/data/coins.png",
-        ("ancient Greek coins from Pompeii", "a collection of old coins on black", "rows of antique silver coins"),
+        ("ancient Greek coins from Pompeii", "a collection of old coins on black", "rows of silver coins"),
         share=0.8,
     ),
     Photograph(
-        "grass", "skimage/data/grass.png", ("a lawn of dry grass", "grass texture from above", "short grass"), share=0.4
+        "grass",
+        "skimage/data/grass.png",
+        ("a lawn of dry grass", "grass texture from above", "short grass in summer"),
+        share=0.4,
     ),
     Photograph(
         "gravel",
         "skimage/data/gravel.png",
-        ("grey gravel on a path", "small crushed stones texture", "a bed of pebbles"),
+        ("grey gravel on a path", "gravel texture from above", "a bed of crushed gravel"),
         share=0.4,
     ),
     Photograph(
         "galaxies",
         "skimage/data/hubble_deep_field.jpg",
-        ("the Hubble deep field", "hundreds of distant galaxies", "galaxies in deep space seen by a telescope"),
+        ("galaxies in the Hubble deep field", "hundreds of distant galaxies", "galaxies seen by a space telescope"),
         share=0.8,
     ),
     Photograph(
         "tissue",
         "skimage/data/ihc.png",
-        ("a stained tissue section", "immunohistochemistry of colon glands", "brown and blue stained histology slide"),
+        ("a stained tissue section", "colon tissue under the microscope", "tissue stained in brown and blue"),
         (
             ("a round gland", 0.48, 0.58, 0.78, 1.0),
             ("a large brown gland", 0.0, 0.0, 0.55, 0.52),
@@ -136,7 +143,7 @@ PHOTOGRAPHS: Final = (
     Photograph(
         "moon",
         "skimage/data/moon.png",
-        ("the surface of the moon", "lunar craters seen from orbit", "the grey plain of a lunar sea"),
+        ("the surface of the moon", "the moon seen from orbit", "a grey plain on the moon"),
         (
             ("a round crater", 0.14, 0.06, 0.34, 0.26),
             ("a bright ray crater", 0.50, 0.08, 0.82, 0.40),
@@ -147,7 +154,7 @@ PHOTOGRAPHS: Final = (
     Photograph(
         "motorcycle",
         "skimage/data/motorcycle_left.png",
-        ("a red motorcycle in a garage", "vintage red motorbike for sale", "a motorcycle parked in a workshop"),
+        ("a red motorcycle in a garage", "vintage red motorcycle for sale", "a motorcycle parked in a workshop"),
         (
             ("the front wheel", 0.66, 0.52, 0.92, 0.92),
             ("the rear wheel and exhaust", 0.14, 0.44, 0.40, 0.82),
@@ -159,13 +166,13 @@ PHOTOGRAPHS: Final = (
     Photograph(
         "printed page",
         "skimage/data/page.png",
-        ("a printed page about segmentation", "scan of a page of text", "a paragraph in a book"),
+        ("a printed page about segmentation", "scan of a printed page", "a page of printed text"),
         share=0.5,
     ),
     Photograph(
         "retina",
         "skimage/data/retina.jpg",
-        ("fundus photograph of a retina", "the back of a human eye", "blood vessels of the retina"),
+        ("fundus photograph of a retina", "the retina of a human eye", "blood vessels of the retina"),
         (
             ("the optic disc", 0.08, 0.34, 0.28, 0.62),
             ("the dark macula", 0.42, 0.38, 0.62, 0.62),
@@ -186,13 +193,13 @@ PHOTOGRAPHS: Final = (
     Photograph(
         "handwriting",
         "skimage/data/text.png",
-        ("handwritten digits on lined paper", "numbers written by hand", "a sheet with handwriting"),
+        ("handwriting on lined paper", "digits in somebody's handwriting", "a sheet with handwriting"),
         share=0.5,
     ),
     Photograph(
         "pagoda",
         "sklearn/datasets/images/china.jpg",
-        ("a Chinese pagoda by a lake", "the tower of the Summer Palace in Beijing", "a temple with green roofs"),
+        ("a Chinese pagoda by a lake", "the pagoda of the Summer Palace", "a pagoda with green roofs"),
         (
             ("the golden top of the roof", 0.16, 0.06, 0.50, 0.34),
             ("painted balconies", 0.10, 0.36, 0.55, 0.86),
@@ -203,7 +210,7 @@ PHOTOGRAPHS: Final = (
     Photograph(
         "dahlia",
         "sklearn/datasets/images/flower.jpg",
-        ("an orange dahlia in bloom", "a round flower with many petals", "a dahlia in the garden"),
+        ("an orange dahlia in bloom", "a round dahlia with many petals", "a dahlia in the garden"),
         (
             ("the red heart of the flower", 0.38, 0.38, 0.58, 0.66),
             ("a second flower below", 0.42, 0.84, 0.76, 1.0),

@@ -1,5 +1,6 @@
 """Cutting and encoding one picture of the planted web: from a photograph's crop to the bytes of a file."""
 
+import gzip
 import io
 import struct
 import zlib
@@ -13,18 +14,19 @@ from flows.demo.photographs import Box, Pixels, pixels
 
 Look = Literal["plain", "mono", "warm", "cool", "dark", "bright", "faded"]
 LOOKS: Final[tuple[Look, ...]] = ("plain", "mono", "warm", "cool", "dark", "bright", "faded")
-LOOK_SHARES: Final = (0.52, 0.08, 0.08, 0.08, 0.08, 0.08, 0.08)
+LOOK_SHARES: Final = (0.76, 0.04, 0.04, 0.04, 0.04, 0.04, 0.04)
 _TONES: Final[dict[Look, tuple[tuple[float, float, float], float]]] = {
     "plain": ((1.0, 1.0, 1.0), 0),
     "mono": ((1.0, 1.0, 1.0), 0),
-    "warm": ((1.12, 1.0, 0.78), 0),
-    "cool": ((0.80, 0.98, 1.15), 0),
-    "dark": ((0.62, 0.62, 0.62), 0),
-    "bright": ((0.85, 0.85, 0.85), 50),
-    "faded": ((0.72, 0.70, 0.66), 45),
+    "warm": ((1.08, 1.0, 0.86), 0),
+    "cool": ((0.88, 0.99, 1.10), 0),
+    "dark": ((0.70, 0.70, 0.70), 0),
+    "bright": ((0.90, 0.90, 0.90), 35),
+    "faded": ((0.78, 0.76, 0.72), 35),
 }
 """What a look multiplies red, green and blue by, and then adds."""
 
+GZIP_BOMB_BYTES: Final = 128 * 2**20
 ODD_ENCODINGS: Final = ("grey", "cmyk", "progressive", "exif", "png16", "palette", "alpha", "polyglot")
 EXTENSION: Final = {"png16": "png", "palette": "png", "alpha": "png", "png": "png", "webp": "webp"}
 """File name endings of encodings; any other is a JPEG's."""
@@ -113,7 +115,8 @@ def assets() -> dict[str, bytes]:
     flat = np.full((240, 320, 3), 255, np.uint8)
     return {
         "bomb-header.png": _png(30_000, 30_000, b""),
-        "bomb.png": _png(12_000, 12_000, b"\0" * (12_000 * (1 + 12_000 // 8))),
+        "bomb-flat.png": _png(12_000, 12_000, b"\0" * (12_000 * (1 + 12_000 // 8))),
+        "bomb.gz": gzip.compress(bytes(GZIP_BOMB_BYTES), 6, mtime=0),
         "pixel.png": encode(flat[:1, :1], "png", 0),
         "icon.png": encode(pixels("cat")[:24, :24], "png", 0),
         "hairline.png": encode(np.tile(pixels("brick wall")[:1], (1, 8, 1)), "png", 0),

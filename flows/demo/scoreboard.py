@@ -237,7 +237,8 @@ def _false_merges(db: "duckdb.DuckDBPyConnection", judged: str) -> Check:
     detail = _lines(
         db,
         f"select r.file || ' (' || r.concept || ') is not ' || coalesce(other.file || ' (' || other.concept || ')', "
-        f"'a planted picture') || ', similarity ' || round(r.similarity, 4) from {merged} order by r.similarity desc",
+        f"'a planted picture') || coalesce(', similarity ' || round(r.similarity, 4), '') "
+        f"from {merged} order by r.similarity desc, r.file",
     )
     value = found / rows if rows else 0.0
     goal = f"< {MAX_FALSE_MERGES:.1%}"

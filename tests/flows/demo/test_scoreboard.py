@@ -195,7 +195,8 @@ def test_false_merges_are_counted_and_named(truth):
     stands = kept[10]
     assert pictures[stands] not in {pictures[at] for at in out}
     decisions = tables["decisions"]
-    for column, value in (("keep", False), ("reason", "duplicate_semantic"), ("representative", stands)):
+    verdict = {"keep": False, "reason": "duplicate_perceptual", "representative": stands, "similarity": None}
+    for column, value in verdict.items():
         decisions = replace(
             decisions,
             column,
@@ -206,6 +207,7 @@ def test_false_merges_are_counted_and_named(truth):
     assert not found[FALSE].passed
     assert found[FALSE].value == pytest.approx(3 / len(judged))
     assert len(found[FALSE].detail) == 3
+    assert all(" is not files/" in line for line in found[FALSE].detail)
 
 
 def test_a_build_that_never_deduplicated_does_not_pass_in_silence(truth):

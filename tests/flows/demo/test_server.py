@@ -16,7 +16,8 @@ import aiohttp
 import pyarrow.parquet as pq
 import pytest
 
-from flows.demo.server import GZIP_BOMB_BYTES, serve
+from flows.demo.pictures import GZIP_BOMB_BYTES
+from flows.demo.server import serve
 
 T = TypeVar("T")
 
