@@ -214,7 +214,7 @@ class _Training:
         texts = normalize(model.encode_text(tokens), dim=1)
         loss = contrastive_loss(images, texts, model.logit_scale.exp(), caption_ids)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         with torch.no_grad():
