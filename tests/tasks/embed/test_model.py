@@ -23,7 +23,7 @@ def test_prepare_and_arithmetic_are_open_clips_transform(tiny_clip: tuple[Path, 
     expected = image_transform_v2(PreprocessCfg(size=32), is_train=False)(image)
     small = model.prepare(image)
     assert small.shape == model.shape == (32, 32, 3)
-    ours = (torch.from_numpy(small).permute(2, 0, 1).float() / 255 - model._mean[0]) / model._std[0]
+    ours = (torch.from_numpy(small.copy()).permute(2, 0, 1).float() / 255 - model._mean[0]) / model._std[0]
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
 
 

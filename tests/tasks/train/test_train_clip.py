@@ -79,7 +79,7 @@ def auc(good: np.ndarray, bad: np.ndarray) -> float:
     return float((good[:, None] > bad[None, :]).mean() + 0.5 * (good[:, None] == bad[None, :]).mean())
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_it_learns_which_caption_is_wrong(tmp_path: Path, seed: int) -> None:
     stage = TrainClip(config=TINY, steps=50, batch_size=64, learning_rate=4e-3)
     inputs, _, _ = planted(400, seed)
