@@ -248,7 +248,7 @@ class Statistics(NamedTuple):
 
 
 _BRIGHTNESS: Final = np.array([0.241, 0.691, 0.068], np.float32)
-_GRID_PX: Final = 128
+_GRID_PX: Final = 96
 _SMALL_PX: Final = 128
 
 
@@ -256,7 +256,7 @@ def statistics(pixels: Pixels) -> Statistics:
     """Measure a picture, uint8 (height, width, 3) RGB. The definitions are cleanvision's where it has one.
 
     - brightness of a pixel: sqrt(0.241 R^2 + 0.691 G^2 + 0.068 B^2) / 255 (HSP colour model); its mean, 5th and 99th
-      percentile, over a grid of at most 128 x 128 pixels (which has the distribution of the whole).
+      percentile, over a grid of at most 96 x 96 pixels (which has the distribution of the whole).
     - blur: standard deviation of Pillow's FIND_EDGES over the grey picture with its longer side shrunk to 64.
     - entropy: of the histogram of grey values, bits (0..8).
     - greyscale: all three channels equal everywhere.

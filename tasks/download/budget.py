@@ -1,6 +1,7 @@
 """How many bytes the rows in flight may hold together, so that memory does not depend on what servers send."""
 
 import asyncio
+from heapq import heappop, heappush
 from threading import Lock
 
 
@@ -25,7 +26,7 @@ class ByteBudget:
         self._used = 0
         self._head = 0
         self._lock = Lock()
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
 
     @property
     def exhausted(self) -> bool:
@@ -33,11 +34,11 @@ class ByteBudget:
         return self._used >= self._limit
 
     async def reserve(self, row: int, size: int) -> None:
-        """Take `size` bytes for a row; wait until they are free, or until the row is the head."""
-        while not self.take(row, size):
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
+        """Take `size` bytes for a row; wait, behind older rows, until they are free, or until it is the head."""
+        granted = asyncio.get_running_loop().create_future()
+        heappush(self._waiters, (row, size, granted))
+        self.wake()
+        await granted
 
     def take(self, row: int, size: int) -> bool:
         """Take `size` bytes for a row if there is room, or if it is the head; say whether."""
@@ -58,11 +59,14 @@ class ByteBudget:
             self._head = head
 
     def wake(self) -> None:
-        """Let everyone who waits look again. Only in the loop's thread."""
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        """Let those who wait go on, the oldest rows first, as far as the bytes last. Only in the loop's thread."""
+        while self._waiters:
+            row, size, granted = self._waiters[0]
+            if not granted.done():
+                if not self.take(row, size):
+                    return
+                granted.set_result(None)
+            heappop(self._waiters)
 
 
 class Holding:

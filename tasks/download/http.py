@@ -144,6 +144,7 @@ class _Fetcher:
         holding = Holding(self.budget, row)
         try:
             body = await (self._read(request.file, holding) if request.file else self._fetch(request, outcome, holding))
+            holding.shrink(len(body))
             work = partial(self._fill, outcome, body, request.digest)
             await asyncio.get_running_loop().run_in_executor(self._decoders, work)
         except FetchError as error:

@@ -3,17 +3,20 @@
     python tests/benchmarks/bench_download.py --json out.json
 
 JPEGs of about 70 kB and 300 to 900 px, resized to 256 with a white border, written as tar shards with their sidecars.
+Over http, and over https with the system's certificates and one more (most of the web is https, where img2dataset loads
+all certificates anew for each image on Python 3.11).
 CPU is that of the process and all its children, net of start-up: the difference between a long and a short run, per
 image. The limit is a bare loop of decode, resize, encode on bytes in memory. Peak memory is summed over the processes.
 """
 
 import argparse
+import asyncio
 import io
 import json
 import os
 import platform
 import resource
-import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -27,12 +30,14 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from aiohttp import web
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 PICTURES = 60
 CPUS = 2
+ENVIRONMENT = {"NO_ALBUMENTATIONS_UPDATE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def jpegs() -> list[bytes]:
@@ -47,20 +52,40 @@ def jpegs() -> list[bytes]:
     return out
 
 
-def serve() -> None:
-    """Serve /<i>.jpg on a free port, printed first."""
-    from aiohttp import web
+def make_certificate(folder: Path) -> Path:
+    """Write key.pem and cert.pem for 127.0.0.1; return the system's certificates with this one added."""
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+    )
+    files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    subprocess.run([*command.split(), *files], check=True, capture_output=True)
+    paths = ssl.get_default_verify_paths()
+    system = Path(paths.cafile or paths.openssl_cafile)
+    bundle = folder / "bundle.pem"
+    bundle.write_text(system.read_text() + (folder / "cert.pem").read_text())
+    return bundle
 
+
+def serve(folder: Path) -> None:
+    """Serve /<i>.jpg over http and https on free ports, printed first."""
     bodies = jpegs()
 
     async def image(request: web.Request) -> web.Response:
         return web.Response(body=bodies[int(request.match_info["i"]) % PICTURES], content_type="image/jpeg")
 
-    app = web.Application()
-    app.router.add_get("/{i}.jpg", image)
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    print(listener.getsockname()[1], flush=True)
-    web.run_app(app, sock=listener, print=None, access_log=None)
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_get("/{i}.jpg", image)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+        for context in (None, tls):
+            await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024, ssl_context=context).start()
+        print(*(address[1] for address in runner.addresses), flush=True)
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
 
 
 def run_ours(urls: Path, out: Path) -> None:
@@ -100,11 +125,11 @@ def their_command(urls: Path, out: Path) -> tuple[list[str], bytes]:
     return [str(fetch_python()), "-I", "-W", "ignore", "-c", _MAIN], json.dumps(arguments).encode()
 
 
-def measure(who: str, port: int, count: int) -> dict[str, float]:
+def measure(who: str, base: str, count: int, bundle: Path) -> dict[str, float]:
     """Run one downloader on `count` URLs; return its CPU seconds, wall seconds and peak memory (MB)."""
     with tempfile.TemporaryDirectory() as folder:
         urls, out = Path(folder) / "urls.parquet", Path(folder) / "out"
-        names = [f"http://127.0.0.1:{port}/{i}.jpg" for i in range(count)]
+        names = [f"{base}/{i}.jpg" for i in range(count)]
         pq.write_table(pa.table({"url": names, "caption": [f"caption {i}" for i in range(count)]}), urls)
         if who == "ours":
             command, told = [sys.executable, __file__, "--run-ours", str(urls), str(out)], b""
@@ -117,7 +142,7 @@ def measure(who: str, port: int, count: int) -> dict[str, float]:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+                env=os.environ | ENVIRONMENT | {"SSL_CERT_FILE": str(bundle)},
             )
             peak = watch(process.pid)
             process.communicate(told)
@@ -168,40 +193,50 @@ def bare_loop_ms() -> float:
 
 
 def benchmark(count: int, short: int, rounds: int) -> list[dict[str, Any]]:
-    """Return the figures: CPU ms and images/s an image, net of start-up, and peak memory."""
-    server = subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        port = int(server.stdout.readline())
-        found: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
-        for _ in range(rounds):
-            for who, rows in found.items():
-                start, whole = measure(who, port, short), measure(who, port, count)
-                rows.append(
-                    {
-                        "cpu_ms": 1000 * (whole["cpu_s"] - start["cpu_s"]) / (count - short),
-                        "rate": (count - short) / max(1e-9, whole["wall_s"] - start["wall_s"]),
-                        "peak_mb": whole["peak_mb"],
-                        "start_cpu_s": start["cpu_s"],
-                    }
-                )
-    finally:
-        server.kill()
-        server.wait()
-    middle = {
-        who: {name: statistics.median(row[name] for row in rows) for name in rows[0]} for who, rows in found.items()
-    }
-    ours, peer = middle["ours"], middle["peer"]
-    limit = bare_loop_ms()
+    """Return the figures: CPU and rate, net of start-up, and peak memory, over http and https."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = make_certificate(Path(folder))
+        server = subprocess.Popen([sys.executable, __file__, "--serve", folder], stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout is not None
+            plain, secure = server.stdout.readline().split()
+            figures = compare("http", f"http://127.0.0.1:{plain}", bundle, count, short, rounds)
+            return figures + compare("https", f"https://127.0.0.1:{secure}", bundle, count, short, rounds)
+        finally:
+            server.kill()
+            server.wait()
+
+
+def compare(scheme: str, base: str, bundle: Path, count: int, short: int, rounds: int) -> list[dict[str, Any]]:
+    """Run both downloaders, alternated; return the medians and their ratios (above 1: ours is better)."""
+    found: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
+    for _ in range(rounds):
+        for who, rows in found.items():
+            start, whole = measure(who, base, short, bundle), measure(who, base, count, bundle)
+            rows.append(
+                {
+                    "cpu_ms": 1000 * (whole["cpu_s"] - start["cpu_s"]) / (count - short),
+                    "rate": (count - short) / max(1e-9, whole["wall_s"] - start["wall_s"]),
+                    "peak_mb": whole["peak_mb"],
+                    "start_cpu_s": start["cpu_s"],
+                }
+            )
+    ours, peer = ({name: statistics.median(row[name] for row in rows) for name in rows[0]} for rows in found.values())
 
     def entry(name: str, key: str, ratio: float, limit: float | None = None) -> dict[str, Any]:
-        return {"name": name, "ours": ours[key], "peer": peer[key], "ratio": ratio, "limit": limit}
+        return {
+            "name": f"download {scheme}: {name}",
+            "ours": ours[key],
+            "peer": peer[key],
+            "ratio": ratio,
+            "limit": limit,
+        }
 
     return [
-        entry("download: CPU ms an image, net of start-up", "cpu_ms", peer["cpu_ms"] / ours["cpu_ms"], limit),
-        entry("download: images/s, net of start-up", "rate", ours["rate"] / peer["rate"]),
-        entry("download: peak memory, MB", "peak_mb", peer["peak_mb"] / ours["peak_mb"]),
-        entry("download: start-up, CPU s", "start_cpu_s", peer["start_cpu_s"] / ours["start_cpu_s"]),
+        entry("CPU ms an image, net of start-up", "cpu_ms", peer["cpu_ms"] / ours["cpu_ms"], bare_loop_ms()),
+        entry("images/s, net of start-up", "rate", ours["rate"] / peer["rate"]),
+        entry("peak memory, MB", "peak_mb", peer["peak_mb"] / ours["peak_mb"]),
+        entry("start-up, CPU s", "start_cpu_s", peer["start_cpu_s"] / ours["start_cpu_s"]),
     ]
 
 
@@ -211,11 +246,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--run-ours", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve()
+        serve(arguments.serve)
     elif arguments.run_ours:
         run_ours(*arguments.run_ours)
     else:

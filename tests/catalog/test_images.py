@@ -206,7 +206,7 @@ def test_a_flat_picture_has_no_phash(value):
 
 
 def test_statistics_are_cleanvisions_definitions():
-    pixels = picture(120, 90, 3)
+    pixels = picture(96, 90, 3)
     found = images.statistics(pixels)
     r, g, b = (pixels[..., i].astype(np.float64) for i in range(3))
     bright = np.sqrt(0.241 * r * r + 0.691 * g * g + 0.068 * b * b) / 255
