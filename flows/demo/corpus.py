@@ -246,7 +246,7 @@ class _Planner:
         ]
 
     def _reencoded(self, plain: Sequence[Row], count: int) -> list[Row]:
-        """Save pictures again: other quality, format and size, and up to 2 % cut off each side."""
+        """Save pictures again: other quality, format and size, and up to 2 % of a side cut off."""
         rng = self.rng
         rows = []
         for number, at in enumerate(rng.choice(len(plain), count, replace=count > len(plain))):
@@ -254,7 +254,7 @@ class _Planner:
             assert row.file is not None
             assert row.picture is not None
             encoding = str(rng.choice(["jpg", "webp", "png"], p=[0.75, 0.20, 0.05]))
-            cut = tuple(float(edge) for edge in rng.uniform(0, 0.02, 4)) if rng.random() < 0.5 else (0.0,) * 4
+            cut = tuple(float(edge) for edge in rng.uniform(0, 0.01, 4)) if rng.random() < 0.5 else (0.0,) * 4
             smallest = max(0.6, 90 / min(row.size))
             scale = float(rng.uniform(smallest, max(smallest, 1.4)))
             file = f"files/{row.picture:05d}-{number}.{EXTENSION.get(encoding, 'jpg')}"

@@ -42,6 +42,7 @@ class Photograph:
     """How many pictures are cut from it, relative to the others. Textures give few that can be told apart."""
 
 
+# Not among them: gravel, which 64 pixels do not tell from grass, the second view of the motorcycle, and drawings.
 PHOTOGRAPHS: Final = (
     Photograph(
         "astronaut",
@@ -116,12 +117,6 @@ PHOTOGRAPHS: Final = (
         "grass",
         "skimage/data/grass.png",
         ("a lawn of dry grass", "grass texture from above", "short grass in summer"),
-        share=0.4,
-    ),
-    Photograph(
-        "gravel",
-        "skimage/data/gravel.png",
-        ("grey gravel on a path", "gravel texture from above", "a bed of crushed gravel"),
         share=0.4,
     ),
     Photograph(

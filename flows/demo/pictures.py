@@ -54,7 +54,7 @@ class Copy:
 
     file: str
     crop: tuple[float, float, float, float]
-    """What is cut off left, top, right and bottom, as fractions: at most 0.02 each."""
+    """What is cut off left, top, right and bottom, as fractions of width and height."""
     scale: float
     encoding: str
     quality: int
