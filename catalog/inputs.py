@@ -228,7 +228,7 @@ class Inputs:
         return np.asarray(self._dead[at] != ids)
 
     def _alive(self, ids: np.ndarray) -> np.ndarray:
-        return ids[self._is_alive(ids)]
+        return np.asarray(ids[self._is_alive(ids)])
 
     def _read(self, table: str, piece: Piece, columns: Sequence[str], span: tuple[int, int] | None) -> pa.Table:
         """Return a piece's columns; the virtual image column as the place where the bytes lie."""

@@ -29,7 +29,7 @@ def field(name: str, type_: pa.DataType, about: str, role: str = "", **more: str
 
 def role(field_: pa.Field) -> str:
     """Return the role in `field_`'s metadata, or the empty string."""
-    return (field_.metadata or {}).get(b"role", b"").decode()
+    return str((field_.metadata or {}).get(b"role", b""), "ascii")
 
 
 def vector(name: str, dim: int, about: str) -> pa.Field:

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -71,6 +71,7 @@ class RayEngine(Engine):
             try:
                 # Busy machines make the raylet give up on its own helpers now and then: try again.
                 ray.init(
+                    "local",  # else it joins whatever cluster it finds on this machine
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
@@ -124,7 +125,7 @@ class RayEngine(Engine):
             key = f"espalier/{part.fingerprint}/{attempt}"
             try:
                 return _follow(remote.remote(work, part, key), key, progress)
-            except (ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError):
+            except _lost_errors():
                 # Killed, or its node went: checkpoints let it go on where it was.
                 time.sleep(min(2.0**attempt / 4, 5))
         raise BuildError(f"stage {work.stage.name!r} lost its worker {_LOST_LIMIT} times")
@@ -134,24 +135,58 @@ class RayEngine(Engine):
 
 
 class _Pool:
-    """A fixed number of actors with the same resources. Stages that follow each other share it: starts cost seconds."""
+    """A number of actors with the same resources. Stages that follow each other share it: starts cost seconds.
+
+    An actor gets work once it has answered. One that dies is replaced, not restarted by Ray: where its node took the
+    resources along, a restarted one would wait for them for ever, and the parts that it was given with it.
+    """
 
     def __init__(self, options: dict[str, Any], size: int) -> None:
         import ray
 
         self._options = options
-        actor = ray.remote(_Actor).options(**options, max_restarts=-1)
-        self.actors: list[Any] = [actor.remote() for _ in range(size)]
+        self._size = size
+        self._class: Any = ray.remote(_Actor).options(**options)
+        self.ready: list[Any] = []
+        self.starting: dict[Any, Any] = {}
+        """The answer that is awaited -> the actor."""
+        for _ in range(size):
+            self._start()
+
+    def _start(self) -> None:
+        actor = self._class.remote()
+        self.starting[actor.answer.remote()] = actor
 
     def serves(self, options: dict[str, Any], size: int) -> bool:
         """Say whether a stage may work here: the same resources, and as many actors as it wants."""
-        return options == self._options and size == len(self.actors)
+        return options == self._options and size == self._size
+
+    def answered(self, ref: Any) -> None:
+        """Take an actor's first answer; where it died instead, start another."""
+        import ray
+
+        actor = self.starting.pop(ref)
+        try:
+            ray.get(ref)
+        except _lost_errors():
+            self._start()
+        else:
+            self.ready.append(actor)
+
+    def lost(self, actor: Any) -> None:
+        """Replace an actor that died or cannot be reached; once, however many of its parts say so."""
+        import ray
+
+        if actor in self.ready:
+            self.ready.remove(actor)
+            ray.kill(actor)
+            self._start()
 
     def close(self) -> None:
         """End the actors."""
         import ray
 
-        for actor in self.actors:
+        for actor in [*self.ready, *self.starting.values()]:
             ray.kill(actor)
 
 
@@ -164,57 +199,51 @@ class _Round:
         self._name = work.stage.name
         self._failures = Failures(self._name)
         self._lost: dict[str, int] = {}
-        self._actors = pool.actors
+        self._pool = pool
         self._work = [ray.put(work)]  # in a list: as an argument of its own, Ray would unpack it at every call
-        self._load = dict.fromkeys(range(len(pool.actors)), 0)
 
     def run(self, waiting: deque[Job], on_part: OnPart) -> None:
         import ray
 
-        flying: dict[Any, tuple[int, Job]] = {}
+        flying: dict[Any, tuple[Any, Job]] = {}
         while waiting or flying:
             self._fill(waiting, flying)
-            done, _ = ray.wait(list(flying), num_returns=1, timeout=None)
-            # Take what else is ready: one call for many small parts.
-            done += (
-                ray.wait([r for r in flying if r not in done], num_returns=len(flying) - 1, timeout=0)[0]
-                if len(flying) > 1
-                else []
-            )
+            refs = [*flying, *self._pool.starting]
+            done, rest = ray.wait(refs, num_returns=1, timeout=None)
+            if rest:  # whatever else is ready: one call for many small parts
+                done += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
             for ref in done:
+                if ref in self._pool.starting:
+                    self._pool.answered(ref)
+                    continue
                 actor, job = flying.pop(ref)
-                self._load[actor] -= 1
-                if self._collect(ref, job, on_part):
+                if self._collect(ref, actor, job, on_part):
                     waiting.append(job)
         self._failures.raise_if_any()
 
-    def _fill(self, waiting: deque[Job], flying: dict[Any, tuple[int, Job]]) -> None:
-        while waiting:
-            actor = min(self._load, key=lambda a: self._load[a])
-            if self._load[actor] >= IN_FLIGHT:
-                return
-            job = waiting.popleft()
-            self._load[actor] += 1
-            flying[self._actors[actor].make.remote(self._work, job)] = (actor, job)
+    def _fill(self, waiting: deque[Job], flying: dict[Any, tuple[Any, Job]]) -> None:
+        """Give parts to the actors with the fewest, up to IN_FLIGHT each."""
+        load = Counter(actor for actor, _ in flying.values())
+        for held in range(IN_FLIGHT):
+            for actor in self._pool.ready:
+                if waiting and load[actor] == held:
+                    job = waiting.popleft()
+                    flying[actor.make.remote(self._work, job)] = (actor, job)
+                    load[actor] += 1
 
-    def _collect(self, ref: Any, job: Job, on_part: OnPart) -> bool:
+    def _collect(self, ref: Any, actor: Any, job: Job, on_part: OnPart) -> bool:
         """Take one result; return whether the part must be made again."""
         import ray
 
         try:
             outcome = ray.get(ref)
-        except (
-            ray.exceptions.RayActorError,
-            ray.exceptions.WorkerCrashedError,
-            ray.exceptions.ObjectLostError,
-        ) as error:
-            # ActorDiedError and ActorUnavailableError among them: the actor restarts elsewhere, its part is not done.
+        except _lost_errors() as error:
+            self._pool.lost(actor)
             lost = self._lost[job.part.fingerprint] = self._lost.get(job.part.fingerprint, 0) + 1
             if lost >= _LOST_LIMIT:
                 raise BuildError(
                     f"part {job.part.number} of {self._name!r} lost its worker {lost} times: {_first_line(error)}"
                 ) from error
-            time.sleep(0.2)
             return True
         if isinstance(outcome, PartFile):
             on_part(job.part, outcome)
@@ -232,6 +261,9 @@ class _Actor:
         _quiet()
         self._key: Any = None
         self._maker: PartMaker | None = None
+
+    def answer(self) -> None:
+        """Say that it is there."""
 
     def make(self, work: list[Any], job: Job) -> PartFile | tuple[Exception, str]:
         """Return what was written, or the error with its traceback (as a value: Ray would wrap it)."""
@@ -321,6 +353,19 @@ def _apply(function: Callable[[T], R], item: T) -> R:
     _quiet()
     limit_threads(1)
     return function(item)
+
+
+def _lost_errors() -> tuple[type[Exception], ...]:
+    """Return what Ray raises where a worker, or the node under it, is gone: the work is not done, and may be again."""
+    from ray import exceptions
+
+    return (
+        exceptions.RayActorError,  # ActorDiedError, ActorUnavailableError
+        exceptions.WorkerCrashedError,
+        exceptions.LocalRayletDiedError,
+        exceptions.NodeDiedError,
+        exceptions.ObjectLostError,
+    )
 
 
 def _gpus(resources: Resources) -> float:

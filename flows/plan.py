@@ -110,7 +110,7 @@ def make_plan(recipe: Recipe, dataset: Dataset, identify: Callable[[str], str] |
     planned: list[PlannedStage] = []
     for stage in recipe.steps():
         if isinstance(stage, Source):
-            schema = stage.schema({})
+            schema = stage.output({})
             parts = _source_parts(stage, schema, chunks, [ledger[key] for key in keys])
             planned.append(_planned(dataset, stage, schema, parts, {}, {}, ()))
         else:
@@ -173,7 +173,7 @@ def _plan_stage(
                 f"stage {stage.name!r} reads the table {name!r}, which no stage before it writes{nearest(name, tables)}"
             )
     judging = [t for n, t in tables.items() if stage.alive_only and n in ("images", "decisions") and _judges(t.schema)]
-    schema = stage.schema(available)
+    schema = stage.output(available)
     about = _about(stage, recipe.seed)
 
     def fingerprint(number: int | None) -> str:

@@ -6,7 +6,7 @@ is made once an actor, in `open`. A `TableStage` sees whole tables and writes on
     MapStage.open(device, sides)  ->  step;   step(batches) -> batches
     TableStage.run(inputs, run)   ->  batches
 
-Both say which columns they read (`inputs`) and which they write (`schema`), so a recipe is checked, and its
+Both say which columns they read (`inputs`) and which they write (`output`), so a recipe is checked, and its
 fingerprints are computed, before anything runs. Nothing here knows Ray, Prefect or a path of the catalog.
 """
 
@@ -77,7 +77,7 @@ class Stage(Config, ABC):
         """Return the columns to read. Raises RecipeError where `available` lacks them."""
 
     @abstractmethod
-    def schema(self, available: Tables) -> pa.Schema:
+    def output(self, available: Tables) -> pa.Schema:
         """Return the schema of the table that it writes (roles `image` and `sidecar` as the step yields them)."""
 
     def sides(self) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ class Lengths(MapStage):
     def inputs(self, available: Tables) -> Columns:
         return {"source": ("caption",)}
 
-    def schema(self, available: Tables) -> pa.Schema:
+    def output(self, available: Tables) -> pa.Schema:
         return pa.schema([SAMPLE_ID, pa.field("length", pa.int64())])
 
     def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
@@ -123,7 +123,7 @@ class DropOdd(TableStage):
     def inputs(self, available: Tables) -> Columns:
         return {"lengths": ("length",)}
 
-    def schema(self, available: Tables) -> pa.Schema:
+    def output(self, available: Tables) -> pa.Schema:
         return DECISIONS
 
     def run(self, inputs: Inputs, run: Run) -> Batches:

@@ -29,7 +29,7 @@ class Assign(MapStage):
     def inputs(self, available: Tables) -> Columns:
         return {"embeddings": (vector_column(available, self.encoder),)}
 
-    def schema(self, available: Tables) -> pa.Schema:
+    def output(self, available: Tables) -> pa.Schema:
         return CLUSTERS
 
     def sides(self) -> tuple[str, ...]:

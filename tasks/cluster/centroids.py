@@ -43,7 +43,7 @@ class Centroids(Training, TableStage):
     def inputs(self, available: Tables) -> Columns:
         return {"embeddings": (kmeans.vector_column(available, self.encoder),)}
 
-    def schema(self, available: Tables) -> pa.Schema:
+    def output(self, available: Tables) -> pa.Schema:
         column = kmeans.vector_column(available, self.encoder)
         return centroids_schema(kmeans.width(available["embeddings"], column))
 

@@ -24,7 +24,7 @@ class Cluster(Training, Stage):
     def inputs(self, available: Tables) -> Columns:
         return {"embeddings": (vector_column(available, self.encoder),)}
 
-    def schema(self, available: Tables) -> pa.Schema:
+    def output(self, available: Tables) -> pa.Schema:
         return CLUSTERS
 
     def expand(self) -> tuple[Stage, ...]:

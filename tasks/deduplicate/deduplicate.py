@@ -61,7 +61,7 @@ class Deduplicate(TableStage):
                 columns[table] = columns.get(table, []) + [n for n in names if n not in columns.get(table, [])]
         return {table: tuple(names) for table, names in columns.items()}
 
-    def schema(self, available: Tables) -> pa.Schema:
+    def output(self, available: Tables) -> pa.Schema:
         return DECISIONS
 
     def run(self, inputs: Inputs, run: Run) -> Batches:

@@ -64,7 +64,7 @@ class Download(Settings, MapStage):
                 wanted.append(self.verify_hash.column)
         return {"source": tuple(wanted)}
 
-    def schema(self, available: Tables) -> pa.Schema:
+    def output(self, available: Tables) -> pa.Schema:
         """Return SCHEMA."""
         return SCHEMA
 

@@ -65,7 +65,7 @@ class Embed(MapStage):
             encoder.check(available)
         return wanted
 
-    def schema(self, available: Tables) -> pa.Schema:  # type: ignore[override]  # pydantic has a deprecated `schema`
+    def output(self, available: Tables) -> pa.Schema:
         """Return sample_id, each encoder's columns, and embed_reason."""
         about = "why a vector is missing: undecodable or not_finite; null where none is"
         columns = [column for encoder in self.encoders for column in encoder.fields(available)]

@@ -81,7 +81,7 @@ class Filter(MapStage):
             columns[table] = (*columns.get(table, ()), column)
         return columns or {names.first(): ()}
 
-    def schema(self, available: Tables) -> pa.Schema:  # type: ignore[override]  # pydantic has a deprecated `schema`
+    def output(self, available: Tables) -> pa.Schema:
         return DECISIONS
 
     def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:

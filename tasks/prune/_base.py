@@ -88,7 +88,7 @@ class Selector(TableStage):
             raise RecipeError(f"prune with method {self.method} reads clusters: put a stage `use: cluster` before it")
         return {"clusters": ("cluster", "distance")}
 
-    def schema(self, available: Tables) -> pa.Schema:
+    def output(self, available: Tables) -> pa.Schema:
         return DECISIONS
 
     @abstractmethod

@@ -29,7 +29,7 @@ class Samples(MapStage):
             columns[table] = tuple(names)
         return {table: columns[table] for table in tables}
 
-    def schema(self, available: Tables) -> pa.Schema:
+    def output(self, available: Tables) -> pa.Schema:
         fields = [available[table].field(name) for table, names in self.inputs(available).items() for name in names]
         return pa.schema([SAMPLE_ID, *fields])
 

@@ -85,7 +85,7 @@ class Report(TableStage):
             raise RecipeError("report: no stage before it writes a table that a card can show (source, images, ...)")
         return columns
 
-    def schema(self, available: Tables) -> pa.Schema:  # type: ignore[override]  # pydantic has a deprecated `schema`
+    def output(self, available: Tables) -> pa.Schema:
         """Return the schema of the card, CARD."""
         return CARD
 

@@ -133,7 +133,7 @@ class Tabular(Source):
         found = self.columns(first)
         return Layout.of(found, {"url": self.url, "caption": self.caption, "label": self.label}, first), found
 
-    def schema(self, available: Tables) -> pa.Schema:  # type: ignore[override]  # pydantic has a deprecated `schema`
+    def output(self, available: Tables) -> pa.Schema:
         return self.layout()[0].schema()
 
     def chunks(self, identify: Identify) -> list[Chunk]:

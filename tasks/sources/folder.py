@@ -36,7 +36,7 @@ class Folder(Source):
     use: Literal["folder"] = "folder"
     label: Literal["folder", "none"] = Field("folder", description="folder: the class is the name of the folder")
 
-    def schema(self, available: Tables) -> pa.Schema:  # type: ignore[override]  # pydantic has a deprecated `schema`
+    def output(self, available: Tables) -> pa.Schema:
         return self.SCHEMA
 
     def chunks(self, identify: Identify) -> list[Chunk]:

@@ -45,7 +45,7 @@ class Webdataset(Source):
 
     use: Literal["webdataset"] = "webdataset"
 
-    def schema(self, available: Tables) -> pa.Schema:  # type: ignore[override]  # pydantic has a deprecated `schema`
+    def output(self, available: Tables) -> pa.Schema:
         return pa.schema([*SOURCE, *LOCAL, *(c.field for c in self._layout().others)])
 
     def chunks(self, identify: Identify) -> list[Chunk]:

@@ -79,7 +79,7 @@ class TrainClip(TableStage):
         self._described()
         return {"images": ("image",), "source": ("caption",)}
 
-    def schema(self, available: Tables) -> pa.Schema:  # type: ignore[override]  # pydantic has a deprecated `schema`
+    def output(self, available: Tables) -> pa.Schema:
         """Return MODELS; the metadata of `weights` says the model's name and `embed_dim`, for the stages after it."""
         at = MODELS.get_field_index("weights")
         known = MODELS.field(at).metadata | {
@@ -129,7 +129,7 @@ class TrainClip(TableStage):
             "trained_on": json.dumps({"tables": ["images", "source"], "pairs": len(pairs), "skipped": pairs.skipped}),
             "metrics": json.dumps({"steps": self.steps, "loss_every_steps": LOSS_EVERY, "loss": training.losses}),
         }
-        return pa.Table.from_pylist([row], schema=self.schema({}))
+        return pa.Table.from_pylist([row], schema=self.output({}))
 
 
 def _image_side(config: ModelConfig) -> int:

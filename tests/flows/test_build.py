@@ -196,7 +196,7 @@ def test_an_empty_source(tmp_path: Path, web: Web) -> None:
 
 
 def test_an_unknown_column_is_found_before_anything_runs(web: Web) -> None:
-    with pytest.raises(RecipeError, match="widht.*did you mean 'width'"):
+    with pytest.raises(RecipeError, match=r"widht.*did you mean 'width'"):
         make_plan(
             order_of(web, STAGES.replace("width", "widht")).load(), Catalog(web.catalog, create=True).dataset("web")
         )

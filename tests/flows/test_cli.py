@@ -36,8 +36,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def built(web: Web) -> Web:
-    build_here(Order.read(web.recipe("  - {use: prune, method: random, keep_rows: 4}\n  - use: report\n"), catalog=web.catalog, executor="inline"))
-    build_here(Order.read(web.recipe("  - {use: prune, method: random, keep_rows: 2}\n  - use: report\n"), catalog=web.catalog, executor="inline"))
+    """Two versions: of four samples, and of two."""
+    for keep in (4, 2):
+        recipe = web.recipe(f"  - {{use: prune, method: random, keep_rows: {keep}}}\n  - use: report\n")
+        build_here(Order.read(recipe, catalog=web.catalog, executor="inline"))
     return web
 
 
@@ -57,8 +59,9 @@ def test_sql_in_every_format(built: Web, run: Run, tmp_path: Path) -> None:
 
 def test_sql_at_a_version(built: Web, run: Run) -> None:
     counts = []
+    query = "select count(*) as n from web.samples"
     for words in ([], ["--at", "1"]):
-        _, out, _ = run("sql", "select count(*) as n from web.samples", "--catalog", built.catalog, "--format", "json", *words)
+        _, out, _ = run("sql", query, "--catalog", built.catalog, "--format", "json", *words)
         counts.append(json.loads(out)[0]["n"])
     assert counts == [2, 4]
 
@@ -142,7 +145,8 @@ def test_gc_shows_before_it_deletes(built: Web, run: Run) -> None:
 
 
 def test_plan_knows_what_it_measured(built: Web, run: Run) -> None:
-    recipe = built.recipe("  - {use: prune, method: random, keep_rows: 1}\n  - use: report\n", "prices: {cpu_hour: 0.1}\n")
+    stages_text = "  - {use: prune, method: random, keep_rows: 1}\n  - use: report\n"
+    recipe = built.recipe(stages_text, "prices: {cpu_hour: 0.1}\n")
     code, out, _ = run("plan", str(recipe), "--catalog", built.catalog, "--json")
     stages = {s["stage"]: s for s in json.loads(out)}
     assert code == 0
@@ -168,7 +172,20 @@ def test_schema_and_help(run: Run) -> None:
     assert json.loads(out)["title"] == "Recipe"
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("build", "plan", "sql", "versions", "show", "diff", "gc", "errors", "retry", "report", "deploy", "demo"):
+    for command in [
+        "build",
+        "plan",
+        "sql",
+        "versions",
+        "show",
+        "diff",
+        "gc",
+        "errors",
+        "retry",
+        "report",
+        "deploy",
+        "demo",
+    ]:
         assert command in out
 
 

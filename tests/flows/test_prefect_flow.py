@@ -117,7 +117,8 @@ def test_a_deployment_is_run_by_a_worker_and_only_once_at_a_time(web: Web, clien
     assert deployment.schedules[0].schedule.cron == "0 3 * * *"
     env = os.environ | {"PREFECT_API_URL": prefect_server}
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "espalier-test", "--type", "process"]
-    with subprocess.Popen([*command, "--limit", "4"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as worker:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([*command, "--limit", "4"], env=env, **quiet) as worker:  # type: ignore[call-overload]
         try:
             runs = [client.create_flow_run_from_deployment(deployment.id) for _ in range(2)]
             ended = {"COMPLETED", "CANCELLED", "FAILED", "CRASHED"}

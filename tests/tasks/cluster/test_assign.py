@@ -36,7 +36,7 @@ def test_against_the_whole_product() -> None:
     norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     good = np.isfinite(norms) & (norms > 0)
     cosine = rows[good].astype(np.float64) @ centroids.T / norms[good, None]
-    assert found.schema == CLUSTERS == Assign().schema({})
+    assert found.schema == CLUSTERS == Assign().output({})
     assert found["sample_id"].to_pylist() == list(range(2000))
     assert (found["cluster"].is_valid().to_numpy() == good).all()
     assert (found["distance"].is_valid().to_numpy() == good).all()

@@ -26,7 +26,7 @@ def test_trains_on_the_sample_that_it_names(tmp_path: Path) -> None:
     run = LocalRun(tmp_path, seed=9)
     stage = Centroids(k=6, train_rows=400, niter=5)
     table = pa.concat_tables(stage.run(inputs, run))
-    assert table.schema == stage.schema({"embeddings": inputs.schema("embeddings")})
+    assert table.schema == stage.output({"embeddings": inputs.schema("embeddings")})
     drawn = np.sort(np.argsort(draw.keys(np.arange(3000) * 5, 9))[:400])
     fit = kmeans.fit(rows[drawn], 6, niter=5, seed=9)
     assert (as_matrix(table["centroid"]) == fit.centroids).all()

@@ -48,7 +48,7 @@ def stage(server):
 
 def test_schema_is_the_images_table_with_bytes_and_sidecars():
     stage = Download()
-    assert stage.schema({"source": SOURCE}) == SCHEMA
+    assert stage.output({"source": SOURCE}) == SCHEMA
     assert {f.name for f in IMAGES} - set(SCHEMA.names) == {"shard", "byte_offset", "byte_size"}
     assert [(f.name, role(f)) for f in SCHEMA if role(f)] == [
         ("image", "image"),

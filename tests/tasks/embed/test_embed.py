@@ -75,7 +75,7 @@ def test_schema_is_what_is_written(tiny_clip: tuple[Path, Path]) -> None:
             {"name": "two", "model": config, "pretrained": "random", "text": False},
         ]
     )
-    schema = stage.schema(AVAILABLE)
+    schema = stage.output(AVAILABLE)
     found = embed(stage, rows([jpeg(seed=i) for i in range(3)]))
     assert schema.names == ["sample_id", "one", "one_text", "one_score", "two", "embed_reason"]
     assert found.cast(schema).num_rows == 3
@@ -178,7 +178,7 @@ def test_a_folder_that_open_clip_saved(tiny_clip: tuple[Path, Path], tmp_path: P
     (tmp_path / "open_clip_config.json").write_text(json.dumps(described))
     (tmp_path / "open_clip_model.safetensors").write_bytes(weights.read_bytes())
     stage = Embed(encoders=[{"name": "clip", "model": str(tmp_path)}])
-    assert stage.schema(AVAILABLE).field("clip").type == pa.list_(pa.float16(), 32)
+    assert stage.output(AVAILABLE).field("clip").type == pa.list_(pa.float16(), 32)
     found = embed(stage, rows([jpeg()]))
     other = embed(Embed(encoders=[{"name": "clip", "model": str(config), "pretrained": str(weights)}]), rows([jpeg()]))
     np.testing.assert_allclose(matrix(found, "clip_text"), matrix(other, "clip_text"), atol=1e-3)

@@ -11,7 +11,7 @@ from catalog.errors import RecipeError
 from tasks.embed.encoder import Encoder
 from tasks.train import TrainClip
 
-TRAINED = {"models": TrainClip(model_name="small-clip").schema({})}
+TRAINED = {"models": TrainClip(model_name="small-clip").output({})}
 
 
 @pytest.mark.parametrize(

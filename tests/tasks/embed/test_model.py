@@ -47,6 +47,6 @@ def test_bfloat16_only_where_the_processor_has_it() -> None:
 
 
 def test_a_model_that_the_table_lacks() -> None:
-    models = TrainClip().schema({}).empty_table()
+    models = TrainClip().output({}).empty_table()
     with pytest.raises(UserError, match="the models table has no 'small-clip'"):
         load(Encoder(name="clip", trained="small-clip"), "cpu", {"models": models})

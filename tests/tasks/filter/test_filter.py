@@ -35,7 +35,7 @@ def judge(
     columns = stage.inputs(schemas)
     inputs = Inputs.of(alive_only=False, **tables)
     found = pa.concat_tables(stage.open("cpu", {})(inputs.batches(columns, rows)))
-    assert found.schema.equals(stage.schema(schemas), check_metadata=True)
+    assert found.schema.equals(stage.output(schemas), check_metadata=True)
     return found
 
 

@@ -41,7 +41,7 @@ def test_same_bytes_twice_and_all_rows_judged(tmp_path: Path, method: str) -> No
     first = pa.concat_tables(stage.run(inputs(101), LocalRun(tmp_path / "a", seed=3)))
     second = pa.concat_tables(stage.run(inputs(101), LocalRun(tmp_path / "b", seed=3)))
     assert first.equals(second)
-    assert first.schema == DECISIONS == stage.schema({})
+    assert first.schema == DECISIONS == stage.output({})
     assert first["keep"].to_numpy().sum() == 50
     assert set(first["stage"].to_pylist()) == {"thin"}
     assert first["evidence"].null_count == 0

@@ -18,7 +18,7 @@ def sha256(uri: str) -> str:
 def run(source: Source, identify: Callable[[str], str] = sha256) -> pa.Table:
     """Return all rows, in chunk order, after checking that the step keeps its contract."""
     chunks = source.chunks(identify)
-    schema = source.schema({})
+    schema = source.output({})
     assert schema.names[:4] == ["sample_id", "url", "caption", "label"]
     step = source.open("cpu", {})
     parts = []

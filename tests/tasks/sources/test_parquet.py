@@ -68,12 +68,12 @@ def test_chosen_columns_and_collisions(tmp_path: Path, rows_of: Any) -> None:
 def test_missing_column_says_what_there_is(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", link=["x"], TEXT=["y"])
     with pytest.raises(RecipeError, match=r"a\.parquet has no column that is known to hold a URL.*`url:`.*TEXT, link"):
-        Parquet(path=path).schema({})
+        Parquet(path=path).output({})
     with pytest.raises(RecipeError, match=r"no column 'lnk' \(url\); did you mean 'link'\?"):
-        Parquet(path=path, url="lnk").schema({})
+        Parquet(path=path, url="lnk").output({})
     path = write(tmp_path / "b.parquet", url=[1.5])
     with pytest.raises(RecipeError, match=r"column 'url' \(url\) is double; expected text"):
-        Parquet(path=path, url="url").schema({})
+        Parquet(path=path, url="url").output({})
 
 
 def test_chunks_cover_every_row_once_whatever_the_row_groups(tmp_path: Path, rows_of: Any, plan: Any) -> None:

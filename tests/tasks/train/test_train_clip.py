@@ -58,7 +58,7 @@ def pairs(images: list[bytes | None], captions: list[str | None]) -> Inputs:
 
 def train(stage: TrainClip, inputs: Inputs, run: Run) -> dict[str, Any]:
     (table,) = stage.run(inputs, run)
-    assert table.schema.equals(stage.schema({}), check_metadata=True)
+    assert table.schema.equals(stage.output({}), check_metadata=True)
     (row,) = table.to_pylist()
     return row | {"table": table}
 
@@ -66,11 +66,11 @@ def train(stage: TrainClip, inputs: Inputs, run: Run) -> dict[str, Any]:
 def scores(stage: TrainClip, models: pa.Table, inputs: Inputs) -> np.ndarray:
     """Return the score of every pair, by the `embed` stage."""
     embed = Embed(encoders=[{"name": "clip", "trained": stage.model_name}])
-    available = {"images": IMAGES, "source": SOURCE, "models": stage.schema({})}
+    available = {"images": IMAGES, "source": SOURCE, "models": stage.output({})}
     assert embed.sides() == ("models",)
     step = embed.open("cpu", {"models": models})
     found = pa.concat_tables(step(inputs.batches(embed.inputs(available))))
-    assert found.schema.names == embed.schema(available).names
+    assert found.schema.names == embed.output(available).names
     return np.asarray(found["clip_score"])
 
 
