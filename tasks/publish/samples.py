@@ -12,8 +12,8 @@ from tasks.stage import Batches, Columns, MapStage, Step, Tables
 class Samples(MapStage):
     """Join source, images, scores and clusters of the rows that are in.
 
-    It copies no image byte: shard, byte_offset and byte_size say where they are. A column of the source that is called like one
-    of ours, but for case (LAION's WIDTH), stays in `source` alone: SQL could not tell them apart.
+    It copies no image byte: shard, byte_offset and byte_size say where they are. A column of the source that is called
+    like one of ours, but for case (LAION's WIDTH), stays in `source` alone: SQL could not tell them apart.
     """
 
     use: Literal["samples"] = "samples"
