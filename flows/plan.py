@@ -174,7 +174,7 @@ def _plan_stage(
             )
     judging = [t for n, t in tables.items() if stage.alive_only and n in ("images", "decisions") and _judges(t.schema)]
     schema = stage.output(available)
-    about = _about(stage, recipe.seed)
+    about = _about(stage, recipe.seed, schema)
 
     def fingerprint(number: int | None) -> str:
         read = [[n, tables[n].read_by(number)] for n in sorted(columns)]
@@ -210,9 +210,10 @@ def _judges(schema: pa.Schema) -> bool:
     return bool({"status", "keep"} & set(schema.names))
 
 
-def _about(stage: Stage, seed: int) -> list[Any]:
-    """Return what the stage itself gives to its fingerprints."""
-    return [stage.use, stage.version, stage.parameters(), seed if stage.seeded else None]
+def _about(stage: Stage, seed: int, schema: pa.Schema) -> list[Any]:
+    """Return what the stage itself gives to its fingerprints: its parameters, and the columns that it writes."""
+    columns = [[f.name, str(f.type)] for f in written_schema(schema)]
+    return [stage.use, stage.version, stage.parameters(), seed if stage.seeded else None, columns]
 
 
 def stage_seed(recipe_seed: int, name: str) -> int:
@@ -228,8 +229,7 @@ def _source_parts(
         facts = asdict(chunk)
         # Where the file lies changes nothing that is in the part, unless the rows say where their bytes are.
         identity = facts if "local_path" in schema.names else {k: v for k, v in facts.items() if k != "uri"}
-        about = stage.parameters() | {"path": None}
-        fingerprint = fingerprint_of(stage.use, stage.version, about, identity, number)
+        fingerprint = fingerprint_of(_about(stage, 0, schema), identity, number)
         parts.append(PlannedPart(fingerprint, number, chunk.rows, facts))
     return sorted(parts, key=lambda p: p.number or 0)
 

@@ -13,8 +13,6 @@ from flows.recipe import load, stage_models
 ROOT = Path(__file__).parents[1]
 OURS = ("flows", "tasks", "catalog")
 LAZY = ("torch", "ray", "prefect", "diffusers", "open_clip", "faiss", "cv2", "sklearn", "scipy", "duckdb")
-    ["torch", "ray", "prefect", "diffusers", "open_clip", "faiss", "cv2", "sklearn", "scipy", "duckdb", "torchvision"]
-)
 METHODS = sorted(path.relative_to(ROOT) for path in ROOT.glob("tasks/*/*.py") if not path.name.startswith("_"))
 
 
