@@ -21,7 +21,7 @@ from catalog.storage import Storage
 
 FOLDER: Final = "shards"
 _BLOCK: Final = tarfile.BLOCKSIZE
-_DECODE_REASONS: Final = ("undecodable", "too_", "bomb", "empty", "truncated")
+_DECODE_REASONS: Final = ("not_an_image", "undecodable", "unencodable", "truncated", "too_", "empty")
 """Reasons with these beginnings are img2dataset's `failed_to_resize`; every other is `failed_to_download`."""
 
 

@@ -86,6 +86,21 @@ def main() -> None:
         _fail(f"{type(error).__name__}: {error} (this is a fault of Espalier: --debug shows where)", 1, debug)
 
 
+def entry() -> None:
+    """Run the command line as a program: end at once, without taking the interpreter apart.
+
+    DuckDB's bindings and Prefect's event client complain at length on the way out, about nothing that matters.
+    """
+    code: str | int | None = 0
+    try:
+        main()
+    except SystemExit as exit_:
+        code = exit_.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0)
+
+
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         import traceback
@@ -427,4 +442,4 @@ def _print_rich(value: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry()

@@ -24,7 +24,7 @@ from tasks.download.addresses import AllowedHosts, PrivateAddressError, PublicRe
 from tasks.download.budget import ByteBudget, Holding, NoRoomError
 from tasks.download.headers import decompressed, opted_out, retry_after_s
 from tasks.download.hosts import LONGEST_PAUSE_S, Hosts
-from tasks.download.picture import PictureMaker, read_local
+from tasks.download._picture import PictureMaker, read_local
 from tasks.download.reasons import FetchError, of_status
 
 WINDOW_ROWS: Final = 4096

@@ -36,7 +36,7 @@ from catalog.errors import BuildError
 from catalog.schema import SUCCESS
 from tasks.download._base import Outcome, Request, Settings
 from tasks.download.addresses import AllowedHosts, check_url, is_public
-from tasks.download.picture import PictureMaker, read_local
+from tasks.download._picture import PictureMaker, read_local
 from tasks.download.reasons import FetchError, of_status
 
 RELEASE: Final = "1.47.0"
