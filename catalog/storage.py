@@ -364,6 +364,8 @@ def _translated(error: OSError, name: str) -> EspalierError:
         return BuildError(f"no space left to write {name}; what is finished is kept: free some space and build again")
     if error.errno in _DENIED:
         return UserError(f"may not use {name}: {os.strerror(error.errno)}")
+    if isinstance(error, FileExistsError):
+        return UserError(f"{name} is a file, expected a folder")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return NotFoundError(f"{name} is not there")
     return BuildError(f"cannot use {name}: {_one_line(error)}")

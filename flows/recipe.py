@@ -35,6 +35,17 @@ from tasks.sources import AnySource
 from tasks.stage import Config, Stage
 from tasks.train import TrainClip
 
+
+class _Loader(yaml.SafeLoader):
+    """YAML as recipes mean it: `no` is a word (a resize mode of img2dataset's), only true and false are not."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -107,8 +118,8 @@ def read_text(path: str | Path) -> str:
 def parse(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
     """Check a recipe's text. `name` is what errors call it."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        raw = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=_Loader)
+        raw = _yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -129,6 +140,10 @@ def parse(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> Rec
     return recipe
 
 
+def _yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  # a SafeLoader, but for its booleans
+
+
 def _with_environment(value: Any, name: str) -> Any:
     """Return `value` with ${NAME} replaced in every string."""
     if isinstance(value, dict):
@@ -147,7 +162,7 @@ def _with_environment(value: Any, name: str) -> Any:
         return found
 
     replaced = _VARIABLE.sub(replace, value)
-    return replaced if replaced == value else yaml.safe_load(replaced)
+    return replaced if replaced == value else _yaml(replaced)
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -170,7 +185,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     for key in rest[:-1]:
         target = _descend(target, key, override)
     try:
-        parsed = yaml.safe_load(value)
+        parsed = _yaml(value)
     except yaml.YAMLError:
         parsed = value
     if isinstance(target, list):

@@ -20,11 +20,11 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from tasks.download._base import LocalFile, Outcome, Request, Settings
+from tasks.download._picture import PictureMaker, read_local
 from tasks.download.addresses import AllowedHosts, PrivateAddressError, PublicResolver, check_url, public_socket
 from tasks.download.budget import ByteBudget, Holding, NoRoomError
 from tasks.download.headers import decompressed, opted_out, retry_after_s
 from tasks.download.hosts import LONGEST_PAUSE_S, Hosts
-from tasks.download._picture import PictureMaker, read_local
 from tasks.download.reasons import FetchError, of_status
 
 WINDOW_ROWS: Final = 4096

@@ -35,8 +35,8 @@ from yarl import URL
 from catalog.errors import BuildError
 from catalog.schema import SUCCESS
 from tasks.download._base import Outcome, Request, Settings
-from tasks.download.addresses import AllowedHosts, check_url, is_public
 from tasks.download._picture import PictureMaker, read_local
+from tasks.download.addresses import AllowedHosts, check_url, is_public
 from tasks.download.reasons import FetchError, of_status
 
 RELEASE: Final = "1.47.0"

@@ -3,9 +3,7 @@
 import os
 import subprocess
 import sys
-import urllib.request
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +16,6 @@ from catalog.schema import DECISIONS, IMAGES, SOURCE
 from catalog.storage import Storage
 
 WritePart = Callable[..., PartFile]
-
-
-_SERVE = """
-import logging, time
-from moto.server import ThreadedMotoServer
-logging.disable()
-server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-server.start()
-print(*server.get_host_and_port(), flush=True)
-time.sleep(3600)
-"""
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[Callable[[], str]]:
-    """Return a function that makes a bucket and returns its URI.
-
-    The server is a process of its own: delta-rs and DuckDB may keep Python's lock while they wait for an answer.
-    """
-    pytest.importorskip("moto.server", reason="moto[s3] is not installed")
-    with subprocess.Popen([sys.executable, "-c", _SERVE], stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        host, port = server.stdout.readline().split()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-            patch.setenv("AWS_ALLOW_HTTP", "true")
-            patch.setenv("AWS_REGION", "us-east-1")
-            patch.setenv("AWS_ACCESS_KEY_ID", "test")
-            patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-
-            def bucket() -> str:
-                name = f"espalier-{uuid.uuid4().hex[:12]}"
-                request = urllib.request.Request(f"http://{host}:{port}/{name}", method="PUT")
-                urllib.request.urlopen(request, timeout=20).close()
-                return f"s3://{name}"
-
-            yield bucket
-        server.kill()
 
 
 @pytest.fixture
@@ -127,17 +87,3 @@ def builder() -> Callable[..., "subprocess.Popen[str]"]:
 @pytest.fixture
 def facts() -> VersionFacts:
     return VersionFacts("dataset: birds\n", "0" * 64, "0.1.0", [{"path": "x.csv"}], [{"name": "download"}], 7)
-
-
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """Return a folder on a file system of 1 MiB. Needs the right to mount; skipped without it."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small disk: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -1,6 +1,8 @@
 """A build publishes one version, makes nothing twice, grows, resumes, and retries what failed."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 
 from catalog.database import sql
 from catalog.dataset import Catalog
-from catalog.errors import BusyError, PartError, RecipeError, UserError
+from catalog.errors import BusyError, EspalierError, PartError, RecipeError, UserError
 from catalog.lease import hold
 from catalog.storage import Storage
 from flows.build import Order, build_here, up_to_date
@@ -201,3 +203,34 @@ def test_an_unknown_column_is_found_before_anything_runs(web: Web) -> None:
             order_of(web, STAGES.replace("width", "widht")).load(), Catalog(web.catalog, create=True).dataset("web")
         )
     assert not web.server.hits
+
+
+def test_a_build_on_an_object_store(web: Web, s3: Callable[[], str]) -> None:
+    web.catalog = f"{s3()}/some/prefix"
+    first = build_here(order_of(web))
+    assert first.version.tables["samples"].rows == 4
+    web.add_file("b", web.pictures(range(40, 42)))
+    second = build_here(order_of(web))
+    assert (second.version.number, second.version.tables["source"].rows) == (2, 10)
+    assert up_to_date(order_of(web)) is not None
+    shard, *place = rows(web, "select shard, byte_offset, byte_size from web.samples limit 1")[0]
+    assert Storage.open(web.catalog).read_range(f"web/{shard}", *place)[:2] == b"\xff\xd8"
+    assert second.report is not None
+    assert second.report.startswith("s3://")
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_half_published(web: Web, full_disk: Path) -> None:
+    web.catalog = str(full_disk / "catalog")
+    web.add_file("big", [web.server.body(jpeg(900, 900, seed, 100)) for seed in range(12)])
+    order = replace(order_of(web), overrides=("download.resize_mode=no",))
+    with pytest.raises(EspalierError, match="no space left") as caught:
+        build_here(order)
+    assert len(str(caught.value).splitlines()) == 1
+    assert Catalog(web.catalog).dataset("web").versions() == []
+
+
+def test_a_catalog_that_may_not_be_written(web: Web) -> None:
+    blocked = Path(web.catalog)
+    blocked.write_text("a file, not a folder")
+    with pytest.raises(UserError, match="is a file, expected a folder"):
+        build_here(order_of(web))

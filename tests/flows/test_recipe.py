@@ -97,3 +97,9 @@ def test_the_json_schema_knows_every_stage() -> None:
     text = json.dumps(Recipe.model_json_schema())
     for use in ("parquet", "download", "embed", "filter", "deduplicate", "cluster", "prune", "report", "train_clip"):
         assert f'"const": "{use}"' in text
+
+
+def test_no_is_a_word() -> None:
+    recipe = parse(GOOD.replace("timeout_s: 5", "resize_mode: no"), overrides=["download.encode_format=png"])
+    assert recipe.stages[0].resize_mode == "no"  # type: ignore[union-attr]
+    assert parse(GOOD, overrides=["download.resize_mode=no"]).stages[0].resize_mode == "no"  # type: ignore[union-attr]
