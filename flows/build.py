@@ -23,8 +23,9 @@ from catalog.dataset import Catalog, Dataset, TableState, Version, VersionFacts
 from catalog.errors import EspalierError
 from catalog.lease import hold
 from catalog.parts import PartFile, describe_part, fingerprint_of, part_path
+from flows.cluster import open_engine
 from flows.display import Display
-from flows.engine import Engine, open_engine
+from flows.engine import Engine
 from flows.plan import NUMBERS, Plan, PlannedPart, PlannedStage, make_plan
 from flows.recipe import Recipe, parse, read_text
 from flows.worker import jobs_of, work_of
@@ -90,13 +91,6 @@ def up_to_date(order: Order) -> Outcome | None:
     last = dataset.versions()[-1:]
     same = last and last[0].recipe_sha256 == recipe_digest(plan)
     return Outcome(last[0], 0, report_path(dataset, last[0])) if same else None
-
-
-def build(order: Order) -> Outcome:
-    """Build as a Prefect flow, against the API that the environment names. Raises EspalierError."""
-    from flows.prefect_flow import build_flow
-
-    return build_flow(order)
 
 
 def build_here(order: Order, stage_runner: StageRunner | None = None) -> Outcome:

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from catalog.errors import BuildError, PartError, UserError
 from catalog.parts import PartFile
-from flows.engine import Engine, Failures, OnPart
+from flows.engine import Engine, Failures, InlineEngine, OnPart
 from flows.plan import PlannedPart
 from flows.worker import Job, PartMaker, Progress, Spread, Work, make_table
 from tasks.stage import Resources
@@ -133,6 +133,17 @@ class RayEngine(Engine):
 
     def spread(self) -> Spread:
         return _spread
+
+
+def open_engine(executor: str, on_message: Callable[[str], Any] = print) -> Engine:
+    """Return the engine of that name, `ray` or `inline`; where Ray will not start, say so and work inline."""
+    if executor == "inline":
+        return InlineEngine()
+    try:
+        return RayEngine.start()
+    except RayUnavailableError as error:
+        on_message(f"Ray did not start ({error}); going on in this process, one part after the other")
+        return InlineEngine()
 
 
 class _Pool:

@@ -11,7 +11,7 @@ model, and a part is on disk before it is acknowledged, so whatever dies, only p
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from catalog.errors import PartError, UserError
 from catalog.inputs import Inputs
@@ -131,16 +131,3 @@ class Failures:
             "the others are finished and kept: mend the cause and build again",
             trace,
         )
-
-
-def open_engine(executor: str, on_message: Callable[[str], Any] = print) -> Engine:
-    """Return the engine of that name, `ray` or `inline`; where Ray will not start, say so and work inline."""
-    if executor == "inline":
-        return InlineEngine()
-    from flows.cluster import RayEngine, RayUnavailableError
-
-    try:
-        return RayEngine.start()
-    except RayUnavailableError as error:
-        on_message(f"Ray did not start ({error}); going on in this process, one part after the other")
-        return InlineEngine()

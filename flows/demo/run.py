@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from catalog.database import sql
 from catalog.dataset import Catalog, Version
-from flows.build import DEFAULT_CATALOG, Order, build, display, timings, up_to_date
+from flows.build import DEFAULT_CATALOG, Order, display, timings, up_to_date
 from flows.demo.corpus import plant
 from flows.demo.scoreboard import Check, render, score
 from flows.demo.server import serve
@@ -40,7 +40,9 @@ def run(catalog: str | None, rows: int, executor: str, as_json: bool) -> int:
         outcome = up_to_date(order)
         if outcome is None:
             with prefect_api(show.message):
-                outcome = build(order)
+                from flows.prefect_flow import build_flow
+
+                outcome = build_flow(order)
     checks = check(opened, outcome.version, pq.read_table(plan.truth))
     costs = timings(opened.dataset(outcome.version.dataset), outcome.version)
     if as_json:

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from catalog.dataset import Catalog
 from catalog.parts import PartWriter
 from flows.build import publish, recipe_digest, run_stage
-from flows.engine import Engine, InlineEngine, open_engine
+from flows.cluster import open_engine
+from flows.engine import Engine, InlineEngine
 from flows.plan import NUMBERS, make_plan
 from tests.stages import Lengths, dataset_in, recipe_of, write_source
 

@@ -20,7 +20,7 @@ ROUNDS = int(os.environ.get("ESPALIER_KILLS", "20"))
 SCRIPT = """
 import sys
 from flows.build import Order, build_here, publish, run_stage
-from flows.engine import open_engine
+from flows.cluster import open_engine
 from flows.plan import make_plan, NUMBERS
 from catalog.lease import hold
 from tests.stages import DropOdd, Slow, dataset_in, recipe_of
@@ -144,7 +144,7 @@ def test_one_two_and_four_actors_give_the_same(tmp_path: Path, expected: tuple[P
     import ray
 
     from flows.build import publish, run_stage
-    from flows.engine import open_engine
+    from flows.cluster import open_engine
     from flows.plan import make_plan
     from tests.stages import DropOdd, Slow, dataset_in, recipe_of
 
