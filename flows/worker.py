@@ -59,11 +59,12 @@ class Job:
 def work_of(planned: PlannedStage, storage: Storage, device: str, recipe_seed: int) -> Work:
     """Return what the workers of a stage share."""
     keep_all = isinstance(planned.stage, TableStage)
+    sides = planned.stage.sides()
     return Work(
         planned.stage,
         planned.schema,
         planned.columns,
-        {name: _shared(pieces, keep_all) for name, pieces in planned.reads.items()},
+        {name: _shared(pieces, keep_all or name in sides) for name, pieces in planned.reads.items()},
         tuple(_shared(judge, keep_all) for judge in planned.judges),
         storage,
         device,
