@@ -104,8 +104,7 @@ class PartMaker:
         """Make one part; return what was written. Raises BalanceError where rows were lost, doubled or reordered."""
         if job.part.previous is not None and self._work.storage.exists(job.part.previous):
             return self._retry(job)
-        inputs = self._inputs(job)
-        return self._write(job.part, self._batches(job, inputs))
+        return self._write(job.part, self._batches(job, self._inputs(job)))
 
     def _inputs(self, job: Job) -> Inputs:
         work = self._work
@@ -116,8 +115,7 @@ class PartMaker:
     def _batches(self, job: Job, inputs: Inputs) -> Iterator[pa.Table]:
         if job.part.chunk is not None:
             return iter([pa.table({name: [value] for name, value in job.part.chunk.items()})])
-        columns = {name: self._work.columns[name] for name in self._work.columns}
-        return inputs.batches(columns, self._work.stage.resources.batch_rows)
+        return inputs.batches(self._work.columns, self._work.stage.resources.batch_rows)
 
     def _open(self) -> Step:
         if self._step is None:
@@ -159,8 +157,8 @@ class PartMaker:
         writer = PartWriter(self._work.storage, stage.table, part.fingerprint, self._work.schema, part.number or 0)
         with writer:
             writer.write_merged(kept, step(b for b in batches if b.num_rows))
-        if writer.rows != before.num_rows:
-            raise BalanceError(f"a retry of {stage.name!r} gave {writer.rows} rows for {before.num_rows}")
+            if writer.rows != before.num_rows:
+                raise BalanceError(f"a retry of {stage.name!r} gave {writer.rows} rows for {before.num_rows}")
         return writer.part()
 
 
