@@ -36,4 +36,6 @@ else
   install "$torch" "$vision"
 fi
 install --no-deps --no-build-isolation -e . || install --no-deps -e .
+# Compiled once here, on all cores, rather than by every worker that starts.
+"$venv/bin/python" -m compileall -q -j 0 "$venv/lib" >/dev/null 2>&1 || true
 echo "$stamp" >"$venv/.ready"
