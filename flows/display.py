@@ -91,7 +91,7 @@ class RichDisplay(Display):
         self._progress: RichProgress | None = None
 
     def message(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def plan(self, plan: "Plan") -> None:
         parts = sum(len(s.parts) for s in plan.stages)
