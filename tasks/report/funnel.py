@@ -30,9 +30,9 @@ def summary(evidence: Evidence, title: str, description: str) -> Entry:
     rows = evidence.number(f"select count(*) from {evidence.base}") if evidence.base else 0
     gone = evidence.number(f"select count(distinct sample_id) from ({evidence.gone})")
     facts: dict[str, Any] = {"title": title, "description": description, "rows": rows, "kept": rows - gone}
-    if evidence.has("images", "size"):
+    if evidence.has("images", "byte_size"):
         facts["kept_bytes"] = evidence.number(
-            f"select sum(size) from images where sample_id not in ({evidence.gone})",
+            f"select sum(byte_size) from images where sample_id not in ({evidence.gone})",
         )
     if evidence.has("clusters"):
         facts["concepts"] = evidence.number("select count(distinct cluster) from clusters")

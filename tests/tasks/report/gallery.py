@@ -124,7 +124,7 @@ def _images(rng: np.random.Generator, concept: np.ndarray, status: np.ndarray, e
         if s == "success":
             crop = _crop(rng, photos[c], edge_px)
             data = jpeg(crop)
-            row |= {"height": crop.shape[0], "width": crop.shape[1], "size": len(data), "image": data}
+            row |= {"height": crop.shape[0], "width": crop.shape[1], "byte_size": len(data), "image": data}
             row |= {"original_height": crop.shape[0], "original_width": crop.shape[1]}
             row |= {
                 "brightness": crop.mean() / 255,

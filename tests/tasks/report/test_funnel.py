@@ -31,7 +31,7 @@ def planted(order: tuple[str, ...] = ("b", "a")) -> Inputs:
             "status": "failed" if i in failed else "success",
             "reason": failed.get(i),
             "detail": f"d{i}",
-            "size": 2**i,
+            "byte_size": 2**i,
         }
         for i in range(10)
     ]
