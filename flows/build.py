@@ -28,7 +28,7 @@ from flows.display import Display
 from flows.engine import Engine
 from flows.plan import NUMBERS, Plan, PlannedPart, PlannedStage, make_plan
 from flows.recipe import Recipe, parse, read_text
-from flows.worker import jobs_of, work_of
+from flows.worker import clear_scratch, jobs_of, work_of
 from tasks.stage import TableStage
 
 DEFAULT_CATALOG = "datasets"
@@ -99,6 +99,7 @@ def build_here(order: Order, stage_runner: StageRunner | None = None) -> Outcome
     recipe = order.load()
     dataset = order.open(recipe)
     with hold(dataset, order.wait_s, show.message) as lease:
+        clear_scratch(dataset.storage)
         plan = make_plan(recipe, dataset)
         dataset.set_state(NUMBERS, plan.numbers)
         show.plan(plan)

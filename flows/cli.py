@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from catalog.dataset import Catalog, Dataset
     from flows.build import Order
 
+_INTERRUPTED = 130
+"""The exit code of a program that Ctrl-C ended."""
+
 app = typer.Typer(
     name="espalier",
     help="Build, prune, version and query image-text datasets. A recipe (YAML) says what a dataset is.",
@@ -69,11 +72,12 @@ def main() -> None:
     from catalog.errors import EspalierError, PartError, UserError
 
     try:
-        app(standalone_mode=False)
-    except typer.Exit as exit_:
-        sys.exit(exit_.exit_code)
+        code = app(standalone_mode=False)
+        if code == _INTERRUPTED:  # typer gives exit codes back, and makes one of Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code if isinstance(code, int) else 0)
     except KeyboardInterrupt:
-        _fail("stopped; what is finished is kept, and the same command goes on from there", 130, debug)
+        _fail("stopped; what is finished is kept, and the same command goes on from there", _INTERRUPTED, debug)
     except EspalierError as error:
         if isinstance(error, PartError) and debug:
             print(error.traceback, file=sys.stderr)
@@ -82,7 +86,7 @@ def main() -> None:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # typer's own: a wrong option
             _fail(error.format_message(), 2, debug)
         if type(error).__name__ == "Abort":
-            _fail("aborted", 130, debug)
+            _fail("stopped; what is finished is kept, and the same command goes on from there", _INTERRUPTED, debug)
         _fail(f"{type(error).__name__}: {error} (this is a fault of Espalier: --debug shows where)", 1, debug)
 
 

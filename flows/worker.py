@@ -25,6 +25,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 Progress = Callable[[int, int, str], None]
 
+_WORK = "_work"
+"""The folder of a dataset where its stages keep what is not part of it."""
+
 
 class Spread(Protocol):
     """How a worker gives out work of its own: over the cluster, or one after the other."""
@@ -256,10 +259,17 @@ def limit_threads(cpus: float) -> None:
         sys.modules["torch"].set_num_threads(count)
 
 
+def clear_scratch(storage: Storage) -> None:
+    """Remove what killed builds left behind. Only for whoever holds the dataset; checkpoints stay."""
+    base = storage.local(_WORK)
+    for folder in base.glob("scratch-*") if base else ():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def _folders(storage: Storage, fingerprint: str) -> Iterator[tuple[Path, Path]]:
     """Give (scratch, checkpoints): on the catalog's own disk where it is local, else in the temporary folder."""
-    base = storage.local("_work") or Path(tempfile.gettempdir()) / "espalier"
+    base = storage.local(_WORK) or Path(tempfile.gettempdir()) / "espalier"
     checkpoints = base / f"checkpoints-{fingerprint}"
     checkpoints.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=base) as scratch:

@@ -139,3 +139,30 @@ def test_a_wrong_cron(web: Web, client: Any) -> None:
 
     with pytest.raises(RecipeError, match="--cron 'at noon'"):
         list(deploy(order_of(web), "at noon", "UTC", "espalier-test", None))
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(web: Web, prefect_server: str) -> None:
+    web.add_file("slow", [web.server.drips(b"\xff" * 2000, step=1, pause_s=0.2)])
+    recipe = web.recipe()
+    recipe.write_text(recipe.read_text().replace("timeout_s: 5", "timeout_s: 60"))
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "build",
+        str(recipe),
+        "--catalog",
+        web.catalog,
+        "--executor",
+        "inline",
+    ]
+    env = os.environ | {"PREFECT_API_URL": prefect_server}
+    images = Path(web.catalog) / "web" / "images"
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as build:
+        wait_for(lambda: images.is_dir() and any(images.glob("*.parquet")))
+        build.send_signal(signal.SIGINT)
+        _, err = build.communicate(timeout=60)
+    assert build.returncode == 130, err
+    assert err.splitlines()[-1].startswith("espalier: stopped; what is finished is kept")
+    assert "Traceback" not in err
+    assert Catalog(web.catalog).dataset("web").versions() == []
