@@ -124,9 +124,9 @@ def summary(name: str, runs: list[tuple[tuple[float, float], tuple[float, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--files", type=int, nargs="*", default=[100, 10_000])
-    parser.add_argument("--rows", type=int, default=2_000_000, help="rows of a table, over all of its files")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--files", type=int, nargs="*", default=[100, 2_000])
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of a table, over all of its files")
     arguments = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as folder:
