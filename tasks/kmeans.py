@@ -295,10 +295,31 @@ def _update(
     return moved, refilled
 
 
-def _fit_faiss(rows: np.ndarray, start: np.ndarray, niter: int, seed: int, device: str) -> Fit:
+def _import_faiss() -> Any:
+    """Return the module faiss. Raises UserError where it is missing, or installed twice: both own that name."""
+    there = [name for name in ("faiss-cpu", "faiss-gpu-cu12") if _is_installed(name)]
+    if len(there) != 1:
+        found = "both faiss-cpu and faiss-gpu-cu12 are installed" if there else "faiss is not installed"
+        raise UserError(f"engine faiss: {found}; install exactly one: pip install -e '.[cpu]' or '.[gpu]'")
     import faiss
+
+    return faiss
+
+
+def _is_installed(distribution: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _fit_faiss(rows: np.ndarray, start: np.ndarray, niter: int, seed: int, device: str) -> Fit:
     import torch
 
+    faiss = _import_faiss()
     unit = UnitRows(rows, "cpu")[0 : len(rows)].numpy()
     gpus = faiss.get_num_gpus() if device.startswith("cuda") else 0
     kmeans = faiss.Kmeans(

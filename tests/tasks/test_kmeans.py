@@ -151,3 +151,12 @@ def test_vector_column() -> None:
         kmeans.vector_column({}, "")
     with pytest.raises(RecipeError, match="no vector column"):
         kmeans.vector_column({"embeddings": pa.schema([id_])}, "")
+
+
+@pytest.mark.parametrize(("there", "words"), [((), "is not installed"), (("faiss-cpu", "faiss-gpu-cu12"), "both")])
+def test_faiss_must_be_installed_exactly_once(
+    there: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kmeans, "_is_installed", lambda name: name in there)
+    with pytest.raises(UserError, match=f"{words}.*install exactly one"):
+        kmeans.fit(np.eye(8, dtype=np.float32), 2, engine="faiss")
