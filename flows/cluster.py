@@ -64,7 +64,6 @@ class RayEngine(Engine):
         import ray
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a throw-away cluster on loopback
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait must not burn the others' cores
         last: Exception | None = None
