@@ -235,6 +235,11 @@ class Dataset:
         """Return all versions, oldest first; none where nothing was published."""
         return [self._read_version(part.path) for part in self._version_files()]
 
+    def last(self) -> Version | None:
+        """Return the last version, or None where nothing was published. Reads one row, however many there are."""
+        files = self._version_files()
+        return self._read_version(files[-1].path) if files else None
+
     def version(self, number: int | None = None) -> Version:
         """Return one version, by default the last. Raises NotFoundError, with what there is."""
         files = {_number_in(part.path): part.path for part in self._version_files()}

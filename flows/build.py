@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from catalog.dataset import Catalog, Dataset, TableState, Version, VersionFacts
-from catalog.errors import EspalierError
 from catalog.lease import hold
 from catalog.parts import PartFile, describe_part, fingerprint_of, part_path
 from flows.cluster import open_engine
 from flows.display import Display
 from flows.engine import Engine
 from flows.plan import NUMBERS, Plan, PlannedPart, PlannedStage, make_plan
-from flows.recipe import Recipe, parse, read_text
+from flows.recipe import Recipe, parse, read_text, resolved_text
 from flows.worker import clear_scratch, jobs_of, work_of
 from tasks.stage import TableStage
 
@@ -60,6 +59,10 @@ class Order:
         """Return the checked recipe."""
         return parse(self.recipe, self.name, self.overrides)
 
+    def resolved(self) -> str:
+        """Return the recipe as it is built: with its overrides and variables. `retry` and lineage need no more."""
+        return resolved_text(self.recipe, self.name, self.overrides)
+
     def open(self, recipe: Recipe, create: bool = True) -> Dataset:
         """Return the dataset in its catalog: the recipe's, the order's, the environment's, or ./datasets."""
         uri = self.catalog or recipe.catalog or os.environ.get("ESPALIER_CATALOG") or DEFAULT_CATALOG
@@ -88,9 +91,10 @@ def up_to_date(order: Order) -> Outcome | None:
     plan = make_plan(recipe, dataset)
     if not plan.is_cached:
         return None
-    last = dataset.versions()[-1:]
-    same = last and last[0].recipe_sha256 == recipe_digest(plan)
-    return Outcome(last[0], 0, report_path(dataset, last[0])) if same else None
+    last = dataset.last()
+    if last is None or last.recipe_sha256 != recipe_digest(plan):
+        return None
+    return Outcome(last, 0, report_path(dataset, last))
 
 
 def build_here(order: Order, stage_runner: StageRunner | None = None) -> Outcome:
@@ -110,7 +114,7 @@ def build_here(order: Order, stage_runner: StageRunner | None = None) -> Outcome
                 for planned in plan.stages:
                     made += (stage_runner or run_stage)(plan, planned, engine, run_id)
         lease.check()  # on object stores it may have gone to somebody else meanwhile
-        version = publish(plan, order.recipe)
+        version = publish(plan, order.resolved())
         report = write_report(dataset, version)
         show.published(version, report)
     return Outcome(version, made, report)
@@ -218,10 +222,8 @@ def publish(plan: Plan, recipe_text: str) -> Version:
 
 def _known_parts(dataset: Dataset) -> dict[str, PartFile]:
     """Return the parts of the last version: their footers need not be read again."""
-    last = dataset.versions()[-1:]
-    if not last:
-        return {}
-    return {f.path: f for table in last[0].tables for f in dataset.files(last[0], table)}
+    last = dataset.last()
+    return {f.path: f for table in last.tables for f in dataset.files(last, table)} if last else {}
 
 
 def recipe_digest(plan: Plan) -> str:
@@ -284,9 +286,3 @@ def timings(dataset: Dataset, version: Version) -> list[dict[str, Any]]:
         for s in order
         if s["name"] in latest
     ]
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error as the user sees it."""
-    text = str(error).strip() or type(error).__name__
-    return text if isinstance(error, EspalierError) else f"{type(error).__name__}: {text}"

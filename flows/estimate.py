@@ -63,8 +63,8 @@ def _rates(plan: Plan) -> dict[tuple[str, str], _Rate]:
 
 def _shares(plan: Plan) -> dict[str, float]:
     """Return how many rows each stage of the last version had for one of its source."""
-    last = plan.dataset.versions()[-1:]
-    stages: Sequence[Mapping[str, Any]] = last[0].stages if last else ()
+    last = plan.dataset.last()
+    stages: Sequence[Mapping[str, Any]] = last.stages if last else ()
     source = stages[0]["rows"] if stages else 0
     return {s["name"]: s["rows"] / source for s in stages} if source else {}
 

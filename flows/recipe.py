@@ -126,9 +126,7 @@ def parse(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> Rec
         raise RecipeError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{name}: a recipe is a mapping with `dataset`, `source` and `stages`")
-    raw = _with_environment(raw, name)
-    for override in overrides:
-        _override(raw, override)
+    raw = _resolved(raw, name, overrides)
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
@@ -138,6 +136,19 @@ def parse(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> Rec
         raise RecipeError("\n".join(_explain(e, raw, node, name) for e in errors[:5])) from None
     recipe.steps()
     return recipe
+
+
+def resolved_text(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> str:
+    """Return a recipe's text with variables and overrides in it; the text itself where it has neither."""
+    resolved = _resolved(_yaml(text), name, overrides)
+    return text if resolved == _yaml(text) else yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+
+
+def _resolved(raw: dict[str, Any], name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    resolved: dict[str, Any] = _with_environment(raw, name)
+    for override in overrides:
+        _override(resolved, override)
+    return resolved
 
 
 def _yaml(text: str) -> Any:

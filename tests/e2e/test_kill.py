@@ -98,16 +98,22 @@ def test_an_actor_is_killed(round_: int, tmp_path: Path, expected: tuple[Path, d
     process = start(source, tmp_path / "catalog")
     assert process.stdout is not None
     assert process.stdout.readline() == "engine\n"
-    time.sleep(random.Random(round_).uniform(0.5, 3))
-    workers = [
-        p
-        for p in psutil.Process(process.pid).children(recursive=True)
-        if (" ".join(_command(p))).startswith(("ray::_Actor", "ray::_run_table", "ray::_apply"))
-    ]
-    for worker in random.Random(round_).sample(workers, min(1, len(workers))):
-        worker.kill()
+    chance = random.Random(round_)
+    while not _workers(process):
+        assert process.poll() is None, "it ended before there was anything to kill"
+        time.sleep(0.05)
+    time.sleep(chance.uniform(0, 1.5))
+    while not (workers := _workers(process)):  # between two stages
+        assert process.poll() is None, "it ended before there was anything to kill"
+    chance.choice(workers).kill()
     finish(process)
     check(Catalog(tmp_path / "catalog").dataset("tiny"), {}, rows)
+
+
+def _workers(driver: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """Return the Ray workers that make parts. Not Ray's own helpers: without them its node is dead."""
+    found = psutil.Process(driver.pid).children(recursive=True)
+    return [p for p in found if " ".join(_command(p)).startswith(("ray::_Actor", "ray::_run_table", "ray::_apply"))]
 
 
 def _command(process: psutil.Process) -> list[str]:

@@ -136,6 +136,20 @@ def test_a_retry_asks_for_the_failed_rows_alone(web: Web) -> None:
     assert up_to_date(order) is not None
 
 
+def test_a_retry_keeps_what_the_build_was_told(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    web.add_file("b", [web.server.heals(jpeg(96, 80, 77), [(503, {})])])
+    recipe = web.recipe(STAGES)
+    recipe.write_text(recipe.read_text().replace("keep_rows: 4", "keep_rows: ${KEEP_ROWS}"))
+    monkeypatch.setenv("KEEP_ROWS", "3")
+    told = Order.read(recipe, catalog=web.catalog, executor="inline", overrides=("download.image_size=32",))
+    build_here(told)
+    monkeypatch.delenv("KEEP_ROWS")
+    order, _ = order_retry(Catalog(web.catalog).dataset("web"), ["server"], web.catalog, "inline")
+    build_here(order)
+    assert rows(web, "select count(*), max(width) from web.samples") == [(3, 32)]
+    assert rows(web, "select count(*) from web.images where reason = 'server_error'") == [(0,)]
+
+
 def test_a_retry_that_cannot_be(web: Web) -> None:
     build_here(order_of(web))
     dataset = Catalog(web.catalog).dataset("web")
