@@ -32,9 +32,9 @@ def role(field_: pa.Field) -> str:
     return str((field_.metadata or {}).get(b"role", b""), "ascii")
 
 
-def vector(name: str, dim: int, about: str) -> pa.Field:
+def vector(name: str, dim: int, about: str, **more: str) -> pa.Field:
     """Return the field of an embedding: float16, `dim` numbers a row, null where there is none."""
-    return field(name, pa.list_(pa.float16(), dim), about, role="vector")
+    return field(name, pa.list_(pa.float16(), dim), about, "vector", **more)
 
 
 def score(name: str, scorer: str, version: int, about: str) -> pa.Field:

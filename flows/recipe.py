@@ -24,16 +24,16 @@ from pydantic_core import ErrorDetails
 
 from catalog.errors import NotFoundError, RecipeError, nearest
 from tasks.cluster import AnyCluster
-from tasks.deduplicate import Deduplicate
+from tasks.deduplicate import AnyDeduplicate
 from tasks.download import Download
-from tasks.embed import Embed
-from tasks.filter import Filter
+from tasks.embed import AnyEmbed
+from tasks.filter import AnyFilter
 from tasks.prune import AnyPrune
 from tasks.publish import Samples
-from tasks.report import Report
+from tasks.report import AnyReport
 from tasks.sources import AnySource
 from tasks.stage import Config, Stage
-from tasks.train import TrainClip
+from tasks.train import AnyTrain
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,7 +51,8 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 AnyStage = Annotated[
-    Download | Embed | TrainClip | Filter | Deduplicate | AnyCluster | AnyPrune | Report, Field(discriminator="use")
+    Download | AnyEmbed | AnyTrain | AnyFilter | AnyDeduplicate | AnyCluster | AnyPrune | AnyReport,
+    Field(discriminator="use"),
 ]
 """Every stage that a recipe may name: the union of the families' unions."""
 

@@ -1,5 +1,7 @@
-"""The `deduplicate` family: one stage, three kinds of copies, each in its own module."""
+"""The `deduplicate` family: one stage, its kinds of copies each in its own module."""
 
 from tasks.deduplicate.deduplicate import Deduplicate
 
-__all__ = ["Deduplicate"]
+AnyDeduplicate = Deduplicate
+
+__all__ = ["AnyDeduplicate", "Deduplicate"]

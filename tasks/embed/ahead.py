@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pyarrow as pa
 
-from tasks.embed.encoder import Encoder
-from tasks.embed.model import Model
+from tasks.encoder import Encoder
+from tasks.encoder_model import Model
 
 if TYPE_CHECKING:
     import torch

@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 from catalog.errors import RecipeError, nearest
 from catalog.schema import SAMPLE_ID, field
 from tasks.embed.ahead import Prepared, prepare_ahead
-from tasks.embed.encoder import Encoder
-from tasks.embed.model import Model, load
+from tasks.encoder import Encoder
+from tasks.encoder_model import Model, load, unit
 from tasks.stage import Batches, Columns, MapStage, Resources, Step, Tables
 
 UNDECODABLE: Final = "undecodable"
@@ -109,12 +109,12 @@ def _embed(models: Mapping[Encoder, Model], prepared: Prepared) -> pa.Table:
     columns: dict[str, pa.Array] = {"sample_id": prepared.sample_ids}
     fault = np.zeros(len(prepared.decoded), bool)
     for encoder, model in models.items():
-        image, image_good = _unit(model.images(prepared.pictures[encoder.name]), prepared.decoded)
+        image, image_good = unit(model.images(prepared.pictures[encoder.name]), prepared.decoded)
         columns[encoder.name] = _vectors(image, image_good)
         fault |= prepared.decoded & ~image_good
         if not encoder.text:
             continue
-        text, text_good = _unit(model.texts(prepared.tokens[encoder.name]), prepared.captioned)
+        text, text_good = unit(model.texts(prepared.tokens[encoder.name]), prepared.captioned)
         columns[f"{encoder.name}_text"] = _vectors(text, text_good)
         cosine = np.einsum("nd,nd->n", image, text)
         columns[f"{encoder.name}_score"] = pa.array(cosine, pa.float32(), mask=~(image_good & text_good))
@@ -124,14 +124,6 @@ def _embed(models: Mapping[Encoder, Model], prepared: Prepared) -> pa.Table:
     return pa.table(columns)
 
 
-def _unit(features: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (float32 (n, d) rows of length 1 or all zero, bool (n,) which are good): wanted, finite and not zero."""
-    length = np.linalg.norm(np.nan_to_num(features, nan=0, posinf=0, neginf=0), axis=1, keepdims=True)
-    good = wanted & np.isfinite(features).all(axis=1) & np.isfinite(length[:, 0]) & (length[:, 0] > 0)
-    unit = np.divide(features, length, out=np.zeros_like(features), where=good[:, None])
-    return unit, good
-
-
-def _vectors(unit: np.ndarray, good: np.ndarray) -> pa.Array:
-    values = pa.array(unit.astype(np.float16).ravel())
-    return pa.FixedSizeListArray.from_arrays(values, unit.shape[1], mask=pa.array(~good))
+def _vectors(vectors: np.ndarray, good: np.ndarray) -> pa.Array:
+    values = pa.array(vectors.astype(np.float16).ravel())
+    return pa.FixedSizeListArray.from_arrays(values, vectors.shape[1], mask=pa.array(~good))

@@ -2,5 +2,6 @@
 
 from tasks.filter.filter import Filter
 
-__all__ = ["Filter"]
-"""One member; a union of one would only be its name."""
+AnyFilter = Filter
+
+__all__ = ["AnyFilter", "Filter"]

@@ -8,7 +8,7 @@ import pytest
 from PIL.Image import Image
 
 from tasks.embed.ahead import AHEAD, cut, prepare_ahead
-from tasks.embed.encoder import Encoder
+from tasks.encoder import Encoder
 from tests.pictures import encoded, picture
 
 ENCODER = Encoder(name="clip", model="ViT-B-32", pretrained="openai", text=False)

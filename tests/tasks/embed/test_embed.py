@@ -58,8 +58,8 @@ def test_vectors_are_those_of_a_plain_open_clip_loop(tiny_clip: tuple[Path, Path
     config, weights = tiny_clip
     images = [encoded(picture(40 + 9 * i, 90 - 5 * i, seed=i), "PNG") for i in range(11)]
     captions = [f"picture {i} of a garden" for i in range(11)]
-    stage = Embed(encoders=[{"name": "clip", "model": str(config), "pretrained": str(weights)}], batch_size=4)
-    found = embed(stage, rows(images, captions))
+    encoder = {"name": "clip", "model": str(config), "pretrained": str(weights), "dtype": "float32"}
+    found = embed(Embed(encoders=[encoder], batch_size=4), rows(images, captions))
     image, text = plain_open_clip(config, weights, images, captions)
     assert found["embed_reason"].null_count == 11
     np.testing.assert_allclose(matrix(found, "clip"), image, atol=5e-4)  # float16 near 0.5 has steps of 5e-4

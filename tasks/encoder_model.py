@@ -1,7 +1,8 @@
 """One encoder, loaded: from pictures and captions to float32 vectors. Not normalised."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from catalog.errors import UserError
 from tasks.clip import WordTokenizer, build, read_config
-from tasks.embed.encoder import RANDOM, Encoder
+from tasks.encoder import RANDOM, Encoder
 from tasks.torchvision_on_cpu import ensure_torchvision
 
 if TYPE_CHECKING:
@@ -73,6 +74,54 @@ class Model:
 
         with torch.inference_mode():
             return _numpy(self._model.encode_text(tokens.to(self._device)))
+
+    def unit_texts(self, captions: Sequence[str], batch: int = 256) -> np.ndarray:
+        """Return float32 (n, dim), rows of length 1; zero where the model gives nothing usable."""
+        pieces = [captions[start : start + batch] for start in range(0, len(captions), batch)]
+        return unit(np.concatenate([self.texts(self.tokens(piece)) for piece in pieces]))[0]
+
+    def unit_images(self, images: Iterable[bytes | None], batch: int = 64) -> tuple[np.ndarray, np.ndarray]:
+        """Return (float32 (n, dim) of length 1, bool (n,)) of encoded images; zero and false where one has no vector.
+
+        One after the other, for a few thousand images; `embed` is the stage for many.
+        """
+        vectors, good = [], []
+        for pictures in _batches(images, batch):
+            ready = np.zeros((len(pictures), *self.shape), np.uint8)
+            decoded = np.array([self._decode(data, into) for data, into in zip(pictures, ready, strict=True)])
+            found, usable = unit(self.images(ready), decoded)
+            vectors.append(found)
+            good.append(usable)
+        if not vectors:
+            return self.images(np.zeros((1, *self.shape), np.uint8))[:0], np.zeros(0, bool)
+        return np.concatenate(vectors), np.concatenate(good)
+
+    def _decode(self, data: bytes | None, into: np.ndarray) -> bool:
+        from PIL import Image
+
+        from catalog.images import ImageError, decode
+
+        try:
+            into[:] = self.prepare(Image.fromarray(decode(data or b"")))
+        except ImageError:
+            return False
+        return True
+
+
+def unit(features: np.ndarray, wanted: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return (float32 (n, d) rows of length 1 or all zero, bool (n,) which are good): wanted, finite and not zero."""
+    length = np.linalg.norm(np.nan_to_num(features, nan=0, posinf=0, neginf=0), axis=1, keepdims=True)
+    good = np.isfinite(features).all(axis=1) & np.isfinite(length[:, 0]) & (length[:, 0] > 0)
+    if wanted is not None:
+        good &= wanted
+    scaled = np.divide(features, length, out=np.zeros_like(features), where=good[:, None])
+    return scaled, good
+
+
+def _batches(images: Iterable[bytes | None], size: int) -> Iterator[list[bytes | None]]:
+    waiting = iter(images)
+    while batch := list(islice(waiting, size)):
+        yield batch
 
 
 def load(encoder: Encoder, device: str, sides: Mapping[str, pa.Table]) -> Model:

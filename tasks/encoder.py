@@ -17,6 +17,10 @@ RANDOM: Final = "random"
 """`pretrained: random` gives seeded random weights: to measure speed, and as a floor for quality."""
 
 
+ENCODER: Final = "encoder"
+"""Key of a vector field's metadata: which encoder made it, as JSON."""
+
+
 class Encoder(Config):
     """One model: its image vector is column `name`, its caption vector `<name>_text`, their cosine `<name>_score`."""
 
@@ -46,9 +50,10 @@ class Encoder(Config):
         """Return the columns that it writes. Raises RecipeError: no such model, no such weights."""
         label = self.trained or " ".join(Path(word).name for word in (self.model, self.pretrained) if word)
         dim = self.check(available)
-        found = [vector(self.name, dim, f"image vector of {label}, length 1")]
+        mine = {ENCODER: self.model_dump_json(exclude_defaults=True)}
+        found = [vector(self.name, dim, f"image vector of {label}, length 1", **mine)]
         if self.text:
-            found.append(vector(f"{self.name}_text", dim, f"caption vector of {label}, length 1"))
+            found.append(vector(f"{self.name}_text", dim, f"caption vector of {label}, length 1", **mine))
             found.append(score(f"{self.name}_score", f"clip:{label}", 1, "cosine of image and caption"))
         return found
 
@@ -103,6 +108,16 @@ class Encoder(Config):
             if found[key] is not None and found[key] != RANDOM:
                 found[key] = _content(found[key])
         return found
+
+
+def encoder_of(schema: pa.Schema, column: str) -> Encoder:
+    """Return the encoder that made a vector column of `embeddings`. Raises RecipeError where it does not say."""
+    if column not in schema.names:
+        raise RecipeError(f"no embedding column {column!r}{nearest(column, schema.names)}")
+    made_by = (schema.field(column).metadata or {}).get(ENCODER.encode())
+    if made_by is None:
+        raise RecipeError(f"the embedding column {column!r} does not say which encoder made it: embed once more")
+    return Encoder.model_validate_json(made_by)
 
 
 def _offer(model: str) -> str:

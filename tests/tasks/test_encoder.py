@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
 from catalog.errors import RecipeError
-from tasks.embed.encoder import Encoder
+from catalog.schema import vector
+from tasks.encoder import Encoder, encoder_of
 from tasks.train import TrainClip
 
 TRAINED = {"models": TrainClip(model_name="small-clip").output({})}
@@ -77,7 +79,7 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
 
 
 def test_a_small_vocabulary_needs_a_tokenizer_of_its_own() -> None:
-    model = str(Path(__file__).parents[3] / "configs/models/tiny_vit.json")
+    model = str(Path(__file__).parents[2] / "configs/models/tiny_vit.json")
     with pytest.raises(RecipeError, match="4100 tokens, CLIP's tokenizer 49408"):
         Encoder(name="clip", model=model, pretrained="random").check({})
     assert Encoder(name="clip", model=model, pretrained="random", text=False).check({}) == 64
@@ -86,3 +88,13 @@ def test_a_small_vocabulary_needs_a_tokenizer_of_its_own() -> None:
 def test_nothing_to_train_from() -> None:
     with pytest.raises(RecipeError, match="no earlier stage trains 'small-clip'; there is none"):
         Encoder(name="clip", trained="small-clip").check({})
+
+
+def test_a_column_says_which_encoder_made_it(tiny_clip: tuple[Path, Path]) -> None:
+    encoder = Encoder(name="clip", model=str(tiny_clip[0]), pretrained=str(tiny_clip[1]))
+    schema = pa.schema(encoder.fields({}))
+    assert encoder_of(schema, "clip") == encoder_of(schema, "clip_text") == encoder
+    with pytest.raises(RecipeError, match="did you mean"):
+        encoder_of(schema, "clap")
+    with pytest.raises(RecipeError, match="embed once more"):
+        encoder_of(pa.schema([vector("old", 2, "")]), "old")

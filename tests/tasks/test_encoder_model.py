@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from catalog.errors import UserError
-from tasks.embed.encoder import Encoder
-from tasks.embed.model import fast_at_bfloat16, load
+from tasks.encoder import Encoder
+from tasks.encoder_model import fast_at_bfloat16, load
 from tasks.train import TrainClip
 from tests.pictures import picture
 
@@ -50,3 +50,16 @@ def test_a_model_that_the_table_lacks() -> None:
     models = TrainClip().output({}).empty_table()
     with pytest.raises(UserError, match="the models table has no 'small-clip'"):
         load(Encoder(name="clip", trained="small-clip"), "cpu", {"models": models})
+
+
+def test_texts_and_images_become_unit_vectors_and_what_is_none_becomes_zero(tiny_clip: tuple[Path, Path]) -> None:
+    from catalog.images import encode
+
+    model = load(Encoder(name="clip", model=str(tiny_clip[0]), pretrained="random"), "cpu", {})
+    texts = model.unit_texts(["a cat", "a dog", "a cat"], batch=2)
+    np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(texts[0], texts[2], atol=1e-6)
+    images, good = model.unit_images([encode(picture(40, 30)), b"no image", None, encode(picture(20, 50))], batch=3)
+    assert good.tolist() == [True, False, False, True]
+    np.testing.assert_allclose(np.linalg.norm(images, axis=1), [1, 0, 0, 1], atol=1e-5)
+    assert model.unit_images([])[0].shape == (0, 32)
