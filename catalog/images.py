@@ -12,9 +12,11 @@ The rules, stated once:
 - JPEG is decoded by OpenCV (libjpeg-turbo), everything else by Pillow, because OpenCV drops palettes' transparency.
 """
 
+import hashlib
 import io
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
@@ -243,43 +245,108 @@ class Statistics(NamedTuple):
     brightness_p5: float
     brightness_p99: float
     blur: float
+    histogram_std: float
     entropy: float
     greyscale: bool
 
 
-_BRIGHTNESS: Final = np.array([0.241, 0.691, 0.068], np.float32)
+_BRIGHTNESS: Final = np.array([[0.241, 0.691, 0.068]], np.float32)
 _GRID_PX: Final = 96
 _SMALL_PX: Final = 128
+_BLUR_PX: Final = 64
+_MARGIN: Final = 2
+"""Percents on either side of a percentile between which it is looked for."""
 
 
-def statistics(pixels: Pixels) -> Statistics:
-    """Measure a picture, uint8 (height, width, 3) RGB. The definitions are cleanvision's where it has one.
+def statistics(pixels: Pixels, one_channel: bool = False, fast: bool = False) -> Statistics:
+    """Measure a picture, uint8 (height, width, 3) RGB. The definitions are cleanvision's (0.3.7) where it has one.
 
     - brightness of a pixel: sqrt(0.241 R^2 + 0.691 G^2 + 0.068 B^2) / 255 (HSP colour model); its mean, 5th and 99th
-      percentile, over a grid of at most 96 x 96 pixels (which has the distribution of the whole).
-    - blur: standard deviation of Pillow's FIND_EDGES over the grey picture with its longer side shrunk to 64.
-    - entropy: of the histogram of grey values, bits (0..8).
+      percentile over all pixels.
+    - blur: standard deviation of Pillow's FIND_EDGES over the grey picture, its longer side shrunk to 64 (bicubic).
+    - histogram_std: standard deviation of the 256 counts of that small grey picture's histogram.
+    - entropy: of the histograms of all channels as one, bits (Pillow's `Image.entropy`): 0..9.58 for three channels,
+      and 0..8 for a picture that was stored with `one_channel`.
     - greyscale: all three channels equal everywhere.
     - phash: see `phash`.
+
+    With `fast`, for pictures that `decode` has reduced, so that nothing is exact any more: brightness is that of a grid
+    of at most 96 x 96 pixels, and the picture is shrunk by averaging before the blur is measured.
     """
-    height, width = pixels.shape[:2]
-    grid = cv2.resize(pixels, (min(width, _GRID_PX), min(height, _GRID_PX)), interpolation=cv2.INTER_NEAREST)
-    flat = grid.reshape(-1, 3).astype(np.float32)
-    bright = np.sort(np.sqrt((flat * flat) @ _BRIGHTNESS)) / np.float32(255)
-    p5, p99 = _percentiles(bright, (5, 99))
+    grid = _grid(pixels)
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    counts = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().astype(np.float64)
-    p = counts[counts > 0] / grey.size
     small = _shrunk(grey)
+    mean, p5, p99 = _brightness(grid, grid if fast else pixels)
+    blur, histogram_std = _blur(Image.fromarray(small) if fast else Image.fromarray(pixels))
     return Statistics(
         phash=_phash(small),
-        brightness=float(bright.mean(dtype=np.float64)),
+        brightness=mean,
         brightness_p5=p5,
         brightness_p99=p99,
-        blur=_blur(small),
-        entropy=float(-(p * np.log2(p)).sum()) + 0.0,  # never minus zero
+        blur=blur,
+        histogram_std=histogram_std,
+        entropy=_entropy(pixels, 1 if one_channel else 3),
         greyscale=_is_grey(grid) and _is_grey(pixels),
     )
+
+
+def _grid(pixels: Pixels) -> Pixels:
+    """Return at most 96 x 96 of the pixels, evenly spread: their distribution is about that of the whole."""
+    height, width = pixels.shape[:2]
+    return cv2.resize(pixels, (min(width, _GRID_PX), min(height, _GRID_PX)), interpolation=cv2.INTER_NEAREST)
+
+
+def _brightness(grid: Pixels, pixels: Pixels) -> tuple[float, float, float]:
+    """Return mean, 5th and 99th percentile of the brightness of `pixels`; `grid` are some of them."""
+    values = _brightness_of_pixels(pixels)
+    some = np.sort(_brightness_of_pixels(grid), axis=None)
+    p5, p99 = (_percentile(values, some, percent) / 255 for percent in (5, 99))
+    return float(cv2.sumElems(values)[0]) / values.size / 255, p5, p99
+
+
+def _brightness_of_pixels(pixels: Pixels) -> Any:
+    """Return 255 x brightness, float32 (height, width); strip by strip, so that it takes 4 bytes a pixel."""
+    found = np.empty(pixels.shape[:2], np.float32)
+    for top in range(0, len(pixels), _STRIP_ROWS):
+        strip = pixels[top : top + _STRIP_ROWS]
+        squares = cv2.multiply(strip, strip, dtype=cv2.CV_32F)
+        found[top : top + _STRIP_ROWS] = cv2.sqrt(cv2.transform(squares, _BRIGHTNESS))
+    return found
+
+
+def _percentile(values: Any, some: Any, percent: int) -> float:
+    """Return a percentile of float32 values, exactly as numpy does: linear between the two values next to it.
+
+    `some` of the values, ascending, say about where it lies: only what is near is partitioned.
+    """
+    place: float = percent / 100 * (values.size - 1)
+    first = math.floor(place)
+    last = min(first + 1, values.size - 1)
+    around = (min(max(p, 0), 100) / 100 for p in (percent - _MARGIN, percent + _MARGIN))
+    low, high = (some[round(p * (some.size - 1))] for p in around)
+    below = int(np.count_nonzero(values < low))
+    near = values[(values >= low) & (values <= high)]
+    if not below <= first <= last < below + near.size:  # the grid was not like the whole
+        below, near = 0, values.ravel()
+    near = np.partition(near, (first - below, last - below))
+    one, other = float(near[first - below]), float(near[last - below])
+    return one + (place - first) * (other - one)
+
+
+def _entropy(pixels: Pixels, channels: int) -> float:
+    counts = np.concatenate([cv2.calcHist([pixels], [c], None, [256], [0, 256]) for c in range(channels)])
+    p = counts[counts > 0].astype(np.float64) / (pixels.shape[0] * pixels.shape[1] * channels)
+    return float(-(p * np.log2(p)).sum()) + 0.0  # never minus zero
+
+
+def _blur(picture: Any) -> tuple[float, float]:
+    """Return `blur` and `histogram_std` of a Pillow picture, RGB or L."""
+    ratio = max(picture.size) / _BLUR_PX
+    if ratio > 1:
+        picture = picture.resize(tuple(max(1, int(side // ratio)) for side in picture.size), Image.Resampling.BICUBIC)
+    grey = picture.convert("L")
+    edges = np.asarray(grey.filter(ImageFilter.FIND_EDGES))
+    return float(edges.std(dtype=np.float64)), float(np.std(grey.histogram()))
 
 
 def phash(pixels: Pixels) -> int | None:
@@ -322,25 +389,91 @@ _COSINES: Final = np.cos(np.pi / 64 * np.outer(np.arange(8), 2 * np.arange(32) +
 """The lowest 8 of the 32 functions of the DCT-II, not normalised."""
 
 
-def _blur(grey: Pixels) -> float:
-    small = Image.fromarray(grey)
-    small.thumbnail((64, 64))
-    return float(np.asarray(small.filter(ImageFilter.FIND_EDGES)).std(dtype=np.float64))
-
-
-def _percentiles(ascending: Any, percents: tuple[int, ...]) -> tuple[float, ...]:
-    """Linear interpolation, like numpy's, on values that are sorted already."""
-    places = [p / 100 * (len(ascending) - 1) for p in percents]
-    low = [math.floor(x) for x in places]
-    return tuple(
-        float(ascending[i] + (x - i) * (ascending[min(i + 1, len(ascending) - 1)] - ascending[i]))
-        for i, x in zip(low, places, strict=True)
-    )
-
-
 def _is_grey(pixels: Pixels) -> bool:
     red, green, blue = cv2.split(pixels)
     return bool(np.array_equal(red, green) and np.array_equal(green, blue))
+
+
+# ---- the digest of what a picture shows
+
+_NEXT_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""The end of a JPEG's compressed data: any marker but a restart."""
+_START_OF_SCAN: Final = 0xDA
+_END_OF_IMAGE: Final = 0xD9
+_COMMENT: Final = 0xFE
+_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_WITHOUT_LENGTH: Final = frozenset([0x01, *range(0xD0, 0xD9)])
+
+
+def pixels_sha256(data: bytes, header: Header, pixels: Pixels | None = None) -> str:
+    """Return a digest (hex) that two files share only where they show the same picture, pixel by pixel.
+
+    - JPEG: of its compressed data, tables, size and orientation, without metadata (EXIF, colour profiles, comments,
+      thumbnails, whatever follows the end). Files of equal digests decode to equal pixels, and no picture need be
+      decoded at full size for it: that, its resizing and hashing would nearly double the work on 1024 x 768 pixels.
+      The price: a JPEG whose data was packed anew without loss (other Huffman tables, progressive) has another digest,
+      and so has a PNG made of it; the perceptual hash finds these.
+    - all others: of width, height and the pixels as `decode` gives them: upright RGB, transparency on white.
+      Compression, metadata, palettes and the format itself make no difference.
+
+    It depends on the bytes alone, never on the size that a picture is stored at. `pixels` saves decoding them again.
+    """
+    digest = hashlib.sha256()
+    if header.format == "jpg":
+        digest.update(b"jpg%d" % header.orientation)
+        for piece in _jpeg_picture(data):
+            digest.update(piece)
+    else:
+        shown = decode(data) if pixels is None else pixels
+        digest.update(b"rgb%d,%d:" % (shown.shape[1], shown.shape[0]))
+        digest.update(np.ascontiguousarray(shown).data)
+    return digest.hexdigest()
+
+
+def _jpeg_picture(data: bytes) -> list[bytes]:
+    """Return what decides the pixels of a JPEG, piece by piece; all of it, where its segments cannot be told apart."""
+    pieces: list[bytes] = []
+    jfif, adobe, components, scans = False, b"", b"", 0
+    for kind, segment in _jpeg_segments(data):
+        if kind == 0xE0 and segment[4:9] == b"JFIF\0":
+            jfif = True
+        elif kind == 0xEE and segment[4:9] == b"Adobe":
+            adobe = segment[15:16]
+        if kind != _COMMENT and not 0xE0 <= kind <= 0xEF:
+            pieces.append(segment)
+        if kind in _FRAMES:
+            components = segment[10::3]
+        scans += kind == _START_OF_SCAN
+    if not components or not scans:
+        return [data]
+    # JFIF says YCbCr, and so do components that are called 1, 2, 3, unless Adobe's marker says otherwise.
+    unsure = bool(adobe) or components not in (b"\1", b"\1\2\3")
+    return [b"a" + adobe, b"j" if unsure and jfif else b"-", *pieces]
+
+
+def _jpeg_segments(data: bytes) -> list[tuple[int, bytes]]:
+    """Return (marker, bytes with the marker) of every segment up to the end of the image; a scan has its data with it.
+
+    Empty where bytes lie between the segments, or the end is missing: then decoders differ in what they make of it.
+    """
+    found: list[tuple[int, bytes]] = []
+    at = 2
+    while data[at : at + 1] == b"\xff" and at + 1 < len(data):
+        kind = data[at + 1]
+        if kind == _END_OF_IMAGE:
+            return found
+        if kind == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if kind in _WITHOUT_LENGTH:
+            break
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if kind == _START_OF_SCAN:
+            following = _NEXT_MARKER.search(data, end)
+            end = following.start() if following else len(data)
+        found.append((kind, data[at:end]))
+        at = end
+    return []
 
 
 # ---- resizing and encoding

@@ -72,6 +72,9 @@ IMAGES: Final = pa.schema(
         field("byte_size", pa.int64(), "how many bytes are stored"),
         field("format", pa.string(), "jpg, png or webp: of the stored bytes"),
         field("sha256", pa.string(), "hex digest of the bytes as they were received"),
+        field(
+            "pixels_sha256", pa.string(), "hex digest of what the picture shows, whatever its metadata and compression"
+        ),
         field("width", pa.int32(), "stored, pixels"),
         field("height", pa.int32(), "stored, pixels"),
         field("original_width", pa.int32(), "as received, pixels"),
@@ -81,7 +84,8 @@ IMAGES: Final = pa.schema(
         field("brightness_p5", pa.float32(), "5th percentile of perceived brightness, 0..1"),
         field("brightness_p99", pa.float32(), "99th percentile of perceived brightness, 0..1"),
         field("blur", pa.float32(), "standard deviation of the edge image, 0..255: low is blurry"),
-        field("entropy", pa.float32(), "entropy of the grey histogram, bits"),
+        field("histogram_std", pa.float32(), "standard deviation of the counts of the small grey picture's histogram"),
+        field("entropy", pa.float32(), "entropy of the histogram of all channels, bits"),
         field("greyscale", pa.bool_(), "one channel, or three equal ones"),
         field("http_status", pa.int16(), "the last response's status; null where there was none"),
         field("final_url", pa.string(), "after redirects; null where it equals url"),

@@ -8,6 +8,7 @@
         ...
 
 Every mistake is one line with the file, the line in it, the field, and the nearest right name.
+`- include: FILE` among the stages puts those of a fragment there (`flows/fragments.py`).
 `${NAME}` and `${NAME:-default}` stand for environment variables, `overrides` for `--set stage.field=value`.
 """
 
@@ -23,6 +24,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from catalog.errors import NotFoundError, RecipeError, nearest
+from flows.fragments import INCLUDE_SCHEMA, VARIABLE, compose, expand, load_yaml
 from tasks.cluster import AnyCluster
 from tasks.deduplicate import AnyDeduplicate
 from tasks.download import Download
@@ -31,30 +33,24 @@ from tasks.filter import AnyFilter
 from tasks.prune import AnyPrune
 from tasks.publish import Samples
 from tasks.report import AnyReport
+from tasks.score import AnyScore
 from tasks.sources import AnySource
 from tasks.stage import Config, Stage
 from tasks.train import AnyTrain
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML as recipes mean it: `no` is a word (a resize mode of img2dataset's), only true and false are not."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 AnyStage = Annotated[
-    Download | AnyEmbed | AnyTrain | AnyFilter | AnyDeduplicate | AnyCluster | AnyPrune | AnyReport,
+    Download | AnyEmbed | AnyTrain | AnyFilter | AnyDeduplicate | AnyCluster | AnyPrune | AnyReport | AnyScore,
     Field(discriminator="use"),
 ]
 """Every stage that a recipe may name: the union of the families' unions."""
+
+
+def _or_include(schema: dict[str, Any]) -> None:
+    """Let an editor accept `include` among the stages; `parse` has replaced it when the model sees them."""
+    schema["items"] = {"anyOf": [schema["items"], INCLUDE_SCHEMA]}
 
 
 class Prices(Config):
@@ -75,7 +71,7 @@ class Recipe(Config):
     seed: int = Field(0, description="every random choice derives from it")
     prices: Prices | None = None
     source: AnySource
-    stages: tuple[AnyStage, ...] = ()
+    stages: tuple[AnyStage, ...] = Field((), json_schema_extra=_or_include)
 
     @field_validator("dataset")
     @classmethod
@@ -118,31 +114,26 @@ def read_text(path: str | Path) -> str:
 
 def parse(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
     """Check a recipe's text. `name` is what errors call it."""
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        raw = _yaml(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
-        raise RecipeError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    raw, node = compose(text, name)
     if not isinstance(raw, dict):
         raise RecipeError(f"{name}: a recipe is a mapping with `dataset`, `source` and `stages`")
-    raw = _resolved(raw, name, overrides)
+    raw = _resolved(expand(raw, node, name), name, overrides)
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         # An unknown field often is the missing one, misspelt: say that first.
         assert node is not None  # an empty file is no mapping
         errors = sorted(error.errors(), key=lambda e: e["type"] == "missing")
-        raise RecipeError("\n".join(_explain(e, raw, node, name) for e in errors[:5])) from None
+        raise RecipeError("\n".join(_explain(e, raw, node) for e in errors[:5])) from None
     recipe.steps()
     return recipe
 
 
 def resolved_text(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> str:
-    """Return a recipe's text with variables and overrides in it; the text itself where it has neither."""
-    resolved = _resolved(_yaml(text), name, overrides)
-    return text if resolved == _yaml(text) else yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+    """Return a recipe's text with fragments, variables and overrides in it; the text itself where it has none."""
+    raw, node = compose(text, name)
+    resolved = _resolved(expand(raw, node, name), name, overrides)
+    return text if resolved == raw else yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
 
 
 def _resolved(raw: dict[str, Any], name: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -150,10 +141,6 @@ def _resolved(raw: dict[str, Any], name: str, overrides: Sequence[str]) -> dict[
     for override in overrides:
         _override(resolved, override)
     return resolved
-
-
-def _yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506  # a SafeLoader, but for its booleans
 
 
 def _with_environment(value: Any, name: str) -> Any:
@@ -173,8 +160,8 @@ def _with_environment(value: Any, name: str) -> Any:
             )
         return found
 
-    replaced = _VARIABLE.sub(replace, value)
-    return replaced if replaced == value else _yaml(replaced)
+    replaced = VARIABLE.sub(replace, value)
+    return replaced if replaced == value else load_yaml(replaced)
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -197,7 +184,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     for key in rest[:-1]:
         target = _descend(target, key, override)
     try:
-        parsed = _yaml(value)
+        parsed = load_yaml(value)
     except yaml.YAMLError:
         parsed = value
     if isinstance(target, list):
@@ -218,10 +205,9 @@ def _index(target: list[Any], key: str, override: str) -> int:
     return int(key)
 
 
-def _explain(error: ErrorDetails, raw: dict[str, Any], node: yaml.Node, name: str) -> str:
+def _explain(error: ErrorDetails, raw: dict[str, Any], node: yaml.Node) -> str:
     """Return one line: file, line, field, what is wrong, the nearest right thing."""
-    line, field, owner = _locate(error["loc"], raw, node)
-    where = f"{name}:{line}"
+    where, field, owner = _locate(error["loc"], raw, node)
     kind, context = error["type"], error.get("ctx", {})
     last = str(error["loc"][-1]) if error["loc"] else ""
     if kind == "extra_forbidden":
@@ -241,9 +227,9 @@ def _explain(error: ErrorDetails, raw: dict[str, Any], node: yaml.Node, name: st
     return f"{where}: {field}: {message[:1].lower()}{message[1:]}{shown}"
 
 
-def _locate(loc: Sequence[int | str], raw: Any, node: yaml.Node) -> tuple[int, str, Mapping[str, Any]]:
-    """Return (line, dotted field, innermost mapping) of an error; names of union members in `loc` are passed over."""
-    value, line = raw, node.start_mark.line + 1
+def _locate(loc: Sequence[int | str], raw: Any, node: yaml.Node) -> tuple[str, str, Mapping[str, Any]]:
+    """Return (file:line, dotted field, innermost mapping) of an error; names of union members are passed over."""
+    value, mark = raw, node.start_mark
     names: list[str] = []
     owner: Mapping[str, Any] = raw
     for step in loc:
@@ -257,13 +243,13 @@ def _locate(loc: Sequence[int | str], raw: Any, node: yaml.Node) -> tuple[int, s
             names.append(str(step))
             pair = next((p for p in getattr(node, "value", []) if getattr(p[0], "value", None) == step), None)
             if isinstance(node, yaml.MappingNode) and pair:
-                line, node = pair[0].start_mark.line + 1, pair[1]
+                mark, node = pair[0].start_mark, pair[1]
                 continue
         elif step == loc[-1] and isinstance(value, dict):
             owner = value
             names.append(str(step))
-        line = node.start_mark.line + 1
-    return line, ".".join(names) or "recipe", owner
+        mark = node.start_mark
+    return f"{mark.name}:{mark.line + 1}", ".".join(names) or "recipe", owner
 
 
 def _fields_of(owner: Mapping[str, Any], field: str) -> list[str]:
@@ -281,7 +267,7 @@ def _fields_of(owner: Mapping[str, Any], field: str) -> list[str]:
 @cache
 def stage_models() -> tuple[type[Stage], ...]:
     """Return every stage that a recipe may name, sources too."""
-    return tuple(m for m in _nested(Recipe) if issubclass(m, Stage))
+    return tuple(dict.fromkeys(m for m in _nested(Recipe) if issubclass(m, Stage)))
 
 
 def _nested(model: Any, seen: frozenset[Any] = frozenset()) -> list[type[BaseModel]]:

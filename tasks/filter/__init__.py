@@ -1,7 +1,12 @@
-"""The `filter` family: keep the rows for which a SQL predicate is true."""
+"""The `filter` family: keep the rows that a predicate, a list or a set of targets wants."""
+
+from typing import Annotated
+
+from pydantic import Field
 
 from tasks.filter.filter import Filter
+from tasks.filter.near_targets import NearTargets
 
-AnyFilter = Filter
+AnyFilter = Annotated[Filter | NearTargets, Field(discriminator="use")]
 
-__all__ = ["AnyFilter", "Filter"]
+__all__ = ["AnyFilter", "Filter", "NearTargets"]

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
@@ -11,8 +12,9 @@ from pydantic import Field, model_validator
 from catalog import schema
 from catalog.errors import RecipeError, nearest
 from catalog.schema import DECISIONS
+from tasks.filter._lists import Entries, Listed, Words, fails_list, fails_words, read, text
 from tasks.filter._predicate import Conjunct, Path, connect, one_line, split
-from tasks.stage import Batches, Columns, MapStage, Step, Tables
+from tasks.stage import Batches, Columns, MapStage, Resources, Step, Tables
 
 MAX_VALUE_CHARS: Final = 80
 """No more of a value is shown in the evidence."""
@@ -39,6 +41,9 @@ class Filter(MapStage):
         reason      width >= 200
         evidence    width=120 fails width >= 200; clip_score=null: clip_score >= 0.28 is null
 
+    `words` and `lists` look a column up in a file, of any length: a word of the caption among the names of classes, the
+    host of the URL among those that opted out. They come after the predicates.
+
     A condition that is null is not true: the row goes. NaN counts as null; so does a value that cannot be computed (a
     cast of text that is no number). Where two tables have a column of one name, say which: `images.width`. A name that
     is written exactly as one table has it is that one.
@@ -56,11 +61,28 @@ class Filter(MapStage):
         default_factory=dict, description="reason -> predicate that is true for the rows to keep"
     )
 
+    words: dict[str, Words] = Field(
+        default_factory=dict, description="reason -> file of words, of which a text column of a row to keep has one"
+    )
+    lists: tuple[Listed, ...] = Field((), description="files of values that rows to keep have, or have not")
+    resources: Resources = Resources(batch_rows=8192)
+
     @model_validator(mode="after")
-    def _one_of_both(self) -> "Filter":
-        if (self.where is None) == (not self.rules):
+    def _something_to_judge(self) -> "Filter":
+        if self.where is not None and self.rules:
             raise ValueError("a filter has either `where` or `rules`")
+        if self.where is None and not (self.rules or self.words or self.lists):
+            raise ValueError("a filter has either `where` or `rules`, or else `words` or `lists`")
         return self
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the fields; of a list what is in it, and not where it lies."""
+        said = super().parameters()
+        for reason, words in self.words.items():
+            said["words"][reason]["file"] = words.digest()
+        for one, listed in zip(said["lists"], self.lists, strict=True):
+            one["file"] = listed.digest()
+        return {name: value for name, value in said.items() if value or name not in ("words", "lists")}
 
     def conditions(self) -> list[Condition]:
         """Return what must be true, in order. Raises RecipeError where a predicate cannot be read or is not allowed."""
@@ -72,7 +94,11 @@ class Filter(MapStage):
         """Return the columns that the conditions name, after binding them against the tables' types."""
         names = _Names(available)
         conditions = self.conditions()
-        places = dict.fromkeys(names.place(path) for c in conditions for path in c.conjunct.paths)
+        asked: list[Words | Listed] = [*self.words.values(), *self.lists]
+        for file in asked:
+            file.check()
+        looked_up = [names.text(file.column) for file in asked]
+        places = dict.fromkeys([*(names.place(path) for c in conditions for path in c.conjunct.paths), *looked_up])
         read = [place for place in places if place[1] != "sample_id"]
         _distinct(read)
         _bind(conditions, names.types(read))
@@ -87,27 +113,71 @@ class Filter(MapStage):
     def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
         connection = connect()
         conditions = self.conditions()
+        lookups = self._lookups()
 
         def step(batches: Iterator[pa.Table]) -> Batches:
             for batch in batches:
-                connection.register("batch", _readable(batch))
-                verdicts = connection.sql(_query(conditions, batch.schema)).to_arrow_table()
-                connection.unregister("batch")
-                yield self._decisions(batch.column("sample_id"), verdicts)
+                verdicts = [(lookup.reason, *lookup.fails(batch, connection)) for lookup in lookups]
+                said = [_judged(conditions, batch, connection), *(_verdict(*verdict) for verdict in verdicts)]
+                reason = pc.coalesce(*(reasons for reasons, _ in said))
+                yield self._decisions(batch.column("sample_id"), reason, _joined([found for _, found in said]))
 
         return step
 
-    def _decisions(self, sample_ids: pa.ChunkedArray, verdicts: pa.Table) -> pa.Table:
+    def _lookups(self) -> "list[_Lookup]":
+        return [
+            *(_Lookup(reason, words, read(words)) for reason, words in self.words.items()),
+            *(_Lookup(listed.name, listed, read(listed, listed.match != "exact")) for listed in self.lists),
+        ]
+
+    def _decisions(self, sample_ids: pa.ChunkedArray, reason: pa.Array, evidence: pa.Array) -> pa.Table:
         rows = len(sample_ids)
         columns = {
             "sample_id": sample_ids,
             "stage": pa.repeat(self.name, rows),
-            "keep": verdicts.column("reason").is_null(),
-            "reason": verdicts.column("reason"),
-            "evidence": verdicts.column("evidence"),
+            "keep": reason.is_null(),
+            "reason": reason,
+            "evidence": evidence,
         }
         filled = [columns.get(f.name, pa.nulls(rows, f.type)) for f in DECISIONS]
         return pa.table(filled, schema=DECISIONS)
+
+
+@dataclass(frozen=True)
+class _Lookup:
+    """A list that was read, and what is asked of it."""
+
+    reason: str
+    asked: Words | Listed
+    entries: Entries
+
+    def fails(self, batch: pa.Table, connection: Any) -> tuple[np.ndarray, pa.Array]:
+        values = batch.column(_column(tuple(self.asked.column.split(".")), batch.schema)[0])
+        if isinstance(self.asked, Words):
+            return fails_words(self.asked, self.entries, values, connection)
+        return fails_list(self.asked, self.entries, values, connection)
+
+
+def _judged(conditions: list[Condition], batch: pa.Table, connection: Any) -> tuple[pa.Array, pa.Array]:
+    """Return reason and evidence by the predicates: string (n,), null where all are true."""
+    if not conditions:
+        return pa.nulls(batch.num_rows, pa.string()), pa.nulls(batch.num_rows, pa.string())
+    connection.register("batch", _readable(batch))
+    verdicts = connection.sql(_query(conditions, batch.schema)).to_arrow_table()
+    connection.unregister("batch")
+    return text(verdicts.column("reason")).cast(pa.string()), text(verdicts.column("evidence")).cast(pa.string())
+
+
+def _verdict(reason: str, fails: np.ndarray, evidence: pa.Array) -> tuple[pa.Array, pa.Array]:
+    return pc.if_else(pa.array(fails), pa.scalar(reason), pa.scalar(None, pa.string())), evidence
+
+
+def _joined(evidence: list[pa.Array]) -> pa.Array:
+    """Return all that is said of a row in one line, null where nothing is."""
+    joined, *others = evidence
+    for other in others:  # pairs: Arrow 26 loses rows where it skips nulls and there is nothing else
+        joined = pc.coalesce(pc.binary_join_element_wise(joined, other, "; "), joined, other)
+    return joined
 
 
 Place = tuple[str, str]
@@ -154,6 +224,18 @@ class _Names:
             choices = " or ".join(".".join(place) for place in found)
             raise RecipeError(f"a filter names column {name!r}, which several tables have; write {choices}")
         return found[0]
+
+    def text(self, column: str) -> Place:
+        """Return where a column of text is. Raises RecipeError where there is none, or it holds something else."""
+        if column == "host" and not self._search("host"):
+            raise RecipeError(
+                "a filter's list names column 'host'; expected `column: url` and `match: host` or `suffix`"
+            )
+        found = self.place(tuple(column.split(".")))
+        type_ = pa.int64() if found[1] == "sample_id" else self._types[found]
+        if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
+            raise RecipeError(f"a filter's list looks up {'.'.join(found)}, which is {type_}; expected text")
+        return found
 
     def _search(self, column: str, table: str | None = None) -> list[Place]:
         """Return the places of a name: those that are spelt so or, where there is none, in any case."""

@@ -1,10 +1,10 @@
-"""What every selector is: an exact number of rows to keep, chosen among those that have an embedding."""
+"""What every selector is: a judgement of rows, with the numbers that decided, and an exact number of rows to keep."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final, Literal, Self
+from typing import ClassVar, Final, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +21,14 @@ Which = Literal["hard", "easy"]
 
 PIECE_ROWS: Final = 1 << 17
 
+Evidence = Callable[[np.ndarray], pa.Array]
+"""Places of rows, int64 (m,) -> string (m,), the numbers that decided. Asked for piece by piece: the sentences of all
+rows at once would be the largest thing in memory."""
+
 
 @dataclass(frozen=True)
 class Rows:
-    """The alive rows that may be kept, in `sample_id` order."""
+    """The rows that may be kept, in `sample_id` order."""
 
     ids: np.ndarray
     """int64 (n,)."""
@@ -55,24 +59,75 @@ class Rows:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a selector says of `Rows`."""
+    """What a selector says of n rows."""
 
     keep: np.ndarray
     """bool (n,)."""
-    evidence: pa.Array
-    """string (n,): the numbers that decided."""
+    evidence: Evidence
 
 
 class Selector(TableStage):
-    """Keeps floor(keep * n) of the n alive rows that have an embedding, or `keep_rows`; exactly that many.
+    """Judges rows, and says of each why. The rows it judges may be those of a table, or those that another left.
 
-    Rows without an embedding (null cluster) are out with `no_embedding`, and do not count in n; the others that are
-    out have `pruned_<method>`. `keep_rows` above n keeps all n.
+    Rows that it has no number for are out with `absent`, the others that are out with `pruned_<method>`.
     """
 
     use: Literal["prune"] = "prune"
     table = "decisions"
+    absent: ClassVar[str] = "no_embedding"
+    """The reason of rows that are not `usable`."""
     method: str
+
+    def output(self, available: Tables) -> pa.Schema:
+        return DECISIONS
+
+    @abstractmethod
+    def usable(self, rows: pa.Table) -> np.ndarray:
+        """Return which rows it can judge: bool (n,). Fractions are of those."""
+
+    @abstractmethod
+    def judge(self, rows: pa.Table, pool: pa.Table, inputs: Inputs, run: Run) -> Selection:
+        """Choose among `rows` (sample_id and the columns of `inputs`, in order). Fractions are of `pool`.
+
+        `pool` is `rows`, or has them all. `inputs` is for sides; none of its other rows count.
+        """
+
+    def run(self, inputs: Inputs, run: Run) -> Batches:
+        rows = inputs.table(self._sample_columns(inputs))
+        chosen = self.judge(rows, rows, inputs, run)
+        usable = self.usable(rows)
+        ids = rows.column("sample_id").to_numpy()
+        for start in range(0, len(ids), PIECE_ROWS):
+            places = np.arange(start, min(start + PIECE_ROWS, len(ids)))
+            yield self._decisions(ids[places], chosen.keep[places], usable[places], chosen.evidence(places))
+
+    def _sample_columns(self, inputs: Inputs) -> Columns:
+        """Return what it reads of every row, of the tables that there are."""
+        schemas = {name: inputs.schema(name) for name in inputs.tables()}
+        return {name: c for name, c in self.inputs(schemas).items() if "sample_id" in schemas[name].names}
+
+    def _decisions(self, ids: np.ndarray, keep: np.ndarray, usable: np.ndarray, evidence: pa.Array) -> pa.Table:
+        kept, count = pa.array(keep), len(ids)
+        reason = pc.if_else(pa.array(usable), f"pruned_{self.method}", self.absent)
+        columns = {
+            "sample_id": pa.array(ids),
+            "stage": pa.repeat(self.name, count),
+            "keep": kept,
+            "reason": pc.if_else(kept, pa.scalar(None, pa.string()), reason),
+            "evidence": evidence,
+            "representative": pa.nulls(count, pa.int64()),
+            "similarity": pa.nulls(count, pa.float32()),
+        }
+        return pa.table(columns, schema=DECISIONS)
+
+
+class ClusterSelector(Selector):
+    """Keeps floor(keep * n) of the n rows that have an embedding, or `keep_rows`; exactly that many.
+
+    Rows without an embedding (null cluster) are out with `no_embedding`, and do not count in n. `keep_rows` above n
+    keeps all n.
+    """
+
     keep: float | None = Field(None, gt=0, le=1, description="fraction to keep of the rows with an embedding")
     keep_rows: int | None = Field(None, gt=0, description="rows to keep, instead of a fraction")
 
@@ -88,59 +143,57 @@ class Selector(TableStage):
             raise RecipeError(f"prune with method {self.method} reads clusters: put a stage `use: cluster` before it")
         return {"clusters": ("cluster", "distance")}
 
-    def output(self, available: Tables) -> pa.Schema:
-        return DECISIONS
-
     @abstractmethod
     def select(self, rows: Rows, total: int, inputs: Inputs, run: Run) -> Selection:
         """Choose exactly `total` of `rows`; 0 < total <= len(rows)."""
 
-    def run(self, inputs: Inputs, run: Run) -> Batches:
-        ids, good, rows = self._rows(inputs)
-        total = self._total(len(rows))
-        run.note(rows=len(ids), with_embedding=len(rows), total=total)
+    def usable(self, rows: pa.Table) -> np.ndarray:
+        distance = pc.fill_null(rows.column("distance"), np.nan).to_numpy()
+        there: np.ndarray = rows.column("cluster").is_valid().to_numpy() & np.isfinite(distance)
+        return there
+
+    def judge(self, rows: pa.Table, pool: pa.Table, inputs: Inputs, run: Run) -> Selection:
+        usable = self.usable(rows)
+        candidates = self._rows(rows.filter(pa.array(usable)))
+        count = len(candidates) if pool is rows else int(self.usable(pool).sum())
+        total = min(part_of(count, self.keep, self.keep_rows), len(candidates))
+        run.note(rows=rows.num_rows, with_embedding=len(candidates), total=total)
         if total == 0:
-            chosen = Selection(np.zeros(len(rows), bool), pa.repeat("0 rows are to be kept in all", len(rows)))
-        else:
-            chosen = self.select(rows, total, inputs, run)
-        yield from self._decisions(ids, good, chosen)
+            return Selection(np.zeros(rows.num_rows, bool), always("0 rows are to be kept in all"))
+        return spread(self.select(candidates, total, inputs, run), usable, "no usable embedding")
 
-    def _rows(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray, Rows]:
-        """Return (ids of all alive rows, which of them may be kept: bool, those)."""
-        ids, cluster, distance = [np.empty(0, np.int64)], [np.empty(0, np.int32)], [np.empty(0, np.float32)]
-        for batch in inputs.batches({"clusters": ("cluster", "distance")}):
-            ids.append(batch.column("sample_id").to_numpy())
-            cluster.append(pc.fill_null(batch.column("cluster"), -1).to_numpy())
-            distance.append(pc.fill_null(batch.column("distance"), np.nan).to_numpy().astype(np.float32))
-        every, clusters, distances = np.concatenate(ids), np.concatenate(cluster), np.concatenate(distance)
-        good = (clusters >= 0) & np.isfinite(distances)
-        return every, good, Rows(every[good], clusters[good], distances[good])
+    def _rows(self, rows: pa.Table) -> Rows:
+        """Return usable rows as arrays."""
+        ids, cluster, distance = (rows.column(name).to_numpy() for name in ("sample_id", "cluster", "distance"))
+        return Rows(ids, cluster.astype(np.int32, copy=False), distance.astype(np.float32, copy=False))
 
-    def _total(self, count: int) -> int:
-        if self.keep_rows is not None:
-            return min(self.keep_rows, count)
-        # Decimal: 0.29 of 100 rows are 29, where floor(0.29 * 100) is 28
-        return int(Decimal(repr(self.keep)) * count)
 
-    def _decisions(self, ids: np.ndarray, good: np.ndarray, chosen: Selection) -> Iterator[pa.Table]:
-        at = np.maximum(np.cumsum(good) - 1, 0)
-        keep = np.zeros(len(ids), bool)
-        keep[good] = chosen.keep
-        for start in range(0, len(ids), PIECE_ROWS):
-            piece = slice(start, start + PIECE_ROWS)
-            kept, count = pa.array(keep[piece]), len(ids[piece])
-            reason = pc.if_else(pa.array(good[piece]), f"pruned_{self.method}", "no_embedding")
-            evidence = chosen.evidence.take(pa.array(at[piece], mask=~good[piece]))
-            columns = {
-                "sample_id": pa.array(ids[piece]),
-                "stage": pa.repeat(self.name, count),
-                "keep": kept,
-                "reason": pc.if_else(kept, pa.scalar(None, pa.string()), reason),
-                "evidence": pc.fill_null(evidence, "no usable embedding"),
-                "representative": pa.nulls(count, pa.int64()),
-                "similarity": pa.nulls(count, pa.float32()),
-            }
-            yield pa.table(columns, schema=DECISIONS)
+def part_of(count: int, keep: float | None, keep_rows: int | None) -> int:
+    """Return how many of `count` rows a fraction is, or `keep_rows` as far as there are so many."""
+    if keep_rows is not None:
+        return min(keep_rows, count)
+    # Decimal: 0.29 of 100 rows are 29, where floor(0.29 * 100) is 28
+    return int(Decimal(repr(keep)) * count)
+
+
+def spread(chosen: Selection, usable: np.ndarray, otherwise: str) -> Selection:
+    """Return a selection of the rows that are `usable`, bool (n,), as one of all n; the others are out."""
+    keep = np.zeros(len(usable), bool)
+    keep[usable] = chosen.keep
+    at = np.cumsum(usable) - 1
+
+    def evidence(places: np.ndarray) -> pa.Array:
+        mine = usable[places]
+        said = chosen.evidence(at[places[mine]])
+        taken = said.take(pa.array(np.maximum(np.cumsum(mine) - 1, 0), mask=~mine))
+        return pc.fill_null(taken, otherwise)
+
+    return Selection(keep, chosen.evidence if usable.all() else evidence)
+
+
+def always(text: str) -> Evidence:
+    """Return the evidence that says the same of every row."""
+    return lambda places: pa.repeat(text, len(places))
 
 
 def sentence(*words: str | np.ndarray) -> pa.Array:
@@ -148,7 +201,18 @@ def sentence(*words: str | np.ndarray) -> pa.Array:
     return pc.binary_join_element_wise(*(word if isinstance(word, str) else _text(word) for word in words), "")
 
 
+def sentences(*words: str | np.ndarray) -> Evidence:
+    """Return the evidence that says `sentence(*words)`, of the rows that it is asked about."""
+    return lambda places: sentence(*(word if isinstance(word, str) else word[places] for word in words))
+
+
 def _text(numbers: np.ndarray) -> pa.Array:
     if numbers.dtype.kind == "f":
         return pc.cast(pc.round(pa.array(numbers.astype(np.float64)), 4), pa.string())
     return pc.cast(pa.array(numbers), pa.string())
+
+
+def batches_of(rows: pa.Table) -> Iterator[pa.Table]:
+    """Yield rows in pieces."""
+    for start in range(0, rows.num_rows, PIECE_ROWS):
+        yield rows.slice(start, PIECE_ROWS)

@@ -8,13 +8,13 @@ from pydantic import Field
 from catalog.errors import UserError
 from catalog.inputs import Inputs, as_matrix
 from tasks import draw
-from tasks.prune._base import Rows, Selection, Selector, Which, sentence
+from tasks.prune._base import ClusterSelector, Rows, Selection, Which, sentences
 from tasks.stage import Run
 
 Projection = Literal["additive", "proportional"]
 
 
-class Density(Selector):
+class Density(ClusterSelector):
     """Gives every cluster a quota by its complexity, and keeps that many of its rows.
 
     Complexity of cluster j: C_j = d_intra,j * d_inter,j, the mean distance of its rows to its centroid times the mean
@@ -65,7 +65,7 @@ class Density(Selector):
         )
         ranks = rows.ranks(self._key(rows, run.seed))
         keep = ranks < quota[rows.cluster]
-        evidence = sentence(
+        evidence = sentences(
             "distance ", rows.distance, ", rank ", ranks + 1, " of ", sizes[rows.cluster],
             " in cluster ", rows.cluster, ", quota ", quota[rows.cluster],
         )  # fmt: skip

@@ -6,11 +6,11 @@ import numpy as np
 from pydantic import Field
 
 from catalog.inputs import Inputs
-from tasks.prune._base import Rows, Selection, Selector, Which, sentence
+from tasks.prune._base import ClusterSelector, Rows, Selection, Which, sentences
 from tasks.stage import Run
 
 
-class Prototypes(Selector):
+class Prototypes(ClusterSelector):
     """Ranks rows by 1 - cosine to the centroid of their cluster, with a floor for every cluster.
 
     Each of the K clusters that have rows keeps at least min(size, int(total / K * balance)) of its first rows; the rest
@@ -35,7 +35,7 @@ class Prototypes(Selector):
         run.note(clusters=int(np.count_nonzero(sizes)), floor=floor, kept_by_floor=total - len(filled))
         if len(filled):
             run.note(threshold_distance=round(float(rows.distance[filled[-1]]), 6))
-        evidence = sentence(
+        evidence = sentences(
             "distance ", rows.distance, ", rank ", ranks + 1, " of ", sizes[rows.cluster],
             " in cluster ", rows.cluster, ", floor ", np.minimum(floor, sizes)[rows.cluster],
         )  # fmt: skip

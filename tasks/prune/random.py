@@ -3,14 +3,15 @@
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 
 from catalog.inputs import Inputs
 from tasks import draw
-from tasks.prune._base import Rows, Selection, Selector, sentence
+from tasks.prune._base import ClusterSelector, Rows, Selection, sentences
 from tasks.stage import Columns, Run, Tables
 
 
-class Random(Selector):
+class Random(ClusterSelector):
     """Keeps a uniform sample without replacement: the rows with the smallest keys of the seed and their sample_id.
 
     Where there are clusters, it chooses among the same rows as the other methods, those with an embedding, so that arms
@@ -25,15 +26,17 @@ class Random(Selector):
             return super().inputs(available)
         return {"images": ("status",)} if "images" in available else {"source": ("url",)}
 
-    def _rows(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray, Rows]:
-        if "clusters" in inputs:
-            return super()._rows(inputs)
-        ids = inputs.ids()
-        count = len(ids)
-        return ids, np.ones(count, bool), Rows(ids, np.zeros(count, np.int32), np.zeros(count, np.float32))
+    def usable(self, rows: pa.Table) -> np.ndarray:
+        return super().usable(rows) if "cluster" in rows.column_names else np.ones(rows.num_rows, bool)
+
+    def _rows(self, rows: pa.Table) -> Rows:
+        if "cluster" in rows.column_names:
+            return super()._rows(rows)
+        count = rows.num_rows
+        return Rows(rows.column("sample_id").to_numpy(), np.zeros(count, np.int32), np.zeros(count, np.float32))
 
     def select(self, rows: Rows, total: int, inputs: Inputs, run: Run) -> Selection:
         order = np.argsort(draw.keys(rows.ids, run.seed), kind="stable")
         ranks = np.empty(len(rows), np.int64)
         ranks[order] = np.arange(len(rows))
-        return Selection(ranks < total, sentence("drawn as ", ranks + 1, " of ", np.full(len(rows), len(rows))))
+        return Selection(ranks < total, sentences("drawn as ", ranks + 1, f" of {len(rows)}"))

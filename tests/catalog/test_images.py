@@ -1,4 +1,5 @@
 import io
+import math
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from scipy.fft import dctn
 
 from catalog import images
@@ -205,36 +207,79 @@ def test_a_flat_picture_has_no_phash(value):
     assert images.phash(np.full((300, 300, 3), value, np.uint8)) is None
 
 
-def test_statistics_are_cleanvisions_definitions():
-    pixels = picture(96, 90, 3)
-    found = images.statistics(pixels)
-    r, g, b = (pixels[..., i].astype(np.float64) for i in range(3))
+def by_definition(image):
+    """cleanvision 0.3.7's measurements of an open Pillow image, written out: exact, slow, whole picture in memory."""
+    channels = np.asarray(image.convert("RGB")).astype(int)
+    r, g, b = (channels[..., i] for i in range(3))
     bright = np.sqrt(0.241 * r * r + 0.691 * g * g + 0.068 * b * b) / 255
-    assert found.brightness == pytest.approx(bright.mean(), abs=1e-5)
-    assert (found.brightness_p5, found.brightness_p99) == pytest.approx(np.percentile(bright, [5, 99]), abs=1e-5)
-    grey = Image.fromarray(pixels).convert("L")
-    assert found.entropy == pytest.approx(grey.entropy(), abs=0.02)
-    small = grey.copy()
-    small.thumbnail((64, 64))
-    assert found.blur == pytest.approx(np.asarray(small.filter(ImageFilter.FIND_EDGES)).std(), abs=0.3)
-    assert not found.greyscale
+    ratio = max(image.size) / 64
+    size = tuple(max(1, int(side // ratio)) for side in image.size) if ratio > 1 else image.size
+    small = image.resize(size).convert("L")
+    return {
+        "brightness": bright.mean(),
+        "brightness_p5": np.percentile(bright, 5),
+        "brightness_p99": np.percentile(bright, 99),
+        "blur": np.asarray(small.filter(ImageFilter.FIND_EDGES)).std(),
+        "histogram_std": np.std(small.histogram()),
+        "entropy": image.entropy(),
+    }
 
 
-def test_statistics_of_a_large_picture_are_those_of_all_its_pixels():
+@pytest.mark.parametrize("size", [(96, 90), (64, 64), (1, 1), (700, 3), (300, 511), (1300, 900)])
+@pytest.mark.parametrize("kind", ["smooth", "noise", "dark", "black", "white", "half"])
+def test_statistics_are_cleanvisions_definitions(size, kind):
+    width, height = size
+    noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    half = np.zeros((height, width, 3), np.uint8)
+    half[: max(1, height // 17)] = 255  # a step at a percentile
+    pixels = {
+        "smooth": picture(width, height, 3),
+        "noise": noise,
+        "dark": noise // 9,
+        "black": np.zeros_like(noise),
+        "white": np.full_like(noise, 255),
+        "half": half,
+    }[kind]
+    found = images.statistics(pixels)._asdict()
+    expected = by_definition(Image.fromarray(pixels))
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=3e-7)
+
+
+def test_a_file_of_one_channel_has_the_entropy_of_one():
+    grey = Image.fromarray(picture(200, 150, 4)).convert("L")
+    pixels = images.decode(encoded(grey, "PNG"))
+    assert images.statistics(pixels, one_channel=True).entropy == pytest.approx(grey.entropy(), abs=1e-9)
+    assert images.statistics(pixels).entropy == pytest.approx(grey.convert("RGB").entropy(), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_picture_unlike_its_grid_has_exact_percentiles_too(seed):
+    """Bright where the grid of 96 x 96 does not look: what is known of the percentiles beforehand is wrong."""
+    pixels = np.random.default_rng(seed).integers(0, 40, (960, 960, 3), dtype=np.uint8)
+    pixels[5::10] = 250 - pixels[5::10] // 4
+    bright = by_definition(Image.fromarray(pixels))
+    found = images.statistics(pixels)
+    assert found.brightness_p5 == pytest.approx(bright["brightness_p5"], abs=3e-7)
+    assert found.brightness_p99 == pytest.approx(bright["brightness_p99"], abs=3e-7)
+
+
+def test_fast_statistics_are_near_the_exact_ones():
     pixels = picture(1500, 1100, 5)
-    r, g, b = (pixels[..., i].astype(np.float64) for i in range(3))
-    bright = np.sqrt(0.241 * r * r + 0.691 * g * g + 0.068 * b * b) / 255
-    found = images.statistics(pixels)
-    assert found.brightness == pytest.approx(bright.mean(), abs=0.005)
-    assert (found.brightness_p5, found.brightness_p99) == pytest.approx(np.percentile(bright, [5, 99]), abs=0.01)
-    small = Image.fromarray(pixels).convert("L")
-    small.thumbnail((64, 64))
-    assert found.blur == pytest.approx(np.asarray(small.filter(ImageFilter.FIND_EDGES)).std(), rel=0.1)
+    exact = images.statistics(pixels)
+    found = images.statistics(images.decode(encoded(pixels, quality=95), scale=0.25), fast=True)
+    assert found.brightness == pytest.approx(exact.brightness, abs=0.005)
+    assert (found.brightness_p5, found.brightness_p99) == pytest.approx(
+        (exact.brightness_p5, exact.brightness_p99), abs=0.01
+    )
+    assert found.blur == pytest.approx(exact.blur, rel=0.1)
+    assert found.entropy == pytest.approx(exact.entropy, abs=0.2)
 
 
 def test_statistics_of_special_pictures():
     black = images.statistics(np.zeros((50, 50, 3), np.uint8))
-    assert (black.brightness, black.blur, black.entropy, black.greyscale) == (0, 0, 0, True)
+    assert (black.brightness, black.blur, black.greyscale) == (0, 0, True)
+    assert black.entropy == pytest.approx(math.log2(3))  # three channels count as three values: cleanvision's rule
+    assert images.statistics(np.zeros((50, 50, 3), np.uint8), one_channel=True).entropy == 0
     assert images.statistics(np.full((1, 1, 3), 255, np.uint8)).brightness == pytest.approx(1)
     assert images.statistics(picture(3000, 1)).entropy > 0
     almost = np.full((300, 300, 3), 9, np.uint8)
@@ -242,6 +287,78 @@ def test_statistics_of_special_pictures():
     assert not images.statistics(almost).greyscale
     blurred = np.asarray(Image.fromarray(picture(400, 300)).filter(ImageFilter.GaussianBlur(30)))
     assert images.statistics(blurred).blur < images.statistics(picture(400, 300)).blur
+
+
+# ---- the digest of what a picture shows
+
+
+def digest(data):
+    return images.pixels_sha256(data, images.inspect(data))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_picture_saved_twice_without_loss_has_one_digest(seed):
+    pixels = picture(120, 80, seed)
+    png = encoded(pixels, "PNG", compress_level=1)
+    note = PngInfo()
+    note.add_text("Author", "somebody")
+    same = [
+        encoded(pixels, "PNG", compress_level=9, pnginfo=note),
+        encoded(pixels, "BMP"),
+        encoded(pixels, "TIFF"),
+        encoded(pixels, "WEBP", lossless=True),
+        encoded(pixels[:, ::-1], "PNG", exif=orientation_exif(2)),
+    ]
+    assert len({png, *same}) == 6
+    assert {digest(data) for data in same} == {digest(png)}
+    other = pixels.copy()
+    other[79, 119, 2] ^= 1
+    assert digest(encoded(other, "PNG")) != digest(png)
+
+
+def test_the_shape_is_in_the_digest():
+    """cleanvision 0.3.7 calls these two exact duplicates (research note D2.8)."""
+    for name in ("PNG", "JPEG"):
+        wide, high = (encoded(np.full(shape, 90, np.uint8), name) for shape in ((10, 20, 3), (20, 10, 3)))
+        assert digest(wide) != digest(high)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_digest_of_a_jpeg_is_of_its_data_without_metadata(progressive):
+    pixels = picture(300, 200, 2)
+    plain = encoded(pixels, quality=90, progressive=progressive)
+    dressed = encoded(
+        pixels, quality=90, progressive=progressive, comment=b"\xff\xd9 hello", icc_profile=b"x" * 70_000, dpi=(72, 72)
+    )
+    assert digest(dressed) == digest(plain + b"appended") == digest(plain)
+    assert digest(encoded(pixels, quality=90, progressive=progressive, exif=orientation_exif(1))) == digest(plain)
+    turned = digest(encoded(pixels, quality=90, progressive=progressive, exif=orientation_exif(3)))
+    others = [digest(encoded(pixels, quality=91)), digest(encoded(picture(300, 200, 3), quality=90))]
+    assert len({turned, digest(plain), *others}) == 4
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_jpegs_of_one_digest_decode_to_one_picture(seed):
+    """Whatever single byte of a file is changed: the digest changes, or the picture does not."""
+    generator = np.random.default_rng(seed)
+    data = bytearray(jpeg(90, 70, seed, comment=b"a comment", exif=orientation_exif(1)))
+    before = images.decode(bytes(data))
+    was = digest(bytes(data))
+    for _ in range(40):
+        place, value = int(generator.integers(3, len(data))), int(generator.integers(0, 256))
+        if seed % 2:
+            place = int(generator.integers(3, 700))  # the segments before the compressed data
+        changed = bytes(data[:place]) + bytes([value]) + bytes(data[place + 1 :])
+        reason, after = attempt(changed)
+        if reason is None and digest(changed) == was:
+            assert np.array_equal(before, after)
+
+
+def test_the_digest_does_not_depend_on_how_much_was_decoded():
+    data = jpeg(900, 600)
+    header = images.inspect(data)
+    reduced = images.decode(data, scale=0.25)
+    assert images.pixels_sha256(data, header, reduced) == images.pixels_sha256(data, header)
 
 
 # ---- resizing and encoding

@@ -1,0 +1,249 @@
+"""Lists in files: words that a caption must have, hosts and URLs that opted out, licences that are allowed.
+
+A list is held as 128-bit hashes of its entries, sorted: 16 bytes an entry and actor (1.6 GB for 100 million; three
+times that while they are sorted; reading them streams through DuckDB). A row's value is hashed by the same function
+and looked up by bisection, so the cost of a batch hardly depends on the length of the list. That any two of 10^18
+pairs of texts share a hash by chance has a probability of 3e-21.
+"""
+
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from catalog.errors import RecipeError, nearest
+from tasks.stage import Config
+from tasks.weights import digest_of
+
+Match = Literal["exact", "host", "suffix"]
+
+_READ_ROWS: Final = 1 << 20
+_HOST: Final = r"^[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)"
+_KEEP_CHARS: Final = 80
+
+
+class ListFile(Config):
+    """A local file of entries: plain text (one a line), CSV with a header, or Parquet. Text and CSV may be gzipped."""
+
+    file: str = Field(description="txt, csv or parquet on this machine's disk; txt and csv may end in .gz")
+    entries: str | None = Field(None, description="the column of a csv or parquet file; default: its only one")
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the file's content, in hex. Raises RecipeError where it is not there."""
+        path = Path(self.file)
+        if not path.is_file():
+            beside = [str(p) for p in sorted(path.parent.glob("*")) if p.is_file()] if path.parent.is_dir() else []
+            raise RecipeError(f"a filter's list {self.file!r}: no such file{nearest(self.file, beside)}")
+        return digest_of(path)
+
+    def check(self) -> None:
+        """Raise RecipeError where the file is not there, or is of another kind."""
+        self.digest()
+        self.kind()
+
+    def kind(self) -> str:
+        """Return txt, csv or parquet. Raises RecipeError for any other file."""
+        name = self.file.lower().removesuffix(".gz")
+        found = next((kind for kind in ("txt", "csv", "parquet") if name.endswith(f".{kind}")), None)
+        if found is None or (found == "parquet" and self.file.lower().endswith(".gz")):
+            raise RecipeError(f"a filter's list {self.file!r}: expected .txt, .csv (both also .gz) or .parquet")
+        return found
+
+
+class Words(ListFile):
+    """Keeps the rows of which some word is in a file.
+
+    Words are what whitespace separates, compared as they are: no lower-casing, no punctuation stripped.
+    """
+
+    column: str = Field("caption", description="the text column")
+
+
+class Listed(ListFile):
+    """Keeps the rows whose value is in a file, or is not."""
+
+    name: str = Field(description="the reason of the rows that go")
+    column: str = Field("url", description="url, licence, sha256: any text column")
+    match: Match = Field(
+        "exact", description="exact: the value; host: the host of a URL; suffix: that host, or a domain above it"
+    )
+    keep: Literal["absent", "present"] = Field("absent", description="absent: rows that match go; present: they stay")
+
+
+class Entries(NamedTuple):
+    """A list, ready to be asked: the hashes of its entries, uint64 upper and lower halves, ascending."""
+
+    upper: np.ndarray
+    lower: np.ndarray
+
+    def contain(self, upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
+        """Return for every hash whether it is there: bool (n,)."""
+        found = np.zeros(len(upper), bool)
+        at = np.searchsorted(self.upper, upper)
+        open_ = np.arange(len(upper))
+        while True:  # once, but where two entries share an upper half
+            open_ = open_[at[open_] < len(self.upper)]
+            open_ = open_[self.upper[at[open_]] == upper[open_]]
+            if not len(open_):
+                return found
+            found[open_] |= self.lower[at[open_]] == lower[open_]
+            at[open_] += 1
+
+
+def read(listed: ListFile, hosts: bool = False) -> Entries:
+    """Read a list. With `hosts`, entries are domains (`example.com`, `*.example.com`), or URLs whose hosts count.
+
+    Blank entries and spaces around one count for nothing. Raises RecipeError where the file cannot be read.
+    """
+    import duckdb
+
+    entry = "trim(entry, ' \t\r')"
+    if hosts:
+        url = f"regexp_extract(lower({entry}), '{_HOST}', 1)"
+        domain = f"ltrim(ltrim(lower({entry}), '*'), '.')"
+        entry = f"rtrim(case when contains(entry, '://') then {url} else {domain} end, '.')"
+    with duckdb.connect(config={"autoinstall_known_extensions": "false", "threads": 1}) as connection:
+        try:
+            source = _source(listed, connection)
+            entries = f"(select {entry} as e from {source})"
+            query = f"select {_hash('e')} from {entries} where e <> ''"
+            batches = connection.sql(query).to_arrow_reader(_READ_ROWS)
+            pieces = [tuple(column.to_numpy() for column in batch.columns) for batch in batches]
+        except duckdb.Error as error:
+            first = str(error).splitlines()[0]
+            raise RecipeError(f"a filter's list {listed.file!r} cannot be read: {first}") from None
+    return _sorted(pieces)
+
+
+def _sorted(pieces: list[tuple[Any, ...]]) -> Entries:
+    empty = np.empty(0, np.uint64)
+    upper, lower = (np.concatenate([empty, *(piece[half] for piece in pieces)]) for half in (0, 1))
+    pieces.clear()
+    order = np.argsort(upper, kind="stable")
+    upper, lower = upper[order], lower[order]
+    again = np.zeros(len(upper), bool)
+    again[1:] = (upper[1:] == upper[:-1]) & (lower[1:] == lower[:-1])
+    return Entries(upper[~again], lower[~again])
+
+
+def _source(listed: ListFile, connection: Any) -> str:
+    """Return what DuckDB reads from, with one column `entry`, text."""
+    listed.digest()
+    path, kind = _quoted(listed.file), listed.kind()
+    if kind == "txt":
+        # A delimiter that no text has: a line is one entry, quotes and commas in it too.
+        options = "header=false, auto_detect=false, delim='\x01', quote='', escape='', strict_mode=false"
+        return f"read_csv({path}, {options}, columns={{'entry': 'VARCHAR'}})"
+    table = f"read_csv({path}, header=true, all_varchar=true)" if kind == "csv" else f"read_parquet({path})"
+    names = [row[0] for row in connection.execute(f"describe select * from {table}").fetchall()]
+    name = str(listed.entries or (names[0] if len(names) == 1 else ""))
+    if name not in names:
+        which = f"columns {', '.join(names)}; say which: `entries`"
+        found = f"no column {name!r}{nearest(name, names)}" if name else which
+        raise RecipeError(f"a filter's list {listed.file!r} has {found}")
+    escaped = name.replace('"', '""')
+    return f'(select "{escaped}"::varchar as entry from {table})'
+
+
+# ---- asking
+
+
+def fails_words(words: Words, entries: Entries, values: pa.ChunkedArray, connection: Any) -> tuple[Any, Any]:
+    """Return which rows go (bool (n,)), and the evidence of those (string, null elsewhere)."""
+    tokens = pc.utf8_split_whitespace(text(values))
+    rows = pc.list_parent_indices(tokens).to_numpy()
+    coded = pc.list_flatten(tokens).dictionary_encode()  # words repeat: each is hashed once
+    found = entries.contain(*_hashes(coded.dictionary, connection))
+    has = np.zeros(len(values), bool)
+    has[rows[found[coded.indices.to_numpy()]]] = True
+    name = Path(words.file).name
+    return ~has, _evidence(words.column, values, f"has no word of {name}", ~has)
+
+
+def fails_list(listed: Listed, entries: Entries, values: pa.ChunkedArray, connection: Any) -> tuple[Any, Any]:
+    """Return which rows go (bool (n,)), and the evidence of those (string, null elsewhere): what matched.
+
+    A null value is in no list.
+    """
+    array = text(values)
+    keys, rows = _keys(array, listed.match, connection)
+    found = entries.contain(*_hashes(keys, connection))
+    has = np.zeros(len(array), bool)
+    has[rows[found]] = True
+    name = Path(listed.file).name
+    if listed.keep == "present":
+        return ~has, _evidence(listed.column, array, f"is not in {name}", ~has)
+    matched = np.full(len(array), -1)
+    matched[rows[found][::-1]] = np.flatnonzero(found)[::-1]  # the first key that matched: the longest domain
+    as_entry = _joined(f"is in {name} as ", keys.take(pa.array(matched, mask=~has)))
+    return has, _evidence(listed.column, array, as_entry, has)
+
+
+def text(values: pa.ChunkedArray) -> pa.Array:
+    """Return text as valid UTF-8, in one piece; what is not gets replacement characters."""
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+    raw = array.cast(pa.large_binary())
+    try:
+        return raw.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        decoded = (None if value is None else value.decode("utf-8", "replace") for value in raw.to_pylist())
+        return pa.array(decoded, pa.large_string())
+
+
+def _keys(values: pa.Array, match: Match, connection: Any) -> tuple[pa.Array, np.ndarray]:
+    """Return what is looked up, and of which row each is: int64. Longest domains first."""
+    if match == "exact":
+        return values, np.arange(len(values))
+    table = pa.table({"value": values})
+    connection.register("keyed", table)
+    query = f"select rtrim(regexp_extract(lower(value), '{_HOST}', 1), '.') as host from keyed"
+    hosts = connection.sql(query).to_arrow_table().column("host").combine_chunks()
+    connection.unregister("keyed")
+    hosts = hosts.cast(pa.large_string())
+    if match == "host":
+        return hosts, np.arange(len(hosts))
+    keys, rows, left = [hosts], [np.arange(len(hosts))], hosts
+    while True:
+        below = pc.greater_equal(pc.fill_null(pc.find_substring(left, "."), -1), 0)
+        if not pc.any(below).as_py():
+            break
+        mine = below.to_numpy(zero_copy_only=False)
+        left = pc.replace_substring_regex(left.filter(below), r"^[^.]*\.", "")
+        keys.append(left)
+        rows.append(rows[-1][mine])
+    return pa.concat_arrays(keys), np.concatenate(rows)
+
+
+def _hashes(keys: pa.Array, connection: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the halves of the hash of every text, uint64; of nothing where there is none, which no list has."""
+    connection.register("keys", pa.table({"key": keys}))
+    key = "coalesce(key, '')"
+    found = connection.sql(f"select {_hash(key)} from keys").to_arrow_table()
+    connection.unregister("keys")
+    return found.column("u").to_numpy(), found.column("l").to_numpy()
+
+
+def _hash(text_: str) -> str:
+    """Return the two halves of a hash as SQL: DuckDB's 64-bit hash, from two states that a prefix makes independent."""
+    return f"hash({text_}) as u, hash('espalier' || {text_}) as l"
+
+
+def _evidence(column: str, values: Any, says: Any, where: np.ndarray) -> pa.Array:
+    """Return `column=value`, and what is said of it: string (n,), null but `where`."""
+    shown = pc.fill_null(pc.utf8_slice_codeunits(text(values), 0, _KEEP_CHARS), "null")
+    said = _joined(f"{column}=", shown, " ", says).cast(pa.string())
+    return pc.if_else(pa.array(where), said, pa.scalar(None, pa.string()))
+
+
+def _joined(*parts: Any) -> Any:
+    """Return texts and columns of texts, one after the other: large_string (n,)."""
+    wide = (pa.scalar(part, pa.large_string()) if isinstance(part, str) else part for part in parts)
+    return pc.binary_join_element_wise(*wide, pa.scalar("", pa.large_string()))
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"

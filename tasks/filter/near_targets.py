@@ -1,0 +1,179 @@
+"""`use: near_targets`: keep the rows of those clusters into which some image of a target set falls.
+
+Source: the image-based filter of DataComp (Gadre et al. 2023, arXiv 2304.14108), whose targets are the training images
+of ImageNet-1k. Clusters here are those of spherical k-means, and a target is assigned as every row is; DataComp's code
+assigns by inner products with centroids that it fitted by Euclidean distance.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from catalog.errors import RecipeError, nearest
+from catalog.inputs import Inputs, as_matrix
+from catalog.schema import DECISIONS
+from tasks.encoder import encoder_of
+from tasks.kmeans import Assigner, vector_column, width
+from tasks.stage import Batches, Columns, Run, Tables, TableStage
+from tasks.weights import digest_of
+
+if TYPE_CHECKING:
+    from tasks.encoder_model import Model
+
+_READ_ROWS: Final = 4096
+_FAR: Final = "far_from_targets"
+_NO_VECTOR: Final = "no_embedding"
+
+
+class NearTargets(TableStage):
+    """Keeps a row where its cluster is the nearest one of at least `least` targets. Writes a decision for every row.
+
+    Reasons: far_from_targets, no_embedding (the row has no cluster). Evidence: the cluster, and how many targets fell
+    into it. Targets come from one Parquet file, part by part: vectors, or encoded images, which the encoder of the
+    embedding column embeds first. Targets without a usable vector are counted (note `unusable`) and left out.
+    """
+
+    table: ClassVar[str] = "decisions"
+    version: ClassVar[int] = 1
+
+    use: Literal["near_targets"] = "near_targets"
+    targets: str = Field(description="Parquet file with a column of vectors, or of encoded images")
+    column: str = Field("", description="that column; default: the only one of vectors, or else of bytes")
+    encoder: str = Field("", description="embedding column that the clusters are of; default: the first one")
+    least: int = Field(1, gt=0, description="targets that a cluster must have")
+
+    def inputs(self, available: Tables) -> Columns:
+        """Return the clusters, and what embeds images. Raises RecipeError: no clusters, no targets, other width."""
+        if "clusters" not in available or "centroids" not in available:
+            raise RecipeError("near_targets needs clusters: put a stage `use: cluster` before it")
+        encoded = vector_column(available, self.encoder)
+        field = self._field()
+        if _is_image(field.type):
+            trained = encoder_of(available["embeddings"], encoded).trained is not None
+            models: Columns = {"models": ("name", "config", "weights")} if trained else {}
+            return {"clusters": ("cluster",), "embeddings": (), **models}
+        expected = width(available["embeddings"], encoded)
+        found = field.type.list_size if pa.types.is_fixed_size_list(field.type) else expected
+        if found != expected:
+            raise RecipeError(
+                f"near_targets: {self.targets}: {field.name!r} has {found} numbers a row, expected {expected}"
+            )
+        return {"clusters": ("cluster",)}
+
+    def output(self, available: Tables) -> pa.Schema:
+        return DECISIONS
+
+    def sides(self) -> tuple[str, ...]:
+        return ("centroids",)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the fields; the targets by content, not by path."""
+        self._field()
+        return super().parameters() | {"targets": digest_of(Path(self.targets))}
+
+    def run(self, inputs: Inputs, run: Run) -> Batches:
+        centroids = inputs.whole("centroids")
+        names = np.asarray(centroids.column("cluster").to_numpy(), np.int64)
+        assigner = Assigner(as_matrix(centroids.column("centroid")), run.device)
+        fell = np.zeros(int(names.max(initial=-1)) + 1, np.int64)
+        unusable = 0
+        for vectors in self._vectors(inputs, run):
+            at, _ = assigner(vectors)
+            unusable += int((at < 0).sum())
+            np.add.at(fell, names[at[at >= 0]], 1)
+        run.note(targets=int(fell.sum()), unusable=unusable, clusters_near=int((fell >= self.least).sum()))
+        for batch in inputs.batches({"clusters": ["cluster"]}):
+            yield self._decided(batch, fell)
+
+    def _decided(self, batch: pa.Table, fell: np.ndarray) -> pa.Table:
+        cluster = batch.column("cluster").combine_chunks()
+        told = pa.array([f"cluster {c}: {n} targets" for c, n in enumerate(fell.tolist())], pa.string())
+        near = pc.fill_null(pa.array(fell >= self.least).take(cluster), False)
+        far = pc.if_else(cluster.is_valid(), _FAR, _NO_VECTOR)
+        columns = {
+            "sample_id": batch.column("sample_id"),
+            "stage": pa.repeat(self.name, batch.num_rows),
+            "keep": near,
+            "reason": pc.if_else(near, pa.scalar(None, pa.string()), far),
+            "evidence": pc.fill_null(told.take(cluster), "no cluster"),
+        }
+        filled = [columns.get(f.name, pa.nulls(batch.num_rows, f.type)) for f in DECISIONS]
+        return pa.table(filled, schema=DECISIONS)
+
+    # ---- the targets
+
+    def _field(self) -> pa.Field:
+        """Return the field of the targets' file that is read. Raises RecipeError."""
+        path = Path(self.targets)
+        if not path.is_file():
+            beside = [str(p) for p in sorted(path.parent.glob("*.parquet"))] if path.parent.is_dir() else []
+            raise RecipeError(f"near_targets: no file {self.targets!r}{nearest(self.targets, beside)}")
+        try:
+            schema = pq.read_schema(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise RecipeError(
+                f"near_targets: {self.targets!r} is no Parquet file: {str(error).splitlines()[0]}"
+            ) from None
+        vectors, images = ([f for f in schema if test(f.type)] for test in (_is_vector, _is_image))
+        named = [f for f in (*vectors, *images) if f.name == self.column]
+        chosen = named if self.column else vectors or images
+        if len(chosen) != 1:
+            names = [f.name for f in (*vectors, *images)]
+            hint = nearest(self.column, names) if self.column else "; say which: `column`"
+            raise RecipeError(
+                f"near_targets: {self.targets}: columns of vectors or images: {', '.join(names) or 'none'}{hint}"
+            )
+        return chosen[0]
+
+    def _vectors(self, inputs: Inputs, run: Run) -> Iterator[np.ndarray]:
+        """Yield the targets' vectors, float32 (n, d); not normalised, NaN where there is none."""
+        field = self._field()
+        model: Model | None = None
+        with pq.ParquetFile(self.targets) as file:
+            total, done = file.metadata.num_rows, 0
+            for batch in file.iter_batches(_READ_ROWS, columns=[field.name]):
+                column = batch.column(0)
+                if _is_image(field.type):
+                    model = model or self._model(inputs, run)
+                    yield model.unit_images(column.to_pylist())[0]
+                else:
+                    yield _matrix(column, self._dim(inputs), self.targets)
+                done += batch.num_rows
+                run.progress(done, total, "targets")
+
+    def _dim(self, inputs: Inputs) -> int:
+        return int(inputs.schema("centroids").field("centroid").type.list_size)
+
+    def _model(self, inputs: Inputs, run: Run) -> "Model":
+        from tasks.encoder_model import load
+
+        schema = inputs.schema("embeddings")
+        encoder = encoder_of(schema, vector_column({"embeddings": schema}, self.encoder))
+        return load(encoder, run.device, {} if encoder.trained is None else {"models": inputs.whole("models")})
+
+
+def _is_vector(type_: pa.DataType) -> bool:
+    lists = pa.types.is_fixed_size_list(type_) or pa.types.is_list(type_) or pa.types.is_large_list(type_)
+    return bool(lists and pa.types.is_floating(type_.value_type))
+
+
+def _is_image(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
+
+
+def _matrix(column: pa.Array, dim: int, path: str) -> np.ndarray:
+    """Return a column of lists as float32 (n, dim), NaN where it is null. Raises RecipeError for another length."""
+    present = column.drop_null()
+    values = present.flatten().cast(pa.float32())
+    lengths = set(present.value_lengths().to_pylist()) if not pa.types.is_fixed_size_list(column.type) else {dim}
+    if lengths - {dim}:
+        raise RecipeError(f"near_targets: {path}: a vector of {min(lengths - {dim})} numbers, expected {dim}")
+    found = np.full((len(column), dim), np.nan, np.float32)
+    found[column.is_valid().to_numpy(zero_copy_only=False)] = values.to_numpy(zero_copy_only=False).reshape(-1, dim)
+    return found

@@ -1,0 +1,166 @@
+"""What the combinations of selectors share: members with labels, seeds and notes of their own."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
+
+from catalog.errors import RecipeError
+from catalog.inputs import Inputs
+from tasks.prune._base import Evidence, Selector
+from tasks.stage import Columns, Reducer, Resources, Run, Tables
+
+if TYPE_CHECKING:
+    from tasks.prune import AnyPrune
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_LABEL: Final = re.compile(r"[a-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one member says of all n rows, also of those that it was not asked about."""
+
+    label: str
+    seen: np.ndarray
+    """bool (n,): the rows that it judged."""
+    keep: np.ndarray
+    """bool (n,)."""
+    evidence: Evidence
+    """Null where it was not asked."""
+    nested: bool
+    """Whether it is a combination itself."""
+
+
+class Combination(Selector):
+    """Combines the judgements of several selectors, each with its own `keep`; it takes none itself.
+
+    The rows are read once for all members. A member is called by its `name`, or else by its method; its seed derives
+    from the stage's seed and that label. A row that is out has `pruned_<method>`; its evidence says which members kept
+    and which dropped it, and what each said:
+
+        score keeps: clip_score 0.31, rank 50 of 100 has 0.28; random drops: drawn as 51 of 100
+    """
+
+    seeded = True
+    of: tuple["AnyPrune", ...] = Field(description="the selectors that it combines, two or more")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_keep_of_its_own(cls, data: Any) -> Any:
+        said = sorted({"keep", "keep_rows", "threshold"} & set(data)) if isinstance(data, dict) else []
+        if said:
+            raise RecipeError(f"a combination takes no `{said[0]}` of its own: put it into the entries of `of`")
+        return data
+
+    @model_validator(mode="after")
+    def _sound_members(self) -> Self:
+        if len(self.of) < 2:
+            raise RecipeError(f"method {self.method} combines two or more selectors in `of`; found {len(self.of)}")
+        for label, member in self.members():
+            if not _LABEL.fullmatch(label):
+                raise RecipeError(f"a selector in `of` is called {label!r}; use a-z, 0-9, _ and - alone")
+            if member.resources != Resources():
+                raise RecipeError(f"the selector {label!r} in `of` has `resources`: they belong to the stage around it")
+            if getattr(member, "of", None) == "all":
+                raise RecipeError(
+                    f"the selector {label!r} is `of: all`, which a combination cannot say: use intersection (both "
+                    "fractions are of the same rows), or `of_total` of method then"
+                )
+        return self
+
+    def members(self) -> list[tuple[str, Selector]]:
+        """Return the members with their labels; a label that comes again gets a number: score, score-2."""
+        named = [member.method if member.name == member.use else member.name for member in self.of]
+        seen: Counter[str] = Counter()
+        labels = []
+        for name in named:
+            seen[name] += 1
+            labels.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+        if len(set(labels)) < len(labels):
+            raise RecipeError(f"two selectors in `of` are called {Counter(labels).most_common(1)[0][0]!r}: name them")
+        return list(zip(labels, self.of, strict=True))
+
+    def inputs(self, available: Tables) -> Columns:
+        """Return what any member reads. Raises RecipeError where two read columns of one name from two tables."""
+        columns: Columns = {}
+        for _, member in self.members():
+            for table, names in member.inputs(available).items():
+                columns[table] = tuple(dict.fromkeys((*columns.get(table, ()), *names)))
+        about_samples = [(n, t) for t, names in columns.items() if "sample_id" in available[t].names for n in names]
+        for name, table in about_samples:
+            other = next(t for n, t in about_samples if n == name)
+            if other != table:
+                raise RecipeError(
+                    f"method {self.method} reads both {other}.{name} and {table}.{name}, which have one name; "
+                    "use two stages, one after the other"
+                )
+        return columns
+
+    def sides(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(side for member in self.of for side in member.sides()))
+
+    def usable(self, rows: pa.Table) -> np.ndarray:
+        return np.ones(rows.num_rows, bool)
+
+    def asked(self, place: int, rows: pa.Table, pool: pa.Table, inputs: Inputs, run: Run) -> Said:
+        """Return what member `place` says of `rows`, all of which it judges."""
+        label, member = self.members()[place]
+        mine = MemberRun(run, label)
+        chosen = member.judge(rows, pool, inputs, mine)
+        mine.note(kept=int(chosen.keep.sum()))
+        every = np.ones(rows.num_rows, bool)
+        return Said(label, every, chosen.keep, chosen.evidence, isinstance(member, Combination))
+
+
+def together(said: Sequence[Said]) -> Evidence:
+    """Return the evidence of all members that judged a row, in their order, joined by `; `."""
+
+    def of(places: np.ndarray) -> pa.Array:
+        columns = [_with_label(one, places) for one in said]
+        return pc.binary_join_element_wise(*columns, "; ", null_handling="skip")
+
+    return of
+
+
+def _with_label(said: Said, places: np.ndarray) -> pa.Array:
+    verdict = np.where(said.keep[places], f"{said.label} keeps: ", f"{said.label} drops: ")
+    text = said.evidence(places)
+    if said.nested:  # `; ` stands between the members of the outermost combination alone
+        text = pc.binary_join_element_wise("(", pc.replace_substring(text, "; ", " & "), ")", "")
+    joined = pc.binary_join_element_wise(pa.array(verdict), text, "")
+    return pc.if_else(pa.array(said.seen[places]), joined, pa.scalar(None, pa.string()))
+
+
+class MemberRun:
+    """The run of one member (`tasks.stage.Run`): its seed and its notes are its own, the rest is the stage's."""
+
+    def __init__(self, run: Run, label: str) -> None:
+        self.seed = int.from_bytes(hashlib.sha256(f"{run.seed}/{label}".encode()).digest()[:8]) >> 1
+        self.device = run.device
+        self.scratch: Path = run.scratch
+        self.checkpoints: Path = run.checkpoints
+        self._run = run
+        self._label = label
+
+    def progress(self, done: int, total: int, unit: str = "rows") -> None:
+        self._run.progress(done, total, unit)
+
+    def note(self, **facts: Any) -> None:
+        self._run.note(**{f"{self._label}_{name}": fact for name, fact in facts.items()})
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        return self._run.map(function, items)
+
+    def reduce(self, reducer: Reducer[Any, R], columns: Columns) -> R:
+        return self._run.reduce(reducer, columns)

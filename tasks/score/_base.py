@@ -1,0 +1,110 @@
+"""The contract of the `score` family: a scorer gives every row a number, or a label, in columns of its name.
+
+A `VectorScorer` reads one embedding column, and becomes a `Head`: chains of affine maps, of which the first ones of
+all scorers are one matrix product. An `ImageScorer` reads pixels. Scores are written once; thresholds are SQL, later.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from catalog.errors import RecipeError
+from catalog.schema import score
+from tasks.kmeans import vector_column, width
+from tasks.score._heads import Head
+from tasks.score.prompts import PromptSet
+from tasks.stage import Config, Tables
+from tasks.weights import Weights
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Forward = Callable[[np.ndarray], np.ndarray]
+"""uint8 (n, height, width, 3) to float32 (n,)."""
+
+
+class Scorer(Config, ABC):
+    """One scorer. Subclasses add `use: Literal["x"] = "x"`; the column is called `name`, by default `use`."""
+
+    version: ClassVar[int] = 1
+    """Raise it when the scores change for the same input: it is in the fingerprint, and in the field's metadata."""
+    about: ClassVar[str]
+    """What the number means, its range, and which way is more."""
+
+    use: str
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$", description="the column; default: what it uses")
+
+    def model_post_init(self, context: Any) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.use)
+
+    def fields(self) -> list[pa.Field]:
+        """Return the columns that it writes. Raises RecipeError where a file that it names cannot be read."""
+        return [score(self.name, self.use, self.version, self.about)]
+
+    def check(self, available: Tables) -> None:
+        """Raise RecipeError where it cannot be computed from these tables. Fetches and loads nothing."""
+        if isinstance(self, Weights):
+            self.check_weights()
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what decides its scores: weights by content, never by path."""
+        found = self.model_dump(mode="json") | {"version": self.version}
+        if isinstance(self, Weights):
+            found |= {"weights": self.digest(), "sha256": None}
+        return found
+
+
+class VectorScorer(Scorer):
+    """A scorer of stored embeddings. It normalises rows itself; null, zero and NaN vectors get null."""
+
+    encoder: str = Field("", description="embedding column; default: the first one")
+
+    @property
+    def dim(self) -> int | None:
+        """How many numbers a vector must have; None: any."""
+        return None
+
+    @property
+    def prompts(self) -> PromptSet | None:
+        """The texts whose vectors it needs, or None. Raises RecipeError where a file of them cannot be read."""
+        return None
+
+    def resolved(self) -> Self:
+        """Return the same scorer with the texts in it that it names a file of: workers need not have the file."""
+        return self
+
+    def column(self, available: Tables) -> str:
+        """Return the embedding column that it reads. Raises RecipeError: no such column, or of another width."""
+        column = vector_column(available, self.encoder)
+        found = width(available["embeddings"], column)
+        if self.dim is not None and found != self.dim:
+            raise RecipeError(f"scorer {self.name!r}: embedding column {column!r}: found {found}, expected {self.dim}")
+        return column
+
+    def check(self, available: Tables) -> None:
+        super().check(available)
+        self.column(available)
+
+    @abstractmethod
+    def head(self, vectors: Mapping[str, np.ndarray]) -> Head:
+        """Load it. `vectors`: label -> float32 (d,), of `prompts`, in order. Raises UserError on other weights."""
+
+
+class ImageScorer(Scorer):
+    """A scorer of pixels. One decode of an image serves all of them; what cannot be decoded gets null."""
+
+    shape: ClassVar[tuple[int, int, int]]
+    """height, width, 3 of what `prepare` gives."""
+
+    @abstractmethod
+    def prepare(self, picture: "Image") -> np.ndarray:
+        """Return uint8 of `shape`. Runs in threads."""
+
+    @abstractmethod
+    def open(self, device: str) -> Forward:
+        """Load it. Raises UserError on other weights."""
