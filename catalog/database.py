@@ -31,6 +31,19 @@ _SHUT_IN: Final = {
     "autoload_known_extensions": "false",
     "python_enable_replacements": "false",  # else a table name may mean a variable of the calling code
 }
+VERDICTS: Final = ("sample_id", "url", "keep", "stage", "reason", "evidence", "representative", "similarity")
+"""The columns of the view `verdicts`, one row a row of the source: whether it is in, else which stage put it out first
+and why (failed rows: the stage that makes `images`, with the failure's detail as evidence), and what stands for it."""
+
+_JUDGED: Final = {
+    "stage": "varchar",
+    "reason": "varchar",
+    "evidence": "varchar",
+    "representative": "bigint",
+    "similarity": "float",
+}
+SCORES_TABLE: Final = "scores_table"
+"""What the table `scores` is called beside the view of that name."""
 _READING: Final = ("SELECT", "EXPLAIN")
 _EXPLAIN = re.compile(r"\s*explain\s+(analyze\s+)?", re.IGNORECASE)
 
@@ -46,8 +59,8 @@ def connect(
 
     `at` says which version of a dataset, by default the last. Each dataset is a schema; where there is only one it
     is also the default, so `select * from decisions` works. Beside its tables a dataset has the views `versions`,
-    `runs`, `scores` (every score column, by sample_id) and `samples` (rows that nothing rejected, unless a stage
-    wrote that table). Vectors appear as FLOAT[]. Raises NotFoundError where a dataset or a version is not there.
+    `runs`, `scores` (every score column of every table, by sample_id) and `verdicts` (what became of each row: see
+    VERDICTS). Vectors appear as FLOAT[]. Raises NotFoundError where a dataset or a version is not there.
     """
     at = at or {}
     shown = _chosen(catalog, at, datasets)
@@ -152,17 +165,27 @@ def attach(connection: "duckdb.DuckDBPyConnection", dataset: Dataset, version: V
     connection.execute(f'create schema if not exists "{schema}"')
     with ThreadPoolExecutor(8) as pool:  # each is several requests, on object stores
         found = dict(zip(version.tables, pool.map(lambda t: dataset.contents(version, t), version.tables), strict=True))
+    schemas = {table: columns for table, (columns, _) in found.items()}
+    views = _views(schema, schemas, version)
     for table, (columns, parts) in found.items():
-        _show(connection, dataset, f'"{schema}"."{table}"', columns, parts, version.tables[table].uniform)
+        name = SCORES_TABLE if table in views else table  # the view `scores` has more than the table of that name
+        _show(connection, dataset, f'"{schema}"."{name}"', columns, parts, version.tables[table].uniform)
     for table in ("versions", "runs"):
         with suppress(NotFoundError):
             columns, parts = delta.contents(dataset.storage, table)
             _show(connection, dataset, f'"{schema}"."{table}"', columns, parts, True)
-    schemas = {table: columns for table, (columns, _) in found.items()}
-    if "scores" not in schemas:
-        _show_scores(connection, schema, schemas)
-    if "samples" not in schemas and {"source", "images"} <= schemas.keys():
-        _show_samples(connection, schema, schemas)
+    for name, query_text in views.items():
+        connection.execute(f'create view "{schema}"."{name}" as {query_text}')
+
+
+def _views(schema: str, schemas: Mapping[str, pa.Schema], version: Version) -> dict[str, str]:
+    """Return the views that a dataset has beside its tables: name -> SQL."""
+    views = {}
+    if scores := _scores(schema, schemas):
+        views["scores"] = scores
+    if "source" in schemas and "verdicts" not in schemas:
+        views["verdicts"] = _verdicts(schema, schemas, version)
+    return views
 
 
 def _show(
@@ -183,36 +206,64 @@ def _show(
     connection.execute(f"create view {name} as select * from read_parquet([{files}]{union})")
 
 
-def _show_scores(connection: "duckdb.DuckDBPyConnection", schema: str, schemas: Mapping[str, pa.Schema]) -> None:
-    """Make the view `scores`: sample_id, and every column that some scorer wrote."""
-    sources = []
+def _scores(schema: str, schemas: Mapping[str, pa.Schema]) -> str | None:
+    """Return the view `scores`: sample_id, and every column that some scorer wrote; None where a table has them all.
+
+    A table `scores` counts whole, and first; `samples` last, as it repeats the others' columns for the rows kept.
+    """
+    sources: dict[str, str] = {}
     taken: set[str] = set()
-    for table, columns in schemas.items():
+    for table in sorted(schemas, key=lambda name: (name == "samples", name != "scores")):
+        columns = schemas[table]
         if "sample_id" not in columns.names:
             continue
-        names = [f.name for f in columns if role(f) == "score" and f.name not in taken]
-        taken.update(names)
-        if names:
-            listed = ", ".join(f'"{name}"' for name in ["sample_id", *names])
-            sources.append(f'(select {listed} from "{schema}"."{table}")')
-    if sources:
-        first, *others = sources
-        joined = first + "".join(f" full join {other} using (sample_id)" for other in others)
-        connection.execute(f'create view "{schema}".scores as select * from {joined}')
+        every = table == "scores"
+        names = [f.name for f in columns if f.name != "sample_id" and (every or role(f) == "score")]
+        if fresh := [name for name in names if name not in taken]:
+            taken.update(fresh)
+            listed = ", ".join(f'"{name}"' for name in ["sample_id", *fresh])
+            shown = SCORES_TABLE if every else table
+            sources[table] = f'(select {listed} from "{schema}"."{shown}")'
+    if not sources or list(sources) == ["scores"]:
+        return None
+    first, *others = sources.values()
+    return f"select * from {first}" + "".join(f" full join {other} using (sample_id)" for other in others)
 
 
-def _show_samples(connection: "duckdb.DuckDBPyConnection", schema: str, schemas: Mapping[str, pa.Schema]) -> None:
-    """Make the view `samples`: source and images of the rows that did not fail and that no stage rejected."""
-    verdicts = {"sample_id", "status", "reason", "detail"}
-    images = [name for name in schemas["images"].names if name not in verdicts]
-    source = [name for name in schemas["source"].names if name not in images]
-    columns = ", ".join([*(f's."{name}"' for name in source), *(f'i."{name}"' for name in images)])
-    rejected = f'select sample_id from "{schema}".decisions where not keep'
-    alive = f" and sample_id not in ({rejected})" if "decisions" in schemas else ""
-    connection.execute(
-        f'create view "{schema}".samples as select {columns} from "{schema}".source s '
-        f"join \"{schema}\".images i using (sample_id) where i.status = '{SUCCESS}'{alive}"
-    )
+def _verdicts(schema: str, schemas: Mapping[str, pa.Schema], version: Version) -> str:
+    """Return the view `verdicts`.
+
+    Two joins and no grouping, as a row that is out is seen by no later stage: so it has at most one rejection. A query
+    for one row reads the row groups that it is in, and one that counts reasons reads just these columns.
+    """
+    url = 's."url"' if "url" in schemas["source"].names else "null::varchar"
+    joins = ""
+    cases: list[tuple[str, tuple[str, ...]]] = []
+    if {"status", "reason"} <= set(schemas.get("images", pa.schema([])).names):
+        joins += f' left join "{schema}".images i using (sample_id)'
+        maker = next((str(s["name"]) for s in version.stages if s.get("table") == "images"), "download")
+        detail = 'i."detail"' if "detail" in schemas["images"].names else "null"
+        cases.append((f"i.status <> '{SUCCESS}'", (_quoted(maker), "i.reason", detail, "null", "null")))
+    if "decisions" in schemas:
+        joins += f" left join ({_rejected(schema, version)}) d using (sample_id)"
+        cases.append(("d.stage is not null", tuple(f"d.{column}" for column in _JUDGED)))
+    picked = [
+        f"cast(case {' '.join(f'when {out} then {values[at]}' for out, values in cases)} end as {type_}) as {column}"
+        if cases
+        else f"null::{type_} as {column}"
+        for at, (column, type_) in enumerate(_JUDGED.items())
+    ]
+    out = " or ".join(f"coalesce({condition}, false)" for condition, _ in cases) or "false"
+    return f'select s.sample_id, {url} as url, not ({out}) as keep, {", ".join(picked)} from "{schema}".source s{joins}'
+
+
+def _rejected(schema: str, version: Version) -> str:
+    """Return SQL for what was rejected: one row a sample."""
+    columns = ", ".join(f'"{column}"' for column in ("sample_id", *_JUDGED))
+    rejected = f'select {columns} from "{schema}".decisions where not keep'
+    if any(s.get("table") == "decisions" for s in version.stages):
+        return rejected
+    return f"select distinct on (sample_id) * from ({rejected}) order by sample_id, stage"  # who knows who wrote it
 
 
 def _refuse_writing(text: str) -> None:

@@ -13,9 +13,9 @@ import io
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catalog import delta
+from catalog.amend import amend
 from catalog.errors import BalanceError, BuildError, NotFoundError, UserError, nearest
 from catalog.parts import PartFile
 from catalog.schema import field
@@ -153,9 +154,14 @@ def check_name(name: str) -> str:
 class Catalog:
     """A folder or object-store prefix that holds datasets. Picklable; keeps nothing in memory."""
 
-    def __init__(self, uri: str | Path, create: bool = False) -> None:
-        """Open a catalog. Without `create`, raises NotFoundError where the folder is not there."""
-        self.storage = Storage.open(uri, create)
+    def __init__(self, uri: str | Path, create: bool | None = False) -> None:
+        """Open a catalog. Where the folder is not there, `create` makes it, False raises NotFoundError, and None opens
+        what is to be made later (an empty catalog, until something is written to it)."""
+        folder = Path(str(uri).removeprefix("file://")).expanduser().resolve()
+        if create is None and "://" not in str(uri).removeprefix("file://") and not folder.exists():
+            self.storage = Storage(str(folder))
+        else:
+            self.storage = Storage.open(uri, bool(create))
 
     @property
     def uri(self) -> str:
@@ -262,6 +268,38 @@ class Dataset:
     def contents(self, version: Version, table: str) -> tuple[pa.Schema, list[PartFile]]:
         """Return `schema` and `files`, reading the log once."""
         return delta.contents(self.storage, table, self._of(version, table).delta_version)
+
+    def republish(self) -> Version:
+        """Publish the last version once more, under the next number: its files are not what they were.
+
+        Raises NotFoundError where nothing was published.
+        """
+        for _ in range(100):
+            after = delta.latest(self.storage, "versions")
+            version = replace(self.version(), created_at=datetime.now(UTC))
+            version = replace(version, number=version.number + 1)
+            if self._append(version, after):
+                return version
+        raise BuildError(f"{self.name}: other builders kept publishing; try again")
+
+    def restate(self, tables: Collection[str]) -> list[int]:
+        """Correct the rows and bytes that versions say of some tables, whose logs were amended; return which versions.
+
+        Only for whoever holds the dataset, after files were replaced in place (`catalog.amend`).
+        """
+        changed: dict[str, int] = {}
+        for part in self._version_files():
+            version = self._read_version(part.path)
+            now = {name: self._counted(name, t) if name in tables else t for name, t in version.tables.items()}
+            if now != version.tables:
+                self.storage.put(part.path, _to_parquet(replace(version, tables=now)))
+                changed[part.path] = version.number
+        amend(self.storage, "versions", [part.path for part in self._version_files()] if tables else [])
+        return list(changed.values())
+
+    def _counted(self, table: str, state: TableVersion) -> TableVersion:
+        parts = delta.files(self.storage, table, state.delta_version)
+        return replace(state, rows=sum(part.rows for part in parts), bytes=sum(part.bytes for part in parts))
 
     def forget(self, numbers: Sequence[int]) -> None:
         """Take versions out of the list (never the last). Their files stay until `catalog.gc` collects them."""

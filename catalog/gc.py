@@ -1,8 +1,9 @@
 """Garbage: files of a dataset that no version needs.
 
-Killed builds leave finished parts (the next build of the same recipe uses them), changed recipes leave the parts of
-the old one, and killed writers leave temporary files. Young files are spared, as they may belong to a build that is
-going on elsewhere or will be resumed; and nothing is collected while somebody builds.
+Killed builds leave finished parts (the next build of the same recipe uses them), scratch and checkpoints; changed
+recipes leave the parts of the old one; versions that are given up leave their reports; killed writers leave temporary
+files. Young files are spared, as they may belong to a build that is going on elsewhere or will be resumed; and nothing
+is collected while somebody builds.
 """
 
 import time
@@ -21,6 +22,8 @@ GRACE_S: Final = 24 * 3600.0
 """How old, in seconds, a file must be before it can be garbage."""
 
 _SHARDS: Final = "shards"
+_WORK: Final = "_work"
+_REPORTS: Final = "_reports"
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,12 @@ def plan(dataset: Dataset, older_than_s: float = GRACE_S, keep_versions: int | N
     kept = versions if keep_versions is None else versions[-keep_versions:]
     needed = _needed_parts(dataset, kept)
     shards = _needed_shards(dataset, kept)
+    reports = {str(version.number) for version in kept}
     young = time.time() - older_than_s
     found = {
         entry.path: entry.bytes
         for entry in dataset.storage.scan()
-        if entry.modified_s <= young and _is_garbage(entry.path, needed, shards)
+        if entry.modified_s <= young and _is_garbage(entry.path, needed, shards, reports)
     }
     forgotten = [version.number for version in versions if version not in kept]
     ordered = sorted(found, key=lambda path: (path.startswith(f"{_SHARDS}/"), path))
@@ -80,12 +84,14 @@ def collect(garbage: Garbage) -> Garbage:
     return Garbage(dataset, gone, forgotten, garbage.older_than_s, garbage.keep_versions)
 
 
-def _is_garbage(path: str, needed: set[str], shards: set[str]) -> bool:
-    if is_temporary(path):
-        return True
+def _is_garbage(path: str, needed: set[str], shards: set[str], reports: set[str]) -> bool:
     folder, _, name = path.partition("/")
+    if is_temporary(path) or folder == _WORK:  # while nobody builds, scratch is nobody's, and old checkpoints are too
+        return True
     if folder == _SHARDS:
         return _stem(name) not in shards
+    if folder == _REPORTS:
+        return name.partition(".")[0] not in reports
     if not name or "/" in name or folder.startswith(("_", ".")):  # the builder's state, and the tables' logs
         return False
     return name.endswith(".parquet") and path not in needed

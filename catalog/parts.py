@@ -1,6 +1,7 @@
 """Parts: deterministic, content-addressed Parquet files, and the bytes beside them.
 
-A part is named by its fingerprint, so that it exists means that its work is done. Nothing is ever written in place:
+A part is named by its fingerprint, so that it exists means that its work is done. Nothing is ever written in place, but
+for a takedown (`catalog.erase`):
 the shard appears first, then the part, each whole or not at all.
 """
 

@@ -5,22 +5,29 @@ A shard holds, for each sample, `<key>.<format>`, `<key>.txt` (the caption) and 
 where in the tar an image begins, so one image is one range read.
 """
 
+import io
 import json
 import mmap
+import os
 import tarfile
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, Final, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catalog.schema import SAMPLE_BITS, SUCCESS
 from catalog.storage import Storage
 
 FOLDER: Final = "shards"
+ERASED: Final = "__taken_down__"
+"""The member that stands where a sample was erased, all zeros. It has no extension: WebDataset's readers skip it."""
 _BLOCK: Final = tarfile.BLOCKSIZE
+_COPIED_BYTES: Final = 8 << 20
 _DECODE_REASONS: Final = ("not_an_image", "undecodable", "unencodable", "truncated", "too_", "empty")
 """Reasons with these beginnings are img2dataset's `failed_to_resize`; every other is `failed_to_download`."""
 
@@ -121,10 +128,14 @@ def _img2dataset_status(status: str, reason: str | None) -> str:
 
 
 def _img2dataset_stats(rows: pa.Table) -> dict[str, Any]:
-    counts = Counter(_img2dataset_rows(rows).column("status").to_pylist())
-    errors = Counter(r for r in rows.column("reason").to_pylist() if r)
+    return _stats_of(_img2dataset_rows(rows).column("status").to_pylist(), rows.column("reason").to_pylist())
+
+
+def _stats_of(statuses: Sequence[str], reasons: Sequence[str | None]) -> dict[str, Any]:
+    counts = Counter(statuses)
+    errors = Counter(reason for reason in reasons if reason)
     return {
-        "count": rows.num_rows,
+        "count": len(statuses),
         "successes": counts[SUCCESS],
         "failed_to_download": counts["failed_to_download"],
         "failed_to_resize": counts["failed_to_resize"],
@@ -159,3 +170,91 @@ class ShardReader:
 
 def _refuse(path: str) -> Any:
     raise FileNotFoundError(path)
+
+
+Span = tuple[int, int]
+"""Begin and end of a stretch of a tar, whole blocks."""
+
+
+def span_of(storage: Storage, path: str, byte_offset: int) -> Span:
+    """Return the stretch of a shard that holds a sample's members (image, text, JSON), headers and all.
+
+    `byte_offset` is where its image begins. Of a sample that was erased, the stretch is that of what stands for it.
+    """
+    begin = end = byte_offset - _BLOCK
+    first: str | None = None
+    while (member := _header(storage, path, end)) is not None:
+        key = member.name.partition(".")[0]
+        if first is not None and (key != first or key == ERASED):
+            break
+        first = key
+        end += _BLOCK + member.size + (-member.size % _BLOCK)
+    return begin, end
+
+
+def _header(storage: Storage, path: str, at: int) -> tarfile.TarInfo | None:
+    try:
+        return tarfile.TarInfo.frombuf(storage.read_range(path, at, _BLOCK), "utf-8", "surrogateescape")
+    except tarfile.HeaderError:  # the end of the archive
+        return None
+
+
+def erase(storage: Storage, path: str, spans: Iterable[Span]) -> None:
+    """Overwrite stretches of a shard with zeros, behind one header each; every other byte stays where it is.
+
+    On a local disk it is done in place, so that the bytes are gone and not just unlinked; an object is written anew.
+    Safe to repeat after a kill.
+    """
+    ordered = sorted(spans)
+    local = storage.local(path)
+    if local is None:
+        _rewrite(storage, path, ordered)
+        return
+    with local.open("r+b") as file:
+        for begin, end in ordered:
+            file.seek(begin)
+            for piece in _erased(begin, end):
+                file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _erased(begin: int, end: int) -> Iterator[bytes]:
+    info = tarfile.TarInfo(ERASED)
+    info.size = end - begin - _BLOCK
+    yield info.tobuf(tarfile.USTAR_FORMAT)
+    for at in range(0, info.size, _COPIED_BYTES):
+        yield b"\0" * min(_COPIED_BYTES, info.size - at)
+
+
+def _rewrite(storage: Storage, path: str, spans: Sequence[Span]) -> None:
+    size = storage.list(path.rpartition("/")[0])[path]
+    with storage.writer(path) as file:
+        at = 0
+        for begin, end in [*spans, (size, size)]:
+            while at < begin:
+                piece = storage.read_range(path, at, min(_COPIED_BYTES, begin - at))
+                file.write(piece)
+                at += len(piece)
+            if begin < end:
+                file.writelines(_erased(begin, end))
+            at = max(at, end)
+
+
+def erase_sidecars(storage: Storage, path: str, sample_ids: Iterable[int], reason: str) -> None:
+    """Take samples out of the files beside a shard: their rows keep the key, as rows that failed for `reason`."""
+    stem = path.removesuffix(".tar")
+    if not storage.exists(f"{stem}.parquet"):
+        return
+    rows = pq.read_table(io.BytesIO(storage.read(f"{stem}.parquet")))
+    keys = pa.array([sample_key(sample_id) for sample_id in sample_ids], pa.string())
+    gone = pc.is_in(rows.column("key"), keys)
+    said = {"status": "failed_to_download", "error_message": reason}
+    for at, field in enumerate(rows.schema):
+        if field.name != "key":
+            value = pa.scalar(said.get(field.name), field.type)
+            rows = rows.set_column(at, field, pc.if_else(gone, value, rows.column(at)))
+    with storage.writer(f"{stem}.parquet") as file:
+        pq.write_table(rows, file, compression="zstd")
+    stats = _stats_of(rows.column("status").to_pylist(), rows.column("error_message").to_pylist())
+    storage.put(f"{stem}_stats.json", json.dumps(stats, indent=1).encode())

@@ -63,8 +63,11 @@ class Order:
         """Return the recipe as it is built: with its overrides and variables. `retry` and lineage need no more."""
         return resolved_text(self.recipe, self.name, self.overrides)
 
-    def open(self, recipe: Recipe, create: bool = True) -> Dataset:
-        """Return the dataset in its catalog: the recipe's, the order's, the environment's, or ./datasets."""
+    def open(self, recipe: Recipe, create: bool | None = True) -> Dataset:
+        """Return the dataset in its catalog: the recipe's, the order's, the environment's, or ./datasets.
+
+        `create` as in `Catalog`: None makes nothing, for plans.
+        """
         uri = self.catalog or recipe.catalog or os.environ.get("ESPALIER_CATALOG") or DEFAULT_CATALOG
         return Catalog(uri, create=create).dataset(recipe.dataset)
 

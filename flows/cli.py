@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -105,7 +105,7 @@ def entry() -> None:
     os._exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int, debug: bool) -> None:
+def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         import traceback
 
@@ -155,19 +155,50 @@ def _build_under_prefect(order: "Order", message: Callable[[str], Any]) -> Any:
 
 
 @app.command()
-def plan(recipe: RecipePath, catalog: CatalogUri = None, set_: Overrides = None, as_json: AsJson = False) -> None:
+def plan(
+    recipe: RecipePath,
+    catalog: CatalogUri = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+    probe: Annotated[
+        int | None, typer.Option(metavar="ROWS", help="build so many rows for real, throw them away, foretell all")
+    ] = None,
+    executor: Annotated[Executor, typer.Option(help="where a probe's parts are made")] = Executor.RAY,
+) -> None:
     """Show what a build would do: cached or to run, parts, rows, bytes, time and cost."""
     from flows.build import Order
     from flows.estimate import estimate, render
     from flows.plan import make_plan
 
-    order = Order.read(recipe, catalog=catalog, overrides=tuple(set_ or ()))
+    order = Order.read(recipe, catalog=catalog, overrides=tuple(set_ or ()), executor=executor.value)
     checked = order.load()
-    estimates = estimate(make_plan(checked, order.open(checked)))
+    if probe is not None:
+        return _probe(order, probe, as_json)
+    estimates = estimate(make_plan(checked, order.open(checked, create=None)))
     if as_json:
         _print_json([vars(e) for e in estimates])
     else:
         _print_rich(render(estimates, checked.prices))
+    return None
+
+
+def _probe(order: "Order", rows: int, as_json: bool) -> None:
+    from flows.display import RichDisplay
+    from flows.estimate import describe_forecasts, render_forecasts
+    from flows.probe import probe
+
+    prices = order.load().prices
+    try:
+        found = probe(order, rows, RichDisplay())
+    except KeyboardInterrupt:
+        _fail("stopped; the probe left nothing behind", _INTERRUPTED, debug=False)
+    if as_json:
+        told = describe_forecasts(found.forecasts, prices)
+        _print_json({"probe_rows": found.rows, "source_rows": found.source_rows, **told})
+        return
+    _print_rich(render_forecasts(found.forecasts, prices))
+    whole = "all of them were built" if found.is_whole else f"foretold from {found.rows:,} of them"
+    print(f"for {found.source_rows:,} rows; {whole}")
 
 
 @app.command()
@@ -272,6 +303,23 @@ def errors(dataset: DatasetName, catalog: CatalogUri = None, as_json: AsJson = F
 
 
 @app.command()
+def why(
+    label: Annotated[str, typer.Argument(metavar="DATASET[@N]", help="a dataset, or one version of it")],
+    row: Annotated[str, typer.Argument(metavar="URL|SAMPLE_ID", help="which row; a URL may name several")],
+    catalog: CatalogUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the story of a row: where it came from, what each stage said of it, and why it is in or out."""
+    from flows.why import render, stories
+
+    told = stories(_catalog(catalog), label, row)
+    if as_json:
+        _print_json(told)
+    else:
+        _print_rich(render(told))
+
+
+@app.command()
 def retry(
     dataset: DatasetName,
     reason: Annotated[str, typer.Option(help="reasons to try again, with commas: timeout,dns")],
@@ -288,6 +336,103 @@ def retry(
     order, rows = order_retry(_dataset(dataset, catalog), reason.split(","), catalog, executor.value)
     show.message(f"trying {rows} rows again")
     _build_under_prefect(order, show.message)
+
+
+@app.command()
+def search(
+    label: Annotated[str, typer.Argument(metavar="DATASET[@N]", help="a dataset, or one version of it")],
+    text: Annotated[str | None, typer.Option(help="find pictures of this")] = None,
+    image: Annotated[str | None, typer.Option(metavar="FILE", help="find pictures like this one")] = None,
+    like: Annotated[int | None, typer.Option(metavar="SAMPLE_ID", help="find pictures like this sample's")] = None,
+    catalog: CatalogUri = None,
+    column: Annotated[str, typer.Option(help="embedding column; default: the first")] = "",
+    top: Annotated[int, typer.Option(help="results")] = 20,
+    where: Annotated[str, typer.Option(metavar="SQL", help="only rows of `samples` for which this holds")] = "",
+    exact: Annotated[bool, typer.Option("--exact", help="compare every row, without the index")] = False,
+    unique: Annotated[float | None, typer.Option(metavar="COSINE", help="leave out near-duplicates: 0.94")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="also rows that were rejected")] = False,
+    save: Annotated[str | None, typer.Option(metavar="NAME", help="make a dataset of the results")] = None,
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="write the results as a page of pictures")] = None,
+    open_: Annotated[bool, typer.Option("--open", help="show that page in the browser")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find samples by words, by a picture, or by one of them."""
+    from flows.search import Query
+    from flows.search import search as run_search
+
+    opened = _catalog(catalog)
+    asked = Query(text, image, like, column, top, where, exact, unique, all_)
+    found = run_search(opened, label, asked)
+    print(f"{found.version.label}, {found.column}: {found.how}", file=sys.stderr)
+    if html or open_:
+        from flows.gallery import render, show_page
+
+        show_page(render(found, opened.existing(found.version.dataset)), html, open_)
+    saved = None
+    if save is not None:
+        from flows.save import save as save_as
+
+        saved = save_as(opened, found, save).label
+        print(f"saved {len(found.hits):,} samples as {saved}", file=sys.stderr)
+    if as_json:
+        _print_json(found.describe() | ({"saved": saved} if saved else {}))
+    else:
+        _print_rows([vars(hit) | {"score": round(hit.score, 4)} for hit in found.hits], False)
+
+
+@app.command()
+def index(
+    label: Annotated[str, typer.Argument(metavar="DATASET[@N]", help="a dataset, or one version of it")],
+    catalog: CatalogUri = None,
+    column: Annotated[str, typer.Option(help="embedding column; default: the first")] = "",
+    kind: Annotated[str, typer.Option(help="auto, flat, ivf, hnsw, ivfpq or opq")] = "auto",
+    memory_mb: Annotated[float, typer.Option(help="what the index may take in memory")] = 4000,
+    recall: Annotated[float, typer.Option(help="share of the 10 nearest that a search must find")] = 0.95,
+    as_json: AsJson = False,
+) -> None:
+    """Make or grow the index that makes `search` fast, and measure how well it finds."""
+    from flows.display import RichDisplay
+    from flows.index import budget_of, counted, render, update
+
+    opened = _catalog(catalog)
+    version = opened.resolve(label)
+    budget = budget_of(kind, memory_mb, recall)
+    show = RichDisplay()
+    with counted(show.console) as progress:
+        made = update(opened.existing(version.dataset), version, column, budget, progress, show.message)
+    if as_json:
+        _print_json(made.facts)
+    else:
+        print(render(made))
+
+
+@app.command()
+def takedown(
+    dataset: DatasetName,
+    file: Annotated[
+        str | None, typer.Option("--file", help="csv, txt or parquet with a column url, sample_id or sha256, or lines")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="why; kept with the record")] = "",
+    copies: Annotated[bool, typer.Option("--copies/--no-copies", help="also rows with the same bytes")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be erased and stop")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="show the takedowns of the dataset")] = False,
+    catalog: CatalogUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Erase rows from every version, for good, and keep a record without the content. Without --file: go on with one
+    that was interrupted."""
+    from flows.takedown import read_names, records, render, take_down
+
+    opened = _dataset(dataset, catalog)
+    if list_:
+        return _print_rows(records(opened), as_json)
+    names = read_names(file) if file else None
+    told = take_down(opened, names, reason, copies, dry_run, lambda line: print(line, file=sys.stderr))
+    if as_json:
+        _print_json(told)
+    else:
+        _print_rich(render(told))
+    return None
 
 
 @app.command()

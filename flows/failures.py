@@ -6,6 +6,7 @@ from typing import Any
 from catalog.database import sql
 from catalog.dataset import Catalog, Dataset
 from catalog.errors import NotFoundError, UserError, nearest
+from catalog.takedown import REASON as TAKEN_DOWN
 from flows.build import Order
 from flows.plan import RETRIES, make_plan, retry_parts
 from tasks.download.reasons import REASONS
@@ -29,7 +30,7 @@ def failures(dataset: Dataset) -> list[dict[str, Any]]:
                 "rows": row["n"],
                 "share": round(row["n"] / row["total"], 4),
                 "retry_may_help": about is not None and about.retry != "never",
-                "meaning": about.about if about else "",
+                "meaning": about.about if about else "taken down on request" if row["reason"] == TAKEN_DOWN else "",
                 "example": row["example"],
                 "detail": row["detail"],
             }
@@ -44,6 +45,8 @@ def order_retry(dataset: Dataset, reasons: Sequence[str], catalog: str | None, e
     """
     there = {f["reason"] for f in failures(dataset)}
     wanted = sorted({_full_name(r.strip(), {*REASONS, *there}) for r in reasons if r.strip()})
+    if TAKEN_DOWN in wanted:
+        raise UserError(f"rows that were taken down stay out: {TAKEN_DOWN!r} cannot be tried again")
     quoted = ", ".join(f"'{r}'" for r in wanted)
     rows = _images(
         dataset,

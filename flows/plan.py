@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from catalog.dataset import Dataset
 from catalog.errors import RecipeError, nearest
 from catalog.inputs import Piece, Pieces
 from catalog.parts import fingerprint_of, part_path, written_schema
+from catalog.takedown import check_none_pending
 from flows.identity import Identities
 from flows.recipe import Recipe
 from tasks.sources import Chunk, Source
@@ -96,11 +98,17 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, dataset: Dataset, identify: Callable[[str], str] | None = None) -> Plan:
-    """Plan a build. Raises RecipeError where a stage asks for a table or a column that nothing before it writes."""
+    """Plan a build. Nothing is made where there is no catalog yet.
+
+    Raises RecipeError where a stage asks for a table or a column that nothing before it writes, UserError where a
+    takedown was interrupted.
+    """
+    check_none_pending(dataset)
     source = recipe.source
     identities = Identities(dataset)
     chunks = source.chunks(identify or identities)
-    identities.save()
+    if not dataset.storage.is_local or Path(dataset.storage.root).is_dir():
+        identities.save()
     if not chunks:
         raise RecipeError("the source is empty: it has no rows")
     keys = _chunk_keys(chunks)

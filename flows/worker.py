@@ -18,6 +18,7 @@ from catalog.errors import BalanceError
 from catalog.inputs import Inputs, Piece, Pieces, read_parquet
 from catalog.parts import PartFile, PartWriter, number_rows
 from catalog.storage import Storage
+from catalog.takedown import Ledger
 from flows.plan import PlannedPart, PlannedStage, stage_seed
 from tasks.stage import Columns, MapStage, Reducer, Stage, Step, TableStage
 
@@ -102,6 +103,7 @@ class PartMaker:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._step: Step | None = None
+        self._taken = Ledger.read(work.storage)
 
     def make(self, job: Job) -> PartFile:
         """Make one part; return what was written. Raises BalanceError where rows were lost, doubled or reordered."""
@@ -118,7 +120,8 @@ class PartMaker:
     def _batches(self, job: Job, inputs: Inputs) -> Iterator[pa.Table]:
         if job.part.chunk is not None:
             return iter([pa.table({name: [value] for name, value in job.part.chunk.items()})])
-        return inputs.batches(self._work.columns, self._work.stage.resources.batch_rows)
+        batches = inputs.batches(self._work.columns, self._work.stage.resources.batch_rows)
+        return self._taken.passing(batches) if self._work.stage.alive_only else batches
 
     def _open(self) -> Step:
         if self._step is None:
@@ -136,14 +139,20 @@ class PartMaker:
         writer = PartWriter(self._work.storage, stage.table, part.fingerprint, self._work.schema, part.number or 0)
         with writer:
             for piece in step(_watched(batches, seen)):
-                rows = piece
+                rows = self._without_taken(piece)
                 if part.chunk is not None:
-                    rows = number_rows(piece, part.number or 0, writer.rows)
+                    rows = number_rows(rows, part.number or 0, writer.rows)
                 made.append(rows.column("sample_id").to_numpy())
                 writer.write(rows)
             if part.chunk is None:
                 check_balance(f"part {part.number} of {stage.name!r}", seen, made)
         return writer.part()
+
+    def _without_taken(self, piece: pa.Table) -> pa.Table:
+        """Return what a step yielded, without the content of rows that were taken down."""
+        if self._work.stage.table == "source":
+            return self._taken.hide_source(piece)
+        return self._taken.hide_images(piece) if self._work.stage.table == "images" else piece
 
     def _retry(self, job: Job) -> PartFile:
         """Try the rows of some reasons again; every other row stays as the attempt before left it."""
@@ -159,7 +168,7 @@ class PartMaker:
         part = job.part
         writer = PartWriter(self._work.storage, stage.table, part.fingerprint, self._work.schema, part.number or 0)
         with writer:
-            writer.write_merged(kept, step(b for b in batches if b.num_rows))
+            writer.write_merged(kept, map(self._without_taken, step(b for b in batches if b.num_rows)))
             if writer.rows != before.num_rows:
                 raise BalanceError(f"a retry of {stage.name!r} gave {writer.rows} rows for {before.num_rows}")
         return writer.part()

@@ -2,12 +2,16 @@
 
 `Sample` draws in one pass and keeps its rows in a memory map; `fit` is Lloyd's loop over that; `Assigner` gives the
 nearest centroid of any rows. All work in blocks whose size depends on k alone, so that results do not depend on how
-the rows came. Not k-means in Euclidean space: rows are scaled to unit length, and so are the centroids.
+the rows came. Mapped pages are given back after each block (`release`), so that what a process holds does not grow
+with the rows: a file that fits stays in the page cache, which the kernel takes back when it needs it.
+Not k-means in Euclidean space: rows are scaled to unit length, and so are the centroids.
 
 Source: Dhillon and Modha, Concept decompositions for large sparse text data using clustering, Machine Learning 2001;
-empty clusters are refilled as faiss does it.
+empty clusters are refilled as faiss does it; `spread` is k-means++ (Arthur and Vassilvitskii, SODA 2007), drawn in
+rounds as k-means|| does (Bahmani et al., VLDB 2012).
 """
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +29,16 @@ if TYPE_CHECKING:
     import torch
 
 Engine = Literal["auto", "torch", "faiss"]
+Init = Literal["random", "k-means++"]
 
 HELD_BYTES: Final = 1 << 30
 """Training rows stay on the device as float32 up to this size; above it they are converted block by block."""
+PIECE_ROWS: Final = 4096
+"""Rows of a memory map that are moved at once, from anywhere: each may touch 64 KB of it (fault-around)."""
+SPREAD_ROUNDS: Final = 128
+"""k-means++ draws its rows in so many rounds: one by one up to this k."""
+SPREAD_ROWS_PER_CENTROID: Final = 64
+"""k-means++ draws from a sample of so many rows a centroid, at most what `HELD_BYTES` holds."""
 
 
 def vector_column(available: Tables, encoder: str) -> str:
@@ -55,11 +66,25 @@ def usable(vectors: np.ndarray) -> np.ndarray:
     return good
 
 
+def release(rows: np.ndarray) -> None:
+    """Unmap the pages of a memory map that were touched: they stay in the kernel's page cache, not in this process.
+
+    Nothing is lost: what was written is in the page cache too. Does nothing to rows in memory, and to private
+    (copy-on-write) maps, whose changes lie nowhere else.
+    """
+    base: object = rows
+    while isinstance(base, np.ndarray) and getattr(base, "mode", "") != "c":
+        base = base.base
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
 class Sample:
     """A uniform sample without replacement, drawn in one pass: the rows with the smallest keys (bottom-k sampling).
 
     Which rows it holds depends on the seed and the ids alone, not on their order or on batches. Vectors lie in a
-    memory map at `path`, float16, about 1.25 times the sample's size; memory is 16 bytes a sampled row.
+    memory map at `path`, float16, about 1.25 times the sample's size (and once more while a part of the rows that were
+    offered is sorted); memory is 16 bytes a sampled row, and a block.
     """
 
     def __init__(self, path: Path, rows: int, dim: int, seed: int) -> None:
@@ -84,18 +109,24 @@ class Sample:
             self._filled += len(now)
             if self._filled == len(self._ids):
                 self._shrink()
+        release(self._vectors)
 
     def take(self) -> tuple[np.ndarray, np.ndarray]:
         """Return (ids int64 (m,) ascending, vectors float16 (m, d), a memory map) of the sample."""
         self._shrink()
-        order = np.argsort(self._ids[: self._filled])
+        ids = self._ids[: self._filled]
+        if (ids[1:] > ids[:-1]).all():  # every row that was offered, as they come: no second copy of all of them
+            return ids, self._vectors[: self._filled]
+        order = np.argsort(ids)
         sorted_path = Path(str(self._vectors.filename) + ".sorted")
         shape = (max(self._filled, 1), self._vectors.shape[1])
         out = np.lib.format.open_memmap(sorted_path, mode="w+", dtype=np.float16, shape=shape)
-        for start in range(0, self._filled, 65536):
-            piece = order[start : start + 65536]
+        for start in range(0, self._filled, PIECE_ROWS):
+            piece = order[start : start + PIECE_ROWS]
             out[start : start + len(piece)] = self._vectors[piece]
-        return self._ids[order], out[: self._filled]
+            release(self._vectors)
+            release(out)
+        return ids[order], out[: self._filled]
 
     def _shrink(self) -> None:
         """Keep the `rows` smallest keys, moving as few rows as possible."""
@@ -106,8 +137,11 @@ class Sample:
         stays[smallest] = True
         holes = np.flatnonzero(~stays[: self._rows])
         movers = self._rows + np.flatnonzero(stays[self._rows :])
-        for column in (self._vectors, self._ids, self._keys):
-            column[holes] = column[movers]
+        self._ids[holes], self._keys[holes] = self._ids[movers], self._keys[movers]
+        for start in range(0, len(holes), PIECE_ROWS):
+            piece = slice(start, start + PIECE_ROWS)
+            self._vectors[holes[piece]] = self._vectors[movers[piece]]
+            release(self._vectors)
         self._filled = self._rows
         self._limit = self._keys[: self._rows].max()
 
@@ -140,7 +174,9 @@ class UnitRows:
     def _load(self, start: int, stop: int) -> "torch.Tensor":
         import torch
 
-        piece = torch.from_numpy(np.array(self._rows[start:stop])).to(self._device).float()
+        copied = np.array(self._rows[start:stop])
+        release(self._rows)
+        piece = torch.from_numpy(copied).to(self._device).float()
         return piece.div_(torch.linalg.vector_norm(piece, dim=1, keepdim=True))
 
 
@@ -169,22 +205,94 @@ class Fit:
 
 
 def fit(
-    rows: np.ndarray, k: int, *, niter: int = 25, seed: int = 0, device: str = "cpu", engine: Engine = "auto"
+    rows: np.ndarray,
+    k: int,
+    *,
+    niter: int = 25,
+    seed: int = 0,
+    device: str = "cpu",
+    engine: Engine = "auto",
+    init: Init = "random",
 ) -> Fit:
     """Fit k unit centroids to rows (n, d), float16 or float32, each with a direction.
 
-    Starts from k distinct random rows; stops after `niter` updates, or when none changes anything. Both engines get
-    the same start and give the same things; `auto` is torch, which does the same work as faiss in a quarter of the
-    time on a CPU (`tests/benchmarks/bench_kmeans.py`), and needs no second CUDA runtime beside torch's on a GPU.
-    faiss holds all rows in memory as float32. Raises UserError where k is above n.
+    Starts from k distinct rows, random ones or those of `spread`; stops after `niter` updates, or when none changes
+    anything. Both engines get the same start and give the same things; `auto` is torch, which reads mapped rows block
+    by block and needs no second CUDA runtime on a GPU; faiss holds all rows in memory as float32
+    (`tests/benchmarks/bench_kmeans.py` compares their speed). Raises UserError where k is above n.
     """
     if k > len(rows):
         raise UserError(f"k is {k}, but only {len(rows)} rows have a usable embedding: lower k")
     rng = np.random.default_rng(seed)
-    start = np.sort(rng.choice(len(rows), k, replace=False))
+    start = spread(rows, k, rng, device) if init == "k-means++" else np.sort(rng.choice(len(rows), k, replace=False))
     if engine == "faiss":
         return _fit_faiss(rows, start, niter, seed, device)
     return _fit_torch(rows, start, niter, rng, device)
+
+
+def spread(rows: np.ndarray, k: int, rng: np.random.Generator, device: str = "cpu") -> np.ndarray:
+    """Return k distinct rows that lie far apart: int64 (k,), ascending. k-means++ in at most `SPREAD_ROUNDS` rounds.
+
+    Each round draws rows with a chance in proportion to their distance, 1 - cosine (half of the squared Euclidean one
+    of unit vectors), to the nearest row drawn before; up to k = `SPREAD_ROUNDS` it is one row a round: k-means++
+    itself. Together they cost as much as one pass of Lloyd's loop. Draws from a uniform sample of the rows where they
+    are many (`SPREAD_ROWS_PER_CENTROID`, `HELD_BYTES`). No local trials: not the greedy variant.
+    """
+    most = max(k, min(SPREAD_ROWS_PER_CENTROID * max(k, SPREAD_ROUNDS), HELD_BYTES // (4 * rows.shape[1])))
+    pool = np.arange(len(rows)) if len(rows) <= most else np.sort(rng.choice(len(rows), most, replace=False))
+    unit = UnitRows(rows[pool], device)
+    taken = np.zeros(len(pool), bool)
+    distance = np.ones(len(pool), np.float32)
+    left = k
+    for rounds in range(min(k, SPREAD_ROUNDS), 0, -1):
+        now = _draw(distance, taken, -(-left // rounds), rng)
+        taken[now] = True
+        left -= len(now)
+        if left:
+            centres = UnitRows(rows[pool[now]], device)[0 : len(now)]
+            cosines = np.concatenate([cosine.cpu().numpy() for _, _, cosine in _nearest(unit, centres)])
+            distance = np.minimum(distance, np.maximum(1 - cosines, 0))
+    return np.sort(pool[taken])
+
+
+def _draw(weights: np.ndarray, taken: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return `count` rows that are not taken, by weight, without replacement; those of no weight come last.
+
+    The smallest of exponential variates divided by the weights: Efraimidis and Spirakis 2006.
+    """
+    keys = rng.standard_exponential(len(weights)) / np.maximum(weights.astype(np.float64), 1e-30)
+    keys[taken] = np.inf
+    return np.argpartition(keys, count - 1)[:count]
+
+
+def between(centroids: np.ndarray, neighbours: int) -> np.ndarray:
+    """Return the mean distance of each centroid to its nearest others: float64 (k,); NaN where there is one only.
+
+    `centroids`: float32 (k, d), unit rows. Fewer others than `neighbours`: all of them. In blocks: 64 MB at a time.
+    Source: d_inter of Abbas et al. 2024 (arXiv 2401.04578), section 3.
+    """
+    k = len(centroids)
+    near = min(neighbours, k - 1)
+    mean = np.full(k, np.nan)
+    if near < 1:
+        return mean
+    step = max((1 << 24) // k, 1)
+    for start in range(0, k, step):
+        distance = 1 - centroids[start : start + step] @ centroids.T
+        own = np.arange(len(distance))
+        distance[own, start + own] = np.inf
+        mean[start : start + step] = np.partition(distance, near - 1, axis=1)[:, :near].mean(axis=1, dtype=np.float64)
+    return mean
+
+
+def assign(rows: np.ndarray, centroids: np.ndarray, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+    """Return (nearest of unit centroids (k, d): int32 (n,), cosine to it: float32 (n,)); ties to the lowest.
+
+    `rows` as for `fit`: each with a direction. Where some may have none, `Assigner` is for them.
+    """
+    import torch
+
+    return _assigned(UnitRows(rows, device), torch.from_numpy(np.array(centroids, np.float32)).to(device))
 
 
 class Assigner:
@@ -205,9 +313,7 @@ class Assigner:
         distance = np.full(len(vectors), np.nan, np.float32)
         good = np.flatnonzero(usable(vectors)) if len(self._centroids) else np.empty(0, np.int64)
         if len(good):
-            found = list(_nearest(UnitRows(vectors[good], self._device), self._centroids))
-            cluster[good] = np.concatenate([best.cpu().numpy() for _, best, _ in found])
-            cosine = np.concatenate([cosine.cpu().numpy() for _, _, cosine in found])
+            cluster[good], cosine = _assigned(UnitRows(vectors[good], self._device), self._centroids)
             distance[good] = np.maximum(1 - cosine, 0)
         return cluster, distance
 
@@ -217,14 +323,29 @@ def block_rows(k: int) -> int:
     return min(max((1 << 24) // max(k, 1), 256), 8192)
 
 
+def _assigned(rows: UnitRows, centroids: "torch.Tensor") -> tuple[np.ndarray, np.ndarray]:
+    """Return (index of the nearest centroid: int32 (n,), cosine to it: float32 (n,))."""
+    found, cosine = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
+    done = 0
+    for _, best, cosines in _nearest(rows, centroids):
+        span = slice(done, done + len(best))
+        found[span], cosine[span] = best.cpu().numpy(), cosines.cpu().numpy()
+        done = span.stop
+    return found, cosine
+
+
 def _nearest(
     rows: UnitRows, centroids: "torch.Tensor"
 ) -> Iterator[tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]]:
     """Yield (block, index of the nearest centroid, cosine to it)."""
+    import torch
+
     step = block_rows(len(centroids))
+    products = centroids.new_empty(min(step, len(rows)), len(centroids))  # one for all: fresh pages cost a tenth
     for begin in range(0, len(rows), step):
         block = rows[begin : min(begin + step, len(rows))]
-        cosine, best = (block @ centroids.T).max(dim=1)  # the first of equals: the lowest index
+        torch.mm(block, centroids.T, out=products[: len(block)])
+        cosine, best = products[: len(block)].max(dim=1)  # the first of equals: the lowest index
         yield block, best, cosine
 
 

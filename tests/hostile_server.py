@@ -48,7 +48,7 @@ class HostileServer:
 
     async def _open(self) -> None:
         app = web.Application()
-        app.router.add_route("*", "/{name}", self._answer)
+        app.router.add_route("*", "/{name:.*}", self._answer)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0, backlog=1024)
@@ -79,9 +79,9 @@ class HostileServer:
             self.hits[f"http://127.0.0.1:{self.raw_port}/{name}"] += 1
             while (await reader.readline()).strip():
                 pass
-            writer.write(self._raw[name])
+            writer.write(self._raw.get(name, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"))
             await writer.drain()
-        except (ConnectionError, IndexError, KeyError):
+        except (ConnectionError, IndexError):
             pass
         finally:
             writer.close()
@@ -93,6 +93,11 @@ class HostileServer:
         name = str(next(self._names))
         self._handlers[name] = handler
         return f"http://127.0.0.1:{self.port}/{name}"
+
+    def at(self, path: str, url: str) -> str:
+        """Let `path` (`robots.txt`) show the behaviour of a URL that another method gave; return its own URL."""
+        self._handlers[path] = self._handlers[url.rpartition("/")[2]]
+        return f"http://127.0.0.1:{self.port}/{path}"
 
     def body(
         self, data: bytes, content_type: str = "image/jpeg", status: int = 200, headers: dict[str, str] | None = None

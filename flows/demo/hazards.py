@@ -79,6 +79,8 @@ HAZARDS: Final = (
     _ok("picture called a byte stream", "{base}/typed/application/octet-stream/{file}", rows=3),
     Hazard("page called image/jpeg", "{base}/page/{n}.jpg", "not_an_image", rows=10, file=""),
     # opt-outs
+    Hazard("closed by robots.txt", "{base}/closed/{file}", "robots_disallowed", rows=6),
+    Hazard("tdm-reservation", "{base}/reserved/{file}", "tdm_reserved", rows=4),
     Hazard("noai", "{base}/robots/noai/{file}", "opted_out", rows=8),
     Hazard("noimageai", "{base}/robots/noimageai/{file}", "opted_out"),
     Hazard("noindex", "{base}/robots/noindex/{file}", "opted_out", rows=3),

@@ -116,6 +116,9 @@ class _Box:
             "/redirect-to/{where}/{rest}": self.redirect_to,
             "/typed/{kind}/{subkind}" + file: self.typed,
             "/robots/{directive}" + file: self.robots,
+            "/robots.txt": self.robots_txt,
+            "/closed" + file: self.file,
+            "/reserved" + file: self.reserved,
         }
 
     @web.middleware
@@ -163,6 +166,15 @@ class _Box:
     async def robots(self, request: web.Request) -> web.StreamResponse:
         data, type_ = self.read(request)
         return web.Response(body=data, content_type=type_, headers={"X-Robots-Tag": request.match_info["directive"]})
+
+    async def robots_txt(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(text="User-agent: *\nDisallow: /closed/\n")
+
+    async def reserved(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a picture whose rightsholder reserves text and data mining."""
+        data, type_ = self.read(request)
+        headers = {"tdm-reservation": "1", "tdm-policy": "https://rights.example/policy.json"}
+        return web.Response(body=data, content_type=type_, headers=headers)
 
     async def truncated(self, request: web.Request) -> web.StreamResponse:
         """Answer with the first 60 % of a file, as if they were all."""

@@ -1,30 +1,68 @@
 """`use: centroids`: fit the centroids of spherical k-means on an explicit training sample."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from catalog.inputs import Inputs
 from catalog.schema import field
-from tasks import kmeans
+from tasks import draw, kmeans
+from tasks.cluster import _auto
+from tasks.cluster._resample import Resample, fit_resampled
 from tasks.stage import Batches, Columns, Config, Run, Tables, TableStage
 
 SAMPLE_PER_CENTROID = 256
 """Training rows for each centroid where a recipe names none: faiss's hidden cap, here in the open."""
+DEFAULT_K = 500
+
+
+class Auto(Config):
+    """k as a grid that it is chosen from."""
+
+    auto: _auto.Grid
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict | Auto):
+        return "grid"
+    return "word" if isinstance(value, str) else "number"
+
+
+K = Annotated[
+    Annotated[int, Field(gt=0), Tag("number")] | Annotated[Literal["auto"], Tag("word")] | Annotated[Auto, Tag("grid")],
+    Discriminator(_kind),
+]
 
 
 class Training(Config):
     """What a recipe may say about how centroids are fitted."""
 
-    k: int = Field(500, gt=0, description="number of clusters")
+    k: K | None = Field(
+        None, description=f"number of clusters, default {DEFAULT_K}; auto: chosen by a criterion, which is noted"
+    )
     encoder: str = Field("", description="embedding column; default: the first one")
     niter: int = Field(25, gt=0, description="most updates of the centroids; it stops early when nothing moves")
-    train_rows: int | Literal["all"] | None = Field(
+    train: Annotated[int, Field(gt=0)] | Literal["all"] | None = Field(
         None, description="rows to fit on, drawn by the seed; default 256 a cluster; all: every row, on local disk"
     )
-    engine: kmeans.Engine = Field("auto", description="torch or faiss; auto: torch, the cheaper one where measured")
+    engine: kmeans.Engine = Field("auto", description="torch or faiss, which holds all rows in memory; auto: torch")
+
+    @property
+    def grid(self) -> _auto.Grid | None:
+        """Return what k is chosen from; None where it is given."""
+        if self.k == "auto":
+            return _auto.Grid()
+        return self.k.auto if isinstance(self.k, Auto) else None
+
+    @property
+    def most(self) -> int:
+        """Return k, or the largest one that may be chosen."""
+        grid = self.grid
+        if grid is not None:
+            return grid.max
+        return self.k if isinstance(self.k, int) else DEFAULT_K
 
 
 class Centroids(Training, TableStage):
@@ -32,13 +70,17 @@ class Centroids(Training, TableStage):
 
     The training sample lies in a memory map in the scratch folder (2 bytes a number), so memory does not grow with it
     beyond `kmeans.HELD_BYTES` (faiss: beyond the sample itself, as float32). Rows without a direction (zero, NaN) are
-    never drawn. Raises UserError where fewer than k rows have a usable embedding; no rows at all give an empty table.
+    never drawn. `k: auto` tries a geometric grid of k on at most `_auto.SAMPLE_ROWS` of the training rows, takes the
+    one of the best criterion (`_auto.choose`), and notes them all; it then fits as for a k that was given, but from a
+    k-means++ start. `resample` refits to the rows nearest to the centroids (`_resample.fit_resampled`).
+    Raises UserError where fewer than k rows have a usable embedding; no rows at all give an empty table.
     Source: `tasks/kmeans.py`.
     """
 
     use: Literal["centroids"] = "centroids"
     table = "centroids"
     seeded = True
+    resample: Resample | None = Field(None, description="spread the centroids; `points` has one number here")
 
     def inputs(self, available: Tables) -> Columns:
         return {"embeddings": (kmeans.vector_column(available, self.encoder),)}
@@ -58,20 +100,43 @@ class Centroids(Training, TableStage):
             sample.add(ids, vectors)
             done += len(ids)
             run.progress(done, alive)
-        _, rows = sample.take()
+        ids, rows = sample.take()
         run.note(encoder=column, alive_rows=alive, usable_rows=sample.seen)
         if sample.seen == 0:
             run.note(training_rows=0)
             yield centroids_table(np.empty((0, dim), np.float32), np.empty(0, np.int64))
             return
-        fit = kmeans.fit(rows, self.k, niter=self.niter, seed=run.seed, device=run.device, engine=self.engine)
+        fit = self._fit(rows, self._chosen(ids, rows, run), run)
         run.note(**fit.facts())
         yield centroids_table(fit.centroids, fit.sizes)
 
     def _wanted(self, alive: int) -> int:
-        if self.train_rows == "all":
+        if self.train == "all":
             return alive
-        return max(self.train_rows or SAMPLE_PER_CENTROID * self.k, self.k)
+        return max(self.train or SAMPLE_PER_CENTROID * self.most, self.most)
+
+    def _chosen(self, ids: np.ndarray, rows: np.ndarray, run: Run) -> int:
+        """Return k, chosen from the grid where there is one."""
+        grid = self.grid
+        if grid is None:
+            return self.most
+        few = np.sort(np.argsort(draw.keys(ids, run.seed), kind="stable")[: _auto.SAMPLE_ROWS])
+        k, found = _auto.choose(np.array(rows[few]), grid, seed=run.seed, device=run.device)
+        kmeans.release(rows)
+        run.note(
+            k=k, criterion=grid.criterion, criterion_rows=len(few), criterion_by_k=[[k, v] for k, v in found.items()]
+        )
+        return k
+
+    def _fit(self, rows: np.ndarray, k: int, run: Run) -> kmeans.Fit:
+        if self.resample is not None:
+            (points,) = self.resample.points or (1,)
+            return fit_resampled(
+                rows, k, points=points, rounds=self.resample.rounds,
+                niter=self.niter, seed=run.seed, device=run.device, engine=self.engine,
+            )  # fmt: skip
+        init: kmeans.Init = "random" if self.grid is None else "k-means++"
+        return kmeans.fit(rows, k, niter=self.niter, seed=run.seed, device=run.device, engine=self.engine, init=init)
 
 
 def centroids_schema(dim: int) -> pa.Schema:
@@ -88,6 +153,10 @@ def centroids_schema(dim: int) -> pa.Schema:
 def centroids_table(centroids: np.ndarray, sizes: np.ndarray) -> pa.Table:
     """Return the table `centroids` of float32 (k, d) and int64 (k,)."""
     dim = centroids.shape[1]
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(centroids.reshape(-1)), dim)
-    columns = [pa.array(np.arange(len(sizes), dtype=np.int32)), vectors, pa.array(sizes)]
+    columns = [pa.array(np.arange(len(sizes), dtype=np.int32)), as_lists(centroids), pa.array(sizes)]
     return pa.table(columns, schema=centroids_schema(dim))
+
+
+def as_lists(matrix: np.ndarray) -> pa.Array:
+    """Return a matrix (n, d) as a column of fixed-size lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])

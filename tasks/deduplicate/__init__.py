@@ -1,7 +1,12 @@
-"""The `deduplicate` family: one stage, its kinds of copies each in its own module."""
+"""The `deduplicate` family: copies within a dataset, and of evaluation sets; each kind of copy in its own module."""
 
+from typing import Annotated
+
+from pydantic import Field
+
+from tasks.deduplicate.decontaminate import Decontaminate
 from tasks.deduplicate.deduplicate import Deduplicate
 
-AnyDeduplicate = Deduplicate
+AnyDeduplicate = Annotated[Deduplicate | Decontaminate, Field(discriminator="use")]
 
-__all__ = ["AnyDeduplicate", "Deduplicate"]
+__all__ = ["AnyDeduplicate", "Decontaminate", "Deduplicate"]

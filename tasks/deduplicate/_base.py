@@ -1,68 +1,43 @@
-"""What every kind of copy is judged by: which of several comes first, and what became of each row."""
+"""What every kind of copy is judged by: which of several comes first, and the names of the verdicts."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from catalog.errors import RecipeError, nearest
 from catalog.inputs import Inputs
 from tasks import draw
-from tasks.stage import Columns, Tables
+from tasks.stage import Columns, Config, Tables
 
 FIRST: Final = "first"
 LARGEST: Final = "largest"
 RANDOM: Final = "random"
 SCORED: Final = ("images", "embeddings", "scores", "source")
-"""Tables that a rule may take a number from, in this order."""
+"""Tables that a rule takes a number from first, in this order; then come the other tables about samples."""
+JUDGED: Final = ("decisions", "clusters")
+"""Tables about samples whose numbers are no scores."""
+
+REASONS: Final = (None, "duplicate_exact", "duplicate_pixels", "duplicate_perceptual", "duplicate_semantic")
+"""By code: 0 is kept; the others by strength, the strongest first."""
+EXACT, PIXELS, LOOKS, MEANING = range(1, len(REASONS))
+PIECE_ROWS: Final = 1 << 17
+"""Rows of one piece of `decisions`: text is made for so many rows at once."""
 
 
-@dataclass
-class Verdicts:
-    """What is known of every alive row so far; all arrays (n,), in `sample_id` order."""
+class Best(Config):
+    """The copy with the highest number stays."""
 
-    ids: np.ndarray
-    """int64."""
-    reason: np.ndarray
-    """int8: index into `REASONS`; 0 is kept."""
-    representative: np.ndarray
-    """int64: row (not sample_id) that stands for this one; -1 for none."""
-    similarity: np.ndarray
-    """float32: cosine to it; NaN where there is none."""
-
-    @classmethod
-    def of(cls, ids: np.ndarray) -> Self:
-        """Return the verdicts before anything is judged."""
-        n = len(ids)
-        return cls(ids, np.zeros(n, np.int8), np.full(n, -1, np.int64), np.full(n, np.nan, np.float32))
-
-    def kept(self) -> np.ndarray:
-        """Return which rows are in: bool (n,)."""
-        return np.asarray(self.reason == 0)
-
-    def reject(self, rows: np.ndarray, reason: str, representative: np.ndarray, similarity: np.ndarray) -> None:
-        """Take rows out, and hand on the rows that they stood for to the row that stands for them.
-
-        A copy that is the same file has the same cosine to whatever stands for its twin; of others it is not known.
-        """
-        before = np.flatnonzero(self.reason)
-        self.reason[rows] = REASONS.index(reason)
-        self.representative[rows] = representative
-        self.similarity[rows] = similarity
-        orphans = before[self.reason[self.representative[before]] == REASONS.index(reason)]
-        twins = self.representative[orphans]
-        self.representative[orphans] = self.representative[twins]
-        same_file = self.reason[orphans] == REASONS.index("duplicate_exact")
-        self.similarity[orphans] = np.where(same_file, self.similarity[twins], np.float32(np.nan))
+    best: str = Field(description="a column of numbers of any earlier table: aesthetic, clip_score, width, ...")
 
 
-REASONS: Final = (None, "duplicate_exact", "duplicate_perceptual", "duplicate_semantic")
+Keep = str | Best
+"""Which of several copies comes first: first, largest, random, or a column, by its name or as {best: name}."""
 
 
-def order_columns(rule: str, available: Tables) -> Columns:
+def order_columns(rule: Keep, available: Tables) -> Columns:
     """Return the columns that an order rule reads. Raises RecipeError where there is no such column."""
     if rule in (FIRST, RANDOM):
         return {}
@@ -70,31 +45,31 @@ def order_columns(rule: str, available: Tables) -> Columns:
         if "images" not in available:
             raise RecipeError("keep: largest reads width and height of images: put a stage `use: download` before it")
         return {"images": ("width", "height")}
-    numbers = {name: table for table in reversed(SCORED) for name in _numbers(available, table)}
-    if rule not in numbers:
-        raise RecipeError(f"no column of numbers {rule!r} to order duplicates by{nearest(rule, numbers)}")
-    return {numbers[rule]: (rule,)}
+    column = rule.best if isinstance(rule, Best) else rule
+    numbers = {name: table for table in reversed(_scored(available)) for name in _numbers(available[table])}
+    if column not in numbers:
+        raise RecipeError(f"no column of numbers {column!r} to order duplicates by{nearest(column, numbers)}")
+    return {numbers[column]: (column,)}
 
 
-def _numbers(available: Mapping[str, pa.Schema], table: str) -> list[str]:
-    if table not in available:
-        return []
+def _scored(available: Tables) -> list[str]:
+    others = (name for name, schema in available.items() if "sample_id" in schema.names)
+    tables = dict.fromkeys((*(name for name in SCORED if name in available), *others))
+    return [name for name in tables if name not in JUDGED]
+
+
+def _numbers(schema: pa.Schema) -> list[str]:
     types = pa.types
-    return [
-        f.name
-        for f in available[table]
-        if (types.is_integer(f.type) or types.is_floating(f.type)) and f.name != "sample_id"
-    ]
+    return [f.name for f in schema if (types.is_integer(f.type) or types.is_floating(f.type)) and f.name != "sample_id"]
 
 
-def order_key(rule: str, inputs: Inputs, ids: np.ndarray, seed: int) -> np.ndarray:
+def order_key(rule: Keep, inputs: Inputs, ids: np.ndarray, seed: int) -> np.ndarray:
     """Return a key whose smallest comes first, (n,): larger images, or larger numbers, first; nulls and NaN last."""
     if rule == FIRST:
         return np.zeros(len(ids), np.int8)  # sorts are stable, and rows are in sample_id order
     if rule == RANDOM:
         return draw.keys(ids, seed)
-    schemas = {name: inputs.schema(name) for name in SCORED if name in inputs}
-    columns = order_columns(rule, schemas)
+    columns = order_columns(rule, {name: inputs.schema(name) for name in inputs.tables()})
     key = np.full(len(ids), np.inf)
     for batch in inputs.batches(columns):
         numbers = [pc.cast(batch.column(name), pa.float64()) for name in batch.column_names if name != "sample_id"]
@@ -103,3 +78,19 @@ def order_key(rule: str, inputs: Inputs, ids: np.ndarray, seed: int) -> np.ndarr
         key[at] = -pc.fill_null(value, np.nan).to_numpy()
     key[np.isnan(key)] = np.inf
     return key
+
+
+class Order:
+    """Some rows of n in their order of preference."""
+
+    def __init__(self, rows: np.ndarray, key: np.ndarray) -> None:
+        """`rows`: int64 (m,), ascending; `key`: (n,), smallest comes first, NaN last, ties by row."""
+        self.row = rows[np.argsort(key[rows], kind="stable")]
+        """int64 (m,): row at each rank."""
+        self.rank = np.full(len(key), -1, np.int64)
+        """int64 (n,): rank of each row; -1 for rows that are not among them."""
+        self.rank[self.row] = np.arange(len(self.row))
+
+    def reversed(self) -> "Order":
+        """Return the order with the last row first."""
+        return Order(np.sort(self.row), np.where(self.rank < 0, 0, -self.rank))

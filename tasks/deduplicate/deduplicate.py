@@ -1,148 +1,301 @@
-"""`use: deduplicate`: leave one of each group of copies, by bytes, by looks, or by meaning."""
+"""`use: deduplicate`: leave one of each group of copies, by bytes, by pixels, by looks, or by meaning."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from catalog.errors import RecipeError
+from catalog.errors import RecipeError, nearest
 from catalog.inputs import Inputs
 from catalog.schema import DECISIONS
 from tasks.deduplicate import exact, perceptual, semantic
-from tasks.deduplicate._base import FIRST, REASONS, Verdicts, order_columns, order_key
-from tasks.deduplicate.perceptual import Perceptual
+from tasks.deduplicate._base import (
+    EXACT,
+    FIRST,
+    LOOKS,
+    MEANING,
+    PIECE_ROWS,
+    PIXELS,
+    REASONS,
+    Best,
+    Keep,
+    Order,
+    order_columns,
+    order_key,
+)
+from tasks.deduplicate._meaning import Meaning
+from tasks.deduplicate._merge import Settled, settle
+from tasks.deduplicate.perceptual import Looks, Perceptual
 from tasks.deduplicate.semantic import EASY, HARD, Semantic
 from tasks.kmeans import vector_column
 from tasks.stage import Batches, Columns, Run, Tables, TableStage
 
-PIECE_ROWS = 1 << 17
+
+@dataclass
+class Verdicts:
+    """What became of each of n rows, in `sample_id` order."""
+
+    reason: np.ndarray
+    """int8 (n,): index into `REASONS`; 0 is kept."""
+    partner: np.ndarray
+    """int64 (n,): the row that it is tied to by that reason; -1 where it stays."""
+    representative: np.ndarray
+    """int64 (n,): the row that stays for it; -1 where it stays."""
+    similarity: np.ndarray
+    """float32 (n,): cosine to the representative; NaN where it stays, or is not known."""
+    bits: np.ndarray
+    """int8 (n,): bits that its perceptual hash differs in from the partner's; -1 where it looks like no other."""
+    cosine: np.ndarray
+    """float32 (n,): to the row that means the same; NaN where there is none."""
+    meant: np.ndarray
+    """int64 (n,): that row; -1 for none."""
+    compared: np.ndarray
+    """bool (n,): whether it, or the row with the same content, was compared by meaning, where that was asked for."""
 
 
 class Deduplicate(TableStage):
-    """Takes out copies, one kind after the other: the same file, then the same looks, then the same meaning.
+    """Takes out copies of four kinds in one verdict: the same file, the same pixels, the same looks, the same meaning.
 
-    Each kind sees the rows that the one before left. `representative` is the row that stays for a copy (but see the
-    rule `order` of `Semantic`), `similarity` the cosine to it, 1 for the same file; null for looks. Rows that a kind
-    cannot judge (no digest, no hash, no embedding) stay.
+    Rows with the same bytes or pixels are one: of each such set, the first by `keep` is judged for all. These are tied
+    to each other where they look the same or mean the same, and one rule says, over the ties of both kinds together,
+    which of them stay: `greedy` by looks alone (a row goes only where a row that stays is tied to it), else the `rule`
+    of `semantic`. Each row that goes
+
+    - has a `representative`, which stays and comes before it by `keep`: all rows with one representative are a group;
+    - has as `reason` the strongest kind that ties it to a row of its group: exact, pixels, perceptual, semantic;
+    - says in its `evidence` to which row that is, if not to the representative, and what else ties it;
+    - has as `similarity` the cosine to the representative: 1 for the same file or pixels, null without vectors.
+
+    Rows that a kind cannot judge (no digest, no hash, no embedding) are not tied by it.
     """
+
+    version = 2
 
     use: Literal["deduplicate"] = "deduplicate"
     table = "decisions"
     seeded = True
     exact: bool = Field(True, description="the same file: equal SHA-256")
+    pixels: bool = Field(False, description="the same picture, whatever its metadata: equal digests of the pixels")
     perceptual: Perceptual | None = Field(None, description="the same looks: perceptual hashes within a radius")
     semantic: Semantic | None = Field(None, description="the same meaning: neighbours by cosine within a cluster")
-    keep: str | None = Field(
+    keep: Keep | None = Field(
         None, description="which copy stays: first (lowest sample_id), largest (in pixels), random, or a column of "
-        "numbers, highest first; default: first, and hard for semantic ones"
+        "numbers, highest first, by name or as {best: name}; default: first, and hard where there are semantic ones"
     )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _one_order(self) -> "Deduplicate":
+        order = self.semantic.order if self.semantic is not None else None
+        keep = self.keep.best if isinstance(self.keep, Best) else self.keep
+        if order is not None and keep is not None and keep != order:
+            raise ValueError(
+                f"keep is {keep!r}, but semantic.order is {order!r}: one of a group comes first, so say one"
+            )
+        return self
 
     def inputs(self, available: Tables) -> Columns:
         columns: dict[str, list[str]] = {}
-        wanted = [(self.exact, "sha256"), (self.perceptual is not None, "phash")]
-        pixels = [name for asked, name in wanted if asked]
-        if pixels:
-            if "images" not in available:
-                raise RecipeError("deduplicate reads images: put a stage `use: download` before it")
-            columns["images"] = pixels
+        wanted = [(self.exact, exact.BYTES), (self.pixels, exact.PIXELS), (self.perceptual is not None, "phash")]
+        names = [name for asked, name in wanted if asked]
+        if names:
+            columns["images"] = _known(available, names)
         if self.semantic is not None:
             columns["embeddings"] = [vector_column(available, self.semantic.encoder)]
             if self.semantic.clusters == "auto" and "clusters" in available:
                 columns["clusters"] = ["cluster", "distance"]
         if not columns:
             raise RecipeError(
-                "deduplicate has nothing to do: exact is off, and there is neither perceptual nor semantic"
+                "deduplicate has nothing to do: exact and pixels are off, and there is neither perceptual nor semantic"
             )
-        for rule in self._rules():
-            for table, names in order_columns(rule, available).items():
-                columns[table] = columns.get(table, []) + [n for n in names if n not in columns.get(table, [])]
+        for rule in (self.keep or FIRST, self._order() or FIRST):
+            for table, more in order_columns(rule, available).items():
+                columns[table] = columns.get(table, []) + [n for n in more if n not in columns.get(table, [])]
+        if "clusters" in columns and self._borders() and "centroids" in available:
+            columns["centroids"] = ["cluster", "centroid"]
         return {table: tuple(names) for table, names in columns.items()}
 
     def output(self, available: Tables) -> pa.Schema:
         return DECISIONS
 
     def run(self, inputs: Inputs, run: Run) -> Batches:
-        verdicts = Verdicts.of(inputs.ids())
-        compared = np.ones(len(verdicts.ids), bool)
-        if self.exact:
-            self._by_bytes(verdicts, inputs, run)
-        if self.perceptual is not None:
-            self._by_looks(verdicts, inputs, run)
-        if self.semantic is not None:
-            compared = self._by_meaning(verdicts, inputs, run)
+        ids = inputs.ids()
+        verdicts = self._judge(inputs, run, ids)
         counts = np.bincount(verdicts.reason, minlength=len(REASONS)).tolist()
-        run.note(rows=len(verdicts.ids), **{reason or "kept": n for reason, n in zip(REASONS, counts, strict=True)})
-        yield from self._decisions(verdicts, compared)
+        run.note(rows=len(ids), **{reason or "kept": n for reason, n in zip(REASONS, counts, strict=True)})
+        yield from self._decisions(ids, verdicts)
 
-    def _rules(self) -> set[str]:
-        """Return the order rules that need a column looked up."""
-        return {self.keep or FIRST, self._order() or FIRST}
+    def _borders(self) -> int:
+        return self.semantic.borders if self.semantic is not None else 0
 
-    def _order(self) -> str | None:
-        """Return the order rule of semantic copies; None for the distance to the centroid."""
+    def _order(self) -> Keep | None:
+        """Return the order of preference; None for the distance to the centroid."""
         if self.semantic is None:
-            return FIRST
+            return self.keep or FIRST
         order = self.semantic.order or self.keep or HARD
         return None if order in (HARD, EASY) else order
 
-    def _by_bytes(self, verdicts: Verdicts, inputs: Inputs, run: Run) -> None:
-        words, known = exact.digests(inputs, verdicts.ids)
-        rows = np.flatnonzero(known)
-        key = order_key(self.keep or FIRST, inputs, verdicts.ids, run.seed)
-        first = rows[exact.representatives(words[rows], key[rows])]
-        out = rows != first
-        verdicts.reject(rows[out], "duplicate_exact", first[out], np.ones(int(out.sum()), np.float32))
+    def _judge(self, inputs: Inputs, run: Run, ids: np.ndarray) -> Verdicts:
+        reason, toward = self._same_content(inputs, run, ids)
+        nodes = toward < 0
+        order, meaning = self._ordered(inputs, run, ids, nodes)
+        looks = None
+        if self.perceptual is not None:
+            hash_, known = perceptual.hashes(inputs, ids)
+            looks = Looks(hash_, known & nodes, self.perceptual.radius, run.scratch)
+        found = settle(self.semantic.rule if self.semantic is not None else "greedy", order, looks, meaning)
+        out = found.toward >= 0
+        reason[out] = np.where(found.looks[out] >= 0, LOOKS, MEANING)
+        partner = np.where(nodes, np.where(found.looks >= 0, found.looks, found.meaning.partner), toward)
+        toward = np.where(nodes, found.toward, toward)
+        if meaning is not None:
+            run.note(**meaning.facts())
+        return _verdicts(reason, partner, toward, nodes, found, looks, meaning)
 
-    def _by_looks(self, verdicts: Verdicts, inputs: Inputs, run: Run) -> None:
-        assert self.perceptual is not None
-        hashes, known = perceptual.hashes(inputs, verdicts.ids)
-        rows = np.flatnonzero(known & verdicts.kept())
-        key = order_key(self.keep or FIRST, inputs, verdicts.ids, run.seed)
-        gone, stands = perceptual.find(hashes[rows], key[rows], self.perceptual.radius)
-        unknown = np.full(len(gone), np.nan, np.float32)
-        verdicts.reject(rows[gone], "duplicate_perceptual", rows[stands], unknown)
+    def _same_content(self, inputs: Inputs, run: Run, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (reason int8 (n,); the first row with the same content, int64 (n,), -1 where that is the row)."""
+        reason, toward = np.zeros(len(ids), np.int8), np.full(len(ids), -1, np.int64)
+        if not (self.exact or self.pixels):
+            return reason, toward
+        key = order_key(self.keep or FIRST, inputs, ids, run.seed)
+        for asked, column, code in ((self.exact, exact.BYTES, EXACT), (self.pixels, exact.PIXELS, PIXELS)):
+            if asked:
+                words, known = exact.digests(inputs, ids, column)
+                rows = np.flatnonzero(known & (reason == 0))
+                first = rows[exact.representatives(words[rows], key[rows])]
+                out = rows != first
+                reason[rows[out]], toward[rows[out]] = code, first[out]
+        return reason, toward
 
-    def _by_meaning(self, verdicts: Verdicts, inputs: Inputs, run: Run) -> np.ndarray:
-        """Return which rows were compared, or were out before: bool (n,)."""
-        assert self.semantic is not None
-        order = self._order()
-        key = None if order is None else order_key(order, inputs, verdicts.ids, run.seed)
-        asked = verdicts.kept()
-        gone, stands, cosine, compared = semantic.find(inputs, run, self.semantic, verdicts.ids, asked, key)
-        verdicts.reject(gone, "duplicate_semantic", stands, cosine)
-        return np.asarray(compared | ~asked)
+    def _ordered(self, inputs: Inputs, run: Run, ids: np.ndarray, nodes: np.ndarray) -> tuple[Order, Meaning | None]:
+        """Return (the order of preference of some rows, bool (n,); what finds ties by meaning)."""
+        rule = self._order()
+        key = None if rule is None else order_key(rule, inputs, ids, run.seed)
+        if self.semantic is None:
+            assert key is not None
+            return Order(np.flatnonzero(nodes), key), None
+        given = semantic.clusters(inputs, run, self.semantic, ids, nodes)
+        if key is None:
+            key = given.distance if self.semantic.order == EASY else -given.distance
+        order = Order(np.flatnonzero(nodes), key)
+        return order, Meaning(inputs, run, self.semantic, ids, given, order)
 
-    def _decisions(self, verdicts: Verdicts, compared: np.ndarray) -> Iterator[pa.Table]:
+    def _decisions(self, ids: np.ndarray, verdicts: Verdicts) -> Iterator[pa.Table]:
         at = verdicts.representative
         copies = np.bincount(at[at >= 0], minlength=len(at))
-        for start in range(0, len(verdicts.ids), PIECE_ROWS):
+        for start in range(0, len(ids), PIECE_ROWS):
             piece = slice(start, start + PIECE_ROWS)
             reason = pa.array(REASONS, pa.string()).take(pa.array(verdicts.reason[piece]))
             stands, cosine = at[piece], verdicts.similarity[piece]
             columns = {
-                "sample_id": pa.array(verdicts.ids[piece]),
+                "sample_id": pa.array(ids[piece]),
                 "stage": pa.repeat(self.name, len(stands)),
                 "keep": reason.is_null(),
                 "reason": reason,
-                "evidence": self._evidence(verdicts.reason[piece], cosine, copies[piece], compared[piece]),
-                "representative": pa.array(verdicts.ids[np.maximum(stands, 0)], mask=stands < 0),
+                "evidence": self._evidence(ids, verdicts, piece, copies[piece]),
+                "representative": pa.array(ids[np.maximum(stands, 0)], mask=stands < 0),
                 "similarity": pa.array(cosine, mask=np.isnan(cosine)),
             }
             yield pa.table(columns, schema=DECISIONS)
 
-    def _evidence(self, reason: np.ndarray, cosine: np.ndarray, copies: np.ndarray, compared: np.ndarray) -> pa.Array:
+    def _evidence(self, ids: np.ndarray, verdicts: Verdicts, piece: slice, copies: np.ndarray) -> pa.Array:
+        """Return what is said of some rows: string (m,)."""
+        reason, stands = verdicts.reason[piece], verdicts.representative[piece]
         epsilon = self.semantic.epsilon if self.semantic is not None else 0.0
-        radius = self.perceptual.radius if self.perceptual is not None else 0
-        shown = pc.cast(pc.round(pa.array(cosine.astype(np.float64)), 4), pa.string())
-        near = pc.binary_join_element_wise("cosine ", shown, f" to its representative, epsilon {epsilon:g}", "")
-        stands = pc.binary_join_element_wise("stands for ", pc.cast(pa.array(copies), pa.string()), " copies", "")
-        alone = pc.if_else(pa.array(compared), "no copy found", "no usable embedding: not compared by meaning")
-        kept = pc.if_else(pa.array(copies > 0), stands, alone)
-        exact_, looks = REASONS.index("duplicate_exact"), REASONS.index("duplicate_perceptual")
-        cases = [pa.array(reason == code) for code in (0, exact_, looks)]
-        conditions = pa.StructArray.from_arrays(cases, ["kept", "exact", "looks"])
-        looks_like = f"perceptual hash within {radius} bits of its representative's"
-        return pc.case_when(conditions, kept, "same SHA-256", looks_like, near)
+        to = _who(ids, verdicts, verdicts.partner[piece], stands)
+        means = _joined(
+            "cosine ", _text(verdicts.cosine[piece]), " to ", _who(ids, verdicts, verdicts.meant[piece], stands),
+            f", epsilon {epsilon:g}",
+        )  # fmt: skip
+        also = pc.if_else(pa.array(verdicts.meant[piece] >= 0), _joined("; ", means), "")
+        looks = _joined("perceptual hash ", _text(verdicts.bits[piece]), " bits from that of ", to, also)
+        stays = _joined("stands for ", _text(copies), " copies")
+        alone = pc.if_else(
+            pa.array(verdicts.compared[piece]), "no copy found", "no usable embedding: not compared by meaning"
+        )
+        kept = pc.if_else(pa.array(copies > 0), stays, alone)
+        names = ("kept", "exact", "pixels", "looks")
+        cases = pa.StructArray.from_arrays([pa.array(reason == code) for code in (0, EXACT, PIXELS, LOOKS)], names)
+        return pc.case_when(cases, kept, _joined("same SHA-256 as ", to), _joined("same pixels as ", to), looks, means)
+
+
+def _known(available: Tables, names: list[str]) -> list[str]:
+    """Return `names`. Raises RecipeError unless they are columns of images."""
+    if "images" not in available:
+        raise RecipeError("deduplicate reads images: put a stage `use: download` before it")
+    for name in names:
+        if name not in available["images"].names:
+            raise RecipeError(
+                f"deduplicate reads images.{name}, which is not there{nearest(name, available['images'].names)}"
+            )
+    return names
+
+
+def _verdicts(
+    reason: np.ndarray,
+    partner: np.ndarray,
+    toward: np.ndarray,
+    nodes: np.ndarray,
+    found: Settled,
+    looks: Looks | None,
+    meaning: Meaning | None,
+) -> Verdicts:
+    """Return the verdicts. `reason` int8 (n,), `partner`, `toward` int64 (n,), `nodes` bool (n,): judged for others."""
+    out = reason > 0
+    representative = _ends(toward)
+    node = np.where(nodes, np.arange(len(nodes)), _leads(toward, nodes))
+    similarity = np.full(len(out), np.nan, np.float32)
+    gone = np.flatnonzero(nodes & out)
+    if meaning is not None:
+        direct = found.meaning.partner[gone] == representative[gone]
+        similarity[gone[direct]] = found.meaning.cosine[gone[direct]]
+        similarity[gone[~direct]] = meaning.cosines(gone[~direct], representative[gone[~direct]])
+    twins = np.flatnonzero(~nodes)
+    similarity[twins] = np.where(node[twins] == representative[twins], np.float32(1), similarity[node[twins]])
+    bits = np.full(len(out), -1, np.int8)
+    if looks is not None:
+        near = gone[found.looks[gone] >= 0]
+        bits[near] = perceptual.distance(looks.hash[near], looks.hash[found.looks[near]])
+    meant = np.where(nodes & out, found.meaning.partner, -1)
+    compared = np.ones(len(out), bool) if meaning is None else meaning.compared()[node]
+    partner = np.where(out, partner, -1)
+    return Verdicts(reason, partner, representative, similarity, bits, found.meaning.cosine, meant, compared)
+
+
+def _ends(toward: np.ndarray) -> np.ndarray:
+    """Return the row that each row leads to in the end, int64 (n,); -1 where it leads nowhere.
+
+    `toward`: int64 (n,), no cycles. As many steps as the logarithm of the longest way.
+    """
+    here = np.arange(len(toward))
+    end = np.where(toward < 0, here, toward)
+    while (further := end[end] != end).any():
+        end[further] = end[end[further]]
+    return np.where(end == here, -1, end)
+
+
+def _leads(toward: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """Return the node that each row has the content of: int64 (n,). The way is two steps long: bytes, then pixels."""
+    here = np.arange(len(toward))
+    first = np.where(nodes, here, toward)
+    return np.where(nodes[first], first, toward[first])
+
+
+def _who(ids: np.ndarray, verdicts: Verdicts, rows: np.ndarray, representatives: np.ndarray) -> pa.Array:
+    """Return how rows, int64 (m,), are called beside their representatives: string (m,)."""
+    row = np.maximum(rows, 0)
+    other = pc.if_else(pa.array(verdicts.reason[row] > 0), ", a copy itself", ", which stays too")
+    return pc.if_else(pa.array(rows == representatives), "its representative", _joined(_text(ids[row]), other))
+
+
+def _text(numbers: np.ndarray) -> pa.Array:
+    if np.issubdtype(numbers.dtype, np.floating):
+        return pc.cast(pc.round(pa.array(numbers.astype(np.float64)), 4), pa.string())
+    return pc.cast(pa.array(numbers), pa.string())
+
+
+def _joined(*pieces: pa.Array | str) -> pa.Array:
+    return pc.binary_join_element_wise(*pieces, "")

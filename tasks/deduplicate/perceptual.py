@@ -1,27 +1,32 @@
 """Copies that look the same: perceptual hashes that differ in a few bits."""
 
+import math
+from collections.abc import Iterator
 from itertools import combinations, pairwise
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from catalog.inputs import Inputs
+from tasks.deduplicate._base import Order
 from tasks.stage import Config
 
 LEAST_BITS: Final = 4
 """Hashes with fewer set, or fewer clear, bits are of flat images, and collide with each other."""
 BITS: Final = 64
+MOST_RADIUS: Final = 6
+MEMORY: Final = "2GB"
+"""DuckDB's share while it joins; beyond it, it goes to disk."""
 
 
 class Perceptual(Config):
-    """How copies by looks are found: 64-bit hashes within a Hamming radius, all pairs, none missed.
+    """How copies by looks are found: 64-bit hashes within a Hamming radius, all pairs, none missed."""
 
-    Rows in the order of `keep`; a row goes where a row that stays is within the radius.
-    """
-
-    radius: int = Field(3, ge=0, le=6, description="most bits of 64 that two copies differ in")
+    radius: int = Field(3, ge=0, le=MOST_RADIUS, description="most bits of 64 that two copies differ in")
 
 
 def hashes(inputs: Inputs, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -30,72 +35,104 @@ def hashes(inputs: Inputs, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for batch in inputs.batches({"images": ("phash",)}):
         at = np.searchsorted(ids, batch.column("sample_id").to_numpy())
         column = batch.column("phash")
-        found[at] = pa.compute.fill_null(column, 0).to_numpy()
+        found[at] = pc.fill_null(column, 0).to_numpy()
         known[at] = column.is_valid().to_numpy()
-    bits = np.bitwise_count(found.view(np.uint64))
-    return found, known & (bits >= LEAST_BITS) & (bits <= BITS - LEAST_BITS)
+    return found, known & telling(found)
 
 
-def find(hash_: np.ndarray, key: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (rows that go, int64 (m,); the row that stands for each, int64 (m,)).
-
-    `hash_`: int64 (n,); `key`: (n,), smallest comes first, ties by place.
-    """
-    order = np.argsort(key, kind="stable")
-    values, first, same = np.unique(hash_[order], return_index=True, return_inverse=True)
-    ranks = np.argsort(np.argsort(first))  # distinct hashes, numbered in the order of their first rows
-    by_rank = np.empty(len(values), np.int64)
-    by_rank[ranks] = values
-    stands = _greedy(len(values), pairs(by_rank, radius))
-    standing_first = np.sort(first)[stands][ranks][same]
-    rows, representative = order, order[standing_first]
-    out = rows != representative
-    return rows[out], representative[out]
+def telling(values: np.ndarray) -> np.ndarray:
+    """Return which hashes, int64 (n,), are not those of flat images: bool (n,)."""
+    bits = np.bitwise_count(values.view(np.uint64))
+    result: np.ndarray = (bits >= LEAST_BITS) & (bits <= BITS - LEAST_BITS)
+    return result
 
 
-def pairs(values: np.ndarray, radius: int) -> np.ndarray:
+def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return how many bits two arrays of hashes, int64 (n,), differ in: uint8 (n,)."""
+    return np.asarray(np.bitwise_count((one ^ other).view(np.uint64)))
+
+
+class Looks:
+    """Ties by looks among n rows: rows with one hash, and hashes near each other. Memory: 32 bytes a row, 16 a pair."""
+
+    def __init__(self, hash_: np.ndarray, known: np.ndarray, radius: int, scratch: Path | None = None) -> None:
+        """`hash_`: int64 (n,); `known`: bool (n,), the rows to compare."""
+        self.hash = hash_
+        self._value = np.full(len(hash_), -1, np.int64)
+        values, self._value[known] = np.unique(hash_[known], return_inverse=True)
+        self._count = len(values)
+        self._near = pairs(values, radius, scratch)
+
+    def first(self, order: Order, of: np.ndarray, among: np.ndarray) -> np.ndarray:
+        """Return, for each row in `of`, the first row of `among` that is tied to it and comes before it; -1 for none.
+
+        `of`: int64 (m,), `among`: int64 (k,), rows of `order`. Returns int64 (m,).
+        """
+        none = len(order.row)
+        best = np.full(self._count + 1, none, np.int64)  # the last value is that of rows without a hash
+        np.minimum.at(best, self._value[among], order.rank[among])
+        best[-1] = none
+        reach = best.copy()
+        for one, other in ((0, 1), (1, 0)):
+            np.minimum.at(reach, self._near[:, one], best[self._near[:, other]])
+        found = reach[self._value[of]]
+        there = found < order.rank[of]
+        result = np.full(len(of), -1, np.int64)
+        result[there] = order.row[found[there]]
+        return result
+
+    def links(self, order: Order) -> np.ndarray:
+        """Return pairs of rows that link all tied rows of `order`: int64 (m, 2)."""
+        mine = order.row[self._value[order.row] >= 0]
+        values, at = np.unique(self._value[mine], return_index=True)
+        first = np.full(self._count, -1, np.int64)
+        first[values] = mine[at]
+        near = first[self._near]
+        return np.concatenate([np.stack([mine, first[self._value[mine]]], axis=1), near[(near >= 0).all(axis=1)]])
+
+
+def pairs(values: np.ndarray, radius: int, scratch: Path | None = None) -> np.ndarray:
     """Return all pairs (later, earlier) of distinct hashes int64 (n,) within `radius` bits: int64 (m, 2).
 
-    A pair within r bits leaves at least two of r + 2 bands of bits alike, so it meets in one of the joins on two bands.
+    A pair within r bits leaves at least s of r + s bands of bits alike, so it meets in one of the joins on s bands.
     """
-    import duckdb
-
     if radius == 0:
         return np.empty((0, 2), np.int64)
-    table = pa.table({"n": np.arange(len(values)), "h": values.view(np.uint64)})
+    return _joined(values, values, radius, scratch, "a.n > b.n and")
+
+
+def between(values: np.ndarray, others: np.ndarray, radius: int, scratch: Path | None = None) -> np.ndarray:
+    """Return all pairs (place in `values`, place in `others`) within `radius` bits, equal ones too: int64 (m, 2)."""
+    return _joined(values, others, radius, scratch)
+
+
+def _joined(one: np.ndarray, other: np.ndarray, radius: int, scratch: Path | None, also: str = "") -> np.ndarray:
+    import duckdb
+
     joins = [
-        f"select a.n as late, b.n as early from hashes a join hashes b on (a.h & {mask}) = (b.h & {mask}) "
-        f"where a.n > b.n and bit_count(xor(a.h, b.h)) <= {radius}"
-        for mask in _masks(radius + 2)
+        f"select a.n as late, b.n as early from one a join other b on (a.h & {mask}) = (b.h & {mask}) "
+        f"where {also} bit_count(xor(a.h, b.h)) <= {radius}"
+        for mask in _masks(radius, len(one) * len(other))
     ]
-    with duckdb.connect(config={"autoinstall_known_extensions": "false"}) as connection:
-        connection.register("hashes", table)
+    config: dict[str, Any] = {"autoinstall_known_extensions": "false", "memory_limit": MEMORY}
+    if scratch is not None:
+        config["temp_directory"] = str(scratch / "duckdb")
+    with duckdb.connect(config=config) as connection:
+        for name, hash_ in (("one", one), ("other", other)):
+            connection.register(name, pa.table({"n": np.arange(len(hash_)), "h": hash_.view(np.uint64)}))
         found = connection.sql(" union ".join(joins) + " order by late, early").to_arrow_table()
     return np.stack([found.column(name).to_numpy() for name in ("late", "early")], axis=1)
 
 
-def _masks(bands: int) -> list[str]:
-    edges = np.linspace(0, BITS, bands + 1).astype(int).tolist()
-    band = [(1 << high) - (1 << low) for low, high in pairwise(edges)]
-    return [f"{one | other}::ubigint" for one, other in combinations(band, 2)]
+def _masks(radius: int, candidates: int) -> Iterator[str]:
+    """Yield what is joined on. More bands alike mean fewer false candidates and more joins: the cheapest is taken."""
 
+    def cost(alike: int) -> float:
+        joins = math.comb(radius + alike, alike)
+        return joins * (math.sqrt(candidates) + candidates / 2 ** (BITS * alike / (radius + alike)))
 
-def _greedy(count: int, near: np.ndarray) -> np.ndarray:
-    """Return what stands for each of `count` ordered things, itself where it stays: int64 (count,).
-
-    `near`: (later, earlier) pairs. Settled in rounds: whatever has no unsettled earlier neighbour stays.
-    """
-    stands = np.full(count, -1, np.int64)
-    open_ = np.ones(count, bool)
-    while open_.any():
-        near = near[open_[near[:, 0]] & open_[near[:, 1]]]
-        ready = open_.copy()
-        ready[near[:, 0]] = False
-        stands[ready] = np.flatnonzero(ready)
-        taken = near[ready[near[:, 1]]]
-        earliest = np.full(count, count, np.int64)
-        np.minimum.at(earliest, taken[:, 0], taken[:, 1])
-        late = earliest < count
-        stands[late] = earliest[late]
-        open_ &= ~ready & ~late
-    return stands
+    alike = min((1, 2, 3, 4), key=cost)
+    edges = np.linspace(0, BITS, radius + alike + 1).astype(int).tolist()
+    bands = [(1 << high) - (1 << low) for low, high in pairwise(edges)]
+    for some in combinations(bands, alike):
+        yield f"{sum(some)}::ubigint"

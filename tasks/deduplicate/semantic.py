@@ -1,21 +1,21 @@
 """Copies that mean the same: neighbours by cosine within a cluster (SemDeDup), and two stricter readings of it.
 
-`find` takes clusters, or makes them, and sorts the vectors by cluster into a memory map; `judge` decides one cluster in
-blocks. Memory: some 40 bytes a row, one cluster's rows (or two blocks of a large one), one block of products.
+`clusters` takes clusters, or makes them; `judge` decides one cluster in blocks. Memory: one cluster's rows (or two
+blocks of a large one), one block of products. `_meaning` walks over all clusters, `borders` finds what lies across.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import numpy as np
 import pyarrow.compute as pc
 from pydantic import Field
 
-from catalog.inputs import Inputs
+from catalog.inputs import Inputs, as_matrix
 from tasks import kmeans
+from tasks.deduplicate._ties import roots
+from tasks.deduplicate.borders import Reach
 from tasks.stage import Config, Run
 
 if TYPE_CHECKING:
@@ -36,16 +36,17 @@ EASY: Final = "easy"
 class Semantic(Config):
     """How near-copies are found.
 
-    Within each cluster, rows are ordered; a row goes where its cosine to an earlier row is above 1 - epsilon. Rules:
+    Rows are tied where their cosine is above 1 - epsilon, within a cluster and, with `borders`, across. Rules:
 
-    - `order`: any earlier row counts, also one that itself goes (the published code). The representative is the most
-      similar earlier row, which may be out itself.
-    - `greedy`: only earlier rows that stay count. Takes out a subset of `order`; every representative stays.
+    - `order`: a row goes where any earlier row is tied to it, also one that itself goes (the published code).
+    - `greedy`: only earlier rows that stay count. Takes out a subset of `order`; a row that goes is tied to a row that
+      stays.
     - `components`: one row, the first, stays of each connected component ("one per group", the paper's wording). Takes
-      out a superset of `order`; the representative stays, but may be less similar than 1 - epsilon.
+      out a superset of `order`; the representative may be less similar than 1 - epsilon.
 
-    Copies across a cluster's border are not found: fewer clusters find more, at n^2 / k multiplications.
-    Source: Abbas et al., SemDeDup, 2023 (arXiv 2303.09540), section 3 and algorithm A7.
+    The rule holds for ties by looks as well, where the stage has both (`_merge`). As published: `borders: 0`, no
+    perceptual copies, and neither `order` nor `keep`; clusters are then judged one by one, at n^2 / 2k products.
+    Source: Abbas et al., SemDeDup, 2023 (arXiv 2303.09540), section 3 and algorithm A7; borders are ours.
     """
 
     encoder: str = Field("", description="embedding column; default: the first one")
@@ -58,71 +59,66 @@ class Semantic(Config):
     clusters: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         "auto", description="clusters to make; auto: those of an earlier `cluster`, else one for 4096 rows"
     )
+    borders: int = Field(
+        2, ge=0, le=64, description="rows close to the border of their cluster are compared with so many of the "
+        "nearest other ones too; 0: only within a cluster, as published"
+    )  # fmt: skip
+    reach: Reach = Field(
+        "likely", description="how close to a border: likely (where copies lie that differ in a random direction) or "
+        "certain (where any copy can lie, which may be nearly everywhere)"
+    )  # fmt: skip
 
 
-def find(
-    inputs: Inputs, run: Run, config: Semantic, ids: np.ndarray, asked: np.ndarray, key: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Find near-copies among some rows.
+@dataclass(frozen=True)
+class Clusters:
+    """Which cluster each of n rows is in."""
 
-    `ids`: int64 (n,), ascending; `asked`: bool (n,), the rows to compare; `key`: (n,), smallest comes first, or None
-    for the distance to the centroid (`order` hard or easy). Returns (rows that go, int64 (m,); the row that stands for
-    each, int64 (m,); cosine to it, float32 (m,); which rows were compared, bool (n,)).
-    """
+    cluster: np.ndarray
+    """int32 (n,); -1 where it has none or is not asked for."""
+    distance: np.ndarray
+    """float32 (n,): 1 - cosine to its centroid; NaN where it has none."""
+    centroids: np.ndarray | None
+    """float32 (k, d), unit rows; None where they are not known."""
+
+
+def clusters(inputs: Inputs, run: Run, config: Semantic, ids: np.ndarray, asked: np.ndarray) -> Clusters:
+    """Return the clusters of an earlier stage, or make some. `ids`: int64 (n,), ascending; `asked`: bool (n,)."""
     column = kmeans.vector_column({"embeddings": inputs.schema("embeddings")}, config.encoder)
-    cluster, distance = _clusters(inputs, run, config, column, ids, asked)
-    if key is None:
-        key = distance if config.order == EASY else -distance
-    rows = np.flatnonzero(cluster >= 0)
-    rows = rows[np.lexsort((key[rows], cluster[rows]))]
-    vectors, there = _spill(inputs, run.scratch / "vectors.npy", column, ids, rows)
-    rows, vectors = _present(rows, vectors, there)
-    compared = np.zeros(len(ids), bool)
-    compared[rows] = True
-    starts = np.r_[0, np.flatnonzero(np.diff(cluster[rows])) + 1, len(rows)] if len(rows) else np.zeros(1, np.int64)
-    gone, stands, cosine = [rows[:0]], [rows[:0]], [np.empty(0, np.float32)]
-    for start, stop in pairwise(starts.tolist()):
-        verdict = judge(vectors[start:stop], config.rule, config.epsilon, run.device)
-        out = np.flatnonzero(~verdict.keep)
-        gone.append(rows[start + out])
-        stands.append(rows[start + verdict.representative[out]])
-        cosine.append(verdict.similarity[out])
-        run.progress(stop, len(rows))
-    largest = int(np.diff(starts).max(initial=0))
-    run.note(semantic_encoder=column, semantic_clusters=len(starts) - 1, semantic_largest_cluster=largest)
-    return np.concatenate(gone), np.concatenate(stands), np.concatenate(cosine), compared
-
-
-def _clusters(
-    inputs: Inputs, run: Run, config: Semantic, column: str, ids: np.ndarray, asked: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (cluster int32 (n,), -1 where it has none or is not asked for; distance float32 (n,))."""
-    cluster, distance = np.full(len(ids), -1, np.int32), np.full(len(ids), np.nan, np.float32)
     if config.clusters == "auto" and "clusters" in inputs:
-        for batch in inputs.batches({"clusters": ("cluster", "distance")}):
-            at = np.searchsorted(ids, batch.column("sample_id").to_numpy())
-            cluster[at] = pc.fill_null(batch.column("cluster"), -1).to_numpy()
-            distance[at] = pc.fill_null(batch.column("distance"), np.nan).to_numpy()
-        cluster[~asked] = -1
-        return cluster, distance
+        return _earlier_clusters(inputs, column, ids, asked)
+    cluster, distance = np.full(len(ids), -1, np.int32), np.full(len(ids), np.nan, np.float32)
     count = int(asked.sum())
     k = min(-(-count // CLUSTER_ROWS), MOST_CLUSTERS) if config.clusters == "auto" else config.clusters
     dim = kmeans.width(inputs.schema("embeddings"), column)
     sample = kmeans.Sample(run.scratch / "sample.npy", max(min(SAMPLE_PER_CENTROID * k, count), 1), dim, run.seed)
-    for at, vectors in _vectors(inputs, column, ids, asked):
+    for at, vectors in asked_vectors(inputs, column, ids, asked):
         sample.add(ids[at], vectors)
     _, rows = sample.take()
     if len(rows) == 0:
-        return cluster, distance
+        return Clusters(cluster, distance, None)
     fit = kmeans.fit(rows, min(k, len(rows)), niter=ITERATIONS, seed=run.seed, device=run.device)
     run.note(**{f"semantic_{name}": fact for name, fact in fit.facts().items()})
     assigner = kmeans.Assigner(fit.centroids, run.device)
-    for at, vectors in _vectors(inputs, column, ids, asked):
+    for at, vectors in asked_vectors(inputs, column, ids, asked):
         cluster[at], distance[at] = assigner(vectors)
-    return cluster, distance
+    return Clusters(cluster, distance, fit.centroids)
 
 
-def _vectors(
+def _earlier_clusters(inputs: Inputs, column: str, ids: np.ndarray, asked: np.ndarray) -> Clusters:
+    cluster, distance = np.full(len(ids), -1, np.int32), np.full(len(ids), np.nan, np.float32)
+    for batch in inputs.batches({"clusters": ("cluster", "distance")}):
+        at = np.searchsorted(ids, batch.column("sample_id").to_numpy())
+        cluster[at] = pc.fill_null(batch.column("cluster"), -1).to_numpy()
+        distance[at] = pc.fill_null(batch.column("distance"), np.nan).to_numpy()
+    cluster[~asked] = -1
+    if "centroids" not in inputs:
+        return Clusters(cluster, distance, None)
+    centroids = as_matrix(inputs.whole("centroids").column("centroid"))
+    theirs = centroids.shape[1] == kmeans.width(inputs.schema("embeddings"), column)
+    return Clusters(cluster, distance, centroids if theirs and cluster.max(initial=-1) < len(centroids) else None)
+
+
+def asked_vectors(
     inputs: Inputs, column: str, ids: np.ndarray, asked: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (rows int64 (m,), vectors (m, d)) of the rows that are asked for."""
@@ -130,30 +126,6 @@ def _vectors(
         at = np.searchsorted(ids, sample_ids)
         wanted = asked[at]
         yield at[wanted], vectors[wanted]
-
-
-def _spill(inputs: Inputs, path: Path, column: str, ids: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Write the vectors of `rows` to disk in that order; return (float16 (m, d), mapped; which are usable, (m,))."""
-    place = np.full(len(ids), -1, np.int64)
-    place[rows] = np.arange(len(rows))
-    dim = kmeans.width(inputs.schema("embeddings"), column)
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(max(len(rows), 1), dim))[: len(rows)]
-    there = np.zeros(len(rows), bool)
-    for at, vectors in _vectors(inputs, column, ids, place >= 0):
-        out[place[at]] = vectors
-        there[place[at]] = kmeans.usable(vectors)
-    return out, there
-
-
-def _present(rows: np.ndarray, vectors: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Leave out rows without a usable vector, moving the others up in place."""
-    if there.all():
-        return rows, vectors
-    present = np.flatnonzero(there)
-    for start in range(0, len(present), 65536):
-        piece = present[start : start + 65536]
-        vectors[start : start + len(piece)] = vectors[piece]
-    return rows[present], vectors[: len(present)]
 
 
 @dataclass(frozen=True)
@@ -166,6 +138,11 @@ class Verdict:
     """int64 (n,): place of the row that stands for it; -1 where it stays."""
     similarity: np.ndarray
     """float32 (n,): cosine to it; NaN where it stays."""
+    tied: np.ndarray
+    """int64 (n,): place of the most similar row that it goes for; -1 for none. For `components`: of any that it is
+    tied to, so that the first of a component has one too; for the other rules: the representative."""
+    tied_cosine: np.ndarray
+    """float32 (n,): cosine to that; NaN for none."""
 
 
 def judge(rows: np.ndarray, rule: Rule, epsilon: float, device: str = "cpu", block: int = BLOCK_ROWS) -> Verdict:
@@ -210,7 +187,8 @@ def _earlier(unit: kmeans.UnitRows, threshold: float, block: int, kept_only: boo
         nearest[span] = at.cpu().numpy()
         best[span] = cosine.cpu().numpy()
     keep = nearest < 0
-    return Verdict(keep, nearest, np.where(keep, np.float32(np.nan), best))
+    best[keep] = np.nan
+    return Verdict(keep, nearest, best, nearest, best)
 
 
 def _raise(cosine: "torch.Tensor", at: "torch.Tensor", product: "torch.Tensor", rows: "torch.Tensor") -> None:
@@ -246,17 +224,24 @@ def _first_of_each(own: "torch.Tensor", threshold: float, out: "torch.Tensor") -
 
 def _components(unit: kmeans.UnitRows, threshold: float, block: int) -> Verdict:
     """Link neighbours into components; the first of each stays."""
+    import torch
+
     spans = _spans(len(unit), block)
     labels = np.arange(len(unit))
     held: list[np.ndarray] = []
-    for number, span in enumerate(spans):
+    cosine = torch.full((len(unit),), threshold, device=unit[0:0].device)
+    tied = torch.full_like(cosine, -1, dtype=torch.int64)
+    number = torch.arange(len(unit), device=cosine.device)
+    for at, span in enumerate(spans):
         mine = unit[span]
-        for other in spans[: number + 1]:
+        for other in spans[: at + 1]:
             product = mine @ unit[other].T
             if other is span:
                 product.tril_(-1)
             if bool(product.amax() <= threshold):
                 continue
+            _raise(cosine[span], tied[span], product, number[other])
+            _raise(cosine[other], tied[other], product.T, number[span])
             held.append(_forest(product > threshold, span.start, other.start))
             if sum(map(len, held)) > 4 * len(unit):
                 labels, held = _link(labels, held), []
@@ -266,7 +251,8 @@ def _components(unit: kmeans.UnitRows, threshold: float, block: int) -> Verdict:
     for span in _spans(int((~keep).sum()), block):
         rows = np.flatnonzero(~keep)[span]
         similarity[rows] = unit.cosines(rows, first[rows])
-    return Verdict(keep, np.where(keep, -1, first), similarity)
+    cosine[tied < 0] = torch.nan
+    return Verdict(keep, np.where(keep, -1, first), similarity, tied.cpu().numpy(), cosine.cpu().numpy())
 
 
 def _forest(near: "torch.Tensor", row: int, column: int) -> np.ndarray:
@@ -277,23 +263,11 @@ def _forest(near: "torch.Tensor", row: int, column: int) -> np.ndarray:
     if row != column:  # two ranges of rows: columns are numbered after rows
         pairs[:, 1] += count
         number = np.concatenate([number, np.arange(column, column + near.shape[1])])
-    first = _roots(len(number), pairs)
+    first = roots(len(number), pairs)
     linked = np.flatnonzero(first != np.arange(len(number)))
     return np.stack([number[linked], number[first[linked]]], axis=1)
 
 
 def _link(labels: np.ndarray, held: list[np.ndarray]) -> np.ndarray:
     """Return the first row of each row's component, where rows with one label, and pairs, are linked."""
-    return _roots(len(labels), np.concatenate([np.stack([np.arange(len(labels)), labels], axis=1), *held]))
-
-
-def _roots(count: int, pairs: np.ndarray) -> np.ndarray:
-    """Return the lowest row of each row's component: int64 (count,)."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    _, component = connected_components(graph, directed=False)
-    _, lowest = np.unique(component, return_index=True)
-    roots: np.ndarray = lowest[component].astype(np.int64)
-    return roots
+    return roots(len(labels), np.concatenate([np.stack([np.arange(len(labels)), labels], axis=1), *held]))

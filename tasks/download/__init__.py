@@ -35,8 +35,11 @@ class Download(Settings, MapStage):
 
     Engine `http` is the built-in fetcher. `img2dataset` runs the real one, release 1.47.0, in an environment of its
     own and with its own behaviour on the wire; the table and the reasons are the same (see `img2dataset.py`).
+    Engine `http` obeys robots.txt and TDM reservations unless the recipe says no (see `permission.py`); what hosts
+    allow is part of the web, so, like the pictures, it may differ from build to build.
     """
 
+    version: ClassVar[int] = 2
     table: ClassVar[str] = "images"
     alive_only: ClassVar[bool] = False
 
@@ -50,6 +53,9 @@ class Download(Settings, MapStage):
     def _engine_can(self) -> Self:
         if self.engine == "img2dataset" and self.verify_hash and self.verify_hash.type != "sha256":
             raise RecipeError(f"engine img2dataset verifies sha256 only; verify_hash.type is {self.verify_hash.type}")
+        asked = next((n for n in ("respect_robots", "respect_tdm") if getattr(self, n)), None)
+        if self.engine == "img2dataset" and asked:
+            raise RecipeError(f"engine img2dataset knows only X-Robots-Tag, so {asked} cannot be true: use engine http")
         return self
 
     def inputs(self, available: Tables) -> Columns:
@@ -71,7 +77,9 @@ class Download(Settings, MapStage):
     def parameters(self) -> dict[str, Any]:
         """Return every field but those that only say how fast it goes."""
         hidden = ("concurrency", "per_host", "backoff_s")
-        return {name: value for name, value in super().parameters().items() if name not in hidden}
+        said = {name: value for name, value in super().parameters().items() if name not in hidden}
+        polite = self.engine == "http"
+        return said | {"respect_robots": polite and self.obeys_robots, "respect_tdm": polite and self.obeys_tdm}
 
     def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
         """Return the step. The engine's connections live as long as a part."""

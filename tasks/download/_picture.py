@@ -38,7 +38,7 @@ class PictureMaker:
         try:
             header = images.inspect(stored)
             outcome.format, outcome.width, outcome.height = header.format, header.width, header.height
-            self._note_statistics(outcome, images.decode(stored, self._limits))
+            self._note(outcome, stored, header, images.decode(stored, self._limits))
             outcome.image = stored
         except images.ImageError as error:
             outcome.failed(error.reason, error.detail)
@@ -88,8 +88,9 @@ class PictureMaker:
         size = header.width, header.height
         stored_as_is = not s.reencode and header.format in ("jpg", "png", "webp")
         needed_px = _MEASURED_PX if stored_as_is else max(_MEASURED_PX, *target)
-        pixels = images.decode(body, self._limits, scale=needed_px / max(size))
-        self._note_statistics(outcome, pixels)
+        scale = 1.0 if s.statistics == "exact" else needed_px / max(size)
+        pixels = images.decode(body, self._limits, scale)
+        self._note(outcome, body, header, pixels)
         if stored_as_is:
             outcome.format, (outcome.width, outcome.height), outcome.image = header.format, size, body
             return
@@ -98,8 +99,12 @@ class PictureMaker:
         outcome.image = images.encode(pixels, s.encode_format, s.quality)
 
     @staticmethod
-    def _note_statistics(outcome: Outcome, pixels: images.Pixels) -> None:
-        for name, value in images.statistics(pixels)._asdict().items():
+    def _note(outcome: Outcome, data: bytes, header: images.Header, pixels: images.Pixels) -> None:
+        """Note the digest and the statistics of a picture: exact ones, unless it was reduced while it was decoded."""
+        outcome.pixels_sha256 = images.pixels_sha256(data, header, pixels)
+        reduced = pixels.shape[:2] != (header.height, header.width)
+        measured = images.statistics(pixels, one_channel=header.mode == "L", fast=reduced)
+        for name, value in measured._asdict().items():
             setattr(outcome, name, value)
 
 

@@ -19,6 +19,7 @@ class _Host:
     def __init__(self, at_once: int) -> None:
         self.slots = asyncio.Semaphore(at_once)
         self.not_before = 0.0
+        self.next_turn = 0.0
         self.timeouts = 0
         self.users = 0
 
@@ -26,15 +27,16 @@ class _Host:
 class Hosts:
     """The hosts that are being asked. Those that nobody asks, and that gave no trouble, are forgotten."""
 
-    def __init__(self, per_host: int) -> None:
+    def __init__(self, per_host: int, longest_wait_s: float = LONGEST_PAUSE_S) -> None:
         self._per_host = per_host
+        self._longest_wait_s = longest_wait_s
         self._hosts: dict[tuple[str, int], _Host] = {}
 
     @asynccontextmanager
-    async def slot(self, place: tuple[str, int]) -> AsyncIterator[None]:
-        """Hold one of the host's slots, after the pause that it asked for.
+    async def slot(self, place: tuple[str, int], delay_s: float = 0.0) -> AsyncIterator[None]:
+        """Hold one of the host's slots, after the pause that it asked for, `delay_s` after the one before.
 
-        Raises FetchError: host_down, rate_limited.
+        Raises FetchError: host_down; rate_limited, also where the turn would come after the longest wait.
         """
         host = self._hosts.setdefault(place, _Host(self._per_host))
         host.users += 1
@@ -46,11 +48,27 @@ class Hosts:
                     if pause_s > LONGEST_PAUSE_S:
                         raise FetchError("rate_limited", f"the host asks to wait {pause_s:.0f} s", retry="later")
                     await asyncio.sleep(pause_s)
+                if delay_s:
+                    await self._turn(host, delay_s)
                 yield
         finally:
             host.users -= 1
-            if not host.users and not host.timeouts and host.not_before <= time.monotonic():
+            if not host.users and not host.timeouts and max(host.not_before, host.next_turn) <= time.monotonic():
                 self._hosts.pop(place, None)
+
+    async def _turn(self, host: _Host, delay_s: float) -> None:
+        """Wait for a turn, and put the next one `delay_s` behind it."""
+        now = time.monotonic()
+        turn = max(now, host.next_turn)
+        if turn - now > self._longest_wait_s:
+            raise FetchError(
+                "rate_limited",
+                f"robots.txt: Crawl-delay {delay_s:g} s; the turn would come in {turn - now:.0f} s, "
+                f"limit {self._longest_wait_s:g} s",
+                retry="later",
+            )
+        host.next_turn = turn + delay_s
+        await asyncio.sleep(turn - now)
 
     def pause(self, place: tuple[str, int], pause_s: float) -> None:
         """Ask this host nothing for a while. Only where its slot is held."""

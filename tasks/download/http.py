@@ -25,7 +25,9 @@ from tasks.download.addresses import AllowedHosts, PrivateAddressError, PublicRe
 from tasks.download.budget import ByteBudget, Holding, NoRoomError
 from tasks.download.headers import decompressed, opted_out, retry_after_s
 from tasks.download.hosts import LONGEST_PAUSE_S, Hosts
+from tasks.download.permission import Memory, Permission
 from tasks.download.reasons import FetchError, of_status
+from tasks.download.robots import AGENT
 
 WINDOW_ROWS: Final = 4096
 """Rows between the oldest unfinished one and the newest started: a slow server holds up nobody within it."""
@@ -35,6 +37,9 @@ _FIRST_BYTES: Final = 256 << 10
 _NEXT_BYTES: Final = 1 << 20
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _RESOLVER_THREADS: Final = 16
+_SITE_BYTES: Final = 500 << 10
+"""Of a robots.txt or its like; what comes after is not read (RFC 9309, section 2.5)."""
+_SITE_REDIRECTS: Final = 5
 
 T = TypeVar("T")
 
@@ -46,11 +51,12 @@ class HttpEngine:
         self._settings = settings
         self._cpus = cpus
         self._resolver = resolver
+        self._memory = Memory()
 
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Outcome]:
         """See `Engine.outcomes`."""
         waiting: deque[Future[Outcome]] = deque()
-        with _Fetcher(self._settings, self._cpus, self._resolver) as fetcher:
+        with _Fetcher(self._settings, self._cpus, self._resolver, self._memory) as fetcher:
             for row, request in enumerate(requests):
                 while waiting and (len(waiting) >= WINDOW_ROWS or fetcher.budget.exhausted or waiting[0].done()):
                     yield fetcher.take(row - len(waiting), waiting.popleft())
@@ -69,7 +75,7 @@ def _tls() -> ssl.SSLContext:
 class _Fetcher:
     """The loop, its session and its limits, for one run over requests."""
 
-    def __init__(self, settings: Settings, cpus: int, resolver: AbstractResolver | None) -> None:
+    def __init__(self, settings: Settings, cpus: int, resolver: AbstractResolver | None, memory: Memory) -> None:
         self.budget = ByteBudget(BUDGET_BYTES)
         self._settings = settings
         self._allowed = AllowedHosts(settings.allow_hosts)
@@ -80,8 +86,9 @@ class _Fetcher:
         self._loop.set_default_executor(self._names)
         self._thread = threading.Thread(target=self._loop.run_forever, name="download", daemon=True)
         self._slots = asyncio.Semaphore(settings.concurrency)
-        self._hosts = Hosts(settings.per_host)
-        self._rows: set[asyncio.Task[Any]] = set()
+        self._site_slots = asyncio.Semaphore(settings.concurrency)  # its own: who waits for them may hold one of those
+        self._hosts = Hosts(settings.per_host, settings.crawl_wait_s)
+        self._permission = Permission(settings, self._allowed, memory, self._site_file, self._decoders)
         self._resolver = resolver
 
     def __enter__(self) -> Self:
@@ -107,7 +114,7 @@ class _Fetcher:
             socket_factory=public_socket(self._allowed),
             ttl_dns_cache=300,
         )
-        agent = f"Mozilla/5.0 (compatible; {self._settings.user_agent_token or 'espalier'})"
+        agent = f"Mozilla/5.0 (compatible; {self._settings.user_agent_token or AGENT})"
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -168,23 +175,29 @@ class _Fetcher:
             raise FetchError("bad_url", "no URL")
         url = check_url(request.url, self._allowed)
         place = url.host or "", url.port or 0
+        delay_s = await self._permission.to_ask(url)
         for attempt in range(self._settings.retries + 1):
             try:
-                return await self._in_turn(url, place, outcome, holding)
+                return await self._in_turn(url, place, delay_s, outcome, holding)
             except FetchError as error:
                 holding.shrink(0)
-                pause_s = error.pause_s or self._settings.backoff_s * 2**attempt * (0.75 + _spread(request.url) / 2)
+                pause_s = error.pause_s or self._backoff_s(request.url, attempt)
                 if error.retry != "now" or attempt == self._settings.retries or pause_s > LONGEST_PAUSE_S:
                     raise
             await asyncio.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _in_turn(self, url: URL, place: tuple[str, int], outcome: Outcome, holding: Holding) -> bytes:
+    def _backoff_s(self, url: str, attempt: int) -> float:
+        return self._settings.backoff_s * float(2**attempt) * (0.75 + _spread(url) / 2)
+
+    async def _in_turn(
+        self, url: URL, place: tuple[str, int], delay_s: float, outcome: Outcome, holding: Holding
+    ) -> bytes:
         """Ask once, as soon as the host, the slots and the memory allow it; again where the memory did not last."""
         needed = _FIRST_BYTES
         while True:
             try:
-                async with self._hosts.slot(place), self._slots:
+                async with self._hosts.slot(place, delay_s), self._slots:
                     holding.grow(needed)
                     return await self._attempt(url, place, outcome, holding)
             except NoRoomError as error:
@@ -215,18 +228,24 @@ class _Fetcher:
                 self._hosts.answered(place)
                 if response.status not in _REDIRECTS:
                     self._check(response)
+                    await self._permission.to_read(url, response.headers)
                     return await self._body(response, holding)
-                target = response.headers.get("Location")
-            if not target:
-                raise FetchError("bad_redirect", f"{response.status} without Location")
-            try:
-                url = check_url(target, self._allowed, base=url)
-            except FetchError as error:
-                if error.reason == "bad_url":
-                    raise FetchError("bad_redirect", f"to {target}") from error
-                raise FetchError(error.reason, f"redirected to {target}") from error
+            url = self._target(response, url)
             outcome.final_url = str(url)
+            await self._permission.to_ask(url)
         raise FetchError("redirect_limit", f"more than {self._settings.max_redirects}")
+
+    def _target(self, response: aiohttp.ClientResponse, url: URL) -> URL:
+        """Return where a redirect leads to."""
+        target = response.headers.get("Location")
+        if not target:
+            raise FetchError("bad_redirect", f"{response.status} without Location")
+        try:
+            return check_url(target, self._allowed, base=url)
+        except FetchError as error:
+            if error.reason == "bad_url":
+                raise FetchError("bad_redirect", f"to {target}") from error
+            raise FetchError(error.reason, f"redirected to {target}") from error
 
     def _check(self, response: aiohttp.ClientResponse) -> None:
         if response.status != 200:
@@ -254,6 +273,54 @@ class _Fetcher:
                 except NoRoomError:
                     raise NoRoomError(max_bytes) from None  # once is enough: the next time it has all that it may need
         return decompressed(bytes(body), encoding, max_bytes) if encoding else bytes(body)
+
+    # ---- files that speak for a whole host
+
+    async def _site_file(self, url: URL) -> str:
+        """Return the text of a robots.txt or its like; "" where the host has none. Raises FetchError.
+
+        A host that does not answer is asked again as a picture would be. Neither `per_host` nor Crawl-delay counts it.
+        """
+        for attempt in range(self._settings.retries + 1):
+            try:
+                async with self._site_slots, asyncio.timeout(self._settings.timeout_s):
+                    return await self._site_text(url)
+            except TimeoutError:
+                failed = FetchError("timeout", f"over {self._settings.timeout_s:g} s")
+            except FetchError as error:
+                failed = error
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                failed = _classified(error)
+            if failed.retry != "now" or attempt == self._settings.retries:
+                raise failed
+            await asyncio.sleep(self._backoff_s(str(url), attempt))
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _site_text(self, url: URL) -> str:
+        """Ask once. 4xx, and more redirects than five, mean that there is no file (RFC 9309, section 2.3.1)."""
+        for _ in range(_SITE_REDIRECTS + 1):
+            async with self._session.get(url, allow_redirects=False, headers={"Accept": "*/*"}) as response:
+                if 400 <= response.status < 500:
+                    return ""
+                if response.status not in _REDIRECTS:
+                    return await self._text(response)
+            url = self._target(response, url)
+        return ""
+
+    async def _text(self, response: aiohttp.ClientResponse) -> str:
+        if not 200 <= response.status < 300:
+            raise FetchError(of_status(response.status), f"HTTP {response.status}")
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > _SITE_BYTES:
+                break
+        encoding = response.headers.get("Content-Encoding")
+        if encoding:
+            body = bytearray(decompressed(bytes(body), encoding, _SITE_BYTES))
+        if len(body) > _SITE_BYTES:
+            del body[body.rfind(b"\n", 0, _SITE_BYTES) + 1 :]  # a rule that is cut would say something else
+        return body.decode("utf-8", "replace")
 
 
 def _spread(url: str) -> float:

@@ -7,7 +7,8 @@ reasons are those of engine `http`. What it cannot do, it does not do here eithe
   unchecked: use it where the network holds nothing worth protecting.
 - `timeout_s` limits each read and not the request; there is no limit on bytes, and no pause between retries. Rows that
   hang are ended by `engine_limit_s`, with all others of their shard (reason not_attempted).
-- Pictures lie as they were stored (no EXIF rotation), and are measured after resizing, borders included.
+- Pictures lie as they were stored (no EXIF rotation), and are measured after resizing, borders included; so
+  `pixels_sha256` is that of the stored picture, and depends on how it was resized and encoded.
 """
 
 import fcntl

@@ -24,6 +24,9 @@ REASONS: Final[dict[str, Reason]] = {
     "private_address": Reason(
         "leads to an address that is not public, and the recipe does not allow that host", "never"
     ),
+    # what the host allows
+    "robots_disallowed": Reason("the host's robots.txt forbids it", "never"),
+    "robots_unreachable": Reason("the host did not say what its robots.txt forbids, so it forbids all", "later"),
     # the connection
     "dns_failed": Reason("the host's name has no address", "later"),
     "connection_failed": Reason("refused, reset or unreachable", "now"),
@@ -35,12 +38,13 @@ REASONS: Final[dict[str, Reason]] = {
     "bad_redirect": Reason("a redirect that names no usable target", "never"),
     "not_found": Reason("404 or 410", "never"),
     "forbidden": Reason("401, 402, 403 or 451", "never"),
-    "rate_limited": Reason("429, and the pause that it asks for is too long, or did not help", "now"),
+    "rate_limited": Reason("429, or a Crawl-delay, and the pause that it asks for is too long, or did not help", "now"),
     "client_error": Reason("any other 4xx", "never"),
     "server_error": Reason("5xx", "now"),
     "unexpected_status": Reason("a status that is neither 200, a redirect nor an error", "never"),
     "bad_response": Reason("not HTTP, or a header that cannot be read", "later"),
     "opted_out": Reason("a response header asks not to be used", "never"),
+    "tdm_reserved": Reason("text and data mining is reserved, by a response header or by the host's file", "never"),
     # the body
     "body_too_large": Reason("more bytes than the limit, as sent or when decompressed", "never"),
     "bad_encoding": Reason("a content encoding that is broken or not understood", "never"),

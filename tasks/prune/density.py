@@ -8,6 +8,7 @@ from pydantic import Field
 from catalog.errors import UserError
 from catalog.inputs import Inputs, as_matrix
 from tasks import draw
+from tasks.kmeans import between
 from tasks.prune._base import ClusterSelector, Rows, Selection, Which, sentences
 from tasks.stage import Run
 
@@ -73,25 +74,6 @@ class Density(ClusterSelector):
 
     def _key(self, rows: Rows, seed: int) -> np.ndarray:
         return draw.keys(rows.ids, seed) if self.which == "random" else rows.difficulty(self.which)
-
-
-def between(centroids: np.ndarray, neighbours: int) -> np.ndarray:
-    """Return the mean distance of each centroid to its nearest others: float64 (k,); NaN where there is one only.
-
-    `centroids`: float32 (k, d), unit rows. Fewer others than `neighbours`: all of them. In blocks: 64 MB at a time.
-    """
-    k = len(centroids)
-    near = min(neighbours, k - 1)
-    mean = np.full(k, np.nan)
-    if near == 0:
-        return mean
-    step = max((1 << 24) // k, 1)
-    for start in range(0, k, step):
-        distance = 1 - centroids[start : start + step] @ centroids.T
-        own = np.arange(len(distance))
-        distance[own, start + own] = np.inf
-        mean[start : start + step] = np.partition(distance, near - 1, axis=1)[:, :near].mean(axis=1, dtype=np.float64)
-    return mean
 
 
 def complexity(rows: Rows, inter: np.ndarray) -> np.ndarray:

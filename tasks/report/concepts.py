@@ -2,11 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from tasks.concept_names import CAPTION_CHARS, name_classes
+from tasks.coverage import effective_number
 from tasks.report._base import Entry, Evidence, id_list
 from tasks.report.pictures import describe
 
@@ -14,18 +16,19 @@ NAMED: Final = 1000
 """Clusters that compete for words; the largest ones."""
 CAPTIONS: Final = 64
 """Captions of a cluster that its name is made from: those nearest to its centroid."""
-CAPTION_CHARS: Final = 200
 NEAREST: Final = 4
-"""Pictures of a concept."""
-TERMS: Final = 3
+"""Pictures of a concept, at its centre, and where the table `concepts` knows them as many at its edge."""
 CURVE_POINTS: Final = 200
-
-WORD: Final = r"(?u)\b[^\W\d_]{2,24}\b"
-"""Two letters or more, of any script; no digits, and nothing as long as a hash or a broken URL."""
+TOLD: Final = ("intra", "inter", "name_caption", "name_label", "label_cosine", "nearest", "farthest")
+"""Columns of the table `concepts` that a card shows."""
 
 
 def concepts(evidence: Evidence, limit: int) -> Iterator[Entry]:
-    """Yield the sections `balance` (one entry), `concept` (the `limit` largest) and `concept_image`."""
+    """Yield the sections `balance` (one entry), `concept` (the `limit` largest) and `concept_image`.
+
+    Names, spread and pictures come from the table `concepts` where there is one, and are found here otherwise. What is
+    kept is counted here in either case: stages after `concepts` may have rejected more.
+    """
     if not evidence.has("clusters", "cluster", "distance"):
         return
     sizes = _sizes(evidence)
@@ -33,59 +36,48 @@ def concepts(evidence: Evidence, limit: int) -> Iterator[Entry]:
         return
     yield _balance(sizes)
     shown = sizes[:limit]
+    told = _told(evidence, shown) if evidence.has("concepts", *TOLD) else _found(evidence, sizes, shown)
+    for row in shown:
+        yield Entry("concept", row | told[row["cluster"]].facts)
+    pictured = {row["cluster"]: told[row["cluster"]] for row in shown}
+    described = describe(evidence, {i for one in pictured.values() for i in (*one.nearest, *one.farthest)})
+    for cluster, one in pictured.items():
+        for sample_id in one.nearest:
+            yield Entry("concept_image", described[sample_id] | {"cluster": cluster}, sample_id)
+    for cluster, one in pictured.items():  # last: they are the first to go where the pictures become too many
+        for sample_id in one.farthest:
+            yield Entry("concept_image", described[sample_id] | {"cluster": cluster, "at": "edge"}, sample_id)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a card says of one concept beside its counts."""
+
+    facts: dict[str, Any]
+    nearest: list[int]
+    farthest: list[int] = field(default_factory=list)
+
+
+def _told(evidence: Evidence, shown: Sequence[dict[str, Any]]) -> dict[int, _Told]:
+    """Return what the table `concepts` says of some clusters."""
+    query = f"select cluster, {', '.join(TOLD)} from concepts where cluster in ({id_list(r['cluster'] for r in shown)})"
+    found = {}
+    for row in evidence.rows(query):
+        facts = {name: row[name] if row[name] is None else round(row[name], 6) for name in ("intra", "inter")}
+        facts["terms"] = row["name_caption"].split(", ") if row["name_caption"] else []
+        if row["name_label"] is not None:
+            facts |= {"label": row["name_label"], "label_cosine": round(row["label_cosine"], 4)}
+        near = row["nearest"][:NEAREST]
+        far = [sample_id for sample_id in row["farthest"] if sample_id not in near][:NEAREST]
+        found[row["cluster"]] = _Told(facts, near, far)
+    return found
+
+
+def _found(evidence: Evidence, sizes: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]) -> dict[int, _Told]:
+    """Return names and nearest samples of some clusters, found from captions and distances."""
     nearest = _nearest(evidence, [row["cluster"] for row in sizes[:NAMED]])
     names = _names(evidence, nearest)
-    for row in shown:
-        yield Entry("concept", row | {"terms": names[row["cluster"]]})
-    central = {row["cluster"]: nearest[row["cluster"]][:NEAREST] for row in shown}
-    described = describe(evidence, {sample_id for ids in central.values() for sample_id in ids})
-    for cluster, sample_ids in central.items():
-        for sample_id in sample_ids:
-            yield Entry("concept_image", described[sample_id] | {"cluster": cluster}, sample_id)
-
-
-def class_tfidf(counts: Any) -> Any:
-    """Weigh the words of classes: W[t, c] = tf[t, c] * log(1 + A / f[t]).
-
-    tf is how often word t is in class c, over the words of c; f how often in all classes; A the mean number of words
-    of a class. Takes and returns a sparse matrix (classes, words).
-
-    Source: Grootendorst, BERTopic: Neural topic modeling with a class-based TF-IDF procedure, 2022, equation 1 (with
-    the term frequency normalised by class, so that large classes do not win by size).
-    """
-    from scipy.sparse import csr_array, diags_array
-
-    counts = csr_array(counts, dtype=np.float64)
-    words = counts.sum(axis=1)
-    frequency = counts.sum(axis=0)
-    idf = np.log1p(words.mean() / np.maximum(frequency, 1))
-    return csr_array(diags_array(1 / np.maximum(words, 1)) @ counts @ diags_array(idf))
-
-
-def name_classes(documents: Sequence[str], terms: int = TERMS) -> list[list[str]]:
-    """Return the words and pairs of words that set each document apart, best first; none where it has no words.
-
-    A term that shares a word with a better one is passed over. Ties fall in alphabetical order.
-    """
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    vectorizer = CountVectorizer(token_pattern=WORD, stop_words="english", ngram_range=(1, 2))
-    try:
-        counts = vectorizer.fit_transform(documents)
-    except ValueError:  # no word in any document
-        return [[] for _ in documents]
-    weights = class_tfidf(counts)
-    vocabulary = vectorizer.get_feature_names_out()
-    return [_best(weights, row, vocabulary, terms) for row in range(len(documents))]
-
-
-def effective_number(sizes: Sequence[int]) -> float:
-    """Return exp of the entropy of the shares (the Hill number of order 1): k where k clusters are equally large."""
-    counts = np.asarray([size for size in sizes if size > 0], dtype=np.float64)
-    if not len(counts):
-        return 0.0
-    shares = counts / counts.sum()
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+    return {c: _Told({"terms": names[c]}, nearest[c][:NEAREST]) for c in (row["cluster"] for row in shown)}
 
 
 def _sizes(evidence: Evidence) -> list[dict[str, Any]]:
@@ -106,7 +98,7 @@ def _balance(sizes: Sequence[dict[str, Any]]) -> Entry:
         ranked = sorted((row[key] for row in sizes), reverse=True)
         places = np.unique(np.linspace(0, len(ranked) - 1, min(len(ranked), CURVE_POINTS)).round().astype(int))
         curves[key] = {
-            "effective": round(effective_number(ranked), 3),
+            "effective": round(effective_number(np.array(ranked)), 3),
             "empty": ranked.count(0),
             "ranks": (places + 1).tolist(),
             "rows": [ranked[place] for place in places],
@@ -130,17 +122,3 @@ def _names(evidence: Evidence, nearest: dict[int, list[int]]) -> dict[int, list[
             documents[cluster].append(captions.get(sample_id, "")[:CAPTION_CHARS])
     texts = ["\n".join(documents[cluster]) for cluster in nearest]
     return dict(zip(nearest, name_classes(texts), strict=True))
-
-
-def _best(weights: Any, row: int, vocabulary: npt.NDArray[np.object_], terms: int) -> list[str]:
-    begin, end = weights.indptr[row], weights.indptr[row + 1]
-    candidates = zip((-weights.data[begin:end]).round(9), vocabulary[weights.indices[begin:end]], strict=True)
-    best: list[str] = []
-    taken: set[str] = set()
-    for _, term in sorted(candidates):
-        if taken.isdisjoint(term.split()):
-            best.append(str(term))
-            taken.update(term.split())
-        if len(best) == terms:
-            break
-    return best

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from tasks.report import charts, text
+from tasks.report import charts, coverage, text
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -65,6 +65,7 @@ def render(card: pa.Table, lineage: Mapping[str, Any], timings: Sequence[Mapping
         "rejected": _grouped(sections["rejected"].rows, "stage", "reason"),
         "concepts": _concepts(sections),
         "balance": _balance(sections["balance"].only),
+        "coverages": _coverages(sections),
         "histograms": [_histogram(row) for row in sections["histogram"].rows],
         "pairs": [pair for _, pair in _grouped(sections["pair"].rows, "pair")],
         "models": [_model(row) for row in sections["model"].rows],
@@ -113,10 +114,14 @@ def _steps(rows: Sequence[Row]) -> list[Row]:
 
 
 def _concepts(sections: Mapping[str, Section]) -> list[Row]:
-    images: dict[int, list[Row]] = defaultdict(list)
+    images: dict[tuple[int, bool], list[Row]] = defaultdict(list)
     for row in sections["concept_image"].rows:
-        images[row["cluster"]].append(row)
-    return [row | {"images": images[row["cluster"]]} for row in sections["concept"].rows]
+        images[row["cluster"], row.get("at") == "edge"].append(row)
+    blank = dict.fromkeys(("intra", "inter", "label", "label_cosine"))
+    return [
+        blank | row | {"images": images[row["cluster"], False], "edge": images[row["cluster"], True]}
+        for row in sections["concept"].rows
+    ]
 
 
 def _balance(row: Row) -> Row:
@@ -128,6 +133,11 @@ def _balance(row: Row) -> Row:
         for key in ("before", "after")
     }
     return row | {"top": top, "lines": lines}
+
+
+def _coverages(sections: Mapping[str, Section]) -> list[Row]:
+    names = {row["cluster"]: " · ".join(row.get("terms") or ()) for row in sections["concept"].rows}
+    return [coverage.drawn(row, names) for row in sections["coverage"].rows]
 
 
 def _histogram(row: Row) -> Row:

@@ -6,9 +6,10 @@ Sections, each in `position` order, `content` being JSON:
     funnel          a step each: stage, seen, kept, rejected, reasons (reason, rows, example)
     before, after   samples of what came in, and of what is left: caption, kept, stage, reason, evidence
     rejected        samples of the commonest reasons to be out
-    concept         a cluster each: cluster, size, kept, mean_distance, terms
-    concept_image   the samples nearest to the concepts' centroids
+    concept         a cluster each: cluster, size, kept, mean_distance, terms; after `use: concepts` intra, inter, label
+    concept_image   the samples nearest to the concepts' centroids; after `use: concepts` the farthest too (at: edge)
     balance         effective number of clusters and size by rank, before and after
+    coverage        a pruning each, and each member of a combination: what it did to the concepts and their tail
     histogram       a number each: edges, all, left, below, above, min, max, median, median_kept
     pair            two rows a pair of near-duplicates: who stands for whom, similarity, reason
     model           name, family, licence, metrics
@@ -28,6 +29,7 @@ from catalog.inputs import Inputs
 from catalog.schema import field
 from tasks.report._base import Entry, Evidence, by_position
 from tasks.report.concepts import concepts
+from tasks.report.coverage import coverages
 from tasks.report.funnel import funnel, summary
 from tasks.report.histograms import histograms, measures
 from tasks.report.models import models
@@ -52,6 +54,7 @@ READ: Final[Columns] = {
     ),
     "decisions": ("stage", "keep", "reason", "evidence", "representative", "similarity"),
     "clusters": ("cluster", "distance"),
+    "concepts": ("cluster", "intra", "inter", "name_caption", "name_label", "label_cosine", "nearest", "farthest"),
     "models": ("name", "family", "sha256", "licence", "metrics"),
 }
 """What a card can say something about, where it is there. Scores (by role) come on top."""
@@ -104,6 +107,7 @@ class Report(TableStage):
         yield from funnel(evidence)
         yield from grids(evidence, self.samples, seed)
         yield from concepts(evidence, self.concepts)
+        yield from coverages(evidence)
         yield from histograms(evidence, measures(schemas))
         yield from pairs(evidence, self.pairs)
         yield from models(evidence)

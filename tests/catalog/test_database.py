@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from catalog.database import connect, query, sql
+from catalog.database import VERDICTS, connect, query, sql
 from catalog.dataset import Catalog, Dataset, TableState, Version, VersionFacts
 from catalog.errors import NotFoundError, QueryError
 from catalog.parts import PartFile
@@ -86,7 +87,9 @@ def test_vectors_are_lists_of_float(dataset: Dataset, write_part: WritePart, fac
     np.testing.assert_allclose(rows["d"].to_numpy(), (vectors**2).sum(1), rtol=1e-6)
 
 
-def test_scores_and_samples(dataset: Dataset, write_part: WritePart, facts: VersionFacts, uri: str) -> None:
+def test_scores_are_those_of_every_table(
+    dataset: Dataset, write_part: WritePart, facts: VersionFacts, uri: str
+) -> None:
     publish(dataset, write_part, facts, 2)
     catalog = Catalog(uri)
     scores = sql(catalog, "select * from birds.scores order by sample_id").to_pylist()
@@ -97,10 +100,72 @@ def test_scores_and_samples(dataset: Dataset, write_part: WritePart, facts: Vers
         for row in (1, 2, 3)
     ]
     assert scores == expected
-    samples = sql(catalog, "select * from birds.samples")
-    assert ids(samples) == [n << 24 | row for n in range(2) for row in (2, 3)]
-    assert {"url", "caption", "width", "shard"} <= set(samples.column_names)
-    assert not {"status", "reason"} & set(samples.column_names)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_table_of_scores_stands_beside_those_of_other_tables(
+    dataset: Dataset, write_part: WritePart, facts: VersionFacts, uri: str, empty: bool
+) -> None:
+    tagged = SCORES.append(pa.field("tag", pa.string()))
+    scores = [write_part(dataset, "scores", 0, [{"sample_id": 2, "aesthetic": 5.0, "tag": "dog"}], tagged)]
+    rows = [{"sample_id": i, "clip": [0.0] * 4, "clip_score": i / 4} for i in (0, 2)]
+    embeddings = [write_part(dataset, "embeddings", 0, rows, EMBEDDINGS)]
+    samples = pa.schema([SAMPLE_ID, EMBEDDINGS.field("clip_score"), SCORES.field("aesthetic")])
+    manifest = [write_part(dataset, "samples", 0, [{"sample_id": 0, "clip_score": 0.0}], samples)]
+    tables = {
+        "scores": TableState(tagged, [] if empty else scores),
+        "embeddings": TableState(EMBEDDINGS, embeddings),
+        "samples": TableState(samples, manifest),
+    }
+    dataset.publish(tables, facts)
+    found = sql(Catalog(uri), "select sample_id, aesthetic, tag, clip_score from birds.scores order by 1").to_pylist()
+    second = (None, None) if empty else (5.0, "dog")
+    assert [tuple(row.values()) for row in found] == [(0, None, None, 0.0), (2, *second, 0.5)]
+
+
+def test_one_verdict_a_row(dataset: Dataset, write_part: WritePart, facts: VersionFacts, uri: str) -> None:
+    stages = [{"name": "fetch", "table": "images"}, {"name": "z", "table": "decisions"}]
+    stages += [{"name": "a", "table": "decisions"}, {"name": "samples", "table": "samples"}]
+    urls = [{"sample_id": i, "url": f"http://x/{i}"} for i in range(4)]
+    images = [{"sample_id": i, "status": "success"} for i in range(3)]
+    images.append({"sample_id": 3, "status": "failed", "reason": "timeout", "detail": "10 s"})
+    judged: list[dict[str, Any]] = [{"sample_id": i, "stage": "z", "keep": i != 1} for i in range(3)]
+    judged[1] |= {"reason": "blurry", "evidence": "blur 3"}
+    judged.append(
+        {"sample_id": 0, "stage": "a", "keep": False, "reason": "copy", "representative": 2} | {"similarity": 0.5}
+    )
+    judged.append({"sample_id": 2, "stage": "a", "keep": True})
+    tables = {
+        "source": TableState(SOURCE, [write_part(dataset, "source", 0, urls)]),
+        "images": TableState(IMAGES, [write_part(dataset, "images", 0, images)]),
+        "decisions": TableState(DECISIONS, [write_part(dataset, "decisions", 0, judged)]),
+    }
+    dataset.publish(tables, replace(facts, stages=stages))
+    found = sql(Catalog(uri), "select * from birds.verdicts order by sample_id")
+    assert tuple(found.column_names) == VERDICTS
+    assert [tuple(row.values())[2:] for row in found.to_pylist()] == [
+        (False, "a", "copy", None, 2, 0.5),
+        (False, "z", "blurry", "blur 3", None, None),
+        (True, None, None, None, None, None),
+        (False, "fetch", "timeout", "10 s", None, None),
+    ]
+    dropped = sql(Catalog(uri), "select sample_id, reason from birds.verdicts where url = 'http://x/1'")
+    assert dropped.to_pylist() == [{"sample_id": 1, "reason": "blurry"}]
+
+
+def test_verdicts_of_a_version_that_says_little(
+    dataset: Dataset, write_part: WritePart, facts: VersionFacts, uri: str
+) -> None:
+    publish(dataset, write_part, facts, 2)  # its facts name no stage that judges
+    counted = sql(Catalog(uri), "select keep, stage, reason, count(*) n from birds.verdicts group by all order by all")
+    assert [tuple(row.values()) for row in counted.to_pylist()] == [
+        (False, "download", None, 2),
+        (False, "filter", "blurry", 2),
+        (True, None, None, 4),
+    ]
+    bare = Catalog(uri).dataset("cats")
+    bare.publish({"source": TableState(SOURCE, [write_part(bare, "source", 0, [{"sample_id": 7}])])}, facts)
+    assert sql(Catalog(uri), "select keep, stage from cats.verdicts").to_pylist() == [{"keep": True, "stage": None}]
 
 
 def test_versions_and_runs(dataset: Dataset, write_part: WritePart, facts: VersionFacts, uri: str) -> None:

@@ -30,10 +30,13 @@ def publish(write_part: WritePart, facts: VersionFacts) -> Callable[..., None]:
         number = next(part)
         source = [{"sample_id": i, "url": url} for i, url in urls.items()]
         images = [{"sample_id": i, "status": "success"} for i in urls]
+        out = {row["sample_id"] for row in rows if not row["keep"]}
+        samples = [row for row in source if row["sample_id"] not in out]
         tables = {
             "source": TableState(SOURCE, [write_part(dataset, "source", number, source)]),
             "images": TableState(IMAGES, [write_part(dataset, "images", number, images)]),
             "decisions": TableState(DECISIONS, [write_part(dataset, "decisions", number, rows)] if rows else []),
+            "samples": TableState(SOURCE, [write_part(dataset, "samples", number, samples, SOURCE)]),
         }
         dataset.publish(tables, replace(facts, recipe_sha256=str(number)))
 

@@ -82,6 +82,19 @@ def test_what_no_version_needs_goes(dataset: Dataset, build: Callable[..., None]
     assert plan(dataset, NOW_S).files == {}
 
 
+def test_old_work_and_the_reports_of_versions_that_are_gone(dataset: Dataset, build: Callable[..., None]) -> None:
+    for numbers in ((1, 2), (2, 3)):
+        build(*numbers)
+    for path in ("_reports/1.html", "_reports/2.html", "_work/checkpoints-ab/state.npy", "_work/scratch-x/y/z"):
+        dataset.storage.put(path, b"x")
+    assert plan(dataset).files == {}, "they are young"
+    assert set(plan(dataset, NOW_S).files) == {"_work/checkpoints-ab/state.npy", "_work/scratch-x/y/z"}
+    collect(plan(dataset, NOW_S, keep_versions=1))
+    left = set(dataset.storage.list())
+    assert "_reports/2.html" in left
+    assert not {path for path in left if path.startswith("_work/") or path == "_reports/1.html"}
+
+
 def test_planning_removes_nothing(dataset: Dataset, build: Callable[..., None]) -> None:
     build(1, publish=False)
     before = dataset.storage.list()

@@ -166,6 +166,13 @@ def test_a_first_plan_says_unknown(web: Web, run: Run) -> None:
     assert (code, {s["status"] for s in json.loads(out)}) == (0, {"to run"})
 
 
+def test_a_plan_makes_no_catalog(web: Web, run: Run, tmp_path: Path) -> None:
+    for command in (["plan"], ["build", "--dry-run"]):
+        code, out, _ = run(*command, str(web.recipe()), "--catalog", str(tmp_path / "none" / "yet"), "--json")
+        assert (code, {s["status"] for s in json.loads(out)}) == (0, {"to run"})
+    assert not (tmp_path / "none").exists()
+
+
 def test_schema_and_help(run: Run) -> None:
     code, out, _ = run("schema")
     assert code == 0
@@ -181,6 +188,8 @@ def test_schema_and_help(run: Run) -> None:
         "diff",
         "gc",
         "errors",
+        "why",
+        "takedown",
         "retry",
         "report",
         "deploy",

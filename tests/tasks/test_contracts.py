@@ -6,6 +6,7 @@ import pickle
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -14,7 +15,8 @@ from flows.recipe import stage_models
 from tasks.sources import Source
 from tasks.stage import MapStage, Stage, TableStage
 
-EMBEDDINGS = pa.schema([SAMPLE_ID, vector("clip", 8, ""), score("clip_score", "clip", 1, "")])
+ENCODER = '{"name": "clip", "model": "ViT-B-32", "pretrained": "random"}'
+EMBEDDINGS = pa.schema([SAMPLE_ID, vector("clip", 8, "", encoder=ENCODER), score("clip_score", "clip", 1, "")])
 CENTROIDS = pa.schema([("cluster", pa.int32()), ("centroid", pa.list_(pa.float32(), 8)), ("size", pa.int64())])
 AVAILABLE = {
     "source": SOURCE,
@@ -24,18 +26,37 @@ AVAILABLE = {
     "clusters": CLUSTERS,
     "decisions": DECISIONS,
 }
+WATERMARK = {"use": "watermark", "weights": "https://example.org/watermark.pt", "sha256": "0" * 64}
+SELECTORS = [{"method": "score", "keep": 0.5}, {"method": "random", "keep": 0.5}]
 MINIMAL: dict[str, dict[str, Any]] = {
     "embed": {"encoders": [{"name": "clip", "model": "ViT-B-32", "pretrained": "random"}]},
     "filter": {"where": "width >= 2"},
+    "hierarchy": {"levels": [4, 2]},
+    "prompts": {"sets": [{"name": "animal", "labels": ["cat", "dog"], "templates": ["a photo of a {}"]}]},
     "prune": {"keep": 0.5},
+    **{f"prune/{method}": {"of": SELECTORS} for method in ("union", "intersection", "then")},
+    "score": {"scorers": [{"use": "violence", "texts": ["a park", "a fight"]}, WATERMARK]},
+    "score_images": {"scorers": [WATERMARK]},
+    "score_vectors": {"scorers": [{"use": "violence", "texts": ["a park", "a fight"]}]},
 }
-"""The fields that a stage cannot do without."""
+"""The fields that a stage cannot do without, by its use, or by use/method where the method has other ones."""
+ABOUT_SAMPLES = {"images", "embeddings", "clusters", "decisions", "scores", "image_scores", "languages", "image_issues"}
 
 
 def minimal(model: type[Stage]) -> Stage:
     """Return a stage with as little said as possible."""
     fields = {"path": "somewhere"} if issubclass(model, Source) else {}
-    return model.model_validate(fields | MINIMAL.get(str(model.model_fields["use"].default), {}))
+    use, method = (str(model.model_fields[f].default) if f in model.model_fields else "" for f in ("use", "method"))
+    return model.model_validate(fields | MINIMAL.get(f"{use}/{method}", MINIMAL.get(use, {})))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def targets(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Give stages the file that they cannot do without."""
+    path = tmp_path_factory.mktemp("targets") / "targets.parquet"
+    pq.write_table(pa.table({"clip": pa.array([[1.0] * 8], pa.list_(pa.float32(), 8))}), path)
+    MINIMAL["near_targets"] = {"targets": str(path)}
+    MINIMAL["decontaminate"] = {"sets": [{"name": "exam", "path": str(path), "vector": "clip"}], "epsilon": 0.1}
 
 
 @pytest.fixture(params=stage_models(), ids=lambda model: model.__name__)
@@ -76,7 +97,7 @@ def test_its_columns_are_there_and_its_table_begins_with_the_key(model: type[Sta
             assert set(columns) <= known, (table, columns)
         output = stage.output(AVAILABLE)
         assert isinstance(output, pa.Schema)
-        about_samples = stage.table in {"images", "embeddings", "clusters", "decisions"}
+        about_samples = stage.table in ABOUT_SAMPLES
         assert (output.names[0] == "sample_id") == about_samples
         if stage.table == "decisions":
             assert output.names == DECISIONS.names

@@ -160,3 +160,92 @@ def test_faiss_must_be_installed_exactly_once(
     monkeypatch.setattr(kmeans, "_is_installed", lambda name: name in there)
     with pytest.raises(UserError, match=f"{words}.*install exactly one"):
         kmeans.fit(np.eye(8, dtype=np.float32), 2, engine="faiss")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_spread_start_meets_every_planted_cluster(seed: int) -> None:
+    """Up to 128 rows k-means++ itself: of 60 clusters that are far apart a random start misses about 60 / e."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 60, 6000)
+    rows = (np.eye(60)[label] + 0.02 * rng.normal(size=(6000, 60))).astype(np.float16)
+    start = kmeans.spread(rows, 60, np.random.default_rng(seed))
+    assert len(set(label[start])) >= 58
+    random = np.random.default_rng(seed).choice(6000, 60, replace=False)
+    assert len(set(label[random])) <= 45
+    many = kmeans.spread(rows, 1000, np.random.default_rng(seed))
+    assert (np.diff(many) > 0).all()
+    assert len(set(label[many])) == 60
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (7, 7), (300, 299), (500, 130)])
+def test_a_spread_start_is_distinct_rows_also_where_all_are_one(n: int, k: int) -> None:
+    for rows in (np.ones((n, 3), np.float16), np.random.default_rng(0).normal(size=(n, 3)).astype(np.float16)):
+        start = kmeans.spread(rows, k, np.random.default_rng(0))
+        assert len(set(start.tolist())) == k
+        assert start.tolist() == kmeans.spread(rows, k, np.random.default_rng(0)).tolist()
+
+
+def test_a_spread_start_of_many_rows_is_drawn_from_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kmeans, "SPREAD_ROWS_PER_CENTROID", 1)
+    rows, _ = mixture(0, n=5000)
+    start = kmeans.spread(rows, 40, np.random.default_rng(0))
+    assert len(set(start.tolist())) == 40
+    fit = kmeans.fit(rows, 40, seed=0, init="k-means++")
+    assert fit.sizes.sum() == 5000
+
+
+def test_between_is_the_mean_of_the_nearest_others() -> None:
+    centroids = unit(np.random.default_rng(0).normal(size=(30, 5))).astype(np.float32)
+    distance = np.sort(1 - centroids.astype(np.float64) @ centroids.T, axis=1)[:, 1:]
+    np.testing.assert_allclose(kmeans.between(centroids, 4), distance[:, :4].mean(1), atol=1e-6)
+    np.testing.assert_allclose(kmeans.between(centroids, 99), distance.mean(1), atol=1e-6)
+    assert np.isnan(kmeans.between(centroids[:1], 4)).all()
+    assert len(kmeans.between(centroids[:0], 4)) == 0
+
+
+def test_released_rows_are_still_there(tmp_path: Path) -> None:
+    mapped = np.lib.format.open_memmap(tmp_path / "rows.npy", mode="w+", dtype=np.float16, shape=(1000, 8))
+    mapped[:] = np.arange(8000).reshape(1000, 8)
+    kmeans.release(mapped[10:20])
+    assert (mapped == np.arange(8000).reshape(1000, 8).astype(np.float16)).all()
+    private = np.load(tmp_path / "rows.npy", mmap_mode="c")
+    private[5] = 7
+    kmeans.release(private)
+    kmeans.release(private[2:9])
+    assert (private[5] == 7).all()
+    kmeans.release(np.ones(3))
+
+
+def test_a_sample_and_a_fit_of_it_hold_a_block_and_not_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What of the files is mapped in never comes near to what lies in them: 102 MB."""
+    monkeypatch.setattr(kmeans, "HELD_BYTES", 0)
+    most = 0
+    counted = kmeans.release
+
+    def watch(rows: np.ndarray) -> None:
+        nonlocal most
+        counted(rows)
+        most = max(most, mapped_bytes(tmp_path))
+
+    monkeypatch.setattr(kmeans, "release", watch)
+    sample = kmeans.Sample(tmp_path / "sample.npy", 200_000, 256, seed=0)
+    block = np.random.default_rng(0).normal(size=(20_000, 256)).astype(np.float16)
+    for start in range(0, 200_000, 20_000):
+        sample.add(np.arange(start, start + 20_000), block)
+    _, rows = sample.take()
+    fit = kmeans.fit(rows, 4, niter=1)
+    assert fit.sizes.sum() == 200_000
+    assert not (tmp_path / "sample.npy.sorted").exists()  # all rows, in order: no copy
+    assert mapped_bytes(tmp_path) < 20 << 20
+    assert most < 20 << 20
+
+
+def mapped_bytes(folder: Path) -> int:
+    """Return how much of the files in `folder` is resident in this process."""
+    total, mine = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ", 1)[0] and ":" not in line.split(" ", 1)[0]:
+            mine = str(folder) in line
+        elif mine and line.startswith("Rss:"):
+            total += int(line.split()[1]) << 10
+    return total

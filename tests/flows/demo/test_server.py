@@ -168,6 +168,10 @@ def test_types_and_opt_outs(web, picture):
     assert get(f"{web.base_url}/empty/1.jpg")[2] == b""
     for directive in ("noai", "nofollow"):
         assert get(f"{web.base_url}/robots/{directive}/{file}")[1]["X-Robots-Tag"] == directive
+    assert get(f"{web.base_url}/robots.txt")[2] == b"User-agent: *\nDisallow: /closed/\n"
+    assert get(f"{web.base_url}/closed/{file}")[2] == data  # it would be served: who asks does not obey
+    status, headers, body = get(f"{web.base_url}/reserved/{file}")
+    assert (status, headers["tdm-reservation"], body) == (200, "1", data)
 
 
 @pytest.mark.parametrize(

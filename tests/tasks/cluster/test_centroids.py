@@ -24,7 +24,7 @@ def embeddings(n: int, seed: int = 0, dim: int = 8) -> tuple[Inputs, np.ndarray]
 def test_trains_on_the_sample_that_it_names(tmp_path: Path) -> None:
     inputs, rows = embeddings(3000)
     run = LocalRun(tmp_path, seed=9)
-    stage = Centroids(k=6, train_rows=400, niter=5)
+    stage = Centroids(k=6, train=400, niter=5)
     table = pa.concat_tables(stage.run(inputs, run))
     assert table.schema == stage.output({"embeddings": inputs.schema("embeddings")})
     drawn = np.sort(np.argsort(draw.keys(np.arange(3000) * 5, 9))[:400])
@@ -43,10 +43,10 @@ def test_trains_on_the_sample_that_it_names(tmp_path: Path) -> None:
     assert len(run.notes["empty_cluster_repairs"]) == run.notes["iterations"]
 
 
-@pytest.mark.parametrize(("train_rows", "expected"), [(None, 512), ("all", 3000), (1, 2), (9999, 3000)])
-def test_sample_sizes(tmp_path: Path, train_rows: object, expected: int) -> None:
+@pytest.mark.parametrize(("train", "expected"), [(None, 512), ("all", 3000), (1, 2), (9999, 3000)])
+def test_sample_sizes(tmp_path: Path, train: object, expected: int) -> None:
     run = LocalRun(tmp_path)
-    list(Centroids.model_validate({"k": 2, "train_rows": train_rows, "niter": 1}).run(embeddings(3000)[0], run))
+    list(Centroids.model_validate({"k": 2, "train": train, "niter": 1}).run(embeddings(3000)[0], run))
     assert run.notes["training_rows"] == expected
 
 

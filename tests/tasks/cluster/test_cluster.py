@@ -18,13 +18,13 @@ SCHEMA = pa.schema([pa.field("sample_id", pa.int64()), vector("clip", 16, "")])
 
 def test_stands_for_two_stages() -> None:
     entry = TypeAdapter(AnyCluster).validate_python(
-        {"use": "cluster", "k": 7, "encoder": "clip", "train_rows": "all", "resources": {"cpus": 2}}
+        {"use": "cluster", "k": 7, "encoder": "clip", "train": "all", "resources": {"cpus": 2}}
     )
     fit, assign = entry.expand()
     assert isinstance(fit, Centroids)
     assert isinstance(assign, Assign)
     assert (fit.name, assign.name) == ("cluster-centroids", "cluster")
-    assert (fit.k, fit.train_rows, fit.encoder, assign.encoder) == (7, "all", "clip", "clip")
+    assert (fit.k, fit.train, fit.encoder, assign.encoder) == (7, "all", "clip", "clip")
     assert fit.resources == assign.resources == entry.resources
     assert fit.inputs({"embeddings": SCHEMA}) == assign.inputs({"embeddings": SCHEMA}) == {"embeddings": ("clip",)}
     assert assign.sides() == ("centroids",)
@@ -48,7 +48,7 @@ def test_finds_a_planted_mixture(tmp_path: Path, seed: int) -> None:
 
 
 def test_wrong_recipes() -> None:
-    for fields in ({"k": 0}, {"engine": "sklearn"}, {"train_rows": "some"}, {"kk": 3}):
+    for fields in ({"k": 0}, {"engine": "sklearn"}, {"train": "some"}, {"kk": 3}):
         with pytest.raises(ValidationError):
             Cluster.model_validate(fields)
     with pytest.raises(RecipeError, match=r"no embedding column 'clib'; did you mean 'clip'\?"):

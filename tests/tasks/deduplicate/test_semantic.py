@@ -134,12 +134,12 @@ def test_planted_copies_are_found(tmp_path: Path, seed: int, clusters: int) -> N
 
 
 def test_clusters_of_an_earlier_stage_and_broken_rows(tmp_path: Path) -> None:
-    """Copies in one cluster go; a copy in another cluster stays; rows without a direction are not judged."""
+    """Without borders, a copy in another cluster stays; rows without a direction are not judged."""
     rows = np.array([[1, 0], [1, 0.01], [1, 0], [0, 0], [np.nan, 1], [0, 1], [0.01, 1]])
     cluster = pa.array([0, 0, 1, None, None, 1, None], pa.int32())
     clusters = pa.table([np.arange(7) * 2, cluster, pa.array([0.1, 0.2] + [0.3] * 5, pa.float32())], schema=CLUSTERS)
     inputs = Inputs.of(embeddings=embeddings(rows, absent=(6,)), clusters=clusters)
-    stage = Deduplicate(exact=False, semantic=Semantic())
+    stage = Deduplicate(exact=False, semantic=Semantic(borders=0))
     assert stage.inputs({"embeddings": inputs.schema("embeddings"), "clusters": CLUSTERS}) == {
         "embeddings": ("clip",),
         "clusters": ("cluster", "distance"),

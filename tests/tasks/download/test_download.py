@@ -8,9 +8,10 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+from catalog import images
 from catalog.schema import IMAGES, LOCAL, SOURCE, role
 from tasks.download import SCHEMA, Download
-from tests.pictures import jpeg
+from tests.pictures import encoded, jpeg, picture
 
 JPEG = jpeg()
 CAPTIONS = [
@@ -110,6 +111,31 @@ def test_local_rows_are_read_from_disk(server, stage, tmp_path):
     assert digests == [hashlib.sha256(JPEG).hexdigest()] * 2
 
 
+def test_statistics_are_exact_where_asked_and_wherever_nothing_was_reduced(server):
+    bodies = [jpeg(1100, 700, 1), jpeg(400, 300, 2), encoded(picture(1100, 700, 3), "PNG")]
+    table = source([server.body(body) for body in bodies])
+    columns = ["brightness", "brightness_p5", "brightness_p99", "blur", "histogram_std", "entropy"]
+    found = {mode: run(Download(allow_hosts=server.hosts, statistics=mode), table) for mode in ("fast", "exact")}
+    for row, body in enumerate(bodies):
+        truth = images.statistics(images.decode(body))._asdict()
+        exact, fast = ({c: found[mode].column(c)[row].as_py() for c in columns} for mode in ("exact", "fast"))
+        assert exact == pytest.approx({c: truth[c] for c in columns}, rel=1e-6)
+        assert (fast == exact) == (row > 0)
+    assert found["fast"].column("pixels_sha256").equals(found["exact"].column("pixels_sha256"))
+
+
+def test_the_digest_of_pixels_depends_on_no_option_and_no_metadata(server):
+    pixels = picture(500, 300, 4)
+    bodies = [encoded(pixels, "PNG"), encoded(pixels, "BMP"), jpeg(900, 700, 5), jpeg(900, 700, 5, comment=b"hello")]
+    table = source([server.body(body) for body in bodies])
+    one = run(Download(allow_hosts=server.hosts, image_size=64), table).column("pixels_sha256").to_pylist()
+    other = run(
+        Download(allow_hosts=server.hosts, image_size=700, resize_mode="center_crop", encode_format="webp"), table
+    )
+    assert one == other.column("pixels_sha256").to_pylist()
+    assert one[0] == one[1] != one[2] == one[3]
+
+
 def test_hashes_of_the_source_are_verified(server):
     schema = pa.schema([*SOURCE, pa.field("SHA", pa.string())])
     stage = Download(allow_hosts=server.hosts, verify_hash={"column": "SHA"})
@@ -127,6 +153,8 @@ def test_hashes_of_the_source_are_verified(server):
         ({"encode_format": "png", "encode_quality": 95}, "0..9"),
         ({"timeout": 3}, "timeout"),
         ({"engine": "img2dataset", "verify_hash": {"column": "m", "type": "md5"}}, "sha256 only"),
+        ({"engine": "img2dataset", "respect_robots": True}, "respect_robots cannot be true: use engine http"),
+        ({"engine": "img2dataset", "respect_tdm": True}, "respect_tdm cannot be true"),
         ({"max_pixels": 10**12}, "max_pixels"),
     ],
 )
@@ -143,6 +171,10 @@ def test_a_missing_hash_column_names_the_nearest():
 def test_what_changes_no_result_is_in_no_fingerprint():
     assert Download().parameters() == Download(concurrency=3, per_host=1, resources={"cpus": 2}).parameters()
     assert Download().parameters() != Download(image_size=224).parameters()
+    assert Download().parameters() == Download(respect_robots=True, respect_tdm=True).parameters()
+    assert Download().parameters() != Download(respect_robots=False).parameters()
+    theirs = Download(engine="img2dataset")
+    assert theirs.parameters() == Download(engine="img2dataset", respect_robots=False).parameters()
 
 
 def test_import_is_cheap():

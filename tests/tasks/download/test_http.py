@@ -1,5 +1,6 @@
 """Every reason, over real sockets."""
 
+import gzip
 import hashlib
 import re
 import socket
@@ -14,6 +15,7 @@ from tasks.download._base import LocalFile, Request
 from tasks.download.hosts import DOWN_AFTER
 from tasks.download.http import HttpEngine
 from tasks.download.reasons import REASONS
+from tests.hostile_server import HostileServer
 from tests.pictures import encoded, jpeg, picture, png_bomb
 from tests.tasks.download.test_addresses import Scripted
 
@@ -31,6 +33,13 @@ def check(outcome, reason, detail=""):
     assert (outcome.status, outcome.reason) == ("failed", reason), outcome.detail
     assert outcome.image is None
     assert detail in (outcome.detail or "")
+
+
+@pytest.fixture
+def site():
+    """A host of its own: what it says for all of its URLs is about no other test."""
+    with HostileServer() as running:
+        yield running
 
 
 def test_a_good_image(server):
@@ -277,7 +286,7 @@ def test_local_files(server, tmp_path):
 
 
 def test_what_nobody_foresaw_is_a_row_too(server, monkeypatch):
-    monkeypatch.setattr("catalog.images.statistics", lambda pixels: 1 / 0)
+    monkeypatch.setattr("catalog.images.statistics", lambda *_, **__: 1 / 0)
     check(fetch(server, server.body(JPEG))[0], "unforeseen", "ZeroDivisionError")
 
 
@@ -300,6 +309,135 @@ def test_leaving_early_leaves_nothing_running(server):
     outcomes.close()
     assert time.monotonic() - began < 2
     assert threading.active_count() <= threads
+
+
+def pictures(host, count, **headers):
+    return [host.body(JPEG, headers=headers) for _ in range(count)]
+
+
+def test_robots_txt_is_asked_for_once_and_obeyed(site):
+    robots = site.at("robots.txt", site.body(b"User-agent: *\nDisallow: /1\nCrawl-delay: 0", "text/plain"))
+    urls = [f"{url}?{i}" for url in pictures(site, 2) for i in range(50)]
+    outcomes = fetch(site, *urls)
+    forbidden = [o for url, o in zip(urls, outcomes, strict=True) if "/1?" in url]
+    assert [o.status for o in outcomes].count("success") == 50 == len(forbidden)
+    for outcome in forbidden:
+        check(
+            outcome, "robots_disallowed", f"robots.txt of 127.0.0.1:{site.port}: Disallow: /1 (user-agent *), fetched 2"
+        )
+    assert site.hits[robots] == 1
+    assert site.hits[f"http://127.0.0.1:{site.port}/.well-known/tdmrep.json"] == 1
+    assert not any(o.http_status for o in forbidden)  # it was not even asked
+
+
+def test_robots_txt_is_about_our_name(site):
+    site.at("robots.txt", site.body(b"User-agent: gardener\nDisallow: /", "text/plain"))
+    url = site.body(JPEG)
+    assert fetch(site, url)[0].status == "success"
+    check(fetch(site, url, user_agent_token="Gardener")[0], "robots_disallowed", "(user-agent gardener)")
+    assert fetch(site, url, user_agent_token="Gardener", respect_robots=False)[0].status == "success"
+
+
+def test_the_next_part_of_an_engine_asks_no_host_again(site):
+    robots = site.at("robots.txt", site.body(b"User-agent: *\nDisallow: /none", "text/plain"))
+    engine = HttpEngine(Download(allow_hosts=site.hosts))
+    for _ in range(3):
+        assert all(o.image for o in engine.outcomes(map(Request, pictures(site, 3))))
+    assert site.hits[robots] == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 429])
+def test_a_host_without_robots_txt_allows_everything(site, status):
+    site.at("robots.txt", site.body(b"User-agent: *\nDisallow: /", status=status))
+    assert fetch(site, site.body(JPEG))[0].status == "success"
+
+
+def test_a_host_that_does_not_say_forbids_everything(site):
+    robots = site.at("robots.txt", site.body(b"", status=503))
+    urls = pictures(site, 5)
+    for outcome in fetch(site, *urls, retries=1):
+        check(outcome, "robots_unreachable", f"robots.txt of 127.0.0.1:{site.port}: server_error, HTTP 503")
+    assert (site.hits[robots], site.hits[urls[0]]) == (2, 0)  # asked once more, then left alone
+    site.at("robots.txt", site.silent())
+    check(fetch(site, urls[0], timeout_s=0.3)[0], "robots_unreachable", "timeout, over 0.3 s")
+    site.at("robots.txt", site.heals(b"", [(503, {})]))
+    assert fetch(site, urls[0], retries=1)[0].status == "success"
+
+
+def test_robots_txt_behind_redirects_and_walls(site):
+    rules = site.body(b"User-agent: *\nDisallow: /", "text/plain")
+    url = site.body(JPEG)
+    site.at("robots.txt", site.redirect(site.redirect(rules)))
+    check(fetch(site, url)[0], "robots_disallowed")
+    site.at("robots.txt", site.loop())  # more than five redirects: as if it were not there
+    assert fetch(site, url)[0].status == "success"
+    site.at("robots.txt", site.redirect("http://169.254.169.254/latest/meta-data"))
+    check(fetch(site, url)[0], "private_address", "redirected to http://169.254.169.254")
+    site.at("robots.txt", site.redirect("file:///etc/passwd"))
+    check(fetch(site, url)[0], "robots_unreachable", "bad_scheme")
+
+
+def test_a_large_robots_txt_is_read_as_far_as_the_limit(site):
+    filler = b"# " + b"x" * 98 + b"\n"
+    text = b"User-agent: *\nDisallow: /1\n" + filler * 6000 + b"Disallow: /2\n"
+    site.at("robots.txt", site.body(text, "text/plain"))
+    forbidden, beyond, url = pictures(site, 3)
+    assert [fetch(site, u)[0].reason for u in (forbidden, beyond)] == ["robots_disallowed", None]
+    site.at("robots.txt", site.endless(b"User-agent: *\nDisallow: /\n" * 1000))
+    check(fetch(site, url)[0], "robots_disallowed")
+    site.at("robots.txt", site.body(gzip.compress(b"User-agent: *\nDisallow: /"), headers={"Content-Encoding": "gzip"}))
+    check(fetch(site, url)[0], "robots_disallowed")
+
+
+def test_redirects_are_judged_by_the_robots_txt_of_their_target(site, server):
+    site.at("robots.txt", site.body(b"User-agent: *\nDisallow: /", "text/plain"))
+    target = site.body(JPEG)
+    hosts = (*site.hosts, *server.hosts)
+    (outcome,) = fetch(server, server.redirect(target), allow_hosts=hosts)
+    check(outcome, "robots_disallowed", f"robots.txt of 127.0.0.1:{site.port}")
+    assert site.hits[target] == 0
+    assert outcome.final_url == target
+
+
+def test_crawl_delay_spaces_requests_and_a_turn_too_late_is_left_for_later(site):
+    site.at("robots.txt", site.body(b"User-agent: *\nCrawl-delay: 0.2", "text/plain"))
+    urls = pictures(site, 4)
+    began = time.monotonic()
+    assert all(o.image for o in fetch(site, *urls))
+    assert 0.6 <= time.monotonic() - began < 5
+    outcomes = fetch(site, *urls, crawl_wait_s=0.3)
+    assert [o.status for o in outcomes].count("success") in (2, 3)  # at 0, 0.2 and perhaps, where it is slow, later
+    late = next(o for o in outcomes if o.reason)
+    check(late, "rate_limited", "Crawl-delay 0.2 s")
+
+
+def test_reservations_by_header(site):
+    reserved = site.body(JPEG, headers={"TDM-Reservation": "1", "tdm-policy": "https://p.example/1"})
+    check(fetch(site, reserved)[0], "tdm_reserved", "tdm-reservation: 1, tdm-policy https://p.example/1")
+    assert fetch(site, reserved, respect_tdm=False)[0].status == "success"
+    assert fetch(site, site.body(JPEG, headers={"tdm-reservation": "0"}))[0].status == "success"
+
+
+def test_reservations_by_file_unless_a_header_says_otherwise(site):
+    file = b'[{"location": "/", "tdm-reservation": 1, "tdm-policy": "https://p.example/2"}]'
+    asked = site.at(".well-known/tdmrep.json", site.body(file, "application/json"))
+    urls = [*pictures(site, 20), site.body(JPEG, headers={"tdm-reservation": "0"})]
+    *reserved, free = fetch(site, *urls)
+    for outcome in reserved:
+        check(
+            outcome, "tdm_reserved", f"tdmrep.json of 127.0.0.1:{site.port}: location /, tdm-policy https://p.example/2"
+        )
+    assert free.status == "success"
+    assert site.hits[asked] == 1
+    site.at(".well-known/tdmrep.json", site.body(b"", status=500))
+    assert fetch(site, urls[0])[0].status == "success"  # no file, no reservation
+
+
+def test_local_files_ask_nobody(site, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    (local,) = fetch(site, Request(None, file=LocalFile(str(tmp_path / "a.jpg"), 0, None)))
+    assert local.image
+    assert not site.hits
 
 
 def test_every_reason_has_a_test():

@@ -14,7 +14,7 @@ from catalog.errors import UserError
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, DECISIONS
 from tasks.cluster.centroids import centroids_table
-from tasks.prune.density import Density, between, quotas, softmax
+from tasks.prune.density import Density, quotas, softmax
 from tests.helpers import LocalRun
 
 
@@ -131,19 +131,6 @@ def test_quotas_bounds_that_leave_no_choice() -> None:
 def test_quotas_infeasible(lower: list[int], upper: list[int], total: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         quotas(np.ones(2), np.array(lower), np.array(upper), total)
-
-
-def test_between_against_a_plain_loop() -> None:
-    rng = np.random.default_rng(3)
-    c = rng.normal(size=(40, 8)).astype(np.float32)
-    c /= np.linalg.norm(c, axis=1, keepdims=True)
-    c[7] = c[3]  # identical centroids are each other's neighbours, at distance 0
-    expected = [np.sort([1 - float(c[j] @ c[m]) for m in range(40) if m != j])[:5].mean() for j in range(40)]
-    np.testing.assert_allclose(between(c, 5), expected, atol=1e-6)
-    np.testing.assert_allclose(
-        between(c[:3], 20), [np.mean([1 - c[j] @ c[m] for m in range(3) if m != j]) for j in range(3)], atol=1e-6
-    )
-    assert np.isnan(between(c[:1], 20)).all()
 
 
 def world(seed: int, n: int = 600, k: int = 12) -> tuple[Inputs, np.ndarray, np.ndarray, np.ndarray]:

@@ -1,60 +1,19 @@
+import json
 import math
-from collections import Counter
+from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, DECISIONS, SOURCE
+from tasks.cluster.concepts import CONCEPTS
+from tasks.report import Report, render
 from tasks.report._base import Evidence
-from tasks.report.concepts import class_tfidf, concepts, effective_number, name_classes
-from tests.tasks.report.gallery import CONCEPTS, Gallery
-
-
-def reference_tfidf(classes: list[list[str]]) -> list[dict[str, float]]:
-    """BERTopic's equation 1, word by word."""
-    frequency = Counter(word for words in classes for word in words)
-    mean = sum(map(len, classes)) / len(classes)
-    return [
-        {w: n / len(words) * math.log(1 + mean / frequency[w]) for w, n in Counter(words).items()} for words in classes
-    ]
-
-
-def test_class_tfidf_is_the_papers() -> None:
-    rng = np.random.default_rng(0)
-    vocabulary = [f"w{i}" for i in range(12)]
-    classes = [rng.choice(vocabulary, size).tolist() for size in (5, 40, 17)]
-    counts = np.array([[words.count(word) for word in vocabulary] for words in classes])
-    weights = class_tfidf(counts).toarray()
-    for row, expected in zip(weights, reference_tfidf(classes), strict=True):
-        assert row == pytest.approx([expected.get(word, 0.0) for word in vocabulary])
-
-
-def test_a_class_is_named_by_what_only_it_says() -> None:
-    documents = ["photo of a cat\ncat photo", "photo of a dog\ndog, photo", "photo"]
-    names = name_classes(documents, terms=1)
-    assert names == [["cat"], ["dog"], ["photo"]]
-
-
-def test_classes_without_words_have_no_name() -> None:
-    assert name_classes(["", "12 345 !!"]) == [[], []]
-    assert name_classes(["", "cat"]) == [[], ["cat"]]
-
-
-def test_words_of_other_scripts_count_and_endless_ones_do_not() -> None:
-    (name,) = name_classes(["кошка 猫咪 " + "x" * 10_000])
-    assert set(name) == {"кошка", "猫咪"}
-
-
-@pytest.mark.parametrize("k", [1, 2, 7])
-def test_effective_number_of_equal_clusters_is_their_number(k: int) -> None:
-    assert effective_number([5] * k + [0, 0]) == pytest.approx(k)
-
-
-def test_effective_number_in_closed_form() -> None:
-    assert effective_number([2, 1, 1]) == pytest.approx(2**1.5)
-    assert effective_number([]) == 0
+from tasks.report.concepts import concepts
+from tests.helpers import LocalRun
+from tests.tasks.report.gallery import CONCEPTS as CAPTIONS
+from tests.tasks.report.gallery import Gallery
 
 
 def planted() -> Inputs:
@@ -105,8 +64,60 @@ def test_only_the_largest_are_shown() -> None:
 
 
 def test_names_find_the_planted_captions(photos: Gallery) -> None:
-    texts = [text.replace(",", "").split() for text in CONCEPTS.values()]
+    texts = [text.replace(",", "").split() for text in CAPTIONS.values()]
     for entry in concepts(Evidence(photos.inputs), limit=12):
         if entry.section == "concept":
             words = {word for term in entry.content["terms"] for word in term.split()}
             assert len(words & set(texts[entry.content["cluster"]])) >= 2
+
+
+def told(photos: Gallery) -> pa.Table:
+    """A table `concepts` whose names and numbers are unlike what the card would find itself."""
+    clusters = photos.tables["clusters"]
+    rows = []
+    for cluster, name in enumerate(CAPTIONS):
+        mine = [r for r in clusters.to_pylist() if r["cluster"] == cluster]
+        ids = [r["sample_id"] for r in sorted(mine, key=lambda r: -r["distance"])]
+        row = {
+            "cluster": cluster,
+            "size": len(ids),
+            "kept": 0,
+            "intra": 0.25,
+            "inter": 0.5,
+            "name_caption": f"told, {name}",
+        }
+        row |= {"name_label": "a <b>label</b>", "label_cosine": 0.3, "nearest": ids[:8], "farthest": ids[::-1][:8]}
+        rows.append(row)
+    return pa.Table.from_pylist(rows, CONCEPTS)
+
+
+def test_the_table_of_concepts_is_believed_but_what_is_kept_is_counted(photos: Gallery) -> None:
+    table = told(photos)
+    inputs = Inputs.of(alive_only=False, **photos.tables, concepts=table)
+    entries = list(concepts(Evidence(inputs), limit=3))
+    plain = [e.content for e in concepts(Evidence(photos.inputs), limit=3) if e.section == "concept"]
+    shown = [e.content for e in entries if e.section == "concept"]
+    for one, other in zip(shown, plain, strict=True):
+        assert {key: one[key] for key in ("cluster", "size", "kept", "mean_distance")} == {
+            key: other[key] for key in ("cluster", "size", "kept", "mean_distance")
+        }
+        assert one["terms"] == ["told", list(CAPTIONS)[one["cluster"]]]
+        assert (one["label"], one["label_cosine"], one["intra"], one["inter"]) == ("a <b>label</b>", 0.3, 0.25, 0.5)
+        row = table.to_pylist()[one["cluster"]]
+        pictures = [e for e in entries if e.section == "concept_image" and e.content["cluster"] == one["cluster"]]
+        assert [e.sample_id for e in pictures if "at" not in e.content] == row["nearest"][:4]
+        edge = [e.sample_id for e in pictures if e.content.get("at") == "edge"]
+        assert edge == [i for i in row["farthest"] if i not in row["nearest"][:4]][:4]
+
+
+def test_the_page_shows_label_and_edge(photos: Gallery, tmp_path: Path) -> None:
+    inputs = Inputs.of(alive_only=False, **photos.tables, concepts=told(photos))
+    assert "concepts" in Report().inputs({name: inputs.schema(name) for name in inputs.tables()})
+    (card,) = Report(concepts=3).run(inputs, LocalRun(tmp_path))
+    edge = [json.loads(c) for c in card["content"].to_pylist() if json.loads(c).get("at") == "edge"]
+    page = render(card, {})
+    assert page.count('aria-label="farthest from the centre"') == 3
+    assert len(edge) == 12
+    assert page.count("a &lt;b&gt;label&lt;/b&gt;") == 3
+    (bare,) = Report(concepts=3).run(photos.inputs, LocalRun(tmp_path))
+    assert 'aria-label="farthest from the centre"' not in render(bare, {})

@@ -24,7 +24,7 @@ def test_the_card_has_its_schema_and_every_section(card: pa.Table, sections: dic
     assert card.schema.equals(CARD, check_metadata=True)
     assert set(sections) == {
         *("summary", "funnel", "before", "after", "rejected", "concept", "concept_image"),
-        *("balance", "histogram", "pair", "model"),
+        *("balance", "coverage", "histogram", "pair", "model"),
     }
     for name, rows in Counter(card["section"].to_pylist()).items():
         positions = [r["position"] for r in card.to_pylist() if r["section"] == name]

@@ -1,0 +1,161 @@
+"""Rows that were taken down: which they are, for good; what was done about it; and what is still to do.
+
+It is one JSON object in the dataset's state, `_state/takedowns.json`, that is replaced whole:
+
+    key         random: the digests say nothing without it, and are not those of other datasets
+    urls        digests of the URLs that must not come back
+    contents    digests of the SHA-256 of the bytes that must not come back
+    pending     the order that is being carried out, written before anything is touched (`catalog.erase.Order`)
+    records     one a takedown: when, who, why, how many rows, which versions and files; never a URL, a text or a pixel
+
+Nothing of it is in a fingerprint: it is a law above all parts. Whoever makes a part of the source, or of the images,
+leaves those rows without their content, with the reason `taken_down`, so every later stage passes them over.
+"""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Final, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from catalog.dataset import Dataset
+from catalog.errors import UserError
+from catalog.schema import FAILED
+from catalog.storage import Storage
+
+STATE: Final = "takedowns"
+REASON: Final = "taken_down"
+TAKEN_URL: Final = "taken-down:"
+"""What stands for the URL of such a row: a URL by its form, so that nothing stumbles; nobody can fetch it."""
+
+_DIGEST_BYTES: Final = 16
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>\\]+")
+_SOURCE: Final = {"url": TAKEN_URL}
+_IMAGES: Final = {"url": TAKEN_URL, "status": FAILED, "reason": REASON}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The takedowns of one dataset. Picklable; changed only by `with_` methods and `save`."""
+
+    key: str = field(default_factory=lambda: secrets.token_hex(32))
+    urls: frozenset[str] = frozenset()
+    contents: frozenset[str] = frozenset()
+    pending: Mapping[str, Any] | None = None
+    records: Sequence[Mapping[str, Any]] = ()
+
+    @classmethod
+    def read(cls, storage: Storage) -> Self:
+        """Return what is kept in a dataset's storage; an empty ledger where nothing was ever taken down."""
+        kept = _dataset(storage).state(STATE)
+        if not kept:
+            return cls()
+        return cls(
+            kept["key"], frozenset(kept["urls"]), frozenset(kept["contents"]), kept["pending"], tuple(kept["records"])
+        )
+
+    def save(self, storage: Storage) -> None:
+        """Keep it, atomically, over what was there."""
+        about = {"urls": sorted(self.urls), "contents": sorted(self.contents), "records": list(self.records)}
+        _dataset(storage).set_state(STATE, {"key": self.key, "pending": self.pending, **about})
+
+    def ordered(self, urls: Iterable[str], sha256: Iterable[str], order: Mapping[str, Any]) -> Self:
+        """Return the ledger in which these must not come back, and an order is pending."""
+        more, contents = map(self.url, urls), map(self.content, sha256)
+        return replace(self, urls=self.urls.union(more), contents=self.contents.union(contents), pending=dict(order))
+
+    def done(self, record: Mapping[str, Any]) -> Self:
+        """Return the ledger in which nothing is pending, with one record more."""
+        return replace(self, pending=None, records=(*self.records, dict(record)))
+
+    def url(self, url: str) -> str:
+        """Return the digest of a URL: keyed BLAKE2b, 128 bits, hex."""
+        return self._digest(b"url", url)
+
+    def content(self, sha256: str) -> str:
+        """Return the digest of bytes that are given by their SHA-256 (hex)."""
+        return self._digest(b"content", sha256.lower())
+
+    def _digest(self, kind: bytes, text: str) -> str:
+        data = text.encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(data, digest_size=_DIGEST_BYTES, key=self._key, person=kind).hexdigest()
+
+    @cached_property
+    def _key(self) -> bytes:
+        return bytes.fromhex(self.key)
+
+    def hide_source(self, rows: pa.Table) -> pa.Table:
+        """Return rows of a source, those that were taken down without their content."""
+        if not self.urls or "url" not in rows.column_names:
+            return rows
+        return blank("source", rows, self._listed(rows.column("url"), self.url, self.urls))
+
+    def hide_images(self, rows: pa.Table) -> pa.Table:
+        """Return rows of images (as a stage yields them, bytes and all), those taken down as failed, without bytes."""
+        if not (self.urls or self.contents):
+            return rows
+        gone = np.zeros(rows.num_rows, bool)
+        if "url" in rows.column_names:
+            gone |= np.asarray(pc.fill_null(pc.equal(rows.column("url"), TAKEN_URL), False))
+        for name, digest, known in (
+            ("final_url", self.url, self.urls),
+            ("sha256", self.content, self.contents),
+        ):
+            if name in rows.column_names:
+                gone |= self._listed(rows.column(name), digest, known)
+        return blank("images", rows, gone)
+
+    def passing(self, batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """Yield batches without the rows whose URL says that they were taken down (where they have a URL)."""
+        for batch in batches:
+            if self.urls and "url" in batch.column_names:
+                yield batch.filter(pc.fill_null(pc.not_equal(batch.column("url"), TAKEN_URL), True))
+            else:
+                yield batch
+
+    def scrubbed(self, text: str) -> str:
+        """Return text in which TAKEN_URL stands for every URL that was taken down."""
+        if self.url(text) in self.urls:
+            return TAKEN_URL
+        return _URL.sub(lambda found: TAKEN_URL if self.url(found[0]) in self.urls else found[0], text)
+
+    def _listed(self, column: pa.ChunkedArray, digest: Any, known: frozenset[str]) -> np.ndarray:
+        """Return which values are listed: bool (n,)."""
+        values = column.to_pylist() if known else []
+        found = (value is not None and digest(value) in known for value in values)
+        return np.fromiter(found, bool, len(values)) if known else np.zeros(len(column), bool)
+
+
+def check_none_pending(dataset: Dataset) -> None:
+    """Raise UserError where a takedown was interrupted: files and logs may disagree until it is carried through."""
+    if Ledger.read(dataset.storage).pending is not None:
+        raise UserError(
+            f"a takedown of {dataset.name!r} was interrupted; carry it through first: espalier takedown {dataset.name}"
+        )
+
+
+def blank(table: str, rows: pa.Table, gone: np.ndarray) -> pa.Table:
+    """Return rows of `source` or `images` of which some, bool (n,), keep nothing but their sample_id and TAKEN_URL,
+    and in `images` the status and the reason."""
+    if not gone.any():
+        return rows
+    constant = _IMAGES if table == "images" else _SOURCE
+    places = pa.array(np.arange(rows.num_rows), mask=gone)
+    for at, column in enumerate(rows.schema):
+        if column.name == "sample_id":
+            continue
+        values = rows.column(at).take(places)
+        if column.name in constant:
+            values = pc.if_else(pa.array(gone), pa.scalar(constant[column.name], column.type), values)
+        rows = rows.set_column(at, column, values)
+    return rows
+
+
+def _dataset(storage: Storage) -> Dataset:
+    return Dataset(storage.uri.rpartition("/")[2], storage)

@@ -1,0 +1,439 @@
+"""The faiss index of an embedding column: chosen, built part by part, grown, measured, and kept beside its dataset.
+
+    <dataset>/_index/<column>/index.json        what it is, which parts are in it, how well it finds; it names the
+    <dataset>/_index/<column>/<name>.faiss      index and
+    <dataset>/_index/<column>/<name>.npz        the held-out queries, with their exact neighbours
+
+Both files are written under new names before the JSON names them, so a reader sees one index or the other. It belongs
+to no version: it holds some parts, and whoever searches a version leaves out those that are not of it.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from catalog import lookup
+from catalog.dataset import Dataset, Version
+from catalog.errors import NotFoundError, UserError, nearest
+from catalog.parts import PartFile, fingerprint_of
+from flows.build import code_version
+from tasks.encoder import encoder_of
+from tasks.index.choose import Budget, Choice, choose
+from tasks.index.held_out import HeldOut, K
+from tasks.index.tune import Tuned, tune
+from tasks.index.vector_index import VectorIndex
+from tasks.kmeans import Sample, vector_column
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TABLE: Final = "embeddings"
+QUERIES: Final = 256
+"""Held-out queries of each kind (pictures, captions); at most a tenth of the rows."""
+GROWTH: Final = 4
+"""An index takes in new parts until it is so many times as large as when it was trained; then lists are learnt anew."""
+
+Progress = Callable[[int, int], None]
+Say = Callable[[str], None]
+Held = list[tuple[np.ndarray, np.ndarray]]
+"""Blocks of (sample_id int64 (n,), vectors float16 (n, d))."""
+
+
+def _no_progress(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An index as it is kept: its JSON, and where it lies."""
+
+    dataset: Dataset
+    column: str
+    facts: dict[str, Any]
+
+    @property
+    def parts(self) -> dict[str, tuple[int, int]]:
+        """Path -> (lowest, highest) sample_id of the parts that are in it."""
+        return {part["path"]: (part["low"], part["high"]) for part in self.facts["parts"]}
+
+    @property
+    def choice(self) -> Choice:
+        """What it is made of."""
+        return Choice(**self.facts["choice"])
+
+    def load(self, mapped: bool = False) -> VectorIndex:
+        """Return the index, `mapped` where it will not be changed. Raises UserError where it cannot be read."""
+        path = f"{folder(self.column)}/{self.facts['files']['index']}"
+        local = self.dataset.storage.local(path)
+        if local is not None and not local.is_file():
+            raise NotFoundError(f"{local} is not there: `espalier index {self.dataset.name}` makes it anew")
+        data = None if local else self.dataset.storage.read(path)
+        return VectorIndex.read(str(local) if local else None, data, self.choice.kind, mapped)
+
+    def held_out(self) -> HeldOut:
+        """Return its queries, with their exact neighbours among its rows."""
+        return HeldOut.read(self.dataset.storage.read(f"{folder(self.column)}/{self.facts['files']['held_out']}"))
+
+
+def folder(column: str) -> str:
+    """Return where the index of a column lies, relative to its dataset."""
+    return f"_index/{column}"
+
+
+def kept(dataset: Dataset, column: str) -> Kept | None:
+    """Return the index of a column; None where there is none. Raises UserError where its JSON is damaged."""
+    path = f"{folder(column)}/index.json"
+    try:
+        facts = json.loads(dataset.storage.read(path))
+        return Kept(dataset, column, facts) if facts["parts"] is not None else None
+    except NotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{dataset.storage.uri}/{path} says no index ({error}): remove it, index again") from error
+
+
+def columns(dataset: Dataset) -> list[str]:
+    """Return the columns that have an index, or something left of one."""
+    return sorted({path.split("/")[1] for path in dataset.storage.list("_index")})
+
+
+def update(
+    dataset: Dataset,
+    version: Version,
+    column: str = "",
+    budget: Budget | None = None,
+    progress: Progress = _no_progress,
+    say: Say = lambda line: None,
+    device: str | None = None,
+) -> Kept:
+    """Make the index of a column hold exactly a version's parts, and return it.
+
+    Adds the parts that it lacks and takes out those that are gone; builds it anew where that cannot be (`say` is told
+    why, and where the recall is short of what was asked for). Pictures that are queries of a new index are added after
+    its recall is measured; when it grows they are in it, which makes a graph look a little better than it is, so the
+    effort never falls then. Raises UserError where no index fits the memory.
+    """
+    budget = budget or Budget()
+    column = embedding_column(dataset, version, column)
+    work = _Work(dataset, version, column, budget, progress, say, device or best_device())
+    old = kept(dataset, column)
+    reason = work.why_anew(old)
+    if old is not None and reason is None:
+        return work.grow(old)
+    if old is not None:
+        say(f"building the index anew: {reason}")
+    return work.build()
+
+
+def forget(dataset: Dataset, sample_ids: np.ndarray) -> list[str]:
+    """Take samples out of every index of a dataset, also out of its held-out queries; say what was done.
+
+    An index that cannot forget, or be read, is removed. Nothing of the samples is left under `_index` afterwards.
+    """
+    told = []
+    gone = np.unique(np.asarray(sample_ids, np.int64))
+    for column in columns(dataset):
+        old = kept(dataset, column)
+        try:
+            index = old.load() if old else None
+            if old and index and index.forgets:
+                held_out = old.held_out()
+                removed = index.remove(gone)
+                held_out.forget_samples(gone)
+                facts = old.facts | {"rows": index.rows, "forgotten": old.facts.get("forgotten", 0) + removed}
+                _keep(dataset, column, facts, index, held_out)
+                told.append(f"index of {column}: {removed} rows taken out")
+                continue
+        except UserError:
+            pass
+        drop(dataset, column)
+        told.append(f"index of {column}: removed; `espalier index {dataset.name} --column {column}` makes it anew")
+    return told
+
+
+def drop(dataset: Dataset, column: str) -> None:
+    """Remove the index of a column."""
+    dataset.storage.delete(sorted(dataset.storage.list(folder(column)), reverse=True))
+
+
+def budget_of(kind: str, memory_mb: float, recall: float) -> Budget:
+    """Return the budget that a command line says. Raises UserError."""
+    kinds = ("auto", "flat", "ivf", "hnsw", "ivfpq", "opq")
+    if kind not in kinds:
+        raise UserError(f"--kind is {kind!r}{nearest(kind, kinds)}")
+    if memory_mb <= 0:
+        raise UserError(f"--memory-mb is {memory_mb:g}, expected more than 0")
+    if not 0 < recall <= 1:
+        raise UserError(f"--recall is {recall:g}, expected a share above 0 and at most 1")
+    return Budget.model_validate({"kind": kind, "memory_mb": memory_mb, "recall": recall})
+
+
+def render(made: Kept) -> str:
+    """Return an index as a terminal shows it."""
+    facts = made.facts
+    told = [
+        f"{made.dataset.name} {made.column}: {facts['factory']}, {facts['rows']:,} rows in {len(facts['parts'])} "
+        f"parts, {facts['bytes'] / 1e6:,.1f} MB, {facts['ms_per_query']:.2f} ms a query"
+    ]
+    effort = facts["effort"]
+    said = f" at {effort['name']} {effort['value']}" if effort["name"] else ""
+    for what, found in facts[f"recall_at_{K}_rescored"].items():
+        error = "" if found["standard_error"] is None else f" ± {found['standard_error']:.3f}"
+        told.append(f"recall@{K} of {what} queries{said}: {found['mean']:.3f}{error} ({found['queries']} held out)")
+    asked = facts["budget"]
+    verdict = "met" if facts["met"] else "NOT met"
+    told.append(f"budget: {asked['memory_mb']:g} MB, recall {asked['recall']:g}, kind {asked['kind']}: {verdict}")
+    return "\n".join(told)
+
+
+@contextmanager
+def counted(console: "Console") -> Iterator[Progress]:
+    """Give a function that draws how many parts were read; it draws nothing where the console is no terminal."""
+    from rich.progress import Progress as Bars
+
+    with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("index", total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def embedding_column(dataset: Dataset, version: Version, column: str) -> str:
+    """Return the column that is meant, by default the first. Raises UserError where there is none of that name."""
+    if TABLE not in version.tables:
+        raise NotFoundError(f"{version.label} has no embeddings: its recipe has no stage `use: embed`")
+    return vector_column({TABLE: dataset.schema(version, TABLE)}, column)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One update: of which column, for what."""
+
+    dataset: Dataset
+    version: Version
+    column: str
+    budget: Budget
+    progress: Progress
+    say: Say
+    device: str
+
+    @property
+    def parts(self) -> list[PartFile]:
+        return self.dataset.files(self.version, TABLE)
+
+    @property
+    def dim(self) -> int:
+        paths = [part.path for part in self.parts[:1]]
+        if not paths:
+            raise UserError(f"{self.version.label} has no vectors in {self.column!r}: there is nothing to index")
+        return int(lookup.schema_of(self.dataset.storage, paths).field(self.column).type.list_size)
+
+    @property
+    def caption_column(self) -> str | None:
+        """The column of captions by the same encoder, where it is images' that is indexed."""
+        schema = self.dataset.schema(self.version, TABLE)
+        name = f"{self.column}_text"
+        return name if name in schema.names and encoder_name(schema, self.column) == self.column else None
+
+    def why_anew(self, old: Kept | None) -> str | None:
+        """Return why an index has to be built anew; None where the old one can be grown."""
+        if old is None:
+            return "there was none"
+        was, rows = old.choice, sum(part.rows for part in self.parts)
+        gone = old.parts.keys() - {part.path for part in self.parts}
+        try:
+            old.load(mapped=True)
+        except UserError as error:
+            return str(error)
+        if was.dim != self.dim:
+            return f"its vectors have {was.dim} numbers, these {self.dim}"
+        if self.budget.kind not in ("auto", was.kind):
+            return f"it is of kind {was.kind}, and {self.budget.kind} was asked for"
+        if gone and was.kind == "hnsw":
+            return f"a graph cannot forget, and {len(gone)} of its parts are gone"
+        if was.bytes + (rows - was.rows) * was.bytes_per_vector > self.budget.memory_mb * 1e6:
+            return f"it does not fit {self.budget.memory_mb:g} MB"
+        now = choose(rows, self.dim, self.budget)
+        if rows > GROWTH * was.rows and now.factory != was.factory:
+            return f"{was.factory} was for {was.rows:,} rows, and there are {rows:,}"
+        return None
+
+    def build(self) -> Kept:
+        """Draw, train, fill, measure."""
+        with tempfile.TemporaryDirectory(prefix="espalier-index-") as scratch:
+            rows, held_out, training = self._drawn(Path(scratch))
+            if not rows:
+                raise UserError(f"{self.version.label} has no vectors in {self.column!r}: there is nothing to index")
+            choice = choose(rows, self.dim, self.budget)
+            sample = training[: choice.training_rows] if choice.training_rows else training[:0]
+            index = VectorIndex.train(choice, sample, self.version.seed, self.device)
+            trained = len(sample)
+        pictures = held_out.sample_ids[~held_out.captions]
+        spans, last = self._fill(index, held_out, self.parts, 2, pictures)
+        learnt = {"rows": trained, "seed": self.version.seed}
+        return self._settle(choice, index, held_out, spans, learnt, last)
+
+    def grow(self, old: Kept) -> Kept:
+        """Take out what went, add what came; measure. Reads no part that is in it already."""
+        there = {part.path for part in self.parts}
+        fresh = [part for part in self.parts if part.path not in old.parts]
+        gone = [path for path in old.parts if path not in there]
+        asked = self.budget.model_dump()
+        if not fresh and not gone and old.facts["budget"] == asked:
+            self.say(f"the index of {self.column} is up to date")
+            return old
+        index, held_out = old.load(), old.held_out()
+        for path in gone:
+            index.remove_span(*old.parts[path])
+            held_out.forget_span(*old.parts[path])
+        spans = {path: span for path, span in old.parts.items() if path in there}
+        spans |= self._fill(index, held_out, fresh, 1)[0]
+        self.say(f"{len(fresh)} parts added, {len(gone)} taken out, {len(spans) - len(fresh)} left as they were")
+        return self._settle(
+            old.choice, index, held_out, spans, old.facts["training"], least=old.facts["effort"]["value"]
+        )
+
+    def _drawn(self, scratch: Path) -> tuple[int, HeldOut, np.ndarray]:
+        """Return (rows with a vector, the queries, training rows float16): one pass over the parts."""
+        total = sum(part.rows for part in self.parts)
+        wanted = max((c.training_rows for c in _possible(total, self.dim, self.budget)), default=0)
+        seed = self.version.seed
+        training = Sample(scratch / "training.npy", max(wanted, 1) + 2 * QUERIES, self.dim, seed)
+        queries_of_each = max(min(QUERIES, total // 10), 1)
+        pictures = Sample(scratch / "pictures.npy", queries_of_each, self.dim, seed + 1)
+        captions = Sample(scratch / "captions.npy", queries_of_each, self.dim, seed + 2)
+        for done, part in enumerate(self.parts):
+            self.progress(done, 2 * len(self.parts))
+            for ids, vectors in self._blocks(part.path, self.column):
+                training.add(ids, vectors)
+                pictures.add(ids, vectors)
+            for ids, vectors in self._blocks(part.path, self.caption_column) if self.caption_column else ():
+                captions.add(ids, vectors)
+        (picture_ids, picture_rows), (caption_ids, caption_rows) = pictures.take(), captions.take()
+        queries = HeldOut.of(
+            np.concatenate([picture_ids, caption_ids]),
+            np.concatenate([picture_rows, caption_rows]),
+            np.repeat([False, True], [len(picture_ids), len(caption_ids)]),
+        )
+        ids, rows = training.take()
+        others = np.flatnonzero(~np.isin(ids, picture_ids))
+        some = others if len(others) >= wanted // 2 else np.arange(len(ids))  # a tiny dataset trains on all of it
+        spread = np.linspace(0, len(some) - 1, min(len(some), wanted)).astype(np.int64)
+        return training.seen, queries, np.array(rows[some[spread]])
+
+    def _fill(
+        self,
+        index: VectorIndex,
+        held_out: HeldOut,
+        parts: Sequence[PartFile],
+        passes: int,
+        last: np.ndarray | None = None,
+    ) -> tuple[dict[str, tuple[int, int]], Held]:
+        """Add parts to the index and to what the queries have seen; return their spans, and the rows of `last`.
+
+        Those are not added yet: a graph finds what is in it more easily than what is not.
+        """
+        kept_back: Held = []
+        for done, part in enumerate(parts):
+            self.progress((passes - 1) * len(parts) + done, passes * len(parts))
+            for ids, vectors in self._blocks(part.path, self.column):
+                later = np.isin(ids, last) if last is not None else np.zeros(len(ids), bool)
+                index.add(ids[~later], vectors[~later])
+                held_out.see(ids[~later], vectors[~later])
+                kept_back.append((ids[later], vectors[later]))
+        self.progress(passes * len(parts), passes * len(parts))
+        return lookup.spans(self.dataset.storage, [part.path for part in parts]), kept_back
+
+    def _blocks(self, path: str, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        yield from lookup.blocks(self.dataset.storage, path, column)
+
+    def _settle(
+        self,
+        choice: Choice,
+        index: VectorIndex,
+        held_out: HeldOut,
+        spans: dict[str, tuple[int, int]],
+        training: dict[str, Any],
+        last: Held | None = None,
+        least: int = 1,
+    ) -> Kept:
+        """Tune, add the last rows, say whether the budget is met, and keep."""
+        tuned = tune(index, held_out, self.budget.recall, choice.is_lossy, least)
+        for ids, vectors in last or ():
+            index.add(ids, vectors)
+            held_out.see(ids, vectors)
+        found = tuned.worst(choice.is_lossy)
+        met = found is None or found >= self.budget.recall
+        if found is not None and not met:
+            self.say(
+                f"the recall is {found:.3f}, {self.budget.recall - found:.3f} short of the {self.budget.recall:g} "
+                f"that was asked for: give it more --memory-mb, or another --kind than {choice.kind}"
+            )
+        facts = {
+            "column": self.column,
+            "metric": "inner product of unit vectors",
+            "factory": choice.factory,
+            "choice": vars(choice),
+            "rows": index.rows,
+            "parts": [{"path": path, "low": low, "high": high} for path, (low, high) in sorted(spans.items())],
+            "training": training,
+            **_measured(tuned, choice, index),
+            "met": met,
+            "budget": self.budget.model_dump(),
+            "code_version": code_version(),
+        }
+        return _keep(self.dataset, self.column, facts, index, held_out)
+
+
+def best_device() -> str:
+    """Return `cuda` where there is one, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def encoder_name(schema: Any, column: str) -> str | None:
+    """Return the name of the encoder that made a column; None where the column does not say."""
+    try:
+        return encoder_of(schema, column).name
+    except UserError:
+        return None
+
+
+def _possible(rows: int, dim: int, budget: Budget) -> list[Choice]:
+    """Return the choice for so many rows, where there is one: rows without a vector may make it another."""
+    try:
+        return [choose(rows, dim, budget)]
+    except UserError:
+        return []
+
+
+def _measured(tuned: Tuned, choice: Choice, index: VectorIndex) -> dict[str, Any]:
+    names = {"flat": "", "hnsw": "efSearch"}
+    return {
+        "effort": {"name": names.get(choice.kind, "nprobe"), "value": tuned.effort},
+        f"recall_at_{K}": tuned.recall,
+        f"recall_at_{K}_rescored": tuned.rescored if choice.is_lossy else tuned.recall,
+        "ms_per_query": tuned.ms_per_query,
+        "bytes_per_vector": choice.bytes_per_vector,
+    }
+
+
+def _keep(dataset: Dataset, column: str, facts: dict[str, Any], index: VectorIndex, held_out: HeldOut) -> Kept:
+    """Write both files under a new name, then the JSON that names them; remove what it named before."""
+    place = folder(column)
+    before = [path for path in dataset.storage.list(place) if not path.endswith(".json")]
+    name = fingerprint_of(facts, index.rows)
+    files = {"index": f"{name}.faiss", "held_out": f"{name}.npz"}
+    with dataset.storage.writer(f"{place}/{files['index']}") as file:
+        index.write(file)
+    size = dataset.storage.list(place)[f"{place}/{files['index']}"]
+    dataset.storage.put(f"{place}/{files['held_out']}", held_out.write())
+    facts = facts | {"files": files, "bytes": size}
+    dataset.storage.put(f"{place}/index.json", json.dumps(facts, indent=1, sort_keys=True).encode())
+    dataset.storage.delete(path for path in before if path.rpartition("/")[2] not in files.values())
+    return Kept(dataset, column, facts)

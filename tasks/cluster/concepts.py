@@ -1,0 +1,223 @@
+"""`use: concepts`: a card for each cluster: size, spread, what is kept, two names, nearest and farthest samples."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, field_validator
+
+from catalog.errors import RecipeError, UserError, nearest
+from catalog.inputs import Inputs, as_matrix
+from catalog.schema import field
+from tasks import kmeans
+from tasks.concept_names import CAPTION_CHARS, TERMS, name_classes
+from tasks.encoder import encoder_of
+from tasks.stage import Batches, Columns, Run, Tables, TableStage
+
+LISTED: Final = 8
+"""Samples of each cluster that the table names, at the centre and at the edge."""
+CAPTIONS: Final = 64
+"""Captions of a cluster that its name is made from, at most: those nearest to its centroid."""
+ALL_CAPTIONS: Final = 640_000
+"""Captions of all clusters together: with very many clusters each is named from fewer, but from `LISTED` at least."""
+LABELS_AT_ONCE: Final = 512
+
+CONCEPTS: Final = pa.schema(
+    [
+        field("cluster", pa.int32(), "number of the cluster, 0 .. k - 1"),
+        field("size", pa.int64(), "samples in it"),
+        field("kept", pa.int64(), "of them not rejected by any stage before this one"),
+        field("kept_share", pa.float32(), "kept / size; null where the cluster is empty"),
+        field("intra", pa.float32(), "mean distance, 1 - cosine, of its samples to its centroid"),
+        field("inter", pa.float32(), "mean distance of its centroid to the nearest others"),
+        field("name_caption", pa.string(), "terms that set its captions apart, best first, joined by a comma"),
+        field("name_label", pa.string(), "the given label whose text vector is nearest to the centroid"),
+        field("label_cosine", pa.float32(), "cosine of that label and the centroid"),
+        field("nearest", pa.list_(pa.int64()), "samples at the centre, nearest first"),
+        field("farthest", pa.list_(pa.int64()), "samples at the edge, farthest first"),
+    ]
+)
+
+
+class Concepts(TableStage):
+    """Writes `concepts`, one row a cluster of `centroids`; `clusters` without samples are there with size 0.
+
+    `intra` and `inter` are d_intra and d_inter of Abbas et al. 2024 (arXiv 2401.04578), over all samples of a cluster.
+    `name_caption` is by class-based TF-IDF (`tasks.concept_names`). `name_label` is zero-shot, as CLIP classifies
+    images (Radford et al. 2021, section 3.1.4), with the centroid for the image: each label stands for the mean of
+    the text vectors of all templates, from the encoder that made the clustered embeddings.
+    Memory: 8 bytes a rejected row, and a few hundred bytes and at most 64 captions a cluster.
+    Raises UserError where the encoder's vectors are not as long as the centroids.
+    """
+
+    use: Literal["concepts"] = "concepts"
+    table: ClassVar[str] = "concepts"
+    neighbours: int = Field(20, gt=0, description="nearest other centroids that `inter` is a mean of")
+    terms: int = Field(TERMS, gt=0, le=10, description="terms of a name from captions")
+    labels: tuple[str, ...] | str | None = Field(
+        None, description="names to choose from: a list, or a text file with one a line; none: no name_label"
+    )
+    templates: tuple[str, ...] = Field(
+        ("a photo of a {}.",), min_length=1, description="sentences that a label stands in, at {}"
+    )
+    encoder: str = Field("", description="with labels: the embedding column that was clustered; default: the first")
+
+    @field_validator("templates")
+    @classmethod
+    def _have_a_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if "{}" not in template:
+                raise ValueError(f"the template {template!r} lacks {{}}, where the label goes")
+        return templates
+
+    def inputs(self, available: Tables) -> Columns:
+        if "clusters" not in available:
+            raise RecipeError("there are no clusters to describe: put a stage `use: cluster` before this one")
+        columns: Columns = {"clusters": ("cluster", "distance")}
+        if "source" in available and "caption" in available["source"].names:
+            columns["source"] = ("caption",)
+        if self.labels is not None:
+            column = kmeans.vector_column(available, self.encoder)
+            columns["embeddings"] = (column,)
+            if encoder_of(available["embeddings"], column).trained is not None:
+                columns["models"] = ("name", "config", "weights")
+        return columns
+
+    def sides(self) -> tuple[str, ...]:
+        return ("centroids",)
+
+    def output(self, available: Tables) -> pa.Schema:
+        return CONCEPTS
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the fields; labels by content, so that moving their file changes nothing."""
+        return super().parameters() | {"labels": None if self.labels is None else self.label_list()}
+
+    def label_list(self) -> list[str]:
+        """Return the labels, without empty ones. Raises RecipeError where the file is not there, or has none."""
+        if self.labels is None:
+            return []
+        lines = self.labels if isinstance(self.labels, tuple) else _lines(self.labels)
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise RecipeError(f"concepts: labels: there is none in {self.labels!r}")
+        return found
+
+    def run(self, inputs: Inputs, run: Run) -> Batches:
+        centroids = as_matrix(inputs.whole("centroids").sort_by("cluster").column("centroid"))
+        k = len(centroids)
+        if k == 0:
+            yield CONCEPTS.empty_table()
+            return
+        members = _members(inputs, k)
+        size = members.column("size").to_numpy()
+        kept = _kept(inputs, k, int(size.sum()), run)
+        inter = kmeans.between(centroids, self.neighbours)
+        labels, cosine = self._labels(inputs, centroids, run)
+        columns = [
+            members.column("cluster"), members.column("size"), pa.array(kept), _share(kept, size),
+            members.column("intra"), pa.array(inter.astype(np.float32), mask=np.isnan(inter)),
+            self._captions(inputs, members), labels, cosine,
+            _first(members.column("nearest")), members.column("farthest"),
+        ]  # fmt: skip
+        run.note(clusters=k, empty=int((size == 0).sum()), rows=int(size.sum()), kept=int(kept.sum()))
+        yield pa.table(columns, schema=CONCEPTS)
+
+    def _captions(self, inputs: Inputs, members: pa.Table) -> pa.Array:
+        """Return a name from captions for each cluster: null where it has none."""
+        k = members.num_rows
+        if "source" not in inputs:
+            return pa.nulls(k, pa.string())
+        near = members.column("nearest").combine_chunks()
+        wanted = pa.table({"cluster": pc.list_parent_indices(near), "sample_id": pc.list_flatten(near)})
+        wanted = wanted.append_column("place", pa.array(np.arange(wanted.num_rows)))
+        query = f"""select cluster, string_agg(left(caption, {CAPTION_CHARS}), chr(10) order by place) as document
+            from source join wanted using (sample_id) where caption is not null group by cluster order by cluster"""
+        found = inputs.sql(query, wanted=wanted)
+        documents = np.full(k, "", object)
+        documents[found.column("cluster").to_numpy()] = found.column("document").to_numpy()
+        names = name_classes(documents.tolist(), self.terms)
+        return pa.array([", ".join(terms) or None for terms in names], pa.string())
+
+    def _labels(self, inputs: Inputs, centroids: np.ndarray, run: Run) -> tuple[pa.Array, pa.Array]:
+        """Return the nearest label of each centroid and its cosine; nulls where no labels are given."""
+        labels = self.label_list()
+        if not labels:
+            return pa.nulls(len(centroids), pa.string()), pa.nulls(len(centroids), pa.float32())
+        from tasks.encoder_model import load
+
+        schema = inputs.schema("embeddings")
+        encoder = encoder_of(schema, kmeans.vector_column({"embeddings": schema}, self.encoder))
+        sides = {"models": inputs.whole("models")} if encoder.trained is not None else {}
+        vectors = label_vectors(labels, self.templates, load(encoder, run.device, sides))
+        if vectors.shape[1] != centroids.shape[1]:
+            raise UserError(
+                f"concepts: the vectors of encoder {encoder.name!r} have {vectors.shape[1]} numbers, the centroids "
+                f"{centroids.shape[1]}: say in `encoder` which column was clustered"
+            )
+        at, cosine = kmeans.assign(centroids, vectors, run.device)
+        run.note(labels=len(labels), templates=len(self.templates), encoder=encoder.name)
+        return pa.array(labels).take(pa.array(at)), pa.array(cosine)
+
+
+def label_vectors(labels: Sequence[str], templates: Sequence[str], model: Any) -> np.ndarray:
+    """Return one unit vector a label, the mean of its sentences': float32 (n, d). `model`: `encoder_model.Model`."""
+    from tasks.encoder_model import unit
+
+    found = []
+    for start in range(0, len(labels), LABELS_AT_ONCE):
+        some = labels[start : start + LABELS_AT_ONCE]
+        sentences = model.unit_texts([template.replace("{}", label) for label in some for template in templates])
+        found.append(unit(sentences.reshape(len(some), len(templates), -1).mean(axis=1))[0])
+    return np.concatenate(found)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        beside = sorted(str(p) for p in Path(path).parent.glob("*.txt"))
+        raise RecipeError(f"concepts: labels: no file {path!r}{nearest(path, beside)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"concepts: labels: cannot read {path!r}: {error}") from None
+
+
+def _members(inputs: Inputs, k: int) -> pa.Table:
+    """Return one row for each of k clusters: cluster, size, intra, nearest (enough for a name), farthest.
+
+    Bounded heaps a cluster, no sort of all rows. The mean is a sum of integers (millionths): a sum of floats would
+    depend on the order of DuckDB's threads.
+    """
+    near = min(max(ALL_CAPTIONS // k, LISTED), CAPTIONS)
+    query = f"""with found as (
+            select cluster, count(*) as size, sum(round(distance * 1e6)::bigint)::double / 1e6 / count(*) as intra,
+                min({{'distance': distance, 'id': sample_id}}, {near}) filter (where distance is not null) as low,
+                max({{'distance': distance, 'id': -sample_id}}, {LISTED}) filter (where distance is not null) as high
+            from clusters where cluster is not null group by cluster)
+        select cluster::integer as cluster, coalesce(size, 0)::bigint as size, intra::float as intra,
+            coalesce([row.id for row in low], []) as nearest, coalesce([-row.id for row in high], []) as farthest
+        from (select unnest(range({k})) as cluster) left join found using (cluster) order by cluster"""
+    return inputs.sql(query)
+
+
+def _kept(inputs: Inputs, k: int, total: int, run: Run) -> np.ndarray:
+    """Return how many rows of each cluster are alive: int64 (k,)."""
+    kept = np.zeros(k, np.int64)
+    done = 0
+    for batch in inputs.batches({"clusters": ("cluster",)}):
+        kept += np.bincount(batch.column("cluster").drop_null().to_numpy(), minlength=k)
+        done += batch.num_rows
+        run.progress(min(done, total), total)
+    return kept
+
+
+def _share(kept: np.ndarray, size: np.ndarray) -> pa.Array:
+    return pa.array((kept / np.maximum(size, 1)).astype(np.float32), mask=size == 0)
+
+
+def _first(lists: pa.ChunkedArray) -> pa.Array:
+    """Return the first `LISTED` of each list."""
+    return pc.list_slice(lists, 0, LISTED)

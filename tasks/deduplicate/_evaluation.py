@@ -1,0 +1,275 @@
+"""Evaluation sets: what they are compared by, read from Parquet files or made from their images, once."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field, model_validator
+
+from catalog.errors import RecipeError, UserError, nearest
+from catalog.inputs import as_matrix
+from tasks import kmeans
+from tasks.deduplicate import exact, perceptual
+from tasks.stage import Config, Run
+
+if TYPE_CHECKING:
+    from tasks.encoder_model import Model
+
+CHUNK_ROWS: Final = 1024
+"""Rows that are read, hashed and encoded before they are written down."""
+HASHED_PX: Final = 256
+"""Longer side at which a picture is hashed, as `download` does it."""
+GIVEN: Final = ("sha256", "pixels_sha256", "phash", "vector")
+"""What may be compared; `image` gives all of them."""
+
+
+class EvaluationSet(Config):
+    """One evaluation set: a Parquet file with a column of encoded images, or with what is made of them."""
+
+    name: str = Field(min_length=1, description="how the evidence calls it")
+    path: str = Field(description="a local Parquet file")
+    image: str | None = Field(None, description="column of encoded images: bytes, or a struct with a field `bytes`")
+    sha256: str | None = Field(None, description="column of the files' SHA-256, in hex")
+    pixels_sha256: str | None = Field(None, description="column of the pictures' digests, as images.pixels_sha256")
+    phash: str | None = Field(None, description="column of 64-bit perceptual hashes, as images.phash")
+    vector: str | None = Field(None, description="column of vectors, by the encoder of the column compared with")
+
+    @model_validator(mode="after")
+    def _has_something(self) -> "EvaluationSet":
+        if not self.columns():
+            raise ValueError(f"set {self.name!r}: say which column holds what: image, or any of {', '.join(GIVEN)}")
+        return self
+
+    def columns(self) -> dict[str, str]:
+        """Return what is given -> the column that holds it."""
+        named = {name: getattr(self, name) for name in ("image", *GIVEN)}
+        return {name: column for name, column in named.items() if column is not None}
+
+    def check(self, asked: Sequence[str]) -> None:
+        """Raise RecipeError where the file or a column is not there, or nothing that is `asked` (of GIVEN) is given."""
+        schema = self._schema()
+        for name, column in self.columns().items():
+            if column not in schema.names:
+                raise RecipeError(
+                    f"set {self.name!r}: {self.path} has no column {column!r}{nearest(column, schema.names)}"
+                )
+            if not _fits(name, schema.field(column).type):
+                found = schema.field(column).type
+                raise RecipeError(f"set {self.name!r}: column {column!r} is {found}, expected {EXPECTED[name]}")
+        if self.image is None and not set(self.columns()) & set(asked):
+            raise RecipeError(
+                f"set {self.name!r} gives {', '.join(self.columns())}, but rows are compared by {', '.join(asked)}"
+            )
+
+    def _schema(self) -> pa.Schema:
+        try:
+            return pq.read_schema(self.path)
+        except FileNotFoundError as error:
+            raise RecipeError(f"set {self.name!r}: {self.path} is not there") from error
+        except (pa.ArrowException, OSError) as error:
+            raise RecipeError(f"set {self.name!r}: {self.path} is not a readable Parquet file") from error
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the fields, with the file by its content."""
+        path = Path(self.path)
+        if not path.is_file():
+            raise RecipeError(f"set {self.name!r}: {self.path} is not there")
+        state = path.stat()
+        return self.model_dump(mode="json") | {"path": _sha256(path, state.st_size, state.st_mtime_ns)}
+
+
+EXPECTED: Final = {
+    "image": "bytes, or a struct with a field `bytes`",
+    "sha256": "text",
+    "pixels_sha256": "text",
+    "phash": "64-bit integers",
+    "vector": "lists of one length",
+}
+
+
+def _fits(name: str, type_: pa.DataType) -> bool:
+    types = pa.types
+    if name == "image":
+        inner = type_.field("bytes").type if types.is_struct(type_) and type_.get_field_index("bytes") >= 0 else type_
+        return bool(types.is_binary(inner) or types.is_large_binary(inner))
+    if name == "phash":
+        return bool(types.is_int64(type_) or types.is_uint64(type_))
+    if name == "vector":
+        return bool(types.is_fixed_size_list(type_) and types.is_floating(type_.value_type))
+    return bool(types.is_string(type_) or types.is_large_string(type_))
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:  # size and time: a changed file is read anew
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass
+class Targets:
+    """What some evaluation images are compared by; (m, ...) each."""
+
+    bytes: np.ndarray
+    """uint64 (m, 2): 128 bits of the SHA-256."""
+    has_bytes: np.ndarray
+    """bool (m,)."""
+    pixels: np.ndarray
+    """uint64 (m, 2)."""
+    has_pixels: np.ndarray
+    """bool (m,)."""
+    phash: np.ndarray
+    """int64 (m,)."""
+    has_phash: np.ndarray
+    """bool (m,): those of flat images say nothing."""
+    vector: np.ndarray
+    """float16 (m, d)."""
+    has_vector: np.ndarray
+    """bool (m,): those that have a direction."""
+
+    @classmethod
+    def of(cls, count: int, dim: int) -> "Targets":
+        """Return images of which nothing is known."""
+        words = (np.zeros((count, 2), np.uint64), np.zeros(count, bool))
+        more = (
+            np.zeros((count, 2), np.uint64),
+            np.zeros(count, bool),
+            np.zeros(count, np.int64),
+            np.zeros(count, bool),
+        )
+        return cls(*words, *more, np.zeros((count, dim), np.float16), np.zeros(count, bool))
+
+    @classmethod
+    def joined(cls, chunks: "Sequence[Targets]") -> "Targets":
+        """Return all images of several chunks, of which there is one at least."""
+        return cls(*(np.concatenate([getattr(chunk, f.name) for chunk in chunks]) for f in fields(cls)))
+
+    def known(self) -> np.ndarray:
+        """Return which images can be compared by anything: bool (m,)."""
+        return np.asarray(self.has_bytes | self.has_pixels | self.has_phash | self.has_vector)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The images of all sets, one after the other."""
+
+    targets: Targets
+    set: np.ndarray
+    """int16 (m,): which set it is of."""
+    row: np.ndarray
+    """int64 (m,): its row in the file, from 0."""
+
+    def facts(self, number: int) -> dict[str, int]:
+        """Return how many images a set has, and how many of them say something."""
+        mine = self.set == number
+        return {"images": int(mine.sum()), "usable": int(self.targets.known()[mine].sum())}
+
+
+def read(sets: Sequence[EvaluationSet], asked: Sequence[str], dim: int, model: "Model | None", run: Run) -> Evaluation:
+    """Return what the sets are compared by. `asked`: of GIVEN; `dim`: length of the vectors, 0 for none.
+
+    Every chunk that is done is written to the checkpoints, and not made again. Memory: 50 bytes and a vector an image.
+    Raises UserError where nothing of a set can be used.
+    """
+    chunks, which, rows = [], [], []
+    for number, one in enumerate(sets):
+        mine = list(_chunks(one, number, asked, dim, model, run))
+        known = sum(int(chunk.known().sum()) for chunk in mine)
+        if known == 0:
+            raise UserError(f"set {one.name!r}: no row of {one.path} has anything to compare by ({', '.join(asked)})")
+        count = sum(len(chunk.phash) for chunk in mine)
+        which.append(np.full(count, number, np.int16))
+        rows.append(np.arange(count))
+        chunks += mine
+    return Evaluation(Targets.joined(chunks), np.concatenate(which), np.concatenate(rows))
+
+
+def _chunks(
+    one: EvaluationSet, number: int, asked: Sequence[str], dim: int, model: "Model | None", run: Run
+) -> Iterator[Targets]:
+    columns = list(dict.fromkeys(one.columns().values()))
+    with pq.ParquetFile(one.path) as file:
+        done = 0
+        for at, batch in enumerate(file.iter_batches(CHUNK_ROWS, columns=columns)):
+            place = run.checkpoints / f"set-{number}-{at}.npz"
+            if not place.exists():
+                _write(place, _made(one, pa.table(batch), asked, dim, model))
+            with np.load(place) as held:
+                yield Targets(**held)
+            done += batch.num_rows
+            run.progress(done, file.metadata.num_rows, f"images of {one.name}")
+
+
+def _write(place: Path, targets: Targets) -> None:
+    fresh = place.with_suffix(".fresh")
+    with fresh.open("wb") as file:
+        np.savez(file, **vars(targets))
+    fresh.replace(place)
+
+
+def _made(one: EvaluationSet, rows: pa.Table, asked: Sequence[str], dim: int, model: "Model | None") -> Targets:
+    """Return what a chunk is compared by: columns as they are given, the rest from the images."""
+    found = Targets.of(rows.num_rows, dim)
+    given = {name: rows.column(column) for name, column in one.columns().items() if name in asked}
+    if one.image is not None:
+        column = rows.column(one.image)
+        images = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+        _from_images(found, images.to_pylist(), [name for name in asked if name not in given], model)
+    if "sha256" in given:
+        found.bytes, found.has_bytes = exact.parse(given["sha256"])
+    if "pixels_sha256" in given:
+        found.pixels, found.has_pixels = exact.parse(given["pixels_sha256"])
+    if "phash" in given:
+        there = given["phash"].is_valid().to_numpy()
+        found.phash = pc.fill_null(given["phash"], 0).to_numpy().astype(np.int64)
+        found.has_phash = there & perceptual.telling(found.phash)
+    if "vector" in given:
+        _take_vectors(one, found, given["vector"], dim)
+    return found
+
+
+def _take_vectors(one: EvaluationSet, found: Targets, column: pa.ChunkedArray, dim: int) -> None:
+    if column.type.list_size != dim:
+        raise UserError(f"set {one.name!r}: vectors of {column.type.list_size} numbers, the embedding column has {dim}")
+    there = column.is_valid().to_numpy()
+    if there.any():
+        found.vector[there] = as_matrix(column.drop_null())
+    found.has_vector = there & kmeans.usable(found.vector)
+
+
+def _from_images(found: Targets, images: Sequence[bytes | None], wanted: Sequence[str], model: "Model | None") -> None:
+    for at, data in enumerate(images):
+        if data is not None:
+            _measure(found, at, data, wanted)
+    if "vector" in wanted and model is not None:
+        vectors, good = model.unit_images(images)
+        found.vector[:] = vectors
+        found.has_vector = good & kmeans.usable(found.vector)
+
+
+def _measure(found: Targets, at: int, data: bytes, wanted: Sequence[str]) -> None:
+    """Take an image's digests and hash; of what is no image, the digest of the bytes."""
+    from catalog import images
+
+    if "sha256" in wanted:
+        found.bytes[at] = np.frombuffer(hashlib.sha256(data).digest()[:16], np.uint64)
+        found.has_bytes[at] = True
+    if not {"pixels_sha256", "phash"} & set(wanted):
+        return
+    try:
+        header = images.inspect(data)
+        pixels = images.decode(data, scale=HASHED_PX / max(header.width, header.height))
+        if "pixels_sha256" in wanted:
+            digest = bytes.fromhex(images.pixels_sha256(data, header))
+            found.pixels[at], found.has_pixels[at] = np.frombuffer(digest[:16], np.uint64), True
+    except images.ImageError:
+        return
+    value = images.phash(pixels) if "phash" in wanted else None
+    if value is not None:
+        found.phash[at], found.has_phash[at] = value, True

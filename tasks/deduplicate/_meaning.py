@@ -1,0 +1,251 @@
+"""Ties by meaning among all rows: cluster after cluster, and across their borders."""
+
+from collections.abc import Iterator
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from catalog.inputs import Inputs
+from tasks import kmeans
+from tasks.deduplicate._base import Order
+from tasks.deduplicate._ties import Pairs, Ties, roots
+from tasks.deduplicate.borders import Borders
+from tasks.deduplicate.semantic import BLOCK_ROWS, Clusters, Rule, Semantic, Verdict, asked_vectors, judge
+from tasks.stage import Run
+
+MOST_PAIRS: Final = 1 << 25
+"""As many ties are held in memory, 20 bytes each; where there are more, they are found in rounds."""
+Places = slice | np.ndarray
+"""Places of one cluster: all of them, or int64 (m,), ascending."""
+
+
+class Meaning:
+    """Finds ties by meaning among n rows. Those that have a cluster and a vector lie on disk, by cluster and within it
+    in the order of preference; a *place* is a row's number there.
+
+    Memory: 40 bytes a row, what `judge` takes for one cluster, and what `Borders` takes.
+    """
+
+    def __init__(
+        self, inputs: Inputs, run: Run, config: Semantic, ids: np.ndarray, given: Clusters, order: Order
+    ) -> None:
+        """`ids`: int64 (n,), ascending."""
+        column = kmeans.vector_column({"embeddings": inputs.schema("embeddings")}, config.encoder)
+        self._run, self._config, self._rank = run, config, order.rank
+        rows = order.row[given.cluster[order.row] >= 0]
+        rows = rows[np.argsort(given.cluster[rows], kind="stable")]
+        vectors, there = _spill(inputs, run.scratch / "vectors.npy", column, ids, rows)
+        self._rows, self._vectors = _present(rows, vectors, there)
+        self._place = np.full(len(ids), -1, np.int64)
+        self._place[self._rows] = np.arange(len(self._rows))
+        own = given.cluster[self._rows]
+        edges = np.flatnonzero(np.diff(own)) + 1
+        self._starts = np.r_[0, edges, len(own)] if len(own) else np.zeros(1, np.int64)
+        sizes = np.diff(self._starts)
+        run.note(
+            semantic_encoder=column, semantic_clusters=len(sizes), semantic_largest_cluster=int(sizes.max(initial=0))
+        )
+        run.note(semantic_pairs=int((sizes * (sizes - 1)).sum()) // 2)
+        self._borders = self._open_borders(given, own[self._starts[:-1]])
+
+    def _open_borders(self, given: Clusters, cells: np.ndarray) -> Borders | None:
+        if self._config.borders == 0 or len(cells) < 2:
+            return None
+        centroids = self._means() if given.centroids is None else given.centroids[cells]
+        config, run = self._config, self._run
+        how = config.borders, config.epsilon, config.reach, run.device
+        found = Borders(self._vectors, self._starts, centroids, *how)
+        run.note(border_visits=found.visits, border_rows_cut_short=found.cut, border_strays=found.strays)
+        return found
+
+    def _means(self) -> np.ndarray:
+        """Return the direction of each cluster's mean: float32 (k, d)."""
+        sums = np.zeros((len(self._starts) - 1, self._vectors.shape[1]))
+        for cluster, (start, stop) in enumerate(pairwise(self._starts.tolist())):
+            unit = kmeans.UnitRows(self._vectors[start:stop], self._run.device)
+            for begin in range(0, stop - start, BLOCK_ROWS):
+                sums[cluster] += unit[begin : min(begin + BLOCK_ROWS, stop - start)].sum(dim=0).cpu().numpy()
+        length = np.linalg.norm(sums, axis=1, keepdims=True)
+        return np.asarray(sums / np.maximum(length, np.finfo(np.float32).tiny), np.float32)
+
+    @property
+    def across(self) -> bool:
+        """Whether ties across borders are looked for."""
+        return self._borders is not None
+
+    def compared(self) -> np.ndarray:
+        """Return which rows were compared: bool (n,)."""
+        return np.asarray(self._place >= 0)
+
+    def facts(self) -> dict[str, int]:
+        """Return what the search across borders multiplied so far."""
+        return {} if self._borders is None else {"border_pairs": self._borders.compared}
+
+    def before(self, among: np.ndarray | None = None) -> Ties:
+        """Return the most similar row before each that it is tied to, among rows int64 (k,) (all where None)."""
+        found = Ties.of(len(self._rank))
+        for places, verdict in self._judged("order", among):
+            self._offer(found, places, verdict)
+        chosen = self._chosen(among)
+        for pairs in self._across(chosen, chosen):
+            found.offer(pairs.late, pairs.early, pairs.cosine)
+        return found
+
+    def greedy(self) -> Ties:
+        """Return, for each row that goes by the greedy rule within its cluster, the most similar row that stays."""
+        found = Ties.of(len(self._rank))
+        for places, verdict in self._judged("greedy", None):
+            self._offer(found, places, verdict)
+        return found
+
+    def linked(self) -> tuple[np.ndarray, Ties]:
+        """Return (pairs of rows that link all tied rows, int64 (m, 2); the most similar tied row of each row)."""
+        found, links = Ties.of(len(self._rank)), [np.empty((0, 2), np.int64)]
+        for places, verdict in self._judged("components", None):
+            rows = self._rows[places]
+            out = np.flatnonzero(~verdict.keep)
+            links.append(np.stack([rows[out], rows[verdict.representative[out]]], axis=1))
+            self._offer(found, places, verdict)
+        for pairs in self._across(None, None):
+            found.offer(pairs.late, pairs.early, pairs.cosine)
+            found.offer(pairs.early, pairs.late, pairs.cosine)
+            links.append(np.stack([pairs.late, pairs.early], axis=1))
+            if sum(map(len, links)) > 4 * len(self._rank):
+                links = [_thinned(len(self._rank), np.concatenate(links))]
+        return np.concatenate(links), found
+
+    def near(self, among: np.ndarray) -> Pairs | None:
+        """Return all ties among some rows, int64 (k,); None where there are more than `MOST_PAIRS`."""
+        held: list[Pairs] = []
+        count = 0
+        for pairs in self._all_pairs(among):
+            held.append(pairs)
+            count += len(pairs.late)
+            if count > MOST_PAIRS:
+                return None
+        return Pairs.joined(held)
+
+    def cover(self, found: Ties, of: np.ndarray, among: np.ndarray) -> None:
+        """Offer to each row of `of`, int64 (m,), the rows of `among`, int64 (k,), that it is tied to."""
+        wanted, offered = self._chosen(of), self._chosen(among)
+        assert wanted is not None
+        for mine, theirs in zip(self._by_cluster(wanted), self._by_cluster(offered), strict=True):
+            for rows, others, cosine in self._products(mine, theirs):
+                found.offer(rows, others, cosine)
+        for pairs in chain(self._across(wanted, offered), self._across(offered, wanted)):
+            late = wanted[self._place[pairs.late]]
+            rows, others = np.where(late, pairs.late, pairs.early), np.where(late, pairs.early, pairs.late)
+            found.offer(rows, others, pairs.cosine)
+
+    def cosines(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Return the cosine of each pair of rows, int64 (m,) twice: float32 (m,), NaN where one has no place."""
+        one, other = self._place[rows], self._place[others]
+        known = np.flatnonzero((one >= 0) & (other >= 0))
+        known = known[np.argsort(one[known], kind="stable")]  # the disk is read forwards
+        found = np.full(len(rows), np.nan, np.float32)
+        for begin in range(0, len(known), BLOCK_ROWS):
+            at = known[begin : begin + BLOCK_ROWS]
+            pair = [kmeans.UnitRows(self._vectors[side[at]], self._run.device)[0 : len(at)] for side in (one, other)]
+            found[at] = (pair[0] * pair[1]).sum(dim=1).cpu().numpy()
+        return found
+
+    def _chosen(self, rows: np.ndarray | None) -> np.ndarray | None:
+        """Return which places are those of some rows: bool (m,); None for all."""
+        if rows is None:
+            return None
+        chosen = np.zeros(len(self._rows), bool)
+        places = self._place[rows]
+        chosen[places[places >= 0]] = True
+        return chosen
+
+    def _by_cluster(self, chosen: np.ndarray | None) -> Iterator[Places]:
+        """Yield the places of each cluster, of those that are chosen."""
+        for start, stop in pairwise(self._starts.tolist()):
+            whole = chosen is None or bool(chosen[start:stop].all())
+            yield slice(start, stop) if whole or chosen is None else start + np.flatnonzero(chosen[start:stop])
+
+    def _judged(self, rule: Rule, among: np.ndarray | None) -> Iterator[tuple[Places, Verdict]]:
+        done = 0
+        for places in self._by_cluster(self._chosen(among)):
+            vectors = self._vectors[places]
+            if len(vectors):
+                yield places, judge(vectors, rule, self._config.epsilon, self._run.device)
+            done += len(vectors)
+            self._run.progress(done, len(self._rows))
+
+    def _offer(self, found: Ties, places: Places, verdict: Verdict) -> None:
+        """Note the ties of one cluster, whose rows have none yet."""
+        rows = self._rows[places]
+        tied = np.flatnonzero(verdict.tied >= 0)
+        found.partner[rows[tied]] = rows[verdict.tied[tied]]
+        found.cosine[rows[tied]] = verdict.tied_cosine[tied]
+
+    def _across(self, visiting: np.ndarray | None, hosting: np.ndarray | None) -> Iterator[Pairs]:
+        if self._borders is None:
+            return
+        for one, other, cosine in self._borders.pairs(visiting, hosting):
+            yield self._ordered(self._rows[one], self._rows[other], cosine)
+
+    def _ordered(self, one: np.ndarray, other: np.ndarray, cosine: np.ndarray) -> Pairs:
+        after = self._rank[one] > self._rank[other]
+        return Pairs(np.where(after, one, other), np.where(after, other, one), cosine)
+
+    def _all_pairs(self, among: np.ndarray) -> Iterator[Pairs]:
+        chosen = self._chosen(among)
+        for places in self._by_cluster(chosen):
+            for one, other, cosine in self._products(places, places):
+                after = self._rank[one] > self._rank[other]
+                yield Pairs(one[after], other[after], cosine[after])
+        yield from self._across(chosen, chosen)
+
+    def _products(self, mine: Places, theirs: Places) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield (row, other row, cosine) of the tied ones of two sets of one cluster's rows, block by block.
+
+        Where both are the same set, only blocks on and below the diagonal are multiplied.
+        """
+        one, other = self._vectors[mine], self._vectors[theirs]
+        if len(one) == 0 or len(other) == 0:
+            return
+        rows, columns = self._rows[mine], self._rows[theirs]
+        left, right = kmeans.UnitRows(one, self._run.device), kmeans.UnitRows(other, self._run.device)
+        for start in range(0, len(one), BLOCK_ROWS):
+            block = left[start : min(start + BLOCK_ROWS, len(one))]
+            last = start + BLOCK_ROWS if mine is theirs else len(other)
+            for begin in range(0, min(last, len(other)), BLOCK_ROWS):
+                product = block @ right[begin : min(begin + BLOCK_ROWS, len(other))].T
+                at, to = (product > 1 - self._config.epsilon).nonzero(as_tuple=True)
+                cosine = product[at, to].cpu().numpy()
+                yield rows[start + at.cpu().numpy()], columns[begin + to.cpu().numpy()], cosine
+
+
+def _thinned(count: int, links: np.ndarray) -> np.ndarray:
+    """Return fewer pairs that link the same rows of `count`: int64 (m, 2)."""
+    first = roots(count, links)
+    rows = np.flatnonzero(first != np.arange(count))
+    return np.stack([rows, first[rows]], axis=1)
+
+
+def _spill(inputs: Inputs, path: Path, column: str, ids: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Write the vectors of `rows` to disk in that order; return (float16 (m, d), mapped; which are usable, (m,))."""
+    place = np.full(len(ids), -1, np.int64)
+    place[rows] = np.arange(len(rows))
+    dim = kmeans.width(inputs.schema("embeddings"), column)
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(max(len(rows), 1), dim))[: len(rows)]
+    there = np.zeros(len(rows), bool)
+    for at, vectors in asked_vectors(inputs, column, ids, place >= 0):
+        out[place[at]] = vectors
+        there[place[at]] = kmeans.usable(vectors)
+    return out, there
+
+
+def _present(rows: np.ndarray, vectors: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Leave out rows without a usable vector, moving the others up in place."""
+    if there.all():
+        return rows, vectors
+    present = np.flatnonzero(there)
+    for start in range(0, len(present), 65536):
+        piece = present[start : start + 65536]
+        vectors[start : start + len(piece)] = vectors[piece]
+    return rows[present], vectors[: len(present)]

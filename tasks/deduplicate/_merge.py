@@ -1,0 +1,122 @@
+"""The one verdict: ties of all kinds make one graph, and one rule says which of its rows stay.
+
+Rows that are the same file, or the same pixels, are one node: they share a fate. Nodes are tied where they look the
+same or mean the same, and are settled in the order of preference:
+
+- `order`: a node goes where any node before it is tied to it, also one that itself goes (SemDeDup's code).
+- `greedy`: a node goes only where a node that stays, and is before it, is tied to it.
+- `components`: the first node of each connected component stays.
+
+With ties by meaning alone these are the rules of `semantic.judge`. Whatever the rule, a node that goes leads, tie by
+tie, to one node that stays and comes before all that it stands for.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tasks.deduplicate._base import Order
+from tasks.deduplicate._meaning import Meaning
+from tasks.deduplicate._ties import Pairs, Ties, roots
+from tasks.deduplicate.perceptual import Looks
+from tasks.deduplicate.semantic import Rule
+
+
+@dataclass
+class Settled:
+    """What became of the nodes, among n rows."""
+
+    count: int
+    """n."""
+    looks: np.ndarray = field(init=False)
+    """int64 (n,): a row that looks the same, for which it may go; -1 for none."""
+    meaning: Ties = field(init=False)
+    """The most similar row that means the same, for which it may go."""
+    toward: np.ndarray = field(init=False)
+    """int64 (n,): where a row leads to, on the way to its representative; -1 where it stays, and for other rows."""
+
+    def __post_init__(self) -> None:
+        self.looks = np.full(self.count, -1, np.int64)
+        self.meaning = Ties.of(self.count)
+        self.toward = self.looks
+
+    def follow(self) -> None:
+        """Let each row lead to the row that it is tied to: by looks before meaning."""
+        self.toward = np.where(self.looks >= 0, self.looks, self.meaning.partner)
+
+
+def settle(rule: Rule, order: Order, looks: Looks | None, meaning: Meaning | None) -> Settled:
+    """Apply a rule to the rows of `order`."""
+    found = Settled(len(order.rank))
+    if rule == "components":
+        _components(found, order, looks, meaning)
+    elif rule == "order":
+        _order(found, order, looks, meaning)
+    else:
+        _greedy(found, order, looks, meaning)
+    return found
+
+
+def _order(found: Settled, order: Order, looks: Looks | None, meaning: Meaning | None) -> None:
+    if looks is not None:
+        found.looks[order.row] = looks.first(order, order.row, order.row)
+    if meaning is not None:
+        found.meaning = meaning.before()
+    found.follow()
+
+
+def _components(found: Settled, order: Order, looks: Looks | None, meaning: Meaning | None) -> None:
+    links = [np.empty((0, 2), np.int64)]
+    if looks is not None:
+        links.append(looks.links(order))
+        found.looks[order.row] = looks.first(order, order.row, order.row)
+        rest = order.row[found.looks[order.row] < 0]  # tied to later rows only, or to none
+        found.looks[rest] = looks.first(order.reversed(), rest, order.row)
+    if meaning is not None:
+        linked, found.meaning = meaning.linked()
+        links.append(linked)
+    first = order.row[roots(len(order.row), order.rank[np.concatenate(links)])]
+    found.toward = np.full(found.count, -1, np.int64)
+    found.toward[order.row] = np.where(first == order.row, -1, first)
+
+
+def _greedy(found: Settled, order: Order, looks: Looks | None, meaning: Meaning | None) -> None:
+    if meaning is not None and looks is None and not meaning.across:
+        found.meaning = meaning.greedy()
+    else:
+        open_, near = order.row, None
+        while len(open_):
+            if meaning is not None and near is None:
+                near = meaning.near(open_)
+            open_ = _round(found, order, open_, looks, meaning, near)
+            near = None if near is None else near.among(open_, found.count)
+    found.follow()
+
+
+def _round(
+    found: Settled, order: Order, open_: np.ndarray, looks: Looks | None, meaning: Meaning | None, near: Pairs | None
+) -> np.ndarray:
+    """Settle what can be settled of the rows that are open, int64 (m,); return those that still are.
+
+    A row that is tied to no open row before it stays; a row that is tied to one that stays goes. `near`: all ties by
+    meaning among open rows, where they fit into memory; else they are found anew, in fewer rows each time.
+    """
+    blocked = np.zeros(found.count, bool)
+    if looks is not None:
+        blocked[open_] = looks.first(order, open_, open_) >= 0
+    if near is not None:
+        blocked[near.late] = True
+    elif meaning is not None:
+        blocked |= meaning.before(open_).partner >= 0
+    stay, rest = open_[~blocked[open_]], open_[blocked[open_]]
+    if looks is not None:
+        found.looks[rest] = looks.first(order, rest, stay)
+    if near is not None:
+        stays = np.zeros(found.count, bool)
+        stays[stay] = True
+        of = stays[near.early]
+        found.meaning.offer(near.late[of], near.early[of], near.cosine[of])
+    elif meaning is not None:
+        meaning.cover(found.meaning, rest, stay)
+    still: np.ndarray = rest[(found.looks[rest] < 0) & (found.meaning.partner[rest] < 0)]
+    return still

@@ -1,0 +1,160 @@
+"""Copies on two sides of a cluster's border: which rows lie close enough to which other cluster, and their pairs.
+
+A cell holds the unit vectors that are nearer to its centroid c than to any other c'. With w = (c - c') / |c - c'|, the
+angle of x to the border of the two cells is a(x) = asin(w x), and two vectors are at least as far apart as these angles
+differ. So a copy of x within the angle t = acos(1 - epsilon) lies in c' only at a(y) >= a(x) - t; and as a(y) <= 0, the
+nearer of the two lies within t / 2. That one *visits* the other's cell, and is compared with the rows within the bound.
+The bound is certain, but wide in d dimensions: copies differ by a vector of length sqrt(2 epsilon) at most, in about a
+random direction, of which w shows one part in sqrt(d). The reach t = 4 sqrt(2 epsilon / d), four standard deviations of
+that, is what `likely` means; it lets a few rows visit instead of nearly all. Either way a row visits no more than the
+`count` nearest of the cells within reach, and `cut` counts the rows that would have had to visit more.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+
+from tasks import kmeans
+
+if TYPE_CHECKING:
+    import torch
+
+SLACK: Final = 1e-3
+"""Added to each bound on a sine: covers float32 products, and cells that all but touch."""
+VISITORS: Final = 128
+HOSTS: Final = 16_384
+"""Rows multiplied at once, of the two sides: few visitors of few homes, so that few hosts are within their reach."""
+
+DEVIATIONS: Final = 4.0
+"""Of how far copies lie apart across a border, for the likely reach."""
+Reach = Literal["likely", "certain"]
+
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Pairs: (places of visitors int64 (m,), places of hosts int64 (m,), cosines float32 (m,))."""
+
+
+def angle(epsilon: float, dim: int, reach: Reach) -> float:
+    """Return how far two copies lie apart at right angles to a border, radians: at most, or as good as always."""
+    certain = math.acos(1 - epsilon)
+    return certain if reach == "certain" else min(certain, DEVIATIONS * math.sqrt(2 * epsilon / dim))
+
+
+class Borders:
+    """Finds pairs across borders. `vectors`: (m, d), those of a cell lying together; places are rows of it.
+
+    Memory: 16 bytes a visit, at most `count` a row; and blocks.
+    """
+
+    def __init__(
+        self,
+        vectors: np.ndarray,
+        starts: np.ndarray,
+        centroids: np.ndarray,
+        count: int,
+        epsilon: float,
+        reach: Reach,
+        device: str,
+    ) -> None:
+        """`starts`: int64 (k + 1,), where each cell begins; `centroids`: float32 (k, d), unit rows."""
+        import torch
+
+        self._vectors, self._starts, self._device = vectors, starts, device
+        self._threshold, self._angle = 1 - epsilon, angle(epsilon, vectors.shape[1], reach)
+        self._centroids = torch.from_numpy(np.array(centroids, np.float32)).to(device)
+        self.cut = 0
+        """Rows that had more cells within reach than they visit: 0 of a certain reach says that no pair is missed."""
+        self.strays = 0
+        """Rows that are nearer to another centroid than to their own: the bound does not hold for pairs of them."""
+        self.compared = 0
+        """Pairs that were multiplied so far."""
+        self._visit(count)
+
+    @property
+    def visits(self) -> int:
+        """How many visits there are."""
+        return len(self._visitor)
+
+    def _visit(self, count: int) -> None:
+        found = [self._visits_of(cell, count) for cell in range(len(self._starts) - 1)]
+        empty = (np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
+        visitor, cell, sine = (np.concatenate(column) for column in zip(empty, *found, strict=True))
+        order = np.argsort(cell, kind="stable")
+        self._visitor, self._sine = visitor[order], sine[order]
+        self._first = np.searchsorted(cell[order], np.arange(len(self._starts)))
+
+    def _visits_of(self, cell: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (places, cells that they visit, sine of the angle to the border) of one cell's rows."""
+        import torch
+
+        start, stop = self._starts[cell], self._starts[cell + 1]
+        reach = float(np.sin(self._angle / 2)) + SLACK
+        rows = kmeans.UnitRows(self._vectors[start:stop], self._device)
+        step = kmeans.block_rows(len(self._centroids))
+        most = min(count, len(self._centroids))
+        apart = (2 - 2 * (self._centroids @ self._centroids[cell])).clamp_min(0).sqrt_().clamp_min_(SLACK)
+        places, cells, sines = [], [], []
+        for begin in range(0, len(rows), step):
+            near = rows[begin : min(begin + step, len(rows))] @ self._centroids.T
+            sine = near[:, cell : cell + 1].clone().sub(near).div_(apart)
+            sine[:, cell] = torch.inf
+            self.strays += int((sine < -SLACK).any(dim=1).sum())
+            self.cut += int(((sine <= reach).sum(dim=1) > most).sum())
+            lowest, at = sine.topk(most, dim=1, largest=False)
+            row, column = (lowest <= reach).nonzero(as_tuple=True)
+            places.append((row + (start + begin)).cpu().numpy())
+            cells.append(at[row, column].to(torch.int32).cpu().numpy())
+            sines.append(lowest[row, column].cpu().numpy())
+        return np.concatenate(places), np.concatenate(cells), np.concatenate(sines)
+
+    def pairs(self, visiting: np.ndarray | None = None, hosting: np.ndarray | None = None) -> Iterator[Found]:
+        """Yield pairs with a cosine above 1 - epsilon; a pair that visits both ways comes twice.
+
+        `visiting`, `hosting`: bool (m,), the rows that may be on either side; all where None.
+        """
+        for cell, (first, last) in enumerate(pairwise(self._first.tolist())):
+            here = np.arange(first, last)
+            if visiting is not None:
+                here = here[visiting[self._visitor[first:last]]]
+            hosts = np.arange(self._starts[cell], self._starts[cell + 1])
+            if hosting is not None:
+                hosts = hosts[hosting[hosts]]
+            if len(here) == 0:
+                continue
+            for begin in range(0, len(hosts), HOSTS):
+                yield from self._pairs_at(cell, here, hosts[begin : begin + HOSTS])
+
+    def _pairs_at(self, cell: int, visits: np.ndarray, hosts: np.ndarray) -> Iterator[Found]:
+        rows = kmeans.UnitRows(self._vectors[hosts], self._device)[0 : len(hosts)]
+        own = rows @ self._centroids[cell]
+        for begin in range(0, len(visits), VISITORS):
+            mine = visits[begin : begin + VISITORS]
+            among = self._within(cell, mine, rows, own)
+            if len(among) == 0:
+                continue
+            some = rows if 2 * len(among) > len(rows) else rows[among]
+            places = hosts if some is rows else hosts[among.cpu().numpy()]
+            guests = self._visitor[mine]
+            product = kmeans.UnitRows(self._vectors[guests], self._device)[0 : len(guests)] @ some.T
+            self.compared += product.numel()
+            if float(product.amax()) <= self._threshold:
+                continue
+            at, host = (product > self._threshold).nonzero(as_tuple=True)
+            cosine = product[at, host].cpu().numpy()
+            yield guests[at.cpu().numpy()], places[host.cpu().numpy()], cosine
+
+    def _within(self, cell: int, visits: np.ndarray, rows: "torch.Tensor", own: "torch.Tensor") -> "torch.Tensor":
+        """Return which hosts are within reach of some visitor: int64 (h,)."""
+        import torch
+
+        homes = np.searchsorted(self._starts, self._visitor[visits], side="right") - 1
+        first = np.flatnonzero(np.r_[True, np.diff(homes) != 0])
+        nearest = np.arcsin(np.clip(np.minimum.reduceat(self._sine[visits], first), -1, 1))
+        least = np.sin(np.maximum(nearest - self._angle, -np.pi / 2)) - SLACK
+        home = torch.from_numpy(homes[first]).to(self._device)
+        apart = torch.linalg.vector_norm(self._centroids[home] - self._centroids[cell], dim=1).clamp_min_(SLACK)
+        sine = (rows @ self._centroids[home].T).sub_(own[:, None]).div_(apart)
+        floor = torch.from_numpy(least.astype(np.float32)).to(self._device)
+        return (sine >= floor).any(dim=1).nonzero().squeeze(1)

@@ -1,0 +1,216 @@
+"""A faiss index of unit vectors under their sample_ids: trained, filled block by block, searched, written.
+
+The similarity is the inner product of unit vectors, the cosine. Lists are learnt by `tasks.kmeans`, and rows are put
+into them by it too: its training sample is explicit (faiss draws one of its own, unseen), and it runs on a GPU where
+faiss is the CPU's. Not for rows without a direction: they are passed over.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import IO, Any, Final
+
+import numpy as np
+
+from catalog.errors import UserError
+from tasks import kmeans
+from tasks.index.choose import CODEBOOK_ROWS, LINKS, Choice, Kind
+from tasks.kmeans import Assigner, usable
+
+ITERATIONS: Final = 10
+"""Of k-means, for the lists: as faiss has it."""
+_BUILD_EFFORT: Final = 40
+"""HNSW's efConstruction, as faiss has it: links are chosen among so many candidates."""
+_ROTATION_ROUNDS: Final = 8
+_MAX_GRAPH_EFFORT: Final = 4096
+_BLOCK: Final = 16_384
+"""Rows converted to float32 at once."""
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Return float32 (n, d) rows of length 1, of rows that have a direction."""
+    rows = vectors.astype(np.float32)
+    rows /= np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
+    return np.ascontiguousarray(rows)
+
+
+@dataclass
+class VectorIndex:
+    """One faiss index and its kind. `effort` is how hard a search looks: nprobe of lists, efSearch of a graph."""
+
+    faiss: Any
+    kind: Kind
+    device: str = "cpu"
+    """Where rows are compared with the lists' centroids when they are added. The index itself is the CPU's."""
+
+    @classmethod
+    def train(cls, choice: Choice, sample: np.ndarray, seed: int = 0, device: str = "cpu") -> "VectorIndex":
+        """Return an empty index that has learnt its lists and codes from a sample; `flat` and `hnsw` need none.
+
+        `sample`: (n, d), float16 or float32, every row with a direction. Raises UserError where it has fewer rows than
+        there are lists.
+        """
+        if choice.kind in ("flat", "hnsw"):
+            return cls(_library().IndexIDMap(_unlisted(choice)), choice.kind)
+        return cls(_listed(choice, sample, seed, device), choice.kind, device)
+
+    @classmethod
+    def read(cls, path: str | None, data: bytes | None, kind: Kind, mapped: bool = False) -> "VectorIndex":
+        """Return the index in a file, or in bytes. One that is `mapped` is there at once, but cannot be changed.
+
+        Raises UserError where it is damaged.
+        """
+        faiss = _library()
+        try:
+            if path is not None:
+                return cls(faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC if mapped else 0), kind)
+            return cls(faiss.deserialize_index(np.frombuffer(data or b"", np.uint8)), kind)
+        except RuntimeError as error:
+            raise UserError(f"the index {path or ''} cannot be read: remove it and make it anew") from error
+
+    def write(self, file: IO[bytes]) -> None:
+        """Write all of it."""
+        faiss = _library()
+        faiss.write_index(self.faiss, faiss.PyCallbackIOWriter(file.write))
+
+    @property
+    def rows(self) -> int:
+        """Vectors in it."""
+        return int(self.faiss.ntotal)
+
+    @property
+    def forgets(self) -> bool:
+        """Whether rows can be taken out of it."""
+        return self.kind != "hnsw"
+
+    @property
+    def most_effort(self) -> int:
+        """The effort that leaves nothing unseen (lists), or that is no longer worth it (graph)."""
+        if self._lists is not None:
+            return int(self._lists.nlist)
+        return _MAX_GRAPH_EFFORT if self.kind == "hnsw" else 1
+
+    def add(self, sample_ids: np.ndarray, vectors: np.ndarray) -> None:
+        """Put in rows: ids int64 (n,), vectors (n, d). Those without a direction are passed over."""
+        good = np.flatnonzero(usable(vectors))
+        for start in range(0, len(good), _BLOCK):
+            some = good[start : start + _BLOCK]
+            self._add(np.ascontiguousarray(sample_ids[some], np.int64), unit_rows(vectors[some]))
+
+    def remove(self, sample_ids: np.ndarray) -> int:
+        """Take out rows; return how many there were. Raises UserError where the kind cannot."""
+        return self._remove(_library().IDSelectorBatch(np.ascontiguousarray(sample_ids, np.int64)))
+
+    def remove_span(self, low: int, high: int) -> int:
+        """Take out the rows whose sample_id lies in [low, high]."""
+        return self._remove(_library().IDSelectorRange(low, high + 1))
+
+    def search(
+        self, queries: np.ndarray, k: int, effort: int = 0, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return (scores float32 (q, k) descending, sample_ids int64 (q, k)) of the nearest rows; -1 where too few.
+
+        `queries`: float32 (q, d), unit rows. With `allowed` (int64), only of those samples: they cost about 50 bytes
+        each while the search lasts.
+        """
+        faiss = _library()
+        selector = None if allowed is None else faiss.IDSelectorBatch(np.ascontiguousarray(allowed, np.int64))
+        options = self._options(effort, selector)
+        scores, found = self.faiss.search(np.ascontiguousarray(queries, np.float32), k, params=options)
+        return np.asarray(scores), np.asarray(found)
+
+    @cached_property
+    def _lists(self) -> Any:
+        return None if self.kind in ("flat", "hnsw") else _library().extract_index_ivf(self.faiss)
+
+    @cached_property
+    def _assigner(self) -> Assigner:
+        return Assigner(self._lists.quantizer.reconstruct_n(0, self._lists.nlist), self.device)
+
+    def _options(self, effort: int, selector: Any) -> Any:
+        faiss = _library()
+        chosen = {} if selector is None else {"sel": selector}
+        if self.kind == "flat":
+            return faiss.SearchParameters(**chosen)
+        if self.kind == "hnsw":
+            return faiss.SearchParametersHNSW(efSearch=max(effort, 1), **chosen)
+        lists = faiss.SearchParametersIVF(nprobe=min(max(effort, 1), self.most_effort), **chosen)
+        return faiss.SearchParametersPreTransform(index_params=lists) if self.kind == "opq" else lists
+
+    def _add(self, sample_ids: np.ndarray, rows: np.ndarray) -> None:
+        if self._lists is None:
+            self.faiss.add_with_ids(rows, sample_ids)
+            return
+        if self.kind == "opq":
+            rows = np.ascontiguousarray(self.faiss.chain.at(0).apply(rows))
+        nearest = self._assigner(rows)[0].astype(np.int64)
+        pointer = _library().swig_ptr
+        self._lists.add_core(len(rows), pointer(rows), pointer(sample_ids), pointer(nearest))
+        self.faiss.ntotal = self._lists.ntotal
+
+    def _remove(self, selector: Any) -> int:
+        if not self.forgets:
+            raise UserError("an index of kind hnsw cannot forget rows: build it anew")
+        return int(self.faiss.remove_ids(selector))
+
+
+def _unlisted(choice: Choice) -> Any:
+    faiss = _library()
+    if choice.kind == "flat":
+        return faiss.IndexFlatIP(choice.dim)
+    graph = faiss.IndexHNSWFlat(choice.dim, LINKS, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = _BUILD_EFFORT
+    return graph
+
+
+def _listed(choice: Choice, sample: np.ndarray, seed: int, device: str) -> Any:
+    """Return an inverted file: k-means for its lists, then faiss's training of the codes."""
+    faiss = _library()
+    centroids = kmeans.fit(sample, choice.lists, niter=ITERATIONS, seed=seed, device=device).centroids
+    few = unit_rows(sample[np.linspace(0, len(sample) - 1, min(len(sample), CODEBOOK_ROWS)).astype(np.int64)])
+    rotation = _rotation(choice, few) if choice.kind == "opq" else None
+    if rotation is not None:  # it keeps lengths and angles, so the centroids of rotated rows are the rotated centroids
+        centroids, few = rotation.apply(centroids), rotation.apply(few)
+    quantizer = faiss.IndexFlatIP(choice.dim)
+    quantizer.add(np.ascontiguousarray(centroids))
+    lists = _lists(choice, quantizer)
+    lists.train(np.ascontiguousarray(few))
+    return lists if rotation is None else faiss.IndexPreTransform(rotation, lists)
+
+
+def _lists(choice: Choice, quantizer: Any) -> Any:
+    faiss = _library()
+    shape = (quantizer, choice.dim, choice.lists)
+    product = faiss.METRIC_INNER_PRODUCT
+    if choice.coding == "float32":
+        return faiss.IndexIVFFlat(*shape, product)
+    if choice.coding == "pq":
+        coded = faiss.IndexIVFPQ(*shape, choice.codes, 8, product)
+        coded.pq.cp.niter = ITERATIONS
+        coded.pq.cp.min_points_per_centroid = 1
+        return coded
+    types = {"float16": faiss.ScalarQuantizer.QT_fp16, "8bit": faiss.ScalarQuantizer.QT_8bit}
+    return faiss.IndexIVFScalarQuantizer(*shape, types[choice.coding], product)
+
+
+def _rotation(choice: Choice, sample: np.ndarray) -> Any:
+    faiss = _library()
+    rotation = faiss.OPQMatrix(choice.dim, choice.codes)
+    rotation.niter, rotation.niter_pq_0 = _ROTATION_ROUNDS, ITERATIONS
+    codes = faiss.ProductQuantizer(choice.dim, choice.codes, 8)
+    codes.cp.min_points_per_centroid = 1
+    rotation.pq = codes
+    rotation.train(np.ascontiguousarray(sample))
+    rotation.pq = None
+    return rotation
+
+
+def _library() -> Any:
+    """Return the module faiss. Raises UserError where it is missing."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError(
+            "faiss is not installed, and an index needs it: pip install -e '.[cpu]' or '.[gpu]'; "
+            "`espalier search --exact` does without"
+        ) from error
+    return faiss

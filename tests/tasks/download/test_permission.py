@@ -1,0 +1,98 @@
+"""What is asked of which host, how often, and where the answer stays."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from yarl import URL
+
+from tasks.download import Download
+from tasks.download.addresses import AllowedHosts
+from tasks.download.permission import Memory, Permission
+from tasks.download.reasons import FetchError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "espalier"
+
+
+def decide(urls, answers, memory=None, headers=None, **options):
+    """Return (what becomes of each URL: seconds between requests, or a reason; the files that were asked for)."""
+    settings = Download(**options)
+    asked = []
+
+    async def ask(url):
+        asked.append(str(url))
+        await asyncio.sleep(0)
+        answer = answers.get(url.path, "")
+        if isinstance(answer, FetchError):
+            raise answer
+        return answer
+
+    async def one(permission, url):
+        try:
+            delay_s = await permission.to_ask(URL(url))
+            await permission.to_read(URL(url), headers or {})
+        except FetchError as error:
+            return error
+        return delay_s
+
+    async def main():
+        with ThreadPoolExecutor(2) as pool:
+            permission = Permission(settings, AllowedHosts(settings.allow_hosts), memory or Memory(), ask, pool)
+            return await asyncio.gather(*[one(permission, url) for url in urls])
+
+    return asyncio.run(main()), asked
+
+
+def test_each_host_is_asked_once_for_each_file():
+    urls = [f"https://h{i % 7}.example/{i}.jpg" for i in range(100)]
+    memory = Memory()
+    found, asked = decide(urls, {"/robots.txt": "User-agent: *\nCrawl-delay: 3"}, memory)
+    assert found == [3.0] * 100
+    assert sorted(asked) == sorted(
+        f"https://h{i}.example/{f}" for i in range(7) for f in ("robots.txt", ".well-known/tdmrep.json")
+    )
+    assert decide(urls, {}, memory) == ([3.0] * 100, [])
+
+
+def test_public_hosts_are_kept_on_disk_and_named_ones_are_not(cache):
+    for times in (1, 2):
+        _, public = decide(["https://public.example/a.jpg"], {})
+        _, named = decide(["http://store.internal:9000/a.jpg"], {}, allow_hosts=["store.internal:9000"])
+        assert (len(public), len(named)) == (2 if times == 1 else 0, 2)
+    assert [len(list((cache / kind).iterdir())) for kind in ("robots", "tdmrep")] == [1, 1]
+
+
+def test_what_is_switched_off_is_not_asked_for():
+    forbid = {
+        "/robots.txt": "User-agent: *\nDisallow: /",
+        "/.well-known/tdmrep.json": '[{"location": "/", "tdm-reservation": 1}]',
+    }
+    url = ["https://h.example/a.jpg"]
+    assert decide(url, forbid, respect_robots=False, respect_tdm=False, headers={"tdm-reservation": "1"}) == ([0.0], [])
+    (error,), asked = decide(url, forbid, respect_robots=False)
+    assert (error.reason, asked) == ("tdm_reserved", ["https://h.example/.well-known/tdmrep.json"])
+    (error,), asked = decide(url, forbid, respect_tdm=False)
+    assert (error.reason, asked) == ("robots_disallowed", ["https://h.example/robots.txt"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "retry"),
+    [
+        (FetchError("dns_failed", "no such host"), "dns_failed", "later"),
+        (FetchError("connection_failed", "refused"), "connection_failed", "later"),
+        (FetchError("private_address", "10.0.0.1"), "private_address", "never"),
+        (FetchError("tls_failed", "expired"), "tls_failed", "later"),
+        (FetchError("server_error", "HTTP 500"), "robots_unreachable", "later"),
+        (FetchError("timeout", "over 10 s"), "robots_unreachable", "later"),
+    ],
+)
+def test_a_host_that_cannot_be_asked_gives_its_rows_the_reason_that_says_most(fault, reason, retry, cache):
+    found, asked = decide([f"https://h.example/{i}.jpg" for i in range(10)], {"/robots.txt": fault})
+    assert {(error.reason, error.retry) for error in found} == {(reason, retry)}
+    assert all(fault.detail in error.detail for error in found)
+    assert asked == ["https://h.example/robots.txt"]
+    assert not cache.exists()

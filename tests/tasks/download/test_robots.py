@@ -1,0 +1,86 @@
+"""robots.txt: the rules of RFC 9309, and the rule that is named as evidence."""
+
+import time
+
+import pytest
+from yarl import URL
+
+from tasks.download.robots import Robots
+from tasks.download.site_files import SiteFile
+
+RULES = """\
+User-agent: *
+Disallow: /private
+Disallow: /*.gif$
+Allow: /private/open
+Crawl-delay: 2
+
+User-agent: gardener
+User-agent: florist
+Disallow: /roses
+Crawl-delay: 0.5
+"""
+AT = 1_795_514_400.0  # 2026-11-24T10:00Z
+
+
+def robots(text=RULES, token="espalier", origin="http://photos.example"):
+    return Robots(SiteFile(origin, text, AT), token)
+
+
+@pytest.mark.parametrize(
+    ("path", "token", "rule"),
+    [
+        ("/private/cat.jpg", "espalier", "Disallow: /private (user-agent *)"),
+        ("/private", "espalier", "Disallow: /private (user-agent *)"),
+        ("/private/open/cat.jpg", "espalier", None),  # the longer rule counts
+        ("/a/b.gif", "espalier", "Disallow: /*.gif$ (user-agent *)"),
+        ("/a/b.gif?x=1", "espalier", None),
+        ("/roses/red.jpg", "espalier", None),
+        ("/roses/red.jpg", "gardener", "Disallow: /roses (user-agent gardener)"),
+        ("/roses/red.jpg", "Gardener", "Disallow: /roses (user-agent gardener)"),
+        ("/roses/red.jpg", "florist", "Disallow: /roses (user-agent florist)"),
+        ("/private/cat.jpg", "gardener", None),  # our own group replaces `*`
+        ("/", "espalier", None),
+    ],
+)
+def test_the_rule_that_counts_is_the_evidence(path, token, rule):
+    refusal = robots(token=token).refusal(URL(f"http://photos.example{path}"))
+    expected = rule and f"robots.txt of photos.example: {rule}, fetched 2026-11-24T10:00Z"
+    assert refusal == expected
+
+
+@pytest.mark.parametrize(("token", "delay_s"), [("espalier", 2), ("gardener", 0.5)])
+def test_a_crawl_delay_is_the_groups(token, delay_s):
+    assert robots(token=token).delay_s == delay_s
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<html><body>404</body></html>", "\0\0\xff", "Disallow: /", "User-agent: *\nDisallow:"]
+)
+def test_what_forbids_nothing(text):
+    found = robots(text)
+    assert (found.refusal(URL("http://photos.example/a.jpg")), found.delay_s) == (None, 0)
+
+
+def test_spellings_of_one_path_are_one_path():
+    found = robots("\ufeffUser-Agent: *\r\nDisallow: /caf%C3%A9/\r\nDisallow: /a b\r\nDisallow: /x$y")
+    for path in ("/café/1.jpg", "/caf%c3%a9/1.jpg", "/a%20b", "/x$y/1"):
+        assert found.refusal(URL(f"http://photos.example{path}")), path
+    assert found.refusal(URL("http://photos.example/xy")) is None
+
+
+def test_evidence_is_short_and_names_the_port():
+    found = robots(f"User-agent: *\nDisallow: /{'a' * 5000}*", origin="https://photos.example:8443")
+    refusal = found.refusal(URL(f"https://photos.example:8443/{'a' * 5000}.jpg"))
+    assert refusal is not None
+    assert refusal.startswith("robots.txt of photos.example:8443: Disallow: /aaa")
+    assert len(refusal) < 200
+
+
+def test_a_hostile_file_costs_little():
+    """Wildcards that would send a backtracking matcher away for ever, and as many rules as fit."""
+    rules = "".join(f"Disallow: /{i}*a*a*a*a*a*a*a*a*b$\n" for i in range(15_000))
+    began_s = time.process_time()
+    found = robots(f"User-agent: *\n{rules}"[: 500 << 10])
+    assert found.refusal(URL(f"http://photos.example/1{'a' * 2000}")) is None
+    assert time.process_time() - began_s < 5  # 0.2 s where it is written; without an end where it backtracks

@@ -1,0 +1,227 @@
+"""Files of whole hosts: asked for once, whoever asks; kept in memory within bounds, and on disk until they expire."""
+
+import asyncio
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from tasks.download import site_files
+from tasks.download.reasons import FetchError
+from tasks.download.site_files import FAILED_S, KEPT_S, Known, Shelf, SiteFile, SiteFiles, cache_folder
+from tests.hostile_server import HostileServer
+
+
+class Actor:
+    """What one process has of a kind of files: its own memory, and the disk that all share."""
+
+    def __init__(self, folder, parse=lambda file: file.text):
+        self.known = Known()
+        self.shelf = Shelf(folder) if folder else None
+        self.parse = parse
+        self.asked = 0
+        self.fault = None
+
+    def find(self, *urls, keep=True):
+        """Ask for the file of each URL's host, all at once, as one part of a build does."""
+
+        async def run(session, pool):
+            async def ask(url):
+                self.asked += 1
+                if self.fault:
+                    raise self.fault
+                async with session.get(url) as response:
+                    return await response.text()
+
+            files = SiteFiles("/robots.txt", ask, self.parse, self.known, self.shelf, pool)
+            return await asyncio.gather(*[files.of(URL(u), keep) for u in urls], return_exceptions=True)
+
+        async def main():
+            with ThreadPoolExecutor(2) as pool:
+                async with aiohttp.ClientSession() as session:
+                    return await run(session, pool)
+
+        return asyncio.run(main())
+
+
+@pytest.fixture
+def host():
+    with HostileServer() as server:
+        server.robots = server.at("robots.txt", server.body(b"User-agent: *", "text/plain"))
+        server.urls = [f"http://127.0.0.1:{server.port}/{i}.jpg" for i in range(100)]
+        yield server
+
+
+def test_100_urls_ask_their_host_once(host, tmp_path):
+    actor = Actor(tmp_path)
+    assert actor.find(*host.urls) == ["User-agent: *"] * 100
+    assert actor.find(*host.urls) == ["User-agent: *"] * 100  # the next part
+    assert host.hits[host.robots] == 1
+
+
+def test_other_actors_and_later_builds_read_the_disk(host, tmp_path):
+    for _ in range(3):
+        assert Actor(tmp_path).find(*host.urls[:5]) == ["User-agent: *"] * 5
+    assert host.hits[host.robots] == 1
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def test_private_hosts_are_not_kept_on_disk(host, tmp_path):
+    for _ in range(2):
+        Actor(tmp_path / "none").find(*host.urls, keep=False)
+    assert host.hits[host.robots] == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_old_file_is_asked_for_again_and_stands_in_where_the_host_is_silent(host, tmp_path):
+    origin = str(URL(host.urls[0]).origin())
+    Shelf(tmp_path).write(SiteFile(origin, "old", time.time() - KEPT_S - 1))
+    silent = Actor(tmp_path)
+    silent.fault = FetchError("server_error", "HTTP 503")
+    assert silent.find(host.urls[0]) == ["old"]
+    assert Actor(tmp_path).find(host.urls[0]) == ["User-agent: *"]
+    assert Actor(tmp_path).find(host.urls[0]) == ["User-agent: *"]
+    assert host.hits[host.robots] == 1
+
+
+def test_memory_expires_with_the_file(host, tmp_path, monkeypatch):
+    actor = Actor(None)
+    actor.find(host.urls[0])
+    later = time.time() + KEPT_S + 1
+    monkeypatch.setattr(site_files.time, "time", lambda: later)
+    actor.find(host.urls[0])
+    assert host.hits[host.robots] == 2
+
+
+def test_a_failure_is_remembered_for_an_hour_and_never_on_disk(host, tmp_path, monkeypatch):
+    actor = Actor(tmp_path)
+    actor.fault = FetchError("timeout", "over 10 s")
+    for _ in range(2):
+        for error in actor.find(*host.urls[:10]):
+            assert (error.reason, error.detail) == ("timeout", "over 10 s")
+    assert actor.asked == 1
+    assert list(tmp_path.iterdir()) == []
+    actor.fault = None
+    later = time.time() + FAILED_S + 1
+    monkeypatch.setattr(site_files.time, "time", lambda: later)
+    assert actor.find(host.urls[0]) == ["User-agent: *"]
+
+
+def test_a_parser_that_breaks_is_one_request_too(host, tmp_path):
+    actor = Actor(tmp_path, parse=lambda file: 1 / 0)
+    assert {error.reason for error in actor.find(*host.urls)} == {"unforeseen"}
+    assert {error.reason for error in actor.find(*host.urls)} == {"unforeseen"}
+    assert host.hits[host.robots] == 1
+
+
+def test_a_row_that_gives_up_takes_nothing_from_the_others(tmp_path):
+    """One of two who wait for the same file is cancelled; the other gets it."""
+
+    async def main():
+        gate = asyncio.Event()
+
+        async def ask(url):
+            await gate.wait()
+            return "rules"
+
+        with ThreadPoolExecutor(1) as pool:
+            files = SiteFiles("/robots.txt", ask, lambda file: file.text, Known(), None, pool)
+            first, second = (asyncio.create_task(files.of(URL("http://h/a"), True)) for _ in range(2))
+            await asyncio.sleep(0)
+            first.cancel()
+            gate.set()
+            return await asyncio.gather(first, second, return_exceptions=True)
+
+    cancelled, found = asyncio.run(main())
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert found == "rules"
+
+
+def test_a_slow_host_holds_up_no_other():
+    async def main():
+        never = asyncio.Event()
+
+        async def ask(url):
+            if url.host == "slow":
+                await never.wait()
+            return url.host
+
+        with ThreadPoolExecutor(1) as pool:
+            files = SiteFiles("/robots.txt", ask, lambda file: file.text, Known(), None, pool)
+            slow = asyncio.create_task(files.of(URL("http://slow/"), True))
+            found = await asyncio.wait_for(
+                asyncio.gather(*[files.of(URL(f"http://h{i}/"), True) for i in range(50)]), 5
+            )
+            slow.cancel()
+        return found
+
+    assert asyncio.run(main()) == [f"h{i}" for i in range(50)]
+
+
+def test_memory_is_bounded_in_number_and_in_text():
+    known = Known(most=3, most_text=100)
+    for i in range(10):
+        known.put(f"h{i}", i, 10, time.time() + 9)
+        known.get("h0")  # the latest used stays
+    assert [known.get(f"h{i}") for i in (0, 7, 8, 9)] == [0, None, 8, 9]
+    known.put("large", "x", 95, time.time() + 9)
+    assert (len(known), known.get("large")) == (1, "x")
+    known.put("larger than all", "y", 500, time.time() + 9)
+    assert (len(known), known.get("larger than all")) == (1, "y")
+
+
+def test_a_thousand_hosts_with_large_files_stay_small():
+    known = Known()
+    for i in range(1000):
+        known.put(f"h{i}", i, 500 << 10, time.time() + 9)
+    assert len(known) <= 16
+
+
+def test_ports_and_schemes_have_files_of_their_own(tmp_path):
+    shelf = Shelf(tmp_path)
+    for origin in ("http://h", "https://h", "http://h:81"):
+        shelf.write(SiteFile(origin, origin, time.time()))
+    assert [shelf.read(o).text for o in ("http://h", "https://h", "http://h:81")] == [
+        "http://h",
+        "https://h",
+        "http://h:81",
+    ]
+    assert shelf.read("http://other") is None
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b'{"origin": "http://h"}', b'{"origin": "x", "text": "", "fetched_at": 1}']
+)
+def test_a_damaged_file_on_disk_is_not_there(tmp_path, data):
+    shelf = Shelf(tmp_path)
+    shelf.write(SiteFile("http://h", "rules", time.time()))
+    next(tmp_path.iterdir()).write_bytes(data)
+    assert shelf.read("http://h") is None
+
+
+def test_the_disk_is_swept_and_bounded(tmp_path, monkeypatch):
+    old = Shelf(tmp_path)
+    for i in range(4):
+        old.write(SiteFile(f"http://old{i}", "", time.time()))
+    for path in tmp_path.iterdir():
+        os.utime(path, (1, 1))
+    monkeypatch.setattr(site_files, "MOST_ON_DISK", 2)
+    shelf = Shelf(tmp_path)
+    for i in range(5):
+        shelf.write(SiteFile(f"http://new{i}", "", time.time()))
+    assert len(list(tmp_path.iterdir())) == 2
+    assert shelf.read("http://new0") is not None
+    assert shelf.read("http://old0") is None
+
+
+def test_a_folder_that_cannot_be_written_is_no_cache(host, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert Actor(tmp_path / "file").find(host.urls[0]) == ["User-agent: *"]
+
+
+def test_the_cache_is_in_the_users_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder("robots") == tmp_path / "espalier" / "robots"
