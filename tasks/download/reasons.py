@@ -45,6 +45,7 @@ REASONS: Final[dict[str, Reason]] = {
     "bad_response": Reason("not HTTP, or a header that cannot be read", "later"),
     "opted_out": Reason("a response header asks not to be used", "never"),
     "tdm_reserved": Reason("text and data mining is reserved, by a response header or by the host's file", "never"),
+    "taken_down": Reason("taken down on request", "never"),
     # the body
     "body_too_large": Reason("more bytes than the limit, as sent or when decompressed", "never"),
     "bad_encoding": Reason("a content encoding that is broken or not understood", "never"),
