@@ -254,6 +254,7 @@ _BRIGHTNESS: Final = np.array([[0.241, 0.691, 0.068]], np.float32)
 _GRID_PX: Final = 96
 _SMALL_PX: Final = 128
 _BLUR_PX: Final = 64
+_LARGE_PX: Final = 4_000_000
 _MARGIN: Final = 2
 """Percents on either side of a percentile between which it is looked for."""
 
@@ -277,7 +278,7 @@ def statistics(pixels: Pixels, one_channel: bool = False, fast: bool = False) ->
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     small = _shrunk(grey)
     mean, p5, p99 = _brightness(grid, grid if fast else pixels)
-    blur, histogram_std = _blur(Image.fromarray(small) if fast else Image.fromarray(pixels))
+    blur, histogram_std = _blur(small if fast else pixels)
     return Statistics(
         phash=_phash(small),
         brightness=mean,
@@ -297,40 +298,55 @@ def _grid(pixels: Pixels) -> Pixels:
 
 
 def _brightness(grid: Pixels, pixels: Pixels) -> tuple[float, float, float]:
-    """Return mean, 5th and 99th percentile of the brightness of `pixels`; `grid` are some of them."""
-    values = _brightness_of_pixels(pixels)
-    some = np.sort(_brightness_of_pixels(grid), axis=None)
-    p5, p99 = (_percentile(values, some, percent) / 255 for percent in (5, 99))
-    return float(cv2.sumElems(values)[0]) / values.size / 255, p5, p99
+    """Return mean, 5th and 99th percentile of the brightness of `pixels`; `grid` are some of them.
 
-
-def _brightness_of_pixels(pixels: Pixels) -> Any:
-    """Return 255 x brightness, float32 (height, width); strip by strip, so that it takes 4 bytes a pixel."""
-    found = np.empty(pixels.shape[:2], np.float32)
-    for top in range(0, len(pixels), _STRIP_ROWS):
-        strip = pixels[top : top + _STRIP_ROWS]
-        squares = cv2.multiply(strip, strip, dtype=cv2.CV_32F)
-        found[top : top + _STRIP_ROWS] = cv2.sqrt(cv2.transform(squares, _BRIGHTNESS))
-    return found
-
-
-def _percentile(values: Any, some: Any, percent: int) -> float:
-    """Return a percentile of float32 values, exactly as numpy does: linear between the two values next to it.
-
-    `some` of the values, ascending, say about where it lies: only what is near is partitioned.
+    The grid says about where a percentile lies; of the pixels, strip by strip, only the values near it are kept.
     """
-    place: float = percent / 100 * (values.size - 1)
-    first = math.floor(place)
-    last = min(first + 1, values.size - 1)
-    around = (min(max(p, 0), 100) / 100 for p in (percent - _MARGIN, percent + _MARGIN))
-    low, high = (some[round(p * (some.size - 1))] for p in around)
-    below = int(np.count_nonzero(values < low))
-    near = values[(values >= low) & (values <= high)]
-    if not below <= first <= last < below + near.size:  # the grid was not like the whole
-        below, near = 0, values.ravel()
-    near = np.partition(near, (first - below, last - below))
-    one, other = float(near[first - below]), float(near[last - below])
-    return one + (place - first) * (other - one)
+    some = np.sort(_values(grid), axis=None)
+    wanted = [_Percentile(percent, some, pixels.shape[0] * pixels.shape[1]) for percent in (5, 99)]
+    total = 0.0
+    for top in range(0, len(pixels), _STRIP_ROWS):
+        values = _values(pixels[top : top + _STRIP_ROWS])
+        total += cv2.sumElems(values)[0]
+        for percentile in wanted:
+            percentile.add(values)
+    p5, p99 = (percentile.value(pixels) / 255 for percentile in wanted)
+    return total / (pixels.shape[0] * pixels.shape[1]) / 255, p5, p99
+
+
+def _values(pixels: Pixels) -> Any:
+    """Return 255 x brightness, float32 (height, width)."""
+    squares = cv2.multiply(pixels, pixels, dtype=cv2.CV_32F)
+    return cv2.sqrt(cv2.transform(squares, _BRIGHTNESS))
+
+
+class _Percentile:
+    """One percentile of float32 values that come in strips, exactly as numpy has it: linear between two values."""
+
+    def __init__(self, percent: int, some: Any, size: int) -> None:
+        """`some` of the values, ascending; `size`: how many there will be."""
+        self._place: float = percent / 100 * (size - 1)
+        self._first = math.floor(self._place)
+        self._last = min(self._first + 1, size - 1)
+        around = (min(max(p, 0), 100) / 100 for p in (percent - _MARGIN, percent + _MARGIN))
+        self._low, self._high = (some[round(p * (some.size - 1))] for p in around)
+        self._below = 0
+        self._near: list[Any] = []
+
+    def add(self, values: Any) -> None:
+        """Take a strip of the values."""
+        self._below += int(np.count_nonzero(values < self._low))
+        self._near.append(values[(values >= self._low) & (values <= self._high)])
+
+    def value(self, pixels: Pixels) -> float:
+        """Return it. `pixels`: where the values came from, should the grid not have been like the whole."""
+        near, below = np.concatenate(self._near), self._below
+        if not below <= self._first <= self._last < below + near.size:
+            strips = range(0, len(pixels), _STRIP_ROWS)
+            near, below = np.concatenate([_values(pixels[top : top + _STRIP_ROWS]).ravel() for top in strips]), 0
+        near.partition((self._first - below, self._last - below))
+        one, other = float(near[self._first - below]), float(near[self._last - below])
+        return one + (self._place - self._first) * (other - one)
 
 
 def _entropy(pixels: Pixels, channels: int) -> float:
@@ -339,14 +355,22 @@ def _entropy(pixels: Pixels, channels: int) -> float:
     return float(-(p * np.log2(p)).sum()) + 0.0  # never minus zero
 
 
-def _blur(picture: Any) -> tuple[float, float]:
-    """Return `blur` and `histogram_std` of a Pillow picture, RGB or L."""
-    ratio = max(picture.size) / _BLUR_PX
-    if ratio > 1:
-        picture = picture.resize(tuple(max(1, int(side // ratio)) for side in picture.size), Image.Resampling.BICUBIC)
-    grey = picture.convert("L")
+def _blur(pixels: Pixels) -> tuple[float, float]:
+    """Return `blur` and `histogram_std` of a picture, uint8 (height, width, 3) or (height, width)."""
+    height, width = pixels.shape[:2]
+    ratio = max(height, width) / _BLUR_PX
+    picture = _resized(pixels, max(1, int(width // ratio)), max(1, int(height // ratio))) if ratio > 1 else pixels
+    grey = Image.fromarray(picture).convert("L")
     edges = np.asarray(grey.filter(ImageFilter.FIND_EDGES))
     return float(edges.std(dtype=np.float64)), float(np.std(grey.histogram()))
+
+
+def _resized(pixels: Pixels, width: int, height: int) -> Pixels:
+    """Return the picture at another size (Pillow's bicubic). Large ones channel by channel, which gives the same: as
+    RGB, Pillow would hold it twice."""
+    if pixels.ndim == 2 or pixels.shape[0] * pixels.shape[1] < _LARGE_PX:
+        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+    return np.stack([_resized(np.ascontiguousarray(pixels[..., c]), width, height) for c in range(3)], axis=2)
 
 
 def phash(pixels: Pixels) -> int | None:
@@ -390,8 +414,11 @@ _COSINES: Final = np.cos(np.pi / 64 * np.outer(np.arange(8), 2 * np.arange(32) +
 
 
 def _is_grey(pixels: Pixels) -> bool:
-    red, green, blue = cv2.split(pixels)
-    return bool(np.array_equal(red, green) and np.array_equal(green, blue))
+    for top in range(0, len(pixels), _STRIP_ROWS):
+        red, green, blue = cv2.split(pixels[top : top + _STRIP_ROWS])
+        if not (np.array_equal(red, green) and np.array_equal(green, blue)):
+            return False
+    return True
 
 
 # ---- the digest of what a picture shows

@@ -101,7 +101,7 @@ class RayEngine(Engine):
         if not waiting:
             return
         options = _options(work.stage.resources)
-        size = min(_pool_size(work.stage.resources), len(waiting))
+        size = min(pool_size(work.stage.resources), len(waiting))
         if self._pool is None or not self._pool.serves(options, size):
             self._drop_pool()
             self._pool = _Pool(options, size)
@@ -403,7 +403,7 @@ def _options(resources: Resources) -> dict[str, Any]:
     return options
 
 
-def _pool_size(resources: Resources) -> int:
+def pool_size(resources: Resources) -> int:
     """Return how many actors fit, or as many as the stage asks for."""
     import ray
 

@@ -30,7 +30,7 @@ def failures(dataset: Dataset) -> list[dict[str, Any]]:
                 "rows": row["n"],
                 "share": round(row["n"] / row["total"], 4),
                 "retry_may_help": about is not None and about.retry != "never",
-                "meaning": about.about if about else "taken down on request" if row["reason"] == TAKEN_DOWN else "",
+                "meaning": about.about if about else "",
                 "example": row["example"],
                 "detail": row["detail"],
             }

@@ -217,9 +217,9 @@ def slots(engine: Engine, resources: Resources) -> int:
     """Return how many parts of a stage with these resources are made at once."""
     if engine.name == "inline":
         return 1
-    from flows.cluster import _pool_size
+    from flows.cluster import pool_size
 
-    return _pool_size(resources)
+    return pool_size(resources)
 
 
 def _slots(engine: Engine, stage: Stage) -> int:
