@@ -1,4 +1,4 @@
-"""Ties by meaning among all rows: cluster after cluster, and across their borders."""
+"""Ties by meaning among all rows: cell after cell, and across their borders. A cell is a cluster, or a part of one."""
 
 from collections.abc import Iterator
 from itertools import chain, pairwise
@@ -10,6 +10,8 @@ import numpy as np
 from catalog.inputs import Inputs
 from tasks import kmeans
 from tasks.deduplicate._base import Order
+from tasks.deduplicate._cells import split
+from tasks.deduplicate._spill import spill
 from tasks.deduplicate._ties import Pairs, Ties, roots
 from tasks.deduplicate.borders import Borders
 from tasks.deduplicate.semantic import BLOCK_ROWS, Clusters, Rule, Semantic, Verdict, asked_vectors, judge
@@ -36,24 +38,35 @@ class Meaning:
         self._run, self._config, self._rank = run, config, order.rank
         rows = order.row[given.cluster[order.row] >= 0]
         rows = rows[np.argsort(given.cluster[rows], kind="stable")]
-        vectors, there = _spill(inputs, run.scratch / "vectors.npy", column, ids, rows)
+        vectors, there = _spilled(inputs, run.scratch / "vectors.npy", column, ids, rows)
         self._rows, self._vectors = _present(rows, vectors, there)
-        self._place = np.full(len(ids), -1, np.int64)
-        self._place[self._rows] = np.arange(len(self._rows))
         own = given.cluster[self._rows]
         edges = np.flatnonzero(np.diff(own)) + 1
         self._starts = np.r_[0, edges, len(own)] if len(own) else np.zeros(1, np.int64)
+        centroids = self._divide(given, own[self._starts[:-1]])
+        self._place = np.full(len(ids), -1, np.int64)
+        self._place[self._rows] = np.arange(len(self._rows))
         sizes = np.diff(self._starts)
-        run.note(
-            semantic_encoder=column, semantic_clusters=len(sizes), semantic_largest_cluster=int(sizes.max(initial=0))
-        )
+        run.note(semantic_encoder=column, semantic_cells=len(sizes), semantic_largest_cell=int(sizes.max(initial=0)))
         run.note(semantic_pairs=int((sizes * (sizes - 1)).sum()) // 2)
-        self._borders = self._open_borders(given, own[self._starts[:-1]])
+        self._borders = self._open_borders(centroids)
 
-    def _open_borders(self, given: Clusters, cells: np.ndarray) -> Borders | None:
-        if self._config.borders == 0 or len(cells) < 2:
+    def _divide(self, given: Clusters, clusters: np.ndarray) -> np.ndarray:
+        """Cut large clusters into cells, where borders are looked across; return the centroids: float32 (c, d)."""
+        self._run.note(semantic_clusters=len(clusters))
+        if self._config.borders == 0 or len(clusters) == 0:
+            return np.empty((len(clusters), 0), np.float32)
+        centroids = self._means() if given.centroids is None else given.centroids[clusters]
+        if self._config.reach == "certain":
+            return centroids
+        self._starts, centroids = split(
+            self._rows, self._vectors, self._starts, centroids, self._run.seed, self._run.device
+        )
+        return centroids
+
+    def _open_borders(self, centroids: np.ndarray) -> Borders | None:
+        if self._config.borders == 0 or len(centroids) < 2:
             return None
-        centroids = self._means() if given.centroids is None else given.centroids[cells]
         config, run = self._config, self._run
         how = config.borders, config.epsilon, config.reach, run.device
         found = Borders(self._vectors, self._starts, centroids, *how)
@@ -227,17 +240,15 @@ def _thinned(count: int, links: np.ndarray) -> np.ndarray:
     return np.stack([rows, first[rows]], axis=1)
 
 
-def _spill(inputs: Inputs, path: Path, column: str, ids: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _spilled(
+    inputs: Inputs, path: Path, column: str, ids: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Write the vectors of `rows` to disk in that order; return (float16 (m, d), mapped; which are usable, (m,))."""
     place = np.full(len(ids), -1, np.int64)
     place[rows] = np.arange(len(rows))
+    asked = asked_vectors(inputs, column, ids, place >= 0)
     dim = kmeans.width(inputs.schema("embeddings"), column)
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(max(len(rows), 1), dim))[: len(rows)]
-    there = np.zeros(len(rows), bool)
-    for at, vectors in asked_vectors(inputs, column, ids, place >= 0):
-        out[place[at]] = vectors
-        there[place[at]] = kmeans.usable(vectors)
-    return out, there
+    return spill(((place[at], vectors) for at, vectors in asked), path, len(rows), dim)
 
 
 def _present(rows: np.ndarray, vectors: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

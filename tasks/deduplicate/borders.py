@@ -28,6 +28,9 @@ VISITORS: Final = 128
 HOSTS: Final = 16_384
 """Rows multiplied at once, of the two sides: few visitors of few homes, so that few hosts are within their reach."""
 
+NEAREST: Final = 64
+"""Cells that a row may visit, of the likely reach: those whose centroids are nearest to its own cell's. More rows are
+then more cells, and no more work a row."""
 DEVIATIONS: Final = 4.0
 """Of how far copies lie apart across a border, for the likely reach."""
 Reach = Literal["likely", "certain"]
@@ -64,6 +67,7 @@ class Borders:
         self._vectors, self._starts, self._device = vectors, starts, device
         self._threshold, self._angle = 1 - epsilon, angle(epsilon, vectors.shape[1], reach)
         self._centroids = torch.from_numpy(np.array(centroids, np.float32)).to(device)
+        self._only_near = reach == "likely"
         self.cut = 0
         """Rows that had more cells within reach than they visit: 0 of a certain reach says that no pair is missed."""
         self.strays = 0
@@ -92,22 +96,35 @@ class Borders:
         start, stop = self._starts[cell], self._starts[cell + 1]
         reach = float(np.sin(self._angle / 2)) + SLACK
         rows = kmeans.UnitRows(self._vectors[start:stop], self._device)
-        step = kmeans.block_rows(len(self._centroids))
-        most = min(count, len(self._centroids))
-        apart = (2 - 2 * (self._centroids @ self._centroids[cell])).clamp_min(0).sqrt_().clamp_min_(SLACK)
+        others = self._others(cell)
+        centroids, own = self._centroids[others], int((others == cell).nonzero())
+        step = kmeans.block_rows(len(others))
+        most = min(count, len(others))
+        apart = (2 - 2 * (centroids @ centroids[own])).clamp_min(0).sqrt_().clamp_min_(SLACK)
         places, cells, sines = [], [], []
         for begin in range(0, len(rows), step):
-            near = rows[begin : min(begin + step, len(rows))] @ self._centroids.T
-            sine = near[:, cell : cell + 1].clone().sub(near).div_(apart)
-            sine[:, cell] = torch.inf
+            near = rows[begin : min(begin + step, len(rows))] @ centroids.T
+            sine = near[:, own : own + 1].clone().sub(near).div_(apart)
+            sine[:, own] = torch.inf
             self.strays += int((sine < -SLACK).any(dim=1).sum())
             self.cut += int(((sine <= reach).sum(dim=1) > most).sum())
             lowest, at = sine.topk(most, dim=1, largest=False)
             row, column = (lowest <= reach).nonzero(as_tuple=True)
             places.append((row + (start + begin)).cpu().numpy())
-            cells.append(at[row, column].to(torch.int32).cpu().numpy())
+            cells.append(others[at[row, column]].to(torch.int32).cpu().numpy())
             sines.append(lowest[row, column].cpu().numpy())
         return np.concatenate(places), np.concatenate(cells), np.concatenate(sines)
+
+    def _others(self, cell: int) -> "torch.Tensor":
+        """Return the cells that rows of a cell may visit, itself among them: int64 (c,), ascending."""
+        import torch
+
+        count = len(self._centroids)
+        if not self._only_near or count <= NEAREST + 1:
+            return torch.arange(count, device=self._device)
+        near = (self._centroids @ self._centroids[cell]).topk(NEAREST + 1).indices
+        found: torch.Tensor = torch.unique(torch.cat([near, near.new_tensor([cell])]))
+        return found
 
     def pairs(self, visiting: np.ndarray | None = None, hosting: np.ndarray | None = None) -> Iterator[Found]:
         """Yield pairs with a cosine above 1 - epsilon; a pair that visits both ways comes twice.

@@ -44,6 +44,8 @@ class Semantic(Config):
     - `components`: one row, the first, stays of each connected component ("one per group", the paper's wording). Takes
       out a superset of `order`; the representative may be less similar than 1 - epsilon.
 
+    With `borders` and a likely reach, clusters above 4096 rows are cut into cells of about 2048 (`_cells`), so that the
+    cost of a row does not grow with the corpus.
     The rule holds for ties by looks as well, where the stage has both (`_merge`). As published: `borders: 0`, no
     perceptual copies, and neither `order` nor `keep`; clusters are then judged one by one, at n^2 / 2k products.
     Source: Abbas et al., SemDeDup, 2023 (arXiv 2303.09540), section 3 and algorithm A7; borders are ours.

@@ -1,0 +1,51 @@
+"""Vectors on disk in another order than they come in, written forwards: into buckets first, then bucket by bucket.
+
+Writing each row to its place in a map would touch every page several times, in any order, which takes a disk minutes.
+"""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tasks import kmeans
+
+BUCKET_BYTES: Final = 1 << 28
+MOST_BUCKETS: Final = 256
+"""Files that are open at once. Above 64 GB of vectors, buckets grow instead."""
+
+Placed = Iterable[tuple[np.ndarray, np.ndarray]]
+"""Places int64 (m,), each of 0 .. rows - 1 at most once; vectors (m, d)."""
+
+
+def spill(placed: Placed, path: Path, rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Write vectors to their places; return (float16 (rows, d), a map; which have a direction, bool (rows,)).
+
+    Memory: two buckets. While it works, the disk holds the vectors twice.
+    """
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(max(rows, 1), dim))[:rows]
+    there = np.zeros(rows, bool)
+    size = max(BUCKET_BYTES // (2 * dim), -(-rows // MOST_BUCKETS), 1)
+    record = np.dtype([("place", np.int64), ("vector", np.float16, (dim,))])
+    buckets = [path.with_suffix(f".{number}") for number in range(-(-rows // size))]
+    with ExitStack() as stack:
+        files = [stack.enter_context(bucket.open("wb")) for bucket in buckets]
+        for places, vectors in placed:
+            there[places] = kmeans.usable(vectors)
+            order = np.argsort(places)
+            records = np.empty(len(order), record)
+            records["place"], records["vector"] = places[order], vectors[order]
+            edges = np.searchsorted(records["place"], np.arange(len(files) + 1) * size)
+            for file, (begin, end) in zip(files, pairwise(edges.tolist()), strict=True):
+                file.write(records[begin:end].tobytes())
+    for number, bucket in enumerate(buckets):
+        held = np.fromfile(bucket, record)
+        bucket.unlink()
+        block = np.zeros((min(size, rows - number * size), dim), np.float16)
+        block[held["place"] - number * size] = held["vector"]
+        out[number * size : number * size + len(block)] = block
+        kmeans.release(out)
+    return out, there
