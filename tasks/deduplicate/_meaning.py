@@ -162,6 +162,7 @@ class Meaning:
             at = known[begin : begin + BLOCK_ROWS]
             pair = [kmeans.UnitRows(self._vectors[side[at]], self._run.device)[0 : len(at)] for side in (one, other)]
             found[at] = (pair[0] * pair[1]).sum(dim=1).cpu().numpy()
+            kmeans.release(self._vectors)
         return found
 
     def _chosen(self, rows: np.ndarray | None) -> np.ndarray | None:
@@ -185,6 +186,7 @@ class Meaning:
             vectors = self._vectors[places]
             if len(vectors):
                 yield places, judge(vectors, rule, self._config.epsilon, self._run.device)
+                kmeans.release(self._vectors)
             done += len(vectors)
             self._run.progress(done, len(self._rows))
 
@@ -219,6 +221,7 @@ class Meaning:
         Where both are the same set, only blocks on and below the diagonal are multiplied.
         """
         one, other = self._vectors[mine], self._vectors[theirs]
+        kmeans.release(self._vectors)
         if len(one) == 0 or len(other) == 0:
             return
         rows, columns = self._rows[mine], self._rows[theirs]

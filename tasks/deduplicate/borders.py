@@ -142,6 +142,7 @@ class Borders:
                 continue
             for begin in range(0, len(hosts), HOSTS):
                 yield from self._pairs_at(cell, here, hosts[begin : begin + HOSTS])
+            kmeans.release(self._vectors)
 
     def _pairs_at(self, cell: int, visits: np.ndarray, hosts: np.ndarray) -> Iterator[Found]:
         rows = kmeans.UnitRows(self._vectors[hosts], self._device)[0 : len(hosts)]
