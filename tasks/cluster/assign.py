@@ -9,6 +9,7 @@ from pydantic import Field
 
 from catalog.inputs import as_matrix
 from catalog.schema import CLUSTERS
+from tasks.batches import recut
 from tasks.kmeans import Assigner, vector_column
 from tasks.stage import Batches, Columns, MapStage, Step, Tables
 
@@ -43,22 +44,6 @@ class Assign(MapStage):
                 yield _assign(batch, assigner)
 
         return step
-
-
-def recut(batches: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Yield the same rows in tables of exactly `rows`, and the rest."""
-    held: list[pa.Table] = []
-    count = 0
-    for batch in batches:
-        held.append(batch)
-        count += batch.num_rows
-        while count >= rows:
-            joined = pa.concat_tables(held)
-            yield joined.slice(0, rows)
-            held = [joined.slice(rows)]
-            count -= rows
-    if count:
-        yield pa.concat_tables(held)
 
 
 def _assign(batch: pa.Table, assigner: Assigner) -> pa.Table:

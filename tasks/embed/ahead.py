@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pyarrow as pa
 
+from tasks.batches import recut
 from tasks.encoder import Encoder
 from tasks.encoder_model import Model
 
@@ -88,7 +89,7 @@ def prepare_ahead(
 
         def read() -> None:
             try:
-                for rows in cut(batches, size):
+                for rows in recut(batches, size):
                     prepared = Prepared(rows, models)
                     _put(queue, (prepared, [pool.submit(job) for job in prepared.jobs()]), stop)
                     if stop.is_set():
@@ -115,15 +116,3 @@ def _put(queue: _Queue, item: tuple[Prepared, list[Future[None]]] | None, stop: 
         with suppress(Full):
             queue.put(item, timeout=_POLL_S)
             return
-
-
-def cut(batches: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
-    """Yield the same rows in tables of exactly `size` rows, but for the last."""
-    held: pa.Table | None = None
-    for batch in batches:
-        held = batch if held is None else pa.concat_tables([held, batch])
-        while held.num_rows >= size:
-            yield held.slice(0, size)
-            held = held.slice(size)
-    if held is not None and held.num_rows:
-        yield held

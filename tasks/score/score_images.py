@@ -13,8 +13,8 @@ from pydantic import Field
 
 from catalog.errors import RecipeError, nearest
 from catalog.schema import SAMPLE_ID
+from tasks.batches import recut
 from tasks.score._base import Forward, ImageScorer
-from tasks.score._blocks import blocks
 from tasks.score.watermark import Watermark
 from tasks.stage import Batches, Columns, Config, MapStage, Resources, Step, Tables
 
@@ -78,7 +78,7 @@ def _ahead(
     """Yield forward batches in order, prepared; the next ones are under way meanwhile."""
     waiting: list[tuple[pa.Table, Pictures, list[Future[None]]]] = []
     try:
-        for rows in blocks(batches, size):
+        for rows in recut(batches, size):
             waiting.append((rows, *_submit(rows, scorers, pool)))
             if len(waiting) > _AHEAD:
                 yield _done(*waiting.pop(0))

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from catalog.inputs import as_matrix
 from catalog.schema import SAMPLE_ID
+from tasks.batches import recut
 from tasks.score._base import VectorScorer
-from tasks.score._blocks import blocks
 from tasks.score._heads import Head, Stacked
 from tasks.score.aesthetic_v1 import AestheticV1
 from tasks.score.aesthetic_v2 import AestheticV2
@@ -69,7 +69,7 @@ class ScoreVectors(MapStage):
         stacks: dict[str, _Stack] = {}
 
         def step(batches: Iterator[pa.Table]) -> Batches:
-            for block in blocks(batches, PIECE_ROWS):
+            for block in recut(batches, PIECE_ROWS):
                 if not stacks:
                     stacks.update(_stacks(self.scorers, heads, block.column_names, device))
                 yield _score(block, stacks, self.output({}))

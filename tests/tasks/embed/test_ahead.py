@@ -4,10 +4,9 @@ import threading
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from PIL.Image import Image
 
-from tasks.embed.ahead import AHEAD, cut, prepare_ahead
+from tasks.embed.ahead import AHEAD, prepare_ahead
 from tasks.encoder import Encoder
 from tests.pictures import encoded, picture
 
@@ -30,19 +29,6 @@ class Thumbnails:
 def rows(n: int, start: int = 0) -> pa.Table:
     images = [encoded(picture(16, 16, seed=start + i), "PNG") for i in range(n)]
     return pa.table({"sample_id": range(start, start + n), "image": pa.array(images, pa.large_binary())})
-
-
-@pytest.mark.parametrize("sizes", [(), (0,), (10,), (3, 0, 7), (1,) * 10])
-def test_cut_keeps_every_row_in_order(sizes: tuple[int, ...]) -> None:
-    starts = np.cumsum((0, *sizes))
-    batches = [
-        pa.table({"x": pa.array(range(start, start + size), pa.int64())})
-        for start, size in zip(starts, sizes, strict=False)
-    ]
-    pieces = [piece["x"].to_pylist() for piece in cut(iter(batches), 4)]
-    total = sum(sizes)
-    assert [x for piece in pieces for x in piece] == list(range(total))
-    assert all(len(piece) == 4 for piece in pieces[:-1])
 
 
 def test_rows_come_in_order_and_whole() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 
-def blocks(batches: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+def recut(batches: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
     """Yield the same rows in tables of exactly `rows`, counted from the first one, and the rest."""
     held: list[pa.Table] = []
     count = 0
