@@ -106,15 +106,6 @@ def test_runs_of_dead_processes_are_marked_crashed(client: Any, tmp_path: Path) 
     assert states() == {"CRASHED"}
 
 
-def end(worker: "subprocess.Popen[bytes]") -> None:
-    """End a Prefect worker, which now and then does not end when it is asked to."""
-    worker.terminate()
-    try:
-        worker.wait(20)
-    except subprocess.TimeoutExpired:
-        worker.kill()
-
-
 def test_a_deployment_is_run_by_a_worker_and_only_once_at_a_time(web: Web, client: Any, prefect_server: str) -> None:
     from flows.deploy import deploy
 
@@ -138,7 +129,7 @@ def test_a_deployment_is_run_by_a_worker_and_only_once_at_a_time(web: Web, clien
 
             assert sorted(wait_for(finished, 240)) == ["CANCELLED", "COMPLETED"]
         finally:
-            end(worker)
+            worker.terminate()
     assert Catalog(web.catalog).dataset("web").version().tables["source"].rows == 9
 
 
