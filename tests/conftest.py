@@ -1,6 +1,7 @@
 """What every test session shares: a state folder of its own, one Ray, one Prefect server, one S3 server."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,11 @@ os.environ["PREFECT_HOME"] = str(Path(_STATE) / "prefect")
 os.environ["ESPALIER_SERVER_IDLE_S"] = "5"
 os.environ.pop("PREFECT_API_URL", None)
 os.environ.pop("ESPALIER_CATALOG", None)
+
+# A shell ignores Ctrl-C on behalf of what it runs in the background, and children inherit that: builds and workers that
+# the tests start could not be interrupted.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
