@@ -1,8 +1,8 @@
 """Parts: deterministic, content-addressed Parquet files, and the bytes beside them.
 
-A part is named by its fingerprint, so that it exists means that its work is done. Nothing is ever written in place, but
-for a takedown (`catalog.erase`):
-the shard appears first, then the part, each whole or not at all.
+A part is named by its fingerprint, so that it exists means that its work is done. The shard
+appears first, then the part, each whole or not at all, and nothing is ever written in place, but for a takedown
+(`catalog.erase`).
 """
 
 import hashlib

@@ -1,7 +1,5 @@
 """What a recipe may say of one encoder, and what can be known of it before anything is loaded."""
 
-import hashlib
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -11,6 +9,7 @@ from pydantic import Field, model_validator
 from catalog.errors import RecipeError, nearest
 from catalog.schema import score, vector
 from tasks.clip import BPE_WORDS, pretrained_tags, read_config
+from tasks.file_digest import digest_of
 from tasks.stage import Config, Tables
 
 RANDOM: Final = "random"
@@ -129,16 +128,5 @@ def _content(reference: str) -> str:
     """Return a local file's or folder's digest, or the reference itself where it is neither."""
     path = Path(reference)
     if path.is_dir():
-        return "folder:" + ",".join(f"{p.name}={_sha256_of(p)}" for p in sorted(path.iterdir()) if p.is_file())
-    return f"sha256:{_sha256_of(path)}" if path.is_file() else reference
-
-
-def _sha256_of(path: Path) -> str:
-    state = path.stat()
-    return _sha256(path, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:  # size and time: a changed file is read anew
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return "folder:" + ",".join(f"{p.name}={digest_of(p)}" for p in sorted(path.iterdir()) if p.is_file())
+    return f"sha256:{digest_of(path)}" if path.is_file() else reference

@@ -13,7 +13,6 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,6 +24,7 @@ from urllib.request import Request, urlopen
 from pydantic import Field, model_validator
 
 from catalog.errors import RecipeError, UserError, nearest
+from tasks.file_digest import digest_of
 from tasks.stage import Config
 
 if TYPE_CHECKING:
@@ -91,18 +91,6 @@ def cache_folder() -> Path:
     """Return where fetched weights lie on this machine."""
     base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(base) / "espalier" / "weights"
-
-
-def digest_of(path: Path) -> str:
-    """Return a file's SHA-256 in hex; read anew only where its size or time changed."""
-    state = path.stat()
-    return _digest_of(path, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _digest_of(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_bytes(reference: str, sha256: str | None, max_bytes: int = MAX_BYTES) -> bytes:

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +16,7 @@ from catalog.errors import RecipeError, UserError, nearest
 from catalog.inputs import as_matrix
 from tasks import kmeans
 from tasks.deduplicate import exact, perceptual
+from tasks.file_digest import digest_of
 from tasks.stage import Config, Run
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ class EvaluationSet(Config):
         path = Path(self.path)
         if not path.is_file():
             raise RecipeError(f"set {self.name!r}: {self.path} is not there")
-        state = path.stat()
-        return self.model_dump(mode="json") | {"path": _sha256(path, state.st_size, state.st_mtime_ns)}
+        return self.model_dump(mode="json") | {"path": digest_of(path)}
 
 
 EXPECTED: Final = {
@@ -104,12 +103,6 @@ def _fits(name: str, type_: pa.DataType) -> bool:
     if name == "vector":
         return bool(types.is_fixed_size_list(type_) and types.is_floating(type_.value_type))
     return bool(types.is_string(type_) or types.is_large_string(type_))
-
-
-@lru_cache(maxsize=256)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:  # size and time: a changed file is read anew
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass

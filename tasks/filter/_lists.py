@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from catalog.errors import RecipeError, nearest
+from tasks.file_digest import digest_of
 from tasks.stage import Config
-from tasks.weights import digest_of
 
 Match = Literal["exact", "host", "suffix"]
 

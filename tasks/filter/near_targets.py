@@ -19,9 +19,9 @@ from catalog.errors import RecipeError, nearest
 from catalog.inputs import Inputs, as_matrix
 from catalog.schema import DECISIONS
 from tasks.encoder import encoder_of
+from tasks.file_digest import digest_of
 from tasks.kmeans import Assigner, vector_column, width
 from tasks.stage import Batches, Columns, Run, Tables, TableStage
-from tasks.weights import digest_of
 
 if TYPE_CHECKING:
     from tasks.encoder_model import Model

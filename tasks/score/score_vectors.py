@@ -1,7 +1,7 @@
 """`use: score_vectors`: every scorer of embeddings, in one pass over the stored vectors; no image is read.
 
 All scorers of one embedding column share one matrix product: the folded maps of the linear ones and the first layers
-of the others lie in one matrix (research B8, F18). What is left to do after it is small.
+of the others lie in one matrix. What is left to do after it is small.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
