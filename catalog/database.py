@@ -2,9 +2,11 @@
 
 Nothing is copied and nothing is cached: a view is `read_parquet([...])`, so a query is as fast as over plain Parquet
 files. A connection is shut in before any user's statement runs: no settings, no extensions, no files but those of the
-datasets that it shows; and `query` runs SELECT statements only, as DuckDB lets `COPY ... TO` write where it may read.
+tables that it shows. DuckDB lets `COPY ... TO` write wherever it may read, also from within a SELECT; so `query` looks
+at the parsed statement, and runs it only where every part of it reads.
 """
 
+import json
 import os
 import re
 import tempfile
@@ -45,6 +47,16 @@ _JUDGED: Final = {
 SCORES_TABLE: Final = "scores_table"
 """What the table `scores` is called beside the view of that name."""
 _READING: Final = ("SELECT", "EXPLAIN")
+_READING_NODES: Final = frozenset(["SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"])
+"""Of DuckDB's syntax trees; others that a WITH may hold are COPY_QUERY_NODE, DELETE_QUERY_NODE, ..."""
+_READING_FUNCTIONS: Final = frozenset(
+    ("generate_series", "glob", "histogram", "histogram_values", "json_each", "json_tree", "query_table", "range")
+) | {"repeat", "repeat_row", "show_tables", "sniff_csv", "summary", "unnest"}
+"""Table functions, beside those of _READING_FAMILIES. Among the others are some that run text as a statement (query,
+json_execute_serialized_sql), call what a text names (destroy_external_resource), or change the connection."""
+_READING_FAMILIES: Final = ("duckdb_", "parquet_", "pragma_", "read_")
+_LOGS: Final = ("versions", "runs")
+"""Tables that every dataset has beside those of a version."""
 _EXPLAIN = re.compile(r"\s*explain\s+(analyze\s+)?", re.IGNORECASE)
 
 
@@ -118,7 +130,7 @@ def query(
 
     timer = threading.Timer(timeout_s, connection.interrupt) if timeout_s is not None else None
     try:
-        _refuse_writing(text)
+        _refuse_writing(connection, text)
         if timer:
             timer.start()
         relation = connection.sql(text)
@@ -152,9 +164,10 @@ def open_connection(
     return connection
 
 
-def shut_in(connection: "duckdb.DuckDBPyConnection", datasets: Iterable[Dataset]) -> None:
-    """Let a connection read these datasets' folders, and nothing else, from now on."""
-    folders = ", ".join(_quoted(f"{dataset.storage.uri}/") for dataset in datasets)
+def shut_in(connection: "duckdb.DuckDBPyConnection", shown: Mapping[Dataset, Version]) -> None:
+    """Let a connection read the folders of these versions' tables, and nothing else, from now on."""
+    tables = ((dataset, table) for dataset, version in shown.items() for table in (*version.tables, *_LOGS))
+    folders = ", ".join(_quoted(f"{dataset.storage.uri}/{table}/") for dataset, table in tables)
     connection.execute(f"set allowed_directories = [{folders}]")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")
@@ -170,7 +183,7 @@ def attach(connection: "duckdb.DuckDBPyConnection", dataset: Dataset, version: V
     for table, (columns, parts) in found.items():
         name = SCORES_TABLE if table in views else table  # the view `scores` has more than the table of that name
         _show(connection, dataset, f'"{schema}"."{name}"', columns, parts, version.tables[table].uniform)
-    for table in ("versions", "runs"):
+    for table in _LOGS:
         with suppress(NotFoundError):
             columns, parts = delta.contents(dataset.storage, table)
             _show(connection, dataset, f'"{schema}"."{table}"', columns, parts, True)
@@ -266,22 +279,57 @@ def _rejected(schema: str, version: Version) -> str:
     return f"select distinct on (sample_id) * from ({rejected}) order by sample_id, stage"  # who knows who wrote it
 
 
-def _refuse_writing(text: str) -> None:
+def _refuse_writing(connection: "duckdb.DuckDBPyConnection", text: str) -> None:
     """Raise QueryError unless the text is one statement that only reads, also behind EXPLAIN (ANALYZE runs it)."""
     import duckdb
 
     statements = duckdb.extract_statements(text)
     if len(statements) != 1:
         raise QueryError(f"found {len(statements)} statements, expected one SELECT")
-    kind = statements[0].type.name
+    try:
+        kind = statements[0].type.name
+    except ValueError:  # of a kind that DuckDB's Python has no name for
+        kind = "another statement"
     if kind not in _READING:
         hint = "; write PIVOT with an IN list" if kind == "MULTI" else ""
         raise QueryError(f"the catalog is read-only: found {kind}, expected SELECT{hint}")
-    if kind == "EXPLAIN":
-        # Only at the very beginning, and no options in parentheses: what is cut off must be what DuckDB cuts off.
-        if not (begin := _EXPLAIN.match(text)):
-            raise QueryError("cannot tell what is explained; begin the statement with EXPLAIN")
-        _refuse_writing(text[begin.end() :])
+    if kind == "SELECT":
+        _refuse_writing_inside(connection, text)
+        return
+    # Only at the very beginning, and no options in parentheses: what is cut off must be what DuckDB cuts off.
+    if not (begin := _EXPLAIN.match(text)):
+        raise QueryError("cannot tell what is explained; begin the statement with EXPLAIN")
+    _refuse_writing(connection, text[begin.end() :])
+
+
+def _refuse_writing_inside(connection: "duckdb.DuckDBPyConnection", text: str) -> None:
+    """Raise QueryError where a part of a SELECT does more than read: a WITH that copies, a function that runs text."""
+    serialized = connection.execute("select json_serialize_sql(?)", [text]).fetchall()[0][0]
+    try:
+        tree = json.loads(serialized)
+    except RecursionError:
+        raise QueryError("the statement is nested too deeply") from None
+    if tree["error"]:
+        raise QueryError(" ".join(str(tree["error_message"]).split()))
+    nodes: list[Any] = [tree]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            _refuse_writing_node(node)
+            nodes += node.values()
+        elif isinstance(node, list):
+            nodes += node
+
+
+def _refuse_writing_node(node: Mapping[str, Any]) -> None:
+    kind = str(node.get("type", ""))
+    if kind.endswith("_NODE") and kind not in _READING_NODES:
+        raise QueryError(f"the catalog is read-only: found {kind.partition('_')[0]} inside, expected SELECT")
+    if kind == "TABLE_FUNCTION":
+        name = str(node["function"]["function_name"]).lower()
+        if name not in _READING_FUNCTIONS and not name.startswith(_READING_FAMILIES):
+            near = nearest(name, _READING_FUNCTIONS)
+            raise QueryError(f"the catalog is read-only: {name}() may not be used{near}")
 
 
 def _one_line(error: Exception, connection: "duckdb.DuckDBPyConnection") -> str:

@@ -198,6 +198,7 @@ def test_one_dataset_needs_no_prefix(dataset: Dataset, write_part: WritePart, fa
 @pytest.fixture
 def birds(local_dataset: Dataset, write_part: WritePart, facts: VersionFacts) -> Catalog:
     publish(local_dataset, write_part, facts, 2)
+    local_dataset.set_state("x", {"secret": 1})
     catalog = Catalog(str(local_dataset.storage.local("..")))
     (catalog.storage.local("secret.csv") or Path()).write_text("secret\n1\n")
     catalog.dataset("unfinished").set_state("x", {})
@@ -230,6 +231,19 @@ WRITES = [
     "vacuum",
     "prepare p as copy (select 1) to '{birds}/evil.csv'",
     "with t as (select 1) insert into birds.clusters select 1, 1",
+    "with t as (copy (select 1) to '{birds}/source/evil.parquet') from t",
+    "with t as materialized (copy (select 1) to '{birds}/source/evil.csv') select 1",
+    "explain analyze with t as (copy (select 1) to '{birds}/source/evil.csv') from t",
+    "with t as (delete from birds.clusters returning *) from t",
+    "with t as (insert into birds.clusters values (1, 1) returning *) from t",
+    "from json_execute_serialized_sql(json_serialize_sql("
+    "'with t as (copy (select 1) to ''{birds}/source/evil.csv'') from t'))",
+    "select (from system.main.Json_Execute_Serialized_SQL('x'))",
+    "from query('from json_execute_serialized_sql(''x'')')",
+    "with a as (from birds.source, lateral query('select 1')) from a",
+    "select * from destroy_external_resource('json_execute_serialized_sql', 'x')",
+    "select * from checkpoint()",
+    "update extensions",
     "pivot birds.source on url using count(*)",
     "",
     "-- nothing",
@@ -238,6 +252,9 @@ OUTSIDE = [
     "select * from read_csv('{root}/secret.csv')",
     "select * from '{root}/secret.csv'",
     "select * from read_text('{birds}/../secret.csv')",
+    "select * from read_text('{birds}/source/../_state/x.json')",
+    "select * from '{birds}/_state/x.json'",
+    "select * from glob('{birds}/*')",
     "select * from read_blob('/etc/passwd')",
     "select * from read_text('/proc/self/environ')",
     "select * from glob('{root}/*')",
@@ -280,6 +297,10 @@ def test_users_can_only_read_the_datasets(birds: Catalog, statement: str) -> Non
         "values (1)",
         "with t as (select 1) from t",
         "select 1 -- copy",
+        "select 'copy_query_node' as type, '{\"type\": \"COPY_QUERY_NODE\"}'",
+        "with recursive t(n) as (select 1 union all select n + 1 from t where n < 3) select n from t union select 9",
+        "select x, (select max(range) from range(3)) from unnest([1, 2]) t(x), lateral (select x + 1)",
+        "select " + " + ".join(["1"] * 100),
         "pivot birds.decisions on keep in (true, false) using count(*) group by stage",
     ],
 )
@@ -294,6 +315,8 @@ def test_reading_statements_run(birds: Catalog, statement: str) -> None:
         ("select * from bird.decisions", "no table 'bird.decisions'; did you mean 'birds.decisions'"),
         ("select reson from birds.decisions", "no column 'reson'; did you mean 'reason'"),
         ("select d.reson from birds.decisions d", "no column 'reson'; did you mean 'reason'"),
+        ("from rang(3)", r"rang\(\) may not be used; did you mean 'range'"),
+        ("select " + "(" * 900 + "1" + ")" * 900 + " + 1" * 900, "nested too deeply|[Mm]ax"),
         ("selec 1", 'syntax error at or near "selec"'),
         ("select cast('x' as int)", "Could not convert string 'x' to INT32"),
     ],
