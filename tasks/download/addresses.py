@@ -31,11 +31,14 @@ _AS_IT_IS: Final = re.compile(r"[!#-;=?-\[\]_a-z~]+")
 def is_public(address: str) -> bool:
     """Return whether an IP address, as text, is one of the open internet.
 
-    Addresses that carry an IPv4 address inside (mapped, 6to4, Teredo, NAT64) are judged by that one too.
+    Addresses that carry an IPv4 address inside (mapped, 6to4, Teredo, NAT64) are judged by that one too. Site-local
+    ones (fec0::/10), which Python calls global, are not: networks that still use them are private.
     """
     try:
         ip = ip_address(address.split("%", 1)[0])
     except ValueError:
+        return False
+    if isinstance(ip, IPv6Address) and ip.is_site_local:
         return False
     return all(x.is_global and not x.is_multicast and not x.is_reserved for x in (ip, *_inside(ip)))
 

@@ -252,7 +252,8 @@ class _Fetcher:
             pause_s = retry_after_s(response.headers.get("Retry-After"))
             raise FetchError(of_status(response.status), f"HTTP {response.status}", pause_s)
         s = self._settings
-        tag = opted_out(response.headers.getall("X-Robots-Tag", []), s.user_agent_token, s.disallowed_header_directives)
+        tags = response.headers.getall("X-Robots-Tag", [])
+        tag = opted_out(tags, s.user_agent_token or AGENT, s.disallowed_header_directives)
         if tag is not None:
             raise FetchError("opted_out", f"X-Robots-Tag: {tag}")
         if (response.content_length or 0) > s.max_bytes:
@@ -272,7 +273,12 @@ class _Fetcher:
                     holding.grow(len(body) + _NEXT_BYTES)
                 except NoRoomError:
                     raise NoRoomError(max_bytes) from None  # once is enough: the next time it has all that it may need
-        return decompressed(bytes(body), encoding, max_bytes) if encoding else bytes(body)
+        return await self._decompressed(bytes(body), encoding, max_bytes) if encoding else bytes(body)
+
+    async def _decompressed(self, body: bytes, encoding: str, max_bytes: int) -> bytes:
+        """Undo a Content-Encoding beside the loop, which others wait for."""
+        work = partial(decompressed, body, encoding, max_bytes)
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
 
     # ---- files that speak for a whole host
 
@@ -317,9 +323,10 @@ class _Fetcher:
                 break
         encoding = response.headers.get("Content-Encoding")
         if encoding:
-            body = bytearray(decompressed(bytes(body), encoding, _SITE_BYTES))
+            body = bytearray(await self._decompressed(bytes(body), encoding, _SITE_BYTES))
         if len(body) > _SITE_BYTES:
-            del body[body.rfind(b"\n", 0, _SITE_BYTES) + 1 :]  # a rule that is cut would say something else
+            lines = max(body.rfind(end, 0, _SITE_BYTES) for end in (b"\n", b"\r"))
+            del body[lines + 1 :]  # a rule that is cut would say something else
         return body.decode("utf-8", "replace")
 
 

@@ -14,18 +14,32 @@ DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
 @pytest.mark.parametrize(
     ("tags", "token", "evidence"),
     [
-        ([], None, None),
-        (["noai"], None, "noai"),
-        (["all", "NoArchive, NOINDEX "], None, "NoArchive, NOINDEX "),
-        (["nosnippet"], None, None),
+        ([], "espalier", None),
+        (["noai"], "espalier", "noai"),
+        (["all", "NoArchive, NOINDEX "], "espalier", "NoArchive, NOINDEX "),
+        (["nosnippet"], "espalier", None),
+        (["none"], "espalier", "none"),
         (["otherbot: noai"], "espalier", None),
+        (["otherbot: nofollow, noai"], "espalier", None),
         (["Espalier: noai"], "espalier", "Espalier: noai"),
-        (["espalier: noai"], None, None),
-        (["unavailable_after: 25 Jun 2010 15:00:00 PST"], None, None),
-        ([""], None, None),
+        (["espalier: noai"], "gardener", None),
+        (["gardener/2.0: noai"], "Gardener/1.0", "gardener/2.0: noai"),
+        (["*: noai"], "espalier", "*: noai"),
+        (["otherbot: nofollow, espalier: noai"], "espalier", "otherbot: nofollow, espalier: noai"),
+        (["espalier: nofollow, otherbot: noai"], "espalier", None),
+        (["unavailable_after: 25 Jun 2010 15:00:00 PST"], "espalier", None),
+        (
+            ["unavailable_after: Friday, 25-Jun-10 15:00:00 PST, noai"],
+            "espalier",
+            "unavailable_after: Friday, 25-Jun-10 15:00:00 PST, noai",
+        ),
+        (["noindex, max-image-preview:large"], "espalier", "noindex, max-image-preview:large"),
+        (["max-snippet: -1, noai"], "espalier", "max-snippet: -1, noai"),
+        (["otherbot: max-snippet: 5, noai"], "espalier", None),
+        (["", ",,:", ": noai"], "espalier", None),
     ],
 )
-def test_opt_out_is_img2datasets_rule(tags, token, evidence):
+def test_which_tags_forbid_use(tags, token, evidence):
     assert opted_out(tags, token, DIRECTIVES) == evidence
 
 
@@ -62,6 +76,8 @@ def test_encodings_that_are_understood(encoding, body):
         ("gzip", gzip.compress(b"abc" * 99)[:-9], "bad_encoding"),
         ("deflate", b"", "bad_encoding"),
         ("gzip", gzip.compress(bytes(1_000_001)), "body_too_large"),
+        ("gzip", gzip.compress(b"") * 100_000, "bad_encoding"),  # each of them a copy of what follows: an hour
+        (", ".join(["gzip"] * 500), b"abc", "bad_encoding"),
     ],
 )
 def test_encodings_that_are_not(encoding, body, reason):

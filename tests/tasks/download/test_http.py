@@ -170,6 +170,8 @@ def test_opt_outs(server):
     named = server.body(JPEG, headers={"X-Robots-Tag": "gardener: noindex"})
     assert fetch(server, named)[0].status == "success"
     check(fetch(server, named, user_agent_token="Gardener")[0], "opted_out")
+    for tag in ("espalier: noai", "max-snippet: 50, noai"):  # espalier is our name where a recipe gives none
+        check(fetch(server, server.body(JPEG, headers={"X-Robots-Tag": tag}))[0], "opted_out", tag)
     assert fetch(server, server.body(JPEG, headers={"X-Robots-Tag": "noai"}), disallowed_header_directives=[])[0].image
 
 
@@ -382,6 +384,8 @@ def test_a_large_robots_txt_is_read_as_far_as_the_limit(site):
     text = b"User-agent: *\nDisallow: /1\n" + filler * 6000 + b"Disallow: /2\n"
     site.at("robots.txt", site.body(text, "text/plain"))
     forbidden, beyond, url = pictures(site, 3)
+    assert [fetch(site, u)[0].reason for u in (forbidden, beyond)] == ["robots_disallowed", None]
+    site.at("robots.txt", site.body(text.replace(b"\n", b"\r"), "text/plain"))  # a line ends so too
     assert [fetch(site, u)[0].reason for u in (forbidden, beyond)] == ["robots_disallowed", None]
     site.at("robots.txt", site.endless(b"User-agent: *\nDisallow: /\n" * 1000))
     check(fetch(site, url)[0], "robots_disallowed")

@@ -49,6 +49,25 @@ def test_the_rule_that_counts_is_the_evidence(path, token, rule):
     assert refusal == expected
 
 
+@pytest.mark.parametrize(
+    ("named", "token", "ours"),
+    [
+        ("espalier", "espalier", True),
+        ("ESPALIER/1.0", "espalier", True),
+        ("Espalier/2.1 (+http://x.example)  # us", "espalier", True),
+        ("espalier", "Espalier/1.0", True),
+        ("esp", "espalier", False),  # another crawler, whose name ours begins with
+        ("espalier-images", "espalier", False),
+        ("pal", "espalier", False),
+    ],
+)
+def test_whose_group_it_is(named, token, ours):
+    found = robots(f"User-agent: *\nDisallow: /\n\nUser-agent: {named}\nDisallow: /roses\nCrawl-delay: 3\n", token)
+    assert (found.refusal(URL("http://photos.example/a.jpg")) is None) == ours
+    assert found.refusal(URL("http://photos.example/roses/a.jpg")) is not None
+    assert found.delay_s == (3 if ours else 0)
+
+
 @pytest.mark.parametrize(("token", "delay_s"), [("espalier", 2), ("gardener", 0.5)])
 def test_a_crawl_delay_is_the_groups(token, delay_s):
     assert robots(token=token).delay_s == delay_s
