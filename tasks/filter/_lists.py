@@ -56,10 +56,12 @@ class ListFile(Config):
 class Words(ListFile):
     """Keeps the rows of which some word is in a file.
 
-    Words are what whitespace separates, compared as they are: no lower-casing, no punctuation stripped.
+    Words are what whitespace separates, compared as they are: no punctuation is stripped, and `Dog` is not `dog` unless
+    `ignore_case`.
     """
 
     column: str = Field("caption", description="the text column")
+    ignore_case: bool = Field(False, description="compare the lower-case forms of both")
 
 
 class Listed(ListFile):
@@ -93,8 +95,9 @@ class Entries(NamedTuple):
             at[open_] += 1
 
 
-def read(listed: ListFile, hosts: bool = False) -> Entries:
-    """Read a list. With `hosts`, entries are domains (`example.com`, `*.example.com`), or URLs whose hosts count.
+def read(listed: ListFile, hosts: bool = False, lower: bool = False) -> Entries:
+    """Read a list, with `lower` in lower case. With `hosts`, entries are domains (`example.com`, `*.example.com`), or
+    URLs whose hosts count.
 
     Blank entries and spaces around one count for nothing. Raises RecipeError where the file cannot be read.
     """
@@ -105,6 +108,8 @@ def read(listed: ListFile, hosts: bool = False) -> Entries:
         url = f"regexp_extract(lower({entry}), '{_HOST}', 1)"
         domain = f"ltrim(ltrim(lower({entry}), '*'), '.')"
         entry = f"rtrim(case when contains(entry, '://') then {url} else {domain} end, '.')"
+    elif lower:
+        entry = f"lower({entry})"
     with duckdb.connect(config={"autoinstall_known_extensions": "false", "threads": 1}) as connection:
         try:
             source = _source(listed, connection)
@@ -156,7 +161,7 @@ def fails_words(words: Words, entries: Entries, values: pa.ChunkedArray, connect
     tokens = pc.utf8_split_whitespace(text(values))
     rows = pc.list_parent_indices(tokens).to_numpy()
     coded = pc.list_flatten(tokens).dictionary_encode()  # words repeat: each is hashed once
-    found = entries.contain(*_hashes(coded.dictionary, connection))
+    found = entries.contain(*_hashes(coded.dictionary, connection, words.ignore_case))
     has = np.zeros(len(values), bool)
     has[rows[found[coded.indices.to_numpy()]]] = True
     name = Path(words.file).name
@@ -218,10 +223,10 @@ def _keys(values: pa.Array, match: Match, connection: Any) -> tuple[pa.Array, np
     return pa.concat_arrays(keys), np.concatenate(rows)
 
 
-def _hashes(keys: pa.Array, connection: Any) -> tuple[np.ndarray, np.ndarray]:
+def _hashes(keys: pa.Array, connection: Any, lower: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Return the halves of the hash of every text, uint64; of nothing where there is none, which no list has."""
     connection.register("keys", pa.table({"key": keys}))
-    key = "coalesce(key, '')"
+    key = "lower(coalesce(key, ''))" if lower else "coalesce(key, '')"  # by DuckDB, as the list's entries are
     found = connection.sql(f"select {_hash(key)} from keys").to_arrow_table()
     connection.unregister("keys")
     return found.column("u").to_numpy(), found.column("l").to_numpy()

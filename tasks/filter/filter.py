@@ -126,7 +126,7 @@ class Filter(MapStage):
 
     def _lookups(self) -> "list[_Lookup]":
         return [
-            *(_Lookup(reason, words, read(words)) for reason, words in self.words.items()),
+            *(_Lookup(reason, words, read(words, lower=words.ignore_case)) for reason, words in self.words.items()),
             *(_Lookup(listed.name, listed, read(listed, listed.match != "exact")) for listed in self.lists),
         ]
 

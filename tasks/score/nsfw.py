@@ -62,6 +62,10 @@ class Nsfw(Weights, VectorScorer):
                 f"weights of {self.name!r}: no normalisation; expected norm.mean and norm.variance, found "
                 f"{', '.join(sorted(state)[:12])}"
             )
+        if not (variance > 0).all():
+            raise UserError(
+                f"weights of {self.name!r}: the variance of {int((~(variance > 0)).sum())} inputs is not positive"
+            )
         scale = np.ones_like(mean) if (s := self._first(state, ("norm.weight",))) is None else s
         shift = np.zeros_like(mean) if (s := self._first(state, ("norm.bias",))) is None else s
         factor = scale / np.sqrt(variance)

@@ -98,7 +98,7 @@ CASES: dict[str, list[tuple[dict[str, Any], str | None]]] = {
     ],
     "datacomp_text_based": [
         ({"caption": "a red cat in the snow"}, "no_listed_word"),
-        ({"caption": "a red Fox in the snow"}, "no_listed_word"),
+        ({"caption": "a red Fox in the snow"}, None),
         ({"caption": "a red fox, in the snow"}, "no_listed_word"),
         ({"caption": "wolf"}, None),
         ({"language": "de"}, "not_english"),
@@ -108,6 +108,9 @@ CASES: dict[str, list[tuple[dict[str, Any], str | None]]] = {
         ({"caption": "photograph"}, "few_words"),
         ({"caption": "a fox"}, "short_caption"),
         ({"caption": "red fox"}, None),
+        ({"caption": f"red{NBSP}fox"}, "few_words"),
+        ({"caption": " photograph\t\0\r"}, "few_words"),
+        ({"caption": "photograph\n"}, None),
     ],
 }
 

@@ -1,7 +1,9 @@
 """Weights from files and from a real web server: fetched once, verified always, and nothing else is ever loaded."""
 
+import contextlib
 import hashlib
 import io
+import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -178,6 +180,45 @@ def test_files_that_hold_anything_else_are_refused(data: bytes, capsys: pytest.C
         parse(data, "head.pt")
     assert "\n" not in str(raised.value)
     assert capsys.readouterr().out == ""
+
+
+def array_header(shape: str) -> bytes:
+    said = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(said).to_bytes(2, "little") + said.encode()
+
+
+@pytest.mark.parametrize("shape", ["(1000000000000000,)", "(9223372036854775808,)", "(", "(-1,)"])
+def test_an_array_that_cannot_be_is_one_line(shape: str) -> None:
+    with pytest.raises(UserError, match=r"^weights head\.npy: expected safetensors, .*"):
+        parse(array_header(shape), "head.npy")
+
+
+def test_tensors_without_plain_numbers_are_refused() -> None:
+    import torch
+
+    for odd in (torch.eye(2).to_sparse(), torch.ones(2, device="meta"), torch.ones(2, dtype=torch.complex64)):
+        with pytest.raises(UserError, match="torch state dict of plain tensors"):
+            parse(torch_file({"weight": odd}), "head.pt")
+    with pytest.raises(UserError, match=r"found 0, torch\.float32"):
+        parse(torch_file({0: torch.ones(2)}), "head.pt")
+
+
+def test_broken_files_are_one_line_whatever_their_readers_raise() -> None:
+    """By this seed they raise IndexError, TokenError, struct.error and AssertionError, among others."""
+    import torch
+    from safetensors.torch import save
+
+    state = {"layers.0.weight": torch.ones(3, 4)}
+    sound = [torch_file(state), torch_file(state, _use_new_zipfile_serialization=False), save(state)]
+    sound.append(array_file(np.ones((2, 3), np.float32)))
+    rng = random.Random(1)
+    for number in range(600):
+        data = bytearray(sound[number % len(sound)])
+        for _ in range(rng.randint(1, 6)):
+            at = rng.randrange(min(len(data), 900))
+            data[at : at + rng.randint(0, 3)] = rng.randbytes(rng.randint(0, 3))
+        with contextlib.suppress(UserError):
+            assert parse(bytes(data), "head").keys() is not None
 
 
 def test_local_files_are_verified_and_known_by_content(tmp_path: Path) -> None:

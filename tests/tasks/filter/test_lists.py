@@ -57,6 +57,13 @@ def test_a_caption_with_a_listed_word_stays(tmp_path: Path) -> None:
     assert found[0][1] is None
 
 
+def test_case_may_count_for_nothing(tmp_path: Path) -> None:
+    file = listing(tmp_path / "words.txt", "fox", "Wolf", "ÉLAN")
+    captions = ["a FOX", "wolf", "élan", "Élan", "foxes", None]
+    found = decided(Filter(words={"none": {"file": file, "ignore_case": True}}), caption=captions)
+    assert [reason for reason, _ in found] == [None, None, None, None, "none", "none"]
+
+
 @given(
     st.lists(st.text(st.sampled_from("ab \t\n\u00a0é"), max_size=12), min_size=1, max_size=30),
     st.lists(st.text(st.sampled_from("abé"), min_size=1, max_size=3), max_size=10),

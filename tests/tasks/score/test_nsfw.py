@@ -124,3 +124,11 @@ def test_another_variants_weights_are_refused(tmp_path: Path) -> None:
     path = saved(normalised_state("b32", "linear"), tmp_path / "head.pt")
     with pytest.raises(UserError, match="found linear layers 512->32, 32->32, 32->1, expected 768->64, 64->512"):
         Nsfw(weights=path).head({})
+
+
+def test_inputs_that_never_varied_are_refused(tmp_path: Path) -> None:
+    """They would turn every score into none."""
+    state = normalised_state("b32", "linear")
+    state["norm.variance"][3:5] = 0
+    with pytest.raises(UserError, match="the variance of 2 inputs is not positive"):
+        Nsfw(variant="b32", weights=saved(state, tmp_path / "head.pt")).head({})
