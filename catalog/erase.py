@@ -30,6 +30,8 @@ from catalog.takedown import REASON, STATE, TAKEN_URL, Ledger, blank
 
 KEPT: Final = ("source", "images")
 """Tables in which an erased row stays, without its content: what became of it is told there."""
+_CONCEPTS: Final = "concepts"
+"""One row a cluster, with words from its captions (`name_caption`) and lists of samples."""
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _BLOCK: Final = 512
 """Of a tar: an erased stretch begins with one header."""
@@ -89,6 +91,8 @@ class Order:
     """Shard -> stretches of it."""
     versions: Sequence[int] = ()
     """Versions that hold any of these parts."""
+    clusters: Sequence[int] = ()
+    """Clusters that a row is in, of any clustering: their names may be made of its caption."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the record will say beside: when, who, why."""
 
@@ -163,16 +167,20 @@ def order_for(dataset: Dataset, found: Found) -> Order:
     parts: list[str] = []
     rows: dict[str, int] = {}
     places: set[tuple[str, int]] = set()
+    clusters: set[int] = set()
     for table in dataset.tables():
         for path in _parts(dataset, table):
             names = _columns(dataset.storage, path)
             if "sample_id" not in names:
                 continue
             wanted = [n for n in ("shard", "byte_offset") if n in names]
-            mine = rows_of(dataset.storage, [path], ids, wanted)
+            also = ["cluster"] if "cluster" in names else []
+            mine = rows_of(dataset.storage, [path], ids, [*wanted, *also])
             if mine.num_rows:
                 parts.append(path)
                 rows[table] = rows.get(table, 0) + mine.num_rows
+            if also:
+                clusters |= set(mine.column("cluster").drop_null().to_pylist())
             if len(wanted) == 2:
                 pairs = zip(*(mine.column(n).to_pylist() for n in wanted), strict=True)
                 places |= {(shard, offset) for shard, offset in pairs if shard is not None}
@@ -180,7 +188,7 @@ def order_for(dataset: Dataset, found: Found) -> Order:
     for shard, offset in sorted(places):
         if dataset.storage.exists(shard):
             spans.setdefault(shard, []).append(span_of(dataset.storage, shard, offset))
-    return Order(ids.tolist(), rows, parts, spans, _versions_with(dataset, parts))
+    return Order(ids.tolist(), rows, parts, spans, _versions_with(dataset, parts), sorted(clusters))
 
 
 def _versions_with(dataset: Dataset, parts: Collection[str]) -> list[int]:
@@ -225,8 +233,9 @@ def erase_parts(dataset: Dataset, order: Order) -> None:
                     writer.write(blank(table, rows, gone) if table in KEPT else rows.filter(pa.array(~gone)))
 
 
-def scrub(dataset: Dataset, ledger: Ledger) -> None:
-    """Take the URLs out of what is not about samples: tables of facts, the log of runs, the builder's notes."""
+def scrub(dataset: Dataset, order: Order, ledger: Ledger) -> None:
+    """Take the URLs out of what is not about samples: tables of facts, the log of runs, the builder's notes. Concepts
+    that a row was in lose the name that came of captions; no concept shows the row any more."""
     for path in _plain_parts(dataset):
         if path.partition("/")[0] == "versions":
             continue
@@ -235,6 +244,8 @@ def scrub(dataset: Dataset, ledger: Ledger) -> None:
                 continue
             before = file.read()
         after = _scrubbed(before, ledger)
+        if path.partition("/")[0] == _CONCEPTS:
+            after = _unnamed(after, order)
         if not after.equals(before):
             with dataset.storage.writer(path) as out:
                 pq.write_table(after, out, compression="zstd")
@@ -243,6 +254,22 @@ def scrub(dataset: Dataset, ledger: Ledger) -> None:
             told = json.loads(dataset.storage.read(path))
             if (clean := _scrubbed_json(told, ledger)) != told:
                 dataset.storage.put(path, json.dumps(clean, sort_keys=True, indent=1).encode())
+
+
+def _unnamed(concepts: pa.Table, order: Order) -> pa.Table:
+    """Return concepts without the names from captions of clusters that a row was in, and without the row."""
+    gone, clusters = set(order.sample_ids), pa.array(order.clusters, pa.int64())
+    for at, column in enumerate(concepts.schema):
+        if column.name == "name_caption":
+            hit = pc.is_in(concepts.column("cluster").cast(pa.int64()), clusters)
+            values = pc.if_else(hit, pa.scalar(None, column.type), concepts.column(at))
+        elif pa.types.is_list(column.type) and pa.types.is_integer(column.type.value_type):
+            lists = concepts.column(at).to_pylist()
+            values = pa.array([ids and [i for i in ids if i not in gone] for ids in lists], column.type)
+        else:
+            continue
+        concepts = concepts.set_column(at, column, values)
+    return concepts
 
 
 def _scrubbed(rows: pa.Table, ledger: Ledger) -> pa.Table:

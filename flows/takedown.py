@@ -132,7 +132,7 @@ def carry_out(dataset: Dataset, ledger: Ledger, message: Callable[[str], object]
     if order.sample_ids:
         erase.erase_shards(dataset, order)
         erase.erase_parts(dataset, order)
-        erase.scrub(dataset, ledger)
+        erase.scrub(dataset, order, ledger)
         told["index"] = _forget(dataset, order)
         _remake_cards(dataset, order, message)
         erase.sweep(dataset)

@@ -23,6 +23,8 @@ from catalog.dataset import Catalog, Dataset
 from catalog.erase import Names
 from catalog.errors import BuildError, BusyError, NotFoundError, UserError
 from catalog.lease import hold
+from catalog.parts import PartWriter
+from catalog.schema import CLUSTERS
 from catalog.shards import ERASED, ShardReader
 from catalog.takedown import REASON, TAKEN_URL, Ledger
 from flows.build import Order, build_here, up_to_date
@@ -30,6 +32,7 @@ from flows.cli import main
 from flows.failures import order_retry
 from flows.takedown import read_names, records, take_down
 from flows.why import stories
+from tasks.cluster.concepts import CONCEPTS
 from tasks.report.thumbnails import thumbnail
 from tests.flows.conftest import Web
 from tests.hostile_server import HostileServer
@@ -283,6 +286,25 @@ def test_what_is_left_is_noticed(built: Web, monkeypatch: pytest.MonkeyPatch, st
     assert records(dataset)[0]["state"] == "interrupted"
     assert take_down(dataset, None)["samples"] == 2
     assert [told["state"] for told in records(dataset)] == ["done"]
+
+
+def test_concepts_lose_the_names_that_may_be_of_its_caption(built: Web) -> None:
+    dataset = dataset_of(built)
+    clusters = {"sample_id": [0, 1, 2, TWICE, TWIN], "cluster": [3, 3, 4, 5, None], "distance": [0.1] * 5}
+    names_of = ["picture, ada lovelace", "harbour", "jane doe", None]
+    concepts = {"cluster": [3, 4, 5, 6], "name_caption": names_of, "name_label": ["fox"] * 4}
+    concepts |= {"size": [2, 1, 1, 0], "nearest": [[0, 1], [2], [TWICE], []], "farthest": [[1, 0], [2], None, []]}
+    for table, schema, columns in (("clusters", CLUSTERS, clusters), ("concepts", CONCEPTS, concepts)):
+        rows = len(columns["cluster"])
+        filled = [pa.array(columns.get(f.name, [None] * rows), f.type) for f in schema]
+        with PartWriter(dataset.storage, table, "ab" * 32, schema) as writer:
+            writer.write(pa.table(filled, schema=schema))
+    take_down(dataset, names(url_of(built, 0)))
+    found = pq.read_table(Path(dataset.storage.uri) / "concepts" / f"{'ab' * 32}.parquet").to_pydict()
+    assert found["name_caption"] == [None, "harbour", None, None]
+    assert found["name_label"] == ["fox"] * 4
+    assert found["nearest"] == [[1], [2], [], []]
+    assert found["farthest"] == [[1], [2], None, []]
 
 
 def test_a_digest_names_its_rows(built: Web) -> None:
