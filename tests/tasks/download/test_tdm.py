@@ -40,8 +40,10 @@ def test_the_first_rule_that_matches_counts(path, evidence):
     assert reservation(RULES, path) == expected
 
 
-def test_everything_may_be_reserved_by_one_rule():
-    assert reservation([{"location": "/", "tdm-reservation": 1}], "/a/b.jpg")
+@pytest.mark.parametrize("location", ["/", "*", "/*"])
+@pytest.mark.parametrize("said", [1, "1", " 1", 1.0, True])
+def test_everything_may_be_reserved_by_one_rule(location, said):
+    assert reservation([{"location": location, "tdm-reservation": said}], "/a/b.jpg")
 
 
 @pytest.mark.parametrize(
