@@ -7,10 +7,12 @@ import asyncio
 import socket
 import ssl
 import threading
+import time
 import zlib
 from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -174,11 +176,10 @@ class _Fetcher:
         if not request.url:
             raise FetchError("bad_url", "no URL")
         url = check_url(request.url, self._allowed)
-        place = url.host or "", url.port or 0
         delay_s = await self._permission.to_ask(url)
         for attempt in range(self._settings.retries + 1):
             try:
-                return await self._in_turn(url, place, delay_s, outcome, holding)
+                return await self._in_turn(url, delay_s, outcome, holding)
             except FetchError as error:
                 holding.shrink(0)
                 pause_s = error.pause_s or self._backoff_s(request.url, attempt)
@@ -190,39 +191,49 @@ class _Fetcher:
     def _backoff_s(self, url: str, attempt: int) -> float:
         return self._settings.backoff_s * float(2**attempt) * (0.75 + _spread(url) / 2)
 
-    async def _in_turn(
-        self, url: URL, place: tuple[str, int], delay_s: float, outcome: Outcome, holding: Holding
-    ) -> bytes:
-        """Ask once, as soon as the host, the slots and the memory allow it; again where the memory did not last."""
+    async def _in_turn(self, url: URL, delay_s: float, outcome: Outcome, holding: Holding) -> bytes:
+        """Ask once, redirects and all, each host in its turn, as soon as the slots and the memory allow it; again where
+        the memory did not last."""
+        outcome.http_status = outcome.final_url = None
+        left = _Left(self._settings.timeout_s, self._settings.max_redirects)
         needed = _FIRST_BYTES
         while True:
             try:
-                async with self._hosts.slot(place, delay_s), self._slots:
+                async with self._hosts.slot(_place(url), delay_s), self._slots:
                     holding.grow(needed)
-                    return await self._attempt(url, place, outcome, holding)
+                    return await self._attempt(url, left, outcome, holding)
+            except _MovedError as moved:
+                url, delay_s = moved.url, moved.delay_s
+                holding.shrink(0)  # who waits for a slot must not hold what others need to end
             except NoRoomError as error:
                 needed = error.size
-            await holding.wait_for(needed)
+                left.seconds = self._settings.timeout_s
+                await holding.wait_for(needed)
 
-    async def _attempt(self, url: URL, place: tuple[str, int], outcome: Outcome, holding: Holding) -> bytes:
-        """Ask once, redirects and all, within `timeout_s`."""
-        outcome.http_status = outcome.final_url = None
+    async def _attempt(self, url: URL, left: "_Left", outcome: Outcome, holding: Holding) -> bytes:
+        """Ask one host, within what is left of `timeout_s`. Raises _MovedError where it redirects to another one."""
+        before, outcome.http_status = outcome.http_status, None
+        began = time.monotonic()
         try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                return await self._follow(url, place, outcome, holding)
+            async with asyncio.timeout(left.seconds):
+                return await self._follow(url, left, outcome, holding)
         except TimeoutError as error:
             if outcome.http_status is None:
-                self._hosts.timed_out(place)
+                self._hosts.timed_out(_place(url))
+                outcome.http_status = before
             raise FetchError("timeout", f"over {self._settings.timeout_s:g} s") from error
         except FetchError as error:
             if error.reason == "rate_limited" and error.pause_s is not None:
-                self._hosts.pause(place, error.pause_s)
+                self._hosts.pause(_place(url), error.pause_s)
             raise
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _classified(error) from error
+        finally:
+            left.seconds -= time.monotonic() - began
 
-    async def _follow(self, url: URL, place: tuple[str, int], outcome: Outcome, holding: Holding) -> bytes:
-        for _ in range(self._settings.max_redirects + 1):
+    async def _follow(self, url: URL, left: "_Left", outcome: Outcome, holding: Holding) -> bytes:
+        place = _place(url)
+        while True:
             async with self._session.get(url, allow_redirects=False) as response:
                 outcome.http_status = response.status
                 self._hosts.answered(place)
@@ -232,8 +243,12 @@ class _Fetcher:
                     return await self._body(response, holding)
             url = self._target(response, url)
             outcome.final_url = str(url)
-            await self._permission.to_ask(url)
-        raise FetchError("redirect_limit", f"more than {self._settings.max_redirects}")
+            if left.redirects == 0:
+                raise FetchError("redirect_limit", f"more than {self._settings.max_redirects}")
+            left.redirects -= 1
+            delay_s = await self._permission.to_ask(url)
+            if delay_s or _place(url) != place:
+                raise _MovedError(url, delay_s)
 
     def _target(self, response: aiohttp.ClientResponse, url: URL) -> URL:
         """Return where a redirect leads to."""
@@ -328,6 +343,29 @@ class _Fetcher:
             lines = max(body.rfind(end, 0, _SITE_BYTES) for end in (b"\n", b"\r"))
             del body[lines + 1 :]  # a rule that is cut would say something else
         return body.decode("utf-8", "replace")
+
+
+class _MovedError(Exception):
+    """A redirect to a host, or a URL, that has a turn of its own."""
+
+    def __init__(self, url: URL, delay_s: float) -> None:
+        super().__init__(url)
+        self.url = url
+        self.delay_s = delay_s
+
+
+@dataclass(slots=True)
+class _Left:
+    """What one attempt may still spend."""
+
+    seconds: float
+    """Of waiting for servers; not for slots, turns and memory."""
+    redirects: int
+
+
+def _place(url: URL) -> tuple[str, int]:
+    """Return what `Hosts` knows a host by."""
+    return url.host or "", url.port or 0
 
 
 def _spread(url: str) -> float:

@@ -248,7 +248,8 @@ def test_a_host_that_only_times_out_is_left_alone(server):
     check(outcomes[-1], "host_down")
 
 
-def test_at_most_so_many_requests_at_once_to_a_host(server):
+def crowd(server):
+    """Return a URL of a picture, and a function that says how many asked for it at once, at most."""
     now, most, lock = 0, 0, threading.Lock()
 
     async def handler(request):
@@ -265,9 +266,39 @@ def test_at_most_so_many_requests_at_once_to_a_host(server):
             now -= 1
         return web.Response(body=JPEG)
 
-    url = server.add(handler)
+    return server.add(handler), lambda: most
+
+
+def test_at_most_so_many_requests_at_once_to_a_host(server):
+    url, most = crowd(server)
     assert all(o.image for o in fetch(server, *[f"{url}?{i}" for i in range(40)], per_host=5, timeout_s=5))
-    assert most == 5
+    assert most() == 5
+
+
+def test_a_host_that_many_hosts_redirect_to_is_asked_in_turn_too(server, site):
+    url, most = crowd(site)
+    with HostileServer() as other:
+        hosts = (*server.hosts, *other.hosts, *site.hosts)
+        urls = [f"{one.redirect(url)}?{i}" for i in range(30) for one in (server, other)]
+        outcomes = fetch(server, *urls, per_host=4, timeout_s=5, allow_hosts=hosts)
+    assert {(o.status, o.http_status, o.final_url) for o in outcomes} == {("success", 200, url)}
+    assert most() == 4
+
+
+def test_all_hosts_on_the_way_share_one_time_limit(server, site):
+    async def slow(_):
+        import asyncio
+
+        from aiohttp import web
+
+        await asyncio.sleep(0.7)
+        return web.Response(status=302, headers={"Location": site.silent()})
+
+    began = time.monotonic()
+    (outcome,) = fetch(server, server.add(slow), allow_hosts=(*server.hosts, *site.hosts), respect_robots=False)
+    check(outcome, "timeout", "over 1 s")
+    assert outcome.http_status == 302
+    assert time.monotonic() - began < 1.6
 
 
 def test_local_files(server, tmp_path):
@@ -413,6 +444,14 @@ def test_crawl_delay_spaces_requests_and_a_turn_too_late_is_left_for_later(site)
     assert [o.status for o in outcomes].count("success") in (2, 3)  # at 0, 0.2 and perhaps, where it is slow, later
     late = next(o for o in outcomes if o.reason)
     check(late, "rate_limited", "Crawl-delay 0.2 s")
+
+
+def test_a_crawl_delay_counts_for_redirects_too(site, server):
+    site.at("robots.txt", site.body(b"User-agent: *\nCrawl-delay: 0.2", "text/plain"))
+    urls = [server.redirect(url) for url in pictures(site, 3)] + [site.redirect(url) for url in pictures(site, 1)]
+    began = time.monotonic()
+    assert all(o.image for o in fetch(server, *urls, allow_hosts=(*site.hosts, *server.hosts)))
+    assert time.monotonic() - began >= 0.8  # five requests to the site
 
 
 def test_reservations_by_header(site):
