@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from catalog.amend import amend
 from catalog.dataset import Dataset
+from catalog.errors import UserError
 from catalog.lookup import among, rows_of
 from catalog.parts import NOTES, PartWriter
 from catalog.schema import SAMPLE_BITS
@@ -48,10 +49,15 @@ class Names:
 
     @classmethod
     def of(cls, words: Iterable[str]) -> Self:
-        """Return what words name: 64 hex digits are a digest, a number is a sample_id, anything else is a URL."""
+        """Return what words name: 64 hex digits are a digest, a number is a sample_id, anything else is a URL.
+
+        Raises UserError where a number is too large for a sample_id.
+        """
         stripped = {word.strip() for word in words} - {""}
         digests = {w for w in stripped if _SHA256.fullmatch(w.lower())}
         numbers = {w for w in stripped - digests if w.isdecimal()}
+        if large := next((w for w in sorted(numbers) if len(w) > 19 or int(w) >= 1 << 63), None):
+            raise UserError(f"{large[:30]!r} is no sample_id: they have at most 63 bits")
         lower = frozenset(w.lower() for w in digests)
         return cls(frozenset(stripped - digests - numbers), lower, frozenset(map(int, numbers)))
 
