@@ -161,11 +161,19 @@ def plan(
     set_: Overrides = None,
     as_json: AsJson = False,
     probe: Annotated[
-        int | None, typer.Option(metavar="ROWS", help="build so many rows for real, throw them away, foretell all")
+        int | None,
+        typer.Option(metavar="ROWS", help="build so many rows (1000, say) for real and foretell the whole from them"),
     ] = None,
     executor: Annotated[Executor, typer.Option(help="where a probe's parts are made")] = Executor.RAY,
 ) -> None:
-    """Show what a build would do: cached or to run, parts, rows, bytes, time and cost."""
+    """Show what a build would do: cached or to run, parts, rows, bytes, time and cost.
+
+    Without --probe nothing runs: numbers are those of earlier builds of the dataset, `unknown` where there are none.
+
+    With --probe ROWS, that many rows from all over the source are built for real (downloads too), and half as many
+    again to see how much times vary; all of it is thrown away. From that come rows, bytes, time, GPU hours and cost of
+    building the whole from nothing, each with its 90 % interval. Costs want `prices` in the recipe.
+    """
     from flows.build import Order
     from flows.estimate import estimate, render
     from flows.plan import make_plan
@@ -184,7 +192,7 @@ def plan(
 
 def _probe(order: "Order", rows: int, as_json: bool) -> None:
     from flows.display import RichDisplay
-    from flows.estimate import describe_forecasts, render_forecasts
+    from flows.forecast import describe, render
     from flows.probe import probe
 
     prices = order.load().prices
@@ -193,12 +201,14 @@ def _probe(order: "Order", rows: int, as_json: bool) -> None:
     except KeyboardInterrupt:
         _fail("stopped; the probe left nothing behind", _INTERRUPTED, debug=False)
     if as_json:
-        told = describe_forecasts(found.forecasts, prices)
-        _print_json({"probe_rows": found.rows, "source_rows": found.source_rows, **told})
+        facts = {"probe_rows": found.rows, "source_rows": found.source_rows, "notes": list(found.notes)}
+        _print_json(facts | describe(found.told, prices))
         return
-    _print_rich(render_forecasts(found.forecasts, prices))
     whole = "all of them were built" if found.is_whole else f"foretold from {found.rows:,} of them"
-    print(f"for {found.source_rows:,} rows; {whole}")
+    print(f"for {found.source_rows:,} rows, built from nothing; {whole}\n")
+    _print_rich(render(found.told, prices))
+    for line in found.notes:
+        print(line)
 
 
 @app.command()
