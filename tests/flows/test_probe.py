@@ -3,11 +3,13 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from catalog.errors import UserError
+from catalog.storage import Storage
 from flows import probe as probes
 from flows.build import Order, build_here
 from flows.cli import main
@@ -182,6 +184,15 @@ def test_a_stage_that_cannot_work_on_so_few_rows_says_so(crawl: Web) -> None:
     with pytest.raises(UserError, match=r"in the probe's build of \d+ rows: .*give --probe more rows"):
         probe(order_of(crawl, stages), 160, Display())
     assert not list(Path(crawl.catalog).glob("_probe*"))
+
+
+def test_a_catalog_in_an_object_store(crawl: Web, s3: Callable[[], str]) -> None:
+    bucket = s3()
+    order = replace(order_of(crawl), catalog=f"{bucket}/catalog")
+    told = probe(order, 160, Display())
+    assert told.told.total.rows.value > 0
+    assert told.told.total.received.value > 0
+    assert list(Storage(bucket).list()) == ["catalog/web/_state/identities.json"]  # any plan's: digests of the source
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
