@@ -351,7 +351,7 @@ def _thrown_away(dataset: Dataset) -> Iterator[Catalog]:
     name = f"_probe-{uuid.uuid4().hex[:12]}"
     base = Storage(dataset.storage.root)
     local = base.local(name)
-    is_new = local is not None and not local.parent.exists()
+    new = [folder for folder in local.parents if not folder.exists()] if local else []
     catalog = Catalog(f"{base.uri}/{name}", create=True)
     try:
         yield catalog
@@ -360,6 +360,6 @@ def _thrown_away(dataset: Dataset) -> Iterator[Catalog]:
             base.delete(f"{name}/{path}" for path in catalog.storage.list())
         else:
             shutil.rmtree(local, ignore_errors=True)
-            if is_new:
-                with suppress(OSError):  # somebody else has begun to use it
-                    local.parent.rmdir()
+            with suppress(OSError):  # somebody else has begun to use one of them
+                for folder in new:
+                    folder.rmdir()

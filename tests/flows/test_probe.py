@@ -204,6 +204,7 @@ def test_whatever_stops_it_leaves_nothing_behind(crawl: Web, monkeypatch: pytest
         raise error
 
     monkeypatch.setattr(probes, "run_stage", stops)
+    crawl.catalog = str(crawl.folder / "not" / "yet" / "there")
     order = order_of(crawl)
     before = files(crawl.folder)
     with pytest.raises(error):
