@@ -325,9 +325,8 @@ def _seconds(p: Probed, machine: _Noise, own: _Noise, rng: np.random.Generator) 
     if after <= before:  # nothing grows: three builds of the same
         mean = fmean([p.before.seconds, second, p.after.seconds])
         return mean * np.exp(machine.once(3) + own.once(3) + noise[2])
-    first_s, second_s = (
-        s * _busy(m) * np.exp(n) for s, m, n in ((first, p.before, noise[0]), (second, large, noise[1]))
-    )
+    first_s = first * _busy(p.before) * np.exp(noise[0])
+    second_s = second * _busy(large) * np.exp(noise[1])
     slope = np.clip((second_s - first_s) / (after - before), 0.0, second_s / after)
     rest = second_s - slope * after  # start-up, and the overhead of parts
     start = rest * _starting_share(large, float(rest[0]), rng)
@@ -386,7 +385,8 @@ def _grown(p: Probed, name: str) -> Range:
     if name == "rows" and slope < 1:
         error = max(error, _share_error(sum(values), sum(sizes)) * whole.size.rows)
     error *= _t(max(1, len(p.large.batches) - 1))
-    return Range.around(value, value - error, value + error)
+    most = whole.size.rows if name == "rows" and slope <= 1 else math.inf  # a row of the source is one row at most
+    return Range.around(value, value - error, min(value + error, most))
 
 
 def _t(freedom: float) -> float:

@@ -270,6 +270,12 @@ def test_what_nothing_was_found_of_may_still_be_there():
     assert told_of(small, large, whole_of(10**6)).rows == Range(10**6, 10**6, 10**6)
 
 
+def test_no_more_rows_come_through_than_there_are():
+    small, large = (part_by_part(n, 4, share=0.97, noise=0.02) for n in (250, 1000))
+    told = told_of(small, large, whole_of(10**6))
+    assert 9e5 < told.rows.low < told.rows.value < told.rows.high <= 10**6
+
+
 def test_a_source_that_ran_whole_is_as_measured():
     made = part_by_part(1000, 4)
     told = as_measured([(made, whole_of(1000))], Prices(cpu_hour=1)).total
