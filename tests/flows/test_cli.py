@@ -146,6 +146,16 @@ def test_errors_and_report(built: Web, run: Run, tmp_path: Path) -> None:
     assert "web" in (tmp_path / "card.html").read_text()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of Prefect's
+def test_a_retry_says_what_it_made(built: Web, run: Run, prefect_server: str) -> None:
+    words = ["retry", "web", "--reason", "not_found", "--catalog", built.catalog, "--executor", "inline", "--json"]
+    code, out, err = run(*words)
+    told = json.loads(out)
+    assert (code, told["version"], told["rows_tried"]) == (0, "web@3", 1)
+    assert told["parts_made"] >= 2  # the images of that row's part, and what reads them
+    assert "trying 1 rows again" in err
+
+
 def test_gc_shows_before_it_deletes(built: Web, run: Run) -> None:
     words = ["gc", "web", "--catalog", built.catalog, "--keep-versions", "1", "--older-than-h", "0", "--json"]
     _, out, _ = run(*words)
