@@ -69,6 +69,8 @@ def main() -> None:
     """Run the command line."""
     debug = "--debug" in sys.argv
     sys.argv = [a for a in sys.argv if a != "--debug"]
+    if bad := next((a for a in sys.argv if not _is_text(a)), None):
+        _fail(f"{os.fsencode(bad)!r} is no UTF-8 text", 2, debug=False)
     from catalog.errors import EspalierError, PartError, UserError
 
     try:
@@ -88,6 +90,15 @@ def main() -> None:
         if type(error).__name__ == "Abort":
             _fail("stopped; what is finished is kept, and the same command goes on from there", _INTERRUPTED, debug)
         _fail(f"{type(error).__name__}: {error} (this is a fault of Espalier: --debug shows where)", 1, debug)
+
+
+def _is_text(argument: str) -> bool:
+    """Say whether an argument can be written as text: the shell hands any bytes on."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def entry() -> None:
@@ -161,11 +172,22 @@ def plan(
     set_: Overrides = None,
     as_json: AsJson = False,
     probe: Annotated[
-        int | None, typer.Option(metavar="ROWS", help="build so many rows for real, throw them away, foretell all")
+        int | None,
+        typer.Option(metavar="ROWS", help="build so many rows (1000, say) for real and foretell the whole from them"),
     ] = None,
     executor: Annotated[Executor, typer.Option(help="where a probe's parts are made")] = Executor.RAY,
 ) -> None:
-    """Show what a build would do: cached or to run, parts, rows, bytes, time and cost."""
+    """Show what a build would do: cached or to run, parts, rows, bytes, time and cost.
+
+    Without --probe nothing runs: the numbers are those of earlier builds
+    of the dataset, and `unknown` where there are none.
+
+    With --probe ROWS, that many rows from all over the source are built for
+    real, downloads too, and half as many again to see how much times vary;
+    all of it is thrown away. From that come rows, bytes, time, GPU hours and
+    cost of building the whole from nothing, with their 90 % intervals.
+    Costs want `prices` in the recipe.
+    """
     from flows.build import Order
     from flows.estimate import estimate, render
     from flows.plan import make_plan
@@ -184,7 +206,7 @@ def plan(
 
 def _probe(order: "Order", rows: int, as_json: bool) -> None:
     from flows.display import RichDisplay
-    from flows.estimate import describe_forecasts, render_forecasts
+    from flows.forecast import describe, render
     from flows.probe import probe
 
     prices = order.load().prices
@@ -193,12 +215,14 @@ def _probe(order: "Order", rows: int, as_json: bool) -> None:
     except KeyboardInterrupt:
         _fail("stopped; the probe left nothing behind", _INTERRUPTED, debug=False)
     if as_json:
-        told = describe_forecasts(found.forecasts, prices)
-        _print_json({"probe_rows": found.rows, "source_rows": found.source_rows, **told})
+        facts = {"probe_rows": found.rows, "source_rows": found.source_rows, "notes": list(found.notes)}
+        _print_json(facts | describe(found.told, prices))
         return
-    _print_rich(render_forecasts(found.forecasts, prices))
     whole = "all of them were built" if found.is_whole else f"foretold from {found.rows:,} of them"
-    print(f"for {found.source_rows:,} rows; {whole}")
+    print(f"for {found.source_rows:,} rows, built from nothing; {whole}\n")
+    _print_rich(render(found.told, prices))
+    for line in found.notes:
+        print(line)
 
 
 @app.command()
@@ -254,10 +278,10 @@ def show(
 
 @app.command()
 def diff(
-    one: Annotated[str, typer.Argument(metavar="DATASET@N")],
-    other: Annotated[str, typer.Argument(metavar="DATASET@M")],
+    one: Annotated[str, typer.Argument(metavar="DATASET@N", help="a version; without @N the last one")],
+    other: Annotated[str, typer.Argument(metavar="DATASET@M", help="the version that it is compared with")],
     catalog: CatalogUri = None,
-    examples: Annotated[int, typer.Option(help="examples of each kind")] = 3,
+    examples: Annotated[int, typer.Option(min=0, help="examples of each kind")] = 3,
     as_json: AsJson = False,
 ) -> None:
     """Show what changed between two versions: rows, and decisions by reason."""
@@ -325,8 +349,13 @@ def retry(
     reason: Annotated[str, typer.Option(help="reasons to try again, with commas: timeout,dns")],
     catalog: CatalogUri = None,
     executor: Annotated[Executor, typer.Option(help="where parts are made")] = Executor.RAY,
+    as_json: AsJson = False,
 ) -> None:
-    """Try failed rows again, just those of the given reasons, and publish a new version."""
+    """Try failed rows again, just those of the given reasons, and publish a new version.
+
+    `espalier errors DATASET` says which reasons there are. A reason may be
+    cut short where one name alone begins so: dns for dns_failed.
+    """
     from flows.build import display
     from flows.display import RichDisplay
     from flows.failures import order_retry
@@ -335,7 +364,9 @@ def retry(
     display.set(show)
     order, rows = order_retry(_dataset(dataset, catalog), reason.split(","), catalog, executor.value)
     show.message(f"trying {rows} rows again")
-    _build_under_prefect(order, show.message)
+    outcome = _build_under_prefect(order, show.message)
+    if as_json:
+        _print_json({"version": outcome.version.label, "rows_tried": rows, "parts_made": outcome.made})
 
 
 @app.command()
@@ -437,7 +468,7 @@ def takedown(
 
 @app.command()
 def report(
-    label: Annotated[str, typer.Argument(metavar="DATASET[@N]")],
+    label: Annotated[str, typer.Argument(metavar="DATASET[@N]", help="a dataset, or one version of it")],
     catalog: CatalogUri = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="write the HTML to this file")] = None,
 ) -> None:

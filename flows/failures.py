@@ -44,6 +44,8 @@ def order_retry(dataset: Dataset, reasons: Sequence[str], catalog: str | None, e
     The recipe is that of the last version. Raises UserError where a reason is unknown or no row has it.
     """
     there = {f["reason"] for f in failures(dataset)}
+    if not any(r.strip() for r in reasons):
+        raise UserError(f"no reason is named{nearest('', there)}")
     wanted = sorted({_full_name(r.strip(), {*REASONS, *there}) for r in reasons if r.strip()})
     if TAKEN_DOWN in wanted:
         raise UserError(f"rows that were taken down stay out: {TAKEN_DOWN!r} cannot be tried again")

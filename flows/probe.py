@@ -1,19 +1,25 @@
 """`espalier plan --probe N`: build N rows for real, in a catalog that is thrown away, and foretell the whole.
 
-Three builds of rows from all over the source, no row twice: a small one that pays for imports and downloads of models
-and is not counted, then a quarter of the rows, then all of them. Two sizes tell what grows from what does not
-(`flows.estimate.forecast`). Stages whose settings need many rows get settings to match: k of `cluster`, `keep_rows`.
+Four builds of rows from all over the source, no row twice: a small one that pays for imports and downloads of models
+and is not counted, then a quarter of the rows, all of them, and a quarter again. Two sizes tell what grows from what
+does not, and two builds of one size how much times vary (`flows.forecast`). Stages whose settings need many rows get
+settings to match: k of `cluster`, `keep_rows`.
 
-What a sample cannot show: rejections that need company. Duplicates are fewer in it than in the whole.
+What a sample cannot show: rejections that need company. Duplicates are fewer in it than in the whole. What a dataset
+has built already is not counted: it is the whole that is foretold.
 """
 
 import shutil
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from catalog.dataset import Catalog, Dataset
 from catalog.errors import UserError
@@ -24,10 +30,12 @@ from flows.build import Order, display, run_stage
 from flows.cluster import open_engine
 from flows.display import Bar, Display, Displays
 from flows.engine import Engine
-from flows.estimate import Batch, Forecast, Measured, Size, Whole, as_measured, forecast
+from flows.forecast import COMPANY, Batch, Measured, Probed, Size, Told, Whole, as_measured, busy_slots, foretell
 from flows.identity import Identities
 from flows.plan import Plan, PlannedPart, PlannedStage, make_plan
 from flows.recipe import Recipe
+from tasks.cluster import Cluster
+from tasks.cluster.centroids import Auto
 from tasks.sources import Chunk, Folder, Source
 from tasks.stage import Resources, Stage, TableStage
 
@@ -35,23 +43,24 @@ LEAST_ROWS: Final = 16
 WARM_UP: Final = 16
 """The first build has one row for so many of the probe."""
 SMALL: Final = 4
-"""The second has one for so many."""
+"""The second and the fourth have one for so many."""
 _BATCHES: Final = 4
 """Parts of each build, at least: fewer tell nothing about their spread."""
 _MOST_BATCHES: Final = 16
+_BUILDS: Final = {"warm_up": WARM_UP, "before": SMALL, "large": 1, "after": SMALL}
 _ROWS_PER_CLUSTER: Final = 16
-_CLUSTERS: Final = 500
-"""Where a recipe does not say: `cluster`'s own default."""
 
 
 @dataclass(frozen=True)
 class Probe:
     """What was foretold, and from how much."""
 
-    forecasts: tuple[Forecast, ...]
+    told: Told
     rows: int
-    """Rows of the source that were built to foretell from."""
+    """Rows of the source that the largest build had."""
     source_rows: int
+    notes: tuple[str, ...]
+    """What should be known beside: rows that failed, and what a sample cannot show of this recipe."""
 
     @property
     def is_whole(self) -> bool:
@@ -74,14 +83,24 @@ def probe(order: Order, rows: int, show: Display) -> Probe:
     with _thrown_away(dataset) as catalog, open_engine(order.executor, show.message) as engine:
         runner = _Runner(plan, catalog, engine, show, source_rows)
         wholes = _wholes(plan, engine, source_rows)
-        if source_rows <= rows + rows // SMALL + rows // WARM_UP:
+        batches = batches_of(rows, slots(engine, Resources()))
+        if source_rows <= batches * sum(sizes_of(rows, batches)):
             show.message(f"the source has {source_rows:,} rows, hardly more than the probe: it runs whole")
             made = runner.run("whole", chunks, source_rows)
-            told = [as_measured(made[w.stage.name], w, recipe.prices) for w in wholes]
-            return Probe(tuple(told), source_rows, source_rows)
-        small, large = runner.both(chunks, rows)
-    told = [forecast(small[w.stage.name], large[w.stage.name], w, recipe.prices) for w in wholes]
-    return Probe(tuple(told), rows, source_rows)
+            told = as_measured([(made[w.stage.name], w) for w in wholes], recipe.prices)
+            return Probe(told, source_rows, source_rows, runner.failed)
+        before, large, after = runner.samples(chunks, rows, batches)
+    built = next(iter(large.values())).size.rows
+    probed = [Probed(before[w.stage.name], large[w.stage.name], after[w.stage.name], w) for w in wholes]
+    return Probe(foretell(probed, recipe.prices), built, source_rows, (*runner.failed, *_cannot_show(recipe)))
+
+
+def _cannot_show(recipe: Recipe) -> Iterator[str]:
+    for stage in recipe.stages:
+        if stage.use in COMPANY:
+            yield f"{stage.name}: {COMPANY[stage.use]}"
+        if isinstance(stage, Cluster) and stage.grid:
+            yield f"{stage.name}: k is chosen later; this is for the largest that it may be, {stage.most:,}"
 
 
 class _Runner:
@@ -94,19 +113,19 @@ class _Runner:
         self._engine = engine
         self._show = show
         self._source_rows = source_rows
+        self.failed: tuple[str, ...] = ()
+        """Of the largest build: how many rows failed, and why."""
 
-    def both(self, chunks: Sequence[Chunk], rows: int) -> tuple[dict[str, Measured], dict[str, Measured]]:
-        """Return what each stage took for a quarter of `rows`, and for `rows`."""
-        batches = min(_MOST_BATCHES, max(_BATCHES, 2 * slots(self._engine, Resources())))
-        sizes = [max(1, n // batches) for n in (rows // WARM_UP, rows // SMALL, rows)]
-        pieces = sampled(self._recipe.source, chunks, sizes, batches, self._identify)
+    def samples(self, chunks: Sequence[Chunk], rows: int, batches: int) -> list[dict[str, Measured]]:
+        """Return what each stage took for a quarter of `rows`, for `rows`, and for another quarter."""
+        pieces = sampled(self._recipe.source, chunks, sizes_of(rows, batches), batches, self._identify)
         made: list[dict[str, Measured]] = []
-        for name, part in zip(("warm_up", "small", "large"), pieces, strict=True):
+        for at, (name, part) in enumerate(zip(_BUILDS, pieces, strict=True)):
             count = sum(chunk.rows for chunk in part)
-            about = "warming up, not counted" if name == "warm_up" else f"{len(made)} of 2"
+            about = f"{at} of {len(_BUILDS) - 1}" if at else "warming up, not counted"
             self._show.message(f"probe, {about}: {count:,} of {self._source_rows:,} rows")
             made.append(self.run(name, part, count))
-        return made[1], made[2]
+        return made[1:]
 
     def run(self, name: str, chunks: Sequence[Chunk], rows: int) -> dict[str, Measured]:
         """Build these chunks as a dataset of that name; return what each stage took."""
@@ -126,15 +145,24 @@ class _Runner:
         except UserError as error:
             if name == "whole":
                 raise
-            raise UserError(f"in a probe of {rows} rows: {error}; give --probe more rows") from error
+            raise UserError(f"in the probe's build of {rows} rows: {error}; give --probe more rows") from error
         finally:
             display.reset(token)
         shards = _shard_bytes(dataset)
         size = Size(rows, clusters_of(recipe.stages))
-        return {p.stage.name: self._measured(p, clock, shards, size, plan) for p in plan.stages}
+        received, reasons = _fetched(dataset, clock)
+        if name not in ("before", "after"):
+            self.failed = _failed(reasons, rows)
+        return {p.stage.name: self._measured(p, clock, shards, received, size, plan) for p in plan.stages}
 
     def _measured(
-        self, planned: PlannedStage, clock: "_Clock", shards: Mapping[str, int], size: Size, plan: Plan
+        self,
+        planned: PlannedStage,
+        clock: "_Clock",
+        shards: Mapping[str, int],
+        received: Mapping[str, int],
+        size: Size,
+        plan: Plan,
     ) -> Measured:
         rows = {part.number: part.rows or 0 for part in plan.stages[0].parts}
         batches = tuple(
@@ -143,6 +171,7 @@ class _Runner:
                 file.rows,
                 file.bytes + shards.get(shard_path(part.number or 0, part.fingerprint).removesuffix(".tar"), 0),
                 at_s,
+                received.get(file.path, 0),
             )
             for at_s, part, file in clock.parts[planned.stage.name]
         )
@@ -150,22 +179,34 @@ class _Runner:
         return Measured(planned.stage, size, seconds, _slots(self._engine, planned.stage), batches)
 
 
+def batches_of(rows: int, count: int) -> int:
+    """Return how many parts each build has: to fill `count` slots twice, if no small build has an empty one then."""
+    return min(_MOST_BATCHES, rows // SMALL, max(_BATCHES, 2 * count))
+
+
+def sizes_of(rows: int, batches: int) -> list[int]:
+    """Return the rows of a part of each build."""
+    return [max(1, rows // share // batches) for share in _BUILDS.values()]
+
+
 def sampled(
     source: Source, chunks: Sequence[Chunk], sizes: Sequence[int], batches: int, identify: Callable[[str], str]
 ) -> list[list[Chunk]]:
     """Return, for each size, `batches` stretches of that many rows, spread evenly over the source.
 
-    No row is in two of them, but in a folder: its chunks are lists of files, which cannot be cut.
+    No row is in two of them, but in a folder: its chunks are lists of files, which cannot be cut. Neighbouring rows are
+    alike, so all stretches lie as far apart as they can.
     """
     if isinstance(source, Folder):
         return [_of_folder(source, size, batches, identify) for size in sizes]
     total = sum(chunk.rows for chunk in chunks)
     found: list[list[Chunk]] = [[] for _ in sizes]
+    gap = max(0, total // batches - sum(sizes)) // len(sizes)
     for i in range(batches):
         at = i * total // batches
         for pieces, size in zip(found, sizes, strict=True):
             pieces += _cut(chunks, at, size)
-            at += size
+            at += size + gap
     return found
 
 
@@ -188,14 +229,8 @@ def _of_folder(source: Folder, size: int, batches: int, identify: Callable[[str]
 def smaller(stage: Stage, rows: int, source_rows: int, warm_up: bool) -> Stage:
     """Return a stage of a recipe that can work on `rows` rows: no more clusters or kept rows than they allow."""
     change: dict[str, Any] = {}
-    levels = getattr(stage, "levels", None)
-    if stage.use == "cluster" and levels:
-        share = min(1.0, rows / _ROWS_PER_CLUSTER / levels[0])
-        change["levels"] = tuple(max(len(levels) - i, round(k * share)) for i, k in enumerate(levels))
-    elif stage.use == "cluster":
-        k = getattr(stage, "k", None) or _CLUSTERS
-        if isinstance(k, int):
-            change["k"] = min(k, max(2, rows // _ROWS_PER_CLUSTER))
+    if isinstance(stage, Cluster):
+        change |= _fewer_clusters(stage, rows)
     if getattr(stage, "keep_rows", None):
         change["keep_rows"] = max(1, round(stage.keep_rows * rows / source_rows))  # type: ignore[attr-defined]
     if warm_up and isinstance(getattr(stage, "steps", None), int):
@@ -203,14 +238,19 @@ def smaller(stage: Stage, rows: int, source_rows: int, warm_up: bool) -> Stage:
     return stage.model_copy(update=change)
 
 
+def _fewer_clusters(stage: Cluster, rows: int) -> dict[str, Any]:
+    if stage.levels:
+        share = min(1.0, rows / _ROWS_PER_CLUSTER / stage.levels[0])
+        return {"levels": tuple(max(len(stage.levels) - i, round(k * share)) for i, k in enumerate(stage.levels))}
+    most = min(stage.most, max(2, rows // _ROWS_PER_CLUSTER))
+    if stage.grid:
+        return {"k": Auto(auto=stage.grid.model_copy(update={"max": most, "min": min(stage.grid.min, most)}))}
+    return {"k": most}
+
+
 def clusters_of(stages: Sequence[Stage]) -> int:
-    """Return how many clusters a recipe's `cluster` makes; 1 where it has none."""
-    for stage in stages:
-        if stage.use == "cluster":
-            levels = getattr(stage, "levels", None)
-            k = levels[0] if levels else getattr(stage, "k", None)
-            return k if isinstance(k, int) else _CLUSTERS
-    return 1
+    """Return how many clusters a recipe's `cluster` makes, at most; 1 where it has none."""
+    return next((s.levels[0] if s.levels else s.most for s in stages if isinstance(s, Cluster)), 1)
 
 
 def slots(engine: Engine, resources: Resources) -> int:
@@ -228,12 +268,15 @@ def _slots(engine: Engine, stage: Stage) -> int:
 
 def _wholes(plan: Plan, engine: Engine, source_rows: int) -> list[Whole]:
     size = Size(source_rows, clusters_of(plan.recipe.stages))
+    rows = [part.rows or 0 for part in plan.stages[0].parts]
     found = []
     for planned in plan.stages:
         stage = planned.stage
         gpus = stage.resources.gpus
         each = float(engine.device(stage.resources) == "cuda") if gpus == "auto" else float(gpus)
-        found.append(Whole(stage, size, len(planned.parts), _slots(engine, stage), each))
+        count = _slots(engine, stage)
+        busy = 1.0 if isinstance(stage, TableStage) else busy_slots(rows, count)
+        found.append(Whole(stage, size, len(planned.parts), count, busy, each))
     return found
 
 
@@ -283,13 +326,32 @@ def _shard_bytes(dataset: Dataset) -> dict[str, int]:
     return found
 
 
+def _fetched(dataset: Dataset, clock: _Clock) -> tuple[dict[str, int], Counter[str]]:
+    """Return the bytes received by part of the table `images`, and how many rows failed for which reasons."""
+    paths = [file.path for parts in clock.parts.values() for _, _, file in parts if file.path.startswith("images/")]
+    received, reasons = {}, Counter[str]()
+    for path in paths:
+        with dataset.storage.filesystem().open_input_file(path) as file, pq.ParquetFile(file) as part:
+            rows = part.read(["received_bytes", "reason"])
+        received[path] = pc.sum(rows.column("received_bytes")).as_py() or 0
+        reasons.update(reason for reason in rows.column("reason").to_pylist() if reason is not None)
+    return received, reasons
+
+
+def _failed(reasons: Counter[str], rows: int) -> tuple[str, ...]:
+    if not reasons:
+        return ()
+    named = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common(5))
+    return (f"{reasons.total():,} of {rows:,} rows failed: {named}{', ...' if len(reasons) > 5 else ''}",)
+
+
 @contextmanager
 def _thrown_away(dataset: Dataset) -> Iterator[Catalog]:
     """Give a catalog inside the dataset's own, which all workers can reach; remove it, however the block ends."""
     name = f"_probe-{uuid.uuid4().hex[:12]}"
     base = Storage(dataset.storage.root)
     local = base.local(name)
-    is_new = local is not None and not local.parent.exists()
+    new = [folder for folder in local.parents if not folder.exists()] if local else []
     catalog = Catalog(f"{base.uri}/{name}", create=True)
     try:
         yield catalog
@@ -298,6 +360,6 @@ def _thrown_away(dataset: Dataset) -> Iterator[Catalog]:
             base.delete(f"{name}/{path}" for path in catalog.storage.list())
         else:
             shutil.rmtree(local, ignore_errors=True)
-            if is_new:
-                with suppress(OSError):  # somebody else has begun to use it
-                    local.parent.rmdir()
+            with suppress(OSError):  # somebody else has begun to use one of them
+                for folder in new:
+                    folder.rmdir()

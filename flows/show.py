@@ -56,7 +56,7 @@ def render(version: Version) -> "RenderableType":
         inputs.add_row(Text(str(file["uri"])), f"{file['rows']:,}", str(file["sha256"])[:12])
     if len(version.inputs) > 20:
         inputs.add_row(f"and {len(version.inputs) - 20} more", "", "")
-    recipe = Syntax(version.recipe, "yaml", background_color="default")
+    recipe = Syntax(version.recipe, "yaml", background_color="default", word_wrap=True)
     return Group(head, tables, Text(), inputs, Text("\nrecipe", style="bold"), recipe)
 
 

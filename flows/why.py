@@ -60,8 +60,8 @@ class _Teller:
     def find(self, key: str) -> list[int]:
         """Return the sample_ids that a key means, ascending."""
         if key.isdecimal():
-            if not self._rows("source", int(key)):
-                raise NotFoundError(f"{self._version.label} has no row with the sample_id {key}")
+            if len(key) > 19 or not self._rows("source", int(key)):  # 64 bits
+                raise NotFoundError(f"{self._version.label} has no row with the sample_id {key[:40]}")
             return [int(key)]
         found = self._ask("select sample_id from source where url = ? order by 1", key)
         if not found:

@@ -81,6 +81,17 @@ def test_sql_at_a_version(built: Web, run: Run) -> None:
         (["build", "no/such.yaml"], "no recipe"),
         (["plan", "no/such.yaml"], "no recipe"),
         (["sql", "select 1", "--format", "xml"], "xml"),
+        (["retry", "web", "--reason", ""], "no reason is named; there is: not_found"),
+        (["retry", "web", "--reason", "timeout"], "failed for timeout; there is: not_found"),
+        (["why", "web", "\udcff"], "is no UTF-8 text"),
+        (["why", "web", "9" * 5000], "has no row with the sample_id 9999"),
+        (["diff", "web@1", "web@2", "--examples", "-1"], "--examples"),
+        (["gc", "web", "--older-than-h", "-1"], "cannot be -1 hours old"),
+        (["gc", "web", "--older-than-h", "nan"], "cannot be nan hours old"),
+        (["gc", "web", "--keep-versions", "0"], "expected at least 1"),
+        (["errors", "wep"], "did you mean 'web'?"),
+        (["takedown", "web"], "name the rows with --file"),
+        (["takedown", "web", "--file", "/no/such/file.csv"], "No such file"),
         (["nonsense"], "nonsense"),
     ],
 )
@@ -106,12 +117,16 @@ def test_a_catalog_that_is_not_there(run: Run, tmp_path: Path) -> None:
     assert "is not there" in err
 
 
-def test_versions_show_and_diff(built: Web, run: Run) -> None:
+def test_versions_show_and_diff(built: Web, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     _, out, _ = run("versions", "web", "--catalog", built.catalog, "--json")
     assert [(v["version"], v["samples"]) for v in json.loads(out)] == [("web@1", 4), ("web@2", 2)]
     _, out, _ = run("show", "web@1", "--catalog", built.catalog)
     for word in ("web@1", "images", "decisions", "a.parquet", "keep_rows: 4"):
         assert word in out
+    with monkeypatch.context() as patch:
+        patch.setenv("COLUMNS", "40")  # what does not fit goes on in the next line, and is not cut off
+        _, out, _ = run("show", "web@1", "--catalog", built.catalog)
+    assert str(built.folder / "urls") in "".join(line.strip() for line in out.splitlines())
     _, out, _ = run("show", "web", "--catalog", built.catalog, "--json")
     assert json.loads(out)["tables"]["samples"]["rows"] == 2
     _, out, _ = run("diff", "web@1", "web@2", "--catalog", built.catalog, "--json")
@@ -129,6 +144,16 @@ def test_errors_and_report(built: Web, run: Run, tmp_path: Path) -> None:
     code, out, _ = run("report", "web@1", "--catalog", built.catalog, "-o", str(tmp_path / "card.html"))
     assert (code, out.strip()) == (0, str(tmp_path / "card.html"))
     assert "web" in (tmp_path / "card.html").read_text()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of Prefect's
+def test_a_retry_says_what_it_made(built: Web, run: Run, prefect_server: str) -> None:
+    words = ["retry", "web", "--reason", "not_found", "--catalog", built.catalog, "--executor", "inline", "--json"]
+    code, out, err = run(*words)
+    told = json.loads(out)
+    assert (code, told["version"], told["rows_tried"]) == (0, "web@3", 1)
+    assert told["parts_made"] >= 2  # the images of that row's part, and what reads them
+    assert "trying 1 rows again" in err
 
 
 def test_gc_shows_before_it_deletes(built: Web, run: Run) -> None:

@@ -3,11 +3,13 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from catalog.errors import UserError
+from catalog.storage import Storage
 from flows import probe as probes
 from flows.build import Order, build_here
 from flows.cli import main
@@ -68,11 +70,16 @@ def test_rows_and_bytes_come_true_and_nothing_is_left(crawl: Web) -> None:
     told = probe(order, 160, notes)
     assert files(crawl.folder) == before
     assert (told.rows, told.source_rows, told.is_whole) == (160, 640, False)
-    assert notes.said[-1] == "probe, 2 of 2: 160 of 640 rows"
+    assert [line for line in notes.said if line.startswith("probe")] == [
+        "probe, warming up, not counted: 8 of 640 rows",
+        "probe, 1 of 3: 40 of 640 rows",
+        "probe, 2 of 3: 160 of 640 rows",
+        "probe, 3 of 3: 40 of 640 rows",
+    ]
     outcome = build_here(order)
     facts = {s["name"]: s for s in outcome.version.stages}
     shards = sum(p.stat().st_size for p in Path(crawl.catalog).glob("web/shards/*"))
-    for forecast in told.forecasts:
+    for forecast in told.told.stages:
         rows = facts[forecast.stage]["rows"]
         size = facts[forecast.stage]["bytes"] + (shards if forecast.stage == "download" else 0)
         assert forecast.rows.value == pytest.approx(rows, rel=0.3), forecast
@@ -96,6 +103,30 @@ def test_no_row_is_fetched_twice(crawl: Web) -> None:
     assert all(0 <= row < 320 for _, row in rows)
 
 
+@pytest.mark.parametrize("rows", [LEAST_ROWS, 17, 63, 64, 1000])
+@pytest.mark.parametrize("slots", [1, 2, 8, 64])
+def test_small_builds_are_a_quarter_however_many_slots_there_are(rows: int, slots: int) -> None:
+    """Else nothing would grow between them, and the whole would seem to take as long as the probe."""
+    batches = probes.batches_of(rows, slots)
+    warm_up, before, large, after = probes.sizes_of(rows, batches)
+    assert batches >= 4
+    assert 0 < warm_up <= before == after
+    assert large >= 4 * before
+    assert large * batches <= rows
+
+
+def test_stretches_lie_apart() -> None:
+    (small,), (large,) = sampled(Parquet(path="x"), [Chunk("a", "1", 0, 100)], [10, 30], 1, str)
+    assert (small.start, small.rows, large.start, large.rows) == (0, 10, 40, 30)
+
+
+def test_rows_that_failed_are_told(crawl: Web) -> None:
+    told = probe(order_of(crawl, "  - {use: deduplicate}\n"), 160, Display())
+    assert told.notes[0] == "32 of 160 rows failed: not_found 32"
+    assert told.notes[1].startswith("deduplicate: a sample holds fewer copies than the whole")
+    assert told.told.total.received.value > 0
+
+
 def test_stretches_end_where_chunks_end() -> None:
     chunks = [Chunk("a", "1", 100, 7), Chunk("b", "2", 0, 3), Chunk("c", "3", 50, 10)]
     (found,) = sampled(Parquet(path="x"), chunks, [5], 2, lambda uri: uri)
@@ -114,7 +145,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
         "stages: [{use: download, image_size: 64}]\n"
     )
     told = probe(Order.read(recipe, catalog=str(tmp_path / "catalog"), executor="inline"), 40, Display())
-    download = next(f for f in told.forecasts if f.stage == "download")
+    download = next(f for f in told.told.stages if f.stage == "download")
     assert download.rows.value == pytest.approx(80, rel=0.05)
     pieces = sampled(Folder(path=str(tmp_path / "pictures")), [], [2, 5], 4, lambda uri: uri)
     assert [[c.rows for c in piece] for piece in pieces] == [[2] * 4, [5] * 4]
@@ -125,7 +156,7 @@ def test_a_source_smaller_than_the_probe_runs_whole_and_says_so(crawl: Web) -> N
     told = probe(order_of(crawl), 1000, notes)
     assert "the source has 640 rows, hardly more than the probe: it runs whole" in notes.said
     assert told.is_whole
-    rows = {f.stage: (f.rows.low, f.rows.value, f.rows.high) for f in told.forecasts}
+    rows = {f.stage: (f.rows.low, f.rows.value, f.rows.high) for f in told.told.stages}
     assert rows["download"] == (640, 640, 640)
     assert rows["samples"] == (192, 192, 192)
     assert not list(Path(crawl.catalog).glob("_probe*"))
@@ -135,6 +166,9 @@ def test_settings_for_many_rows_shrink_with_them() -> None:
     assert smaller(Cluster(k=500), 160, 10**6, False).k == 10  # type: ignore[attr-defined]
     assert smaller(Cluster(k=4), 160, 10**6, False).k == 4  # type: ignore[attr-defined]
     assert smaller(Cluster(levels=(1000, 100, 10)), 1600, 10**6, False).levels == (100, 10, 1)  # type: ignore[attr-defined]
+    auto = smaller(Cluster(k="auto"), 16 * 20, 10**6, False).grid  # type: ignore[attr-defined]
+    assert (auto.min, auto.max) == (8, 20)
+    assert smaller(Cluster(k="auto"), 12, 10**6, True).grid.max == 2  # type: ignore[attr-defined]
     assert smaller(Random(keep_rows=5000), 100, 10_000, False).keep_rows == 50  # type: ignore[attr-defined]
     assert smaller(Random(keep=0.5), 100, 10_000, False) == Random(keep=0.5)
 
@@ -147,9 +181,18 @@ def test_too_few_rows_are_refused(crawl: Web, rows: int) -> None:
 
 def test_a_stage_that_cannot_work_on_so_few_rows_says_so(crawl: Web) -> None:
     stages = "  - {use: filter, where: width > 9000}\n  - {use: train_clip, steps: 1}\n"
-    with pytest.raises(UserError, match=r"in a probe of \d+ rows: .*give --probe more rows"):
+    with pytest.raises(UserError, match=r"in the probe's build of \d+ rows: .*give --probe more rows"):
         probe(order_of(crawl, stages), 160, Display())
     assert not list(Path(crawl.catalog).glob("_probe*"))
+
+
+def test_a_catalog_in_an_object_store(crawl: Web, s3: Callable[[], str]) -> None:
+    bucket = s3()
+    order = replace(order_of(crawl), catalog=f"{bucket}/catalog")
+    told = probe(order, 160, Display())
+    assert told.told.total.rows.value > 0
+    assert told.told.total.received.value > 0
+    assert list(Storage(bucket).list()) == ["catalog/web/_state/identities.json"]  # any plan's: digests of the source
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -161,6 +204,7 @@ def test_whatever_stops_it_leaves_nothing_behind(crawl: Web, monkeypatch: pytest
         raise error
 
     monkeypatch.setattr(probes, "run_stage", stops)
+    crawl.catalog = str(crawl.folder / "not" / "yet" / "there")
     order = order_of(crawl)
     before = files(crawl.folder)
     with pytest.raises(error):
@@ -195,10 +239,10 @@ def test_the_command(crawl: Web, run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     told = json.loads(out)
     assert (code, told["probe_rows"], told["source_rows"]) == (0, 64, 640)
     assert told["total"]["rows"]["low"] <= told["total"]["rows"]["value"]
-    assert "probe, 1 of 2: 16 of 640 rows" in err
+    assert "probe, 1 of 3: 16 of 640 rows" in err
     code, out, _ = run(*words, "64")
     assert code == 0
-    assert "for 640 rows; foretold from 64 of them" in out
+    assert "for 640 rows, built from nothing; foretold from 64 of them" in out
     with monkeypatch.context() as patch:
         patch.setattr(probes, "run_stage", interrupted)
         code, out, err = run(*words, "64")
@@ -227,10 +271,11 @@ def test_the_time_of_the_demo_comes_true(tmp_path: Path, monkeypatch: pytest.Mon
         build_here(order)
     runs = order.open(order.load()).runs().to_pylist()
     seconds = {run["stage"]: run["seconds"] for run in runs}
-    found = {f.stage: (round(f.seconds.value, 1), round(seconds[f.stage], 1)) for f in told.forecasts}
-    assert sum(f.seconds.value for f in told.forecasts) == pytest.approx(sum(seconds.values()), rel=0.3), found
-    low, high = (sum(getattr(f.seconds, end) for f in told.forecasts) for end in ("low", "high"))
-    assert low <= sum(seconds.values()) <= high, found
+    found = {f.stage: (round(f.seconds.value, 1), round(seconds[f.stage], 1)) for f in told.told.stages}
+    total, truth = told.told.total.seconds, sum(seconds.values())
+    assert total.value == pytest.approx(truth, rel=0.3), (total, truth, found)
+    assert total.low <= truth <= total.high, (total, truth, found)
+    assert total.high - total.low < 1.5 * truth, (total, truth, found)  # else it says nothing
     rows = {run["stage"]: run["rows"] for run in runs}
-    for forecast in told.forecasts:
+    for forecast in told.told.stages:
         assert forecast.rows.value == pytest.approx(rows[forecast.stage], rel=0.3), forecast

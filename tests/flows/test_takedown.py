@@ -358,6 +358,28 @@ def test_what_cannot_be(built: Web, tmp_path: Path) -> None:
         take_down(dataset, names(url_of(built, 0)))
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,b\n1,2\n", "no column url, sample_id or sha256"),
+        ("urls,title\na.jpg,x\n", "did you mean 'urls'"),
+        ("99999999999999999999999\n", "'99999999999999999999999' is no sample_id"),
+        (f"sample_id\n{1 << 63}\n", "is no sample_id: it is too large"),
+        ("9" * 5000, "is no sample_id: it is too large"),
+    ],
+)
+def test_a_file_that_names_nothing_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    """And not taken for URLs that are remembered for good."""
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(UserError, match=said):
+        read_names(str(tmp_path / "x.csv"))
+
+
+def test_lines_with_commas_are_urls(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("http://a/b,c.jpg\n0\n")
+    assert read_names(str(tmp_path / "x.csv")) == Names(frozenset(["http://a/b,c.jpg"]), frozenset(), frozenset([0]))
+
+
 def test_files_of_names(tmp_path: Path) -> None:
     digest = "ab" * 32
     cases: dict[str, tuple[str, Names]] = {
