@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from catalog.dataset import Catalog, Dataset
-    from flows.build import Order
+    from flows.build import Order, Outcome
 
 _INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended."""
@@ -141,11 +141,11 @@ def build(
     else:
         outcome = _build_under_prefect(order, show.message)
     if as_json:
-        _print_json({"version": outcome.version.label, "parts_made": outcome.made, "report": outcome.report})
+        _print_outcome(outcome)
     return None
 
 
-def _build_under_prefect(order: "Order", message: Callable[[str], Any]) -> Any:
+def _build_under_prefect(order: "Order", message: Callable[[str], Any]) -> "Outcome":
     from flows.server import prefect_api
 
     with prefect_api(message):
@@ -208,7 +208,7 @@ def sql(
     at: Annotated[int | None, typer.Option(help="read the datasets as of this version")] = None,
     format_: Annotated[Format, typer.Option("--format", help="how to print the result")] = Format.TABLE,
     output: Annotated[str | None, typer.Option("--output", "-o", help="write to this file")] = None,
-    limit: Annotated[int, typer.Option(help="rows shown as a table")] = 100,
+    limit: Annotated[int, typer.Option(min=0, help="rows shown as a table")] = 100,
 ) -> None:
     """Query the tables of datasets with DuckDB."""
     from catalog.database import mentioned
@@ -257,7 +257,7 @@ def diff(
     one: Annotated[str, typer.Argument(metavar="DATASET@N")],
     other: Annotated[str, typer.Argument(metavar="DATASET@M")],
     catalog: CatalogUri = None,
-    examples: Annotated[int, typer.Option(help="examples of each kind")] = 3,
+    examples: Annotated[int, typer.Option(min=0, help="examples of each kind")] = 3,
     as_json: AsJson = False,
 ) -> None:
     """Show what changed between two versions: rows, and decisions by reason."""
@@ -277,7 +277,9 @@ def gc(
     catalog: CatalogUri = None,
     delete: Annotated[bool, typer.Option("--delete", help="delete it; without, only show what would go")] = False,
     keep_versions: Annotated[int | None, typer.Option(help="keep only this many of the newest versions")] = None,
-    older_than_h: Annotated[float, typer.Option(help="leave what is younger: a build may be about to use it")] = 24.0,
+    older_than_h: Annotated[
+        float, typer.Option(min=0, help="leave what is younger: a build may be about to use it")
+    ] = 24.0,
     as_json: AsJson = False,
 ) -> None:
     """Remove what no version needs. A dry run unless --delete is given."""
@@ -325,6 +327,7 @@ def retry(
     reason: Annotated[str, typer.Option(help="reasons to try again, with commas: timeout,dns")],
     catalog: CatalogUri = None,
     executor: Annotated[Executor, typer.Option(help="where parts are made")] = Executor.RAY,
+    as_json: AsJson = False,
 ) -> None:
     """Try failed rows again, just those of the given reasons, and publish a new version."""
     from flows.build import display
@@ -335,7 +338,9 @@ def retry(
     display.set(show)
     order, rows = order_retry(_dataset(dataset, catalog), reason.split(","), catalog, executor.value)
     show.message(f"trying {rows} rows again")
-    _build_under_prefect(order, show.message)
+    outcome = _build_under_prefect(order, show.message)
+    if as_json:
+        _print_outcome(outcome)
 
 
 @app.command()
@@ -451,12 +456,10 @@ def report(
     if path is None:
         raise NotFoundError(f"{version.label} has no report: add `- use: report` to its recipe")
     if output:
-        from pathlib import Path
-
         from catalog.storage import Storage
 
         folder, _, name = path.rpartition("/")
-        Path(output).write_bytes(Storage.open(folder).read(name))
+        _write_bytes(output, Storage.open(folder).read(name))
     print(output or path)
 
 
@@ -582,6 +585,10 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str, ensure_ascii=False))
+
+
+def _print_outcome(outcome: "Outcome") -> None:
+    _print_json({"version": outcome.version.label, "parts_made": outcome.made, "report": outcome.report})
 
 
 def _print_rich(value: Any) -> None:

@@ -67,7 +67,7 @@ def compose(text: str, name: str) -> tuple[Any, yaml.Node | None]:
 
 
 def _check_keys(node: yaml.Node, above: tuple[yaml.Node, ...], done: set[int]) -> None:
-    """Raise RecipeError where a mapping says a thing twice (YAML would take the last), or a node is inside of itself."""
+    """Raise RecipeError where a mapping says a thing twice (YAML would take the last), or a node is inside itself."""
     if any(node is one for one in above):
         raise RecipeError(f"{_where(node)}: an alias stands inside of what it names")
     if id(node) in done or not isinstance(node, yaml.CollectionNode):

@@ -81,6 +81,10 @@ def test_sql_at_a_version(built: Web, run: Run) -> None:
         (["build", "no/such.yaml"], "no recipe"),
         (["plan", "no/such.yaml"], "no recipe"),
         (["sql", "select 1", "--format", "xml"], "xml"),
+        (["sql", "select 1", "--limit", "-1"], "--limit"),
+        (["diff", "web@1", "web@2", "--examples", "-1"], "--examples"),
+        (["gc", "web", "--older-than-h", "-1"], "--older-than-h"),
+        (["report", "web", "-o", "/no/such/folder/card.html"], "cannot write '/no/such/folder/card.html'"),
         (["nonsense"], "nonsense"),
     ],
 )
