@@ -27,7 +27,7 @@ from catalog.errors import NotFoundError, RecipeError, nearest
 from flows.fragments import INCLUDE_SCHEMA, VARIABLE, compose, expand, load_yaml
 from tasks.cluster import AnyCluster
 from tasks.deduplicate import AnyDeduplicate
-from tasks.download import Download
+from tasks.download import AnyDownload
 from tasks.embed import AnyEmbed
 from tasks.filter import AnyFilter
 from tasks.prune import AnyPrune
@@ -48,7 +48,7 @@ _KINDS = {
 """What pydantic says of Python's types, in YAML's words."""
 
 AnyStage = Annotated[
-    Download | AnyEmbed | AnyTrain | AnyFilter | AnyDeduplicate | AnyCluster | AnyPrune | AnyReport | AnyScore,
+    AnyDownload | AnyEmbed | AnyTrain | AnyFilter | AnyDeduplicate | AnyCluster | AnyPrune | AnyReport | AnyScore,
     Field(discriminator="use"),
 ]
 """Every stage that a recipe may name: the union of the families' unions."""
