@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from catalog.dataset import Catalog, Dataset
-    from flows.build import Order
+    from flows.build import Order, Outcome
 
 _INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended."""
@@ -152,11 +152,11 @@ def build(
     else:
         outcome = _build_under_prefect(order, show.message)
     if as_json:
-        _print_json({"version": outcome.version.label, "parts_made": outcome.made, "report": outcome.report})
+        _print_outcome(outcome)
     return None
 
 
-def _build_under_prefect(order: "Order", message: Callable[[str], Any]) -> Any:
+def _build_under_prefect(order: "Order", message: Callable[[str], Any]) -> "Outcome":
     from flows.server import prefect_api
 
     with prefect_api(message):
@@ -232,7 +232,7 @@ def sql(
     at: Annotated[int | None, typer.Option(help="read the datasets as of this version")] = None,
     format_: Annotated[Format, typer.Option("--format", help="how to print the result")] = Format.TABLE,
     output: Annotated[str | None, typer.Option("--output", "-o", help="write to this file")] = None,
-    limit: Annotated[int, typer.Option(help="rows shown as a table")] = 100,
+    limit: Annotated[int, typer.Option(min=0, help="rows shown as a table")] = 100,
 ) -> None:
     """Query the tables of datasets with DuckDB."""
     from catalog.database import mentioned
@@ -366,7 +366,7 @@ def retry(
     show.message(f"trying {rows} rows again")
     outcome = _build_under_prefect(order, show.message)
     if as_json:
-        _print_json({"version": outcome.version.label, "rows_tried": rows, "parts_made": outcome.made})
+        _print_outcome(outcome, rows_tried=rows)
 
 
 @app.command()
@@ -482,12 +482,10 @@ def report(
     if path is None:
         raise NotFoundError(f"{version.label} has no report: add `- use: report` to its recipe")
     if output:
-        from pathlib import Path
-
         from catalog.storage import Storage
 
         folder, _, name = path.rpartition("/")
-        Path(output).write_bytes(Storage.open(folder).read(name))
+        _write_bytes(output, Storage.open(folder).read(name))
     print(output or path)
 
 
@@ -613,6 +611,11 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str, ensure_ascii=False))
+
+
+def _print_outcome(outcome: "Outcome", **more: Any) -> None:
+    facts = {"version": outcome.version.label, "parts_made": outcome.made, "report": outcome.report}
+    _print_json(facts | more)
 
 
 def _print_rich(value: Any) -> None:

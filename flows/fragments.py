@@ -55,6 +55,8 @@ def compose(text: str, name: str) -> tuple[Any, yaml.Node | None]:
     loader.name = name
     try:
         node = loader.get_single_node()
+        if node is not None:
+            _check_keys(node, (), set())
         return load_yaml(text), node
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -62,6 +64,27 @@ def compose(text: str, name: str) -> tuple[Any, yaml.Node | None]:
         raise RecipeError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
     finally:
         loader.dispose()
+
+
+def _check_keys(node: yaml.Node, above: tuple[yaml.Node, ...], done: set[int]) -> None:
+    """Raise RecipeError where a mapping says a thing twice (YAML would take the last), or a node is inside itself."""
+    if any(node is one for one in above):
+        raise RecipeError(f"{_where(node)}: an alias stands inside of what it names")
+    if id(node) in done or not isinstance(node, yaml.CollectionNode):
+        return
+    done.add(id(node))
+    seen: dict[str, int] = {}
+    for child in node.value:
+        key, value = child if isinstance(child, tuple) else (None, child)
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in seen:
+                raise RecipeError(f"{_where(key)}: {key.value}: is said twice, in line {seen[key.value]} too")
+            seen[key.value] = key.start_mark.line + 1
+        _check_keys(value, (*above, node), done)
+
+
+def _where(node: yaml.Node) -> str:
+    return f"{node.start_mark.name}:{node.start_mark.line + 1}"
 
 
 def expand(raw: Any, node: yaml.Node | None, name: str) -> Any:
@@ -88,7 +111,7 @@ def _is_include(entry: Any) -> bool:
 def _stages(entries: list[Any], nodes: list[yaml.Node], chain: tuple[Path, ...]) -> Iterator[tuple[Any, yaml.Node]]:
     for entry, node in zip(entries, nodes, strict=True):
         if _is_include(entry):
-            yield from _fragment(entry, f"{node.start_mark.name}:{node.start_mark.line + 1}", chain)
+            yield from _fragment(entry, _where(node), chain)
         else:
             yield entry, node
 
@@ -100,7 +123,10 @@ def _fragment(entry: dict[str, Any], where: str, chain: tuple[Path, ...]) -> Ite
         raise RecipeError(f"{where}: `with` is a mapping of the fragment's variables, such as {{threshold: 0.3}}")
     if path.resolve() in [seen.resolve() for seen in chain]:
         raise RecipeError(f"{where}: {path} includes itself: {' -> '.join(str(p) for p in (*chain[1:], path))}")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{where}: cannot read the fragment {str(path)!r}: {error}") from None
     raw, node = compose(text, str(path))
     if not isinstance(raw, list) or not isinstance(node, yaml.SequenceNode):
         raise RecipeError(f"{where}: {path} is no fragment: expected a list of stages")
@@ -125,7 +151,8 @@ def _find(entry: dict[str, Any], where: str, beside: Path) -> Path:
         raise RecipeError(f"{where}: `include` names a file; it is {said!r}")
     found = next((folder / said for folder in (beside, SHIPPED) if (folder / said).is_file()), None)
     if found is None:
-        known = [str(p.relative_to(f)) for f in (beside, SHIPPED) for p in sorted((f / said).parent.glob("*.y*ml"))]
+        folder = said.rpartition("/")[0]
+        known = [str(Path(folder, p.name)) for f in (beside, SHIPPED) for p in sorted((f / folder).glob("*.y*ml"))]
         raise RecipeError(f"{where}: no fragment {said!r}, neither in {beside} nor in {SHIPPED}{nearest(said, known)}")
     return found
 

@@ -18,6 +18,7 @@ from catalog.errors import UserError
 from catalog.shards import ShardReader
 from flows.search import Found
 from tasks.report import text
+from tasks.report.page import template
 from tasks.report.thumbnails import thumbnail
 
 SIDE_PX: Final = 240
@@ -29,18 +30,8 @@ _PLACE: Final = ("shard", "byte_offset", "byte_size")
 
 def render(found: Found, dataset: Dataset) -> str:
     """Return the page."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"clean": text.clean, "data_uri": text.data_uri}
     images = pictures(found, dataset)
-    return environment.get_template("gallery.html.j2").render(
+    return template(Path(__file__).with_name("gallery.html.j2")).render(
         title=text.clean(_title(found), 200),
         version=found.version.label,
         about=text.clean(_about(found), 600),

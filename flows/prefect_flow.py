@@ -1,11 +1,12 @@
 """The Prefect side of a build: one flow, a task a stage, progress and table artifacts, and the reaping of dead runs."""
 
 import contextlib
+import logging
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 from prefect import flow, get_client, tags, task
@@ -34,7 +35,7 @@ _UPDATE_S = 5.0
 def build_flow(order: Order) -> Outcome:
     """Run the flow for a local command, tagged with this process, so that a later build can tell that it died."""
     reap_dead_runs()
-    with tags(*_own_tags()):
+    with tags(*_own_tags()), _last_words_left_to_the_command():
         return build.with_options(flow_run_name=order.load().dataset)(
             recipe=order.recipe,
             name=order.name,
@@ -43,6 +44,32 @@ def build_flow(order: Order) -> Outcome:
             executor=order.executor,
             wait_s=order.wait_s,
         )
+
+
+_LAST_WORDS: Final = (
+    "Encountered exception during execution",
+    "Finished in state",
+    "Crash detected!",
+    "Task run failed with",
+)
+"""How Prefect's log messages on a run's end begin, some with a traceback."""
+
+
+@contextmanager
+def _last_words_left_to_the_command() -> Iterator[None]:
+    """Keep Prefect from logging how a run ended: the command says it in one line, and --debug shows the traceback."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(_LAST_WORDS)
+
+    loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs")]
+    for logger in loggers:
+        logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_news)
 
 
 @flow(name="build", validate_parameters=False)

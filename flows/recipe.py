@@ -27,7 +27,7 @@ from catalog.errors import NotFoundError, RecipeError, nearest
 from flows.fragments import INCLUDE_SCHEMA, VARIABLE, compose, expand, load_yaml
 from tasks.cluster import AnyCluster
 from tasks.deduplicate import AnyDeduplicate
-from tasks.download import Download
+from tasks.download import AnyDownload
 from tasks.embed import AnyEmbed
 from tasks.filter import AnyFilter
 from tasks.prune import AnyPrune
@@ -39,10 +39,16 @@ from tasks.stage import Config, Stage
 from tasks.train import AnyTrain
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-
+_KINDS = {
+    "tuple_type": "expected a list",
+    "dict_type": "expected a mapping",
+    "model_type": "expected a mapping",
+    "model_attributes_type": "expected a mapping, such as `use: download`",
+}
+"""What pydantic says of Python's types, in YAML's words."""
 
 AnyStage = Annotated[
-    Download | AnyEmbed | AnyTrain | AnyFilter | AnyDeduplicate | AnyCluster | AnyPrune | AnyReport | AnyScore,
+    AnyDownload | AnyEmbed | AnyTrain | AnyFilter | AnyDeduplicate | AnyCluster | AnyPrune | AnyReport | AnyScore,
     Field(discriminator="use"),
 ]
 """Every stage that a recipe may name: the union of the families' unions."""
@@ -125,7 +131,10 @@ def parse(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> Rec
         assert node is not None  # an empty file is no mapping
         errors = sorted(error.errors(), key=lambda e: e["type"] == "missing")
         raise RecipeError("\n".join(_explain(e, raw, node) for e in errors[:5])) from None
-    recipe.steps()
+    try:
+        recipe.steps()
+    except RecipeError as wrong:
+        raise RecipeError(f"{name}: {wrong}") from None
     return recipe
 
 
@@ -177,6 +186,8 @@ def _override(raw: dict[str, Any], override: str) -> None:
         target = named[head]
     elif rest and isinstance(raw.get(head), dict):
         target = raw[head]
+    elif rest and head == "prices":
+        target = raw["prices"] = {}
     elif rest:
         raise RecipeError(f"--set {override!r}: no stage {head!r}{nearest(head, [*named, 'source'])}")
     else:
@@ -187,16 +198,22 @@ def _override(raw: dict[str, Any], override: str) -> None:
         parsed = load_yaml(value)
     except yaml.YAMLError:
         parsed = value
-    if isinstance(target, list):
-        target[_index(target, rest[-1], override)] = parsed
-    else:
-        target[rest[-1]] = parsed
+    last = _index(target, rest[-1], override) if isinstance(target, list) else rest[-1]
+    target[last] = parsed
 
 
 def _descend(target: Any, key: str, override: str) -> Any:
+    """Return the mapping or list that `key` names in another; a new mapping where there is nothing."""
     if isinstance(target, list):
-        return target[_index(target, key, override)]
-    return target.setdefault(key, {}) if isinstance(target.setdefault(key, {}), dict | list) else {}
+        at = _index(target, key, override)
+    else:
+        at = key
+        if target.get(key) is None:
+            target[key] = {}
+    found = target[at]
+    if not isinstance(found, dict | list):
+        raise RecipeError(f"--set {override!r}: {key!r} is {found!r}, which has no fields")
+    return found
 
 
 def _index(target: list[Any], key: str, override: str) -> int:
@@ -207,8 +224,8 @@ def _index(target: list[Any], key: str, override: str) -> int:
 
 def _explain(error: ErrorDetails, raw: dict[str, Any], node: yaml.Node) -> str:
     """Return one line: file, line, field, what is wrong, the nearest right thing."""
-    where, field, owner = _locate(error["loc"], raw, node)
     kind, context = error["type"], error.get("ctx", {})
+    where, field, owner = _locate(error["loc"], raw, node, absent=kind == "missing")
     last = str(error["loc"][-1]) if error["loc"] else ""
     if kind == "extra_forbidden":
         return f"{where}: {field}: unknown field{nearest(last, _fields_of(owner, field))}"
@@ -221,14 +238,17 @@ def _explain(error: ErrorDetails, raw: dict[str, Any], node: yaml.Node) -> str:
         return f"{where}: {field}: it lacks `{key}`, which says what it is"
     if kind == "missing":
         return f"{where}: {field}: is missing"
-    message = error["msg"].removeprefix("Value error, ")
+    message = _KINDS.get(kind) or error["msg"].removeprefix("Value error, ")
     got = error.get("input")
     shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) or got is None else ""
     return f"{where}: {field}: {message[:1].lower()}{message[1:]}{shown}"
 
 
-def _locate(loc: Sequence[int | str], raw: Any, node: yaml.Node) -> tuple[str, str, Mapping[str, Any]]:
-    """Return (file:line, dotted field, innermost mapping) of an error; names of union members are passed over."""
+def _locate(loc: Sequence[int | str], raw: Any, node: yaml.Node, absent: bool) -> tuple[str, str, Mapping[str, Any]]:
+    """Return (file:line, dotted field, innermost mapping) of an error; names of union members are passed over.
+
+    `absent`: the last of `loc` is a field that is not there.
+    """
     value, mark = raw, node.start_mark
     names: list[str] = []
     owner: Mapping[str, Any] = raw
@@ -245,7 +265,7 @@ def _locate(loc: Sequence[int | str], raw: Any, node: yaml.Node) -> tuple[str, s
             if isinstance(node, yaml.MappingNode) and pair:
                 mark, node = pair[0].start_mark, pair[1]
                 continue
-        elif step == loc[-1] and isinstance(value, dict):
+        elif absent and step == loc[-1] and isinstance(value, dict):
             owner = value
             names.append(str(step))
         mark = node.start_mark

@@ -54,6 +54,7 @@ class Concepts(TableStage):
     """
 
     use: Literal["concepts"] = "concepts"
+    version = 2
     table: ClassVar[str] = "concepts"
     neighbours: int = Field(20, gt=0, description="nearest other centroids that `inter` is a mean of")
     terms: int = Field(TERMS, gt=0, le=10, description="terms of a name from captions")

@@ -161,3 +161,7 @@ _SIDES: Final = pa.schema([SCHEMA.field(name) for name in ("sample_id", "url", "
 
 def _text(data: bytes | None) -> str | None:
     return None if data is None else data.decode("utf-8", "replace")
+
+
+AnyDownload = Download
+"""The family's union: every `use` that a recipe may say here."""

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.prune._combine import Combination
+from tasks.prune._combine import Combination, Vote
 from tasks.prune.density import Density
 from tasks.prune.hierarchical import Hierarchical
 from tasks.prune.intersection import Intersection
@@ -18,7 +18,7 @@ AnyPrune = Annotated[
     Density | Hierarchical | Intersection | Prototypes | Random | Score | Then | Union, Field(discriminator="method")
 ]
 
-for _combination in (Combination, Union, Intersection, Then):  # their members are of any method, their own too
+for _combination in (Combination, Vote, Union, Intersection, Then):  # their members are of any method, their own too
     _combination.model_rebuild(_types_namespace={"AnyPrune": AnyPrune})
 
 __all__ = ["AnyPrune", "Density", "Hierarchical", "Intersection", "Prototypes", "Random", "Score", "Then", "Union"]

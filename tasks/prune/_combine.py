@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from catalog.errors import RecipeError
 from catalog.inputs import Inputs
-from tasks.prune._base import Evidence, Selector
+from tasks.prune._base import Evidence, Selection, Selector
 from tasks.stage import Columns, Reducer, Resources, Run, Tables
 
 if TYPE_CHECKING:
@@ -121,6 +121,19 @@ class Combination(Selector):
         mine.note(kept=int(chosen.keep.sum()))
         every = np.ones(rows.num_rows, bool)
         return Said(label, every, chosen.keep, chosen.evidence, isinstance(member, Combination))
+
+
+class Vote(Combination):
+    """Every member judges every row, with fractions of the same rows; what they say of a row decides on it."""
+
+    decide: ClassVar[np.ufunc]
+    """Of bool (n,), one a member."""
+
+    def judge(self, rows: pa.Table, pool: pa.Table, inputs: Inputs, run: Run) -> Selection:
+        said = [self.asked(place, rows, pool, inputs, run) for place in range(len(self.of))]
+        keep = self.decide.reduce([one.keep for one in said])
+        run.note(rows=rows.num_rows, kept=int(keep.sum()))
+        return Selection(keep, together(said))
 
 
 def together(said: Sequence[Said]) -> Evidence:

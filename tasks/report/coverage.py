@@ -25,7 +25,10 @@ VERDICT: Final = "(?:^|; )([a-z0-9_-]+ (?:keeps|drops)): "
 
 
 def coverages(evidence: Evidence) -> Iterator[Entry]:
-    """Yield the section `coverage`: an entry a pruning stage, in the order they ran, then its members'."""
+    """Yield the section `coverage`: an entry a pruning stage, in the order they ran, then its members'.
+
+    A stage that ran before the clusters were made has none: no cluster knows the rows that it dropped.
+    """
     if not (evidence.has("clusters", "cluster") and evidence.has("decisions", "stage", "keep", "reason", "evidence")):
         return
     for stage, combined in _stages(evidence):
@@ -62,8 +65,9 @@ def facts(found: Coverage) -> dict[str, Any]:
 def _stages(evidence: Evidence) -> list[tuple[str, bool]]:
     """Return the pruning stages, and whether they combine selectors; the one that saw most rows ran first."""
     combined = ", ".join(literal(reason) for reason in COMBINATIONS)
-    query = f"""select stage, bool_or(coalesce(reason in ({combined}), false)) as combined from decisions group by stage
-        having bool_or(coalesce(starts_with(reason, 'pruned_'), false))
+    query = f"""select stage, bool_or(coalesce(reason in ({combined}), false)) as combined
+        from decisions left join (select sample_id, true as is_there from clusters) using (sample_id) group by stage
+        having bool_or(coalesce(starts_with(reason, 'pruned_'), false)) and count(*) = count(is_there)
         order by count(*) desc, count(*) filter (where not keep), stage"""
     return [(row["stage"], row["combined"]) for row in evidence.rows(query)]
 

@@ -74,15 +74,16 @@ def render(card: pa.Table, lineage: Mapping[str, Any], timings: Sequence[Mapping
         "notes": [(stage["name"], stage["notes"]) for stage in lineage.get("stages") or () if stage.get("notes")],
         "seconds": sum(timing.get("seconds") or 0 for timing in timings),
     }
-    return _template().render(context)
+    return template(Path(__file__).with_name("page.html.j2")).render(context)
 
 
 @cache
-def _template() -> "Template":
+def template(path: Path) -> "Template":
+    """Return a template of a page: all is escaped, what is missing an error; its filters are `tasks.report.text`'s."""
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(path.parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -90,7 +91,7 @@ def _template() -> "Template":
     )
     names = ("clean", "moment", "note", "code", "count", "compact", "percent", "size", "duration", "number", "data_uri")
     environment.filters |= {name: getattr(text, name) for name in names}
-    return environment.get_template("page.html.j2")
+    return environment.get_template(path.name)
 
 
 def _sections(card: pa.Table) -> dict[str, Section]:

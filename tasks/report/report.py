@@ -63,6 +63,7 @@ READ: Final[Columns] = {
 class Report(TableStage):
     """Write the data card. Works after any stages: what is not there is left out of the card."""
 
+    version = 2
     table: ClassVar[str] = "report"
     alive_only: ClassVar[bool] = False
     seeded: ClassVar[bool] = True

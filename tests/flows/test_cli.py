@@ -92,6 +92,8 @@ def test_sql_at_a_version(built: Web, run: Run) -> None:
         (["errors", "wep"], "did you mean 'web'?"),
         (["takedown", "web"], "name the rows with --file"),
         (["takedown", "web", "--file", "/no/such/file.csv"], "No such file"),
+        (["sql", "select 1", "--limit", "-1"], "--limit"),
+        (["report", "web", "-o", "/no/such/folder/card.html"], "cannot write '/no/such/folder/card.html'"),
         (["nonsense"], "nonsense"),
     ],
 )

@@ -152,6 +152,14 @@ def test_a_wrong_include_says_what_is_wrong(folder: Path, include: str, message:
     assert "\n" not in str(caught.value)
 
 
+def test_a_fragment_that_cannot_be_read(folder: Path) -> None:
+    (folder / "filters" / "bytes.yaml").write_bytes(b"- use: \xff\xfe")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:5: cannot read the fragment '.*bytes\.yaml': 'utf-8'"):
+        load(written(folder, including("filters/bytes.yaml")))
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:5: no fragment '.*filters', neither in"):
+        load(written(folder, including(str(folder / "filters"))))
+
+
 def test_a_recipe_cannot_include_itself(folder: Path) -> None:
     with pytest.raises(RecipeError, match="includes itself"):
         load(written(folder, including("recipe.yaml")))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from catalog.dataset import Catalog
+from catalog.lease import hold
 from flows.build import Order
 from tests.flows.conftest import Web
 
@@ -145,18 +146,8 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(web: Web, prefect_server: st
     web.add_file("slow", [web.server.drips(b"\xff" * 2000, step=1, pause_s=0.2)])
     recipe = web.recipe()
     recipe.write_text(recipe.read_text().replace("timeout_s: 5", "timeout_s: 60"))
-    command = [
-        sys.executable,
-        "-m",
-        "flows.cli",
-        "build",
-        str(recipe),
-        "--catalog",
-        web.catalog,
-        "--executor",
-        "inline",
-    ]
     env = os.environ | {"PREFECT_API_URL": prefect_server}
+    command = build_command(web, recipe)
     images = Path(web.catalog) / "web" / "images"
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as build:
         wait_for(lambda: images.is_dir() and any(images.glob("*.parquet")))
@@ -165,4 +156,26 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(web: Web, prefect_server: st
     assert build.returncode == 130, err
     assert err.splitlines()[-1].startswith("espalier: stopped; what is finished is kept")
     assert "Traceback" not in err
+    assert "Crash detected" not in err
     assert Catalog(web.catalog).dataset("web").versions() == []
+
+
+def build_command(web: Web, recipe: Path) -> list[str]:
+    words = ["build", str(recipe), "--catalog", web.catalog, "--executor", "inline"]
+    return [sys.executable, "-m", "flows.cli", *words]
+
+
+def test_a_mistake_that_shows_in_the_run_is_one_line_too(web: Web, prefect_server: str) -> None:
+    """Prefect would log it with a traceback, once for the stage and once for the flow."""
+    env = os.environ | {"PREFECT_API_URL": prefect_server}
+    one_left = "  - {use: prune, method: random, keep_rows: 1}\n  - {use: train_clip, model_name: tiny, steps: 1}\n"
+    command = build_command(web, web.recipe(one_left))
+    with hold(Catalog(web.catalog, create=True).dataset("web")):
+        busy = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert (busy.returncode, busy.stderr.count("\n")) == (2, 1)
+    assert busy.stderr.startswith(f"espalier: dataset 'web' is being built by process {os.getpid()}")
+    failed = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert failed.returncode == 2
+    assert failed.stderr.splitlines()[-1] == "espalier: train_clip: 1 usable image-caption pairs, at least 2 are needed"
+    assert "Traceback" not in failed.stderr
+    assert "ERROR" not in failed.stderr

@@ -41,6 +41,12 @@ def test_a_recipe_names_its_stages_and_ends_with_the_manifest() -> None:
         ("dataset: laion", "datset: laion", 1, ["unknown field", "did you mean 'dataset'?"]),
         ("  path: urls\n", "", 3, ["path", "missing"]),
         ("  use: parquet\n", "", 2, ["source", "lacks `use`"]),
+        ("dataset: laion", "dataset: laion\ndataset: other", 2, ["dataset", "twice", "line 1"]),
+        ("    keep: 0.5", "    keep: 0.5\n    keep: 0.9", 13, ["keep", "twice", "line 12"]),
+        ("path: urls", "path: &a [*a]", 4, ["alias", "inside"]),
+        ("- use: download\n    timeout_s: 5", "- download", 6, ["stages[0]", "expected a mapping, such as `use"]),
+        ("k: 3", "levels: 3", 9, ["stages[cluster].levels", "expected a list (got 3)"]),
+        ("    keep: 0.5", "    of: []", 12, ["stages[prune].of: unknown field"]),
     ],
 )
 def test_a_mistake_is_named_with_its_line(old: str, new: str, line: int, words: list[str]) -> None:
@@ -78,6 +84,24 @@ def test_overrides() -> None:
         parse(GOOD, overrides=["downlaod.timeout_s=9"])
     with pytest.raises(RecipeError, match=r"expected stage\.field=value"):
         parse(GOOD, overrides=["download.timeout_s"])
+
+
+def test_a_mistake_of_a_whole_stage_is_named_by_the_stage_alone() -> None:
+    with pytest.raises(RecipeError, match=r"r\.yaml:10: stages\[prune\]: prune takes `keep`"):
+        parse(GOOD.replace("    keep: 0.5\n", ""), "r.yaml")
+    with pytest.raises(RecipeError, match=r"^r\.yaml: two stages are called 'download'"):
+        parse(GOOD + "  - use: download\n", "r.yaml")
+
+
+def test_an_override_reaches_what_is_not_said_yet_and_nothing_that_has_no_fields() -> None:
+    assert parse(GOOD, overrides=["prices.cpu_hour=2"]).prices.cpu_hour == 2  # type: ignore[union-attr]
+    assert parse(GOOD, overrides=["download.resources.cpus=3"]).stages[0].resources.cpus == 3
+    assert parse(GOOD.replace("timeout_s: 5", "resources:"), overrides=["download.resources.cpus=3"])
+    # it would otherwise be lost without a word, or be a fault of ours
+    with pytest.raises(RecipeError, match=r"--set 'prune.keep.x=1': 'keep' is 0.5, which has no fields"):
+        parse(GOOD, overrides=["prune.keep.x=1"])
+    with pytest.raises(RecipeError, match=r"'0' is 'urls', which has no fields"):
+        parse(GOOD.replace("path: urls", "path: [urls]"), overrides=["source.path.0.x=1"])
 
 
 def test_two_stages_of_one_name_or_one_table() -> None:

@@ -42,3 +42,15 @@ def test_classes_without_words_have_no_name() -> None:
 def test_words_of_other_scripts_count_and_endless_ones_do_not() -> None:
     (name,) = name_classes(["кошка 猫咪 " + "x" * 10_000])
     assert set(name) == {"кошка", "猫咪"}
+
+
+def test_letters_keep_their_marks() -> None:
+    hindi, cafe = "\u0939\u093f\u0928\u094d\u0926\u0940", "caf\u00e9"  # vowel signs and a virama; an accent
+    decomposed = "cafe\u0301"
+    assert name_classes([hindi, f"{cafe} {decomposed}"]) == [[hindi], [cafe]]
+
+
+def test_no_pair_has_words_of_two_captions() -> None:
+    dogs = "\n".join(["dog"] * 64)
+    names = name_classes([dogs, "\n".join(["black dog"] * 640)], terms=1)
+    assert names[0] == ["dog"]  # "dog dog" stands in no caption

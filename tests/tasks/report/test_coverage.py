@@ -76,6 +76,15 @@ def test_only_prunings_are_shown_in_the_order_they_ran() -> None:
     assert entries({"clusters": first["clusters"].slice(0, 0), "decisions": first["decisions"]}) == []
 
 
+def test_a_stage_before_the_clusters_is_not_said_to_have_kept_everything() -> None:
+    """The rows that it dropped have no cluster: of those that have one, all were kept."""
+    before = judged(np.zeros(8, int), np.arange(8) < 6, "best")
+    after = judged(np.array([0, 0, 0, 1, 1, -1]), np.arange(6) < 3, "thin")  # the sixth has no usable embedding
+    decisions = pa.concat_tables([before["decisions"], after["decisions"]])
+    found = entries({"clusters": after["clusters"], "decisions": decisions})
+    assert [(row["stage"], row["before"], row["kept"]) for row in found] == [("thin", 5, 3)]
+
+
 SCORES = pa.schema([SAMPLE_ID, score("clip_score", "clip", 1, "")])
 
 
