@@ -20,20 +20,20 @@ import numpy as np
 
 from catalog import lookup
 from catalog.dataset import Dataset, Version
-from catalog.errors import NotFoundError, UserError, nearest
+from catalog.errors import UserError, nearest
 from catalog.parts import PartFile, fingerprint_of
 from flows.build import code_version
+from flows.kept_index import TABLE, Kept, best_device, columns, drop, embedding_column, folder, kept
 from tasks.encoder import encoder_of
 from tasks.index.choose import Budget, Choice, choose
 from tasks.index.held_out import HeldOut, K
 from tasks.index.tune import Tuned, tune
 from tasks.index.vector_index import VectorIndex
-from tasks.kmeans import Sample, vector_column
+from tasks.kmeans import Sample
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-TABLE: Final = "embeddings"
 QUERIES: Final = 256
 """Held-out queries of each kind (pictures, captions); at most a tenth of the rows."""
 GROWTH: Final = 4
@@ -47,60 +47,6 @@ Held = list[tuple[np.ndarray, np.ndarray]]
 
 def _no_progress(done: int, total: int) -> None:
     """Show nothing."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """An index as it is kept: its JSON, and where it lies."""
-
-    dataset: Dataset
-    column: str
-    facts: dict[str, Any]
-
-    @property
-    def parts(self) -> dict[str, tuple[int, int]]:
-        """Path -> (lowest, highest) sample_id of the parts that are in it."""
-        return {part["path"]: (part["low"], part["high"]) for part in self.facts["parts"]}
-
-    @property
-    def choice(self) -> Choice:
-        """What it is made of."""
-        return Choice(**self.facts["choice"])
-
-    def load(self, mapped: bool = False) -> VectorIndex:
-        """Return the index, `mapped` where it will not be changed. Raises UserError where it cannot be read."""
-        path = f"{folder(self.column)}/{self.facts['files']['index']}"
-        local = self.dataset.storage.local(path)
-        if local is not None and not local.is_file():
-            raise NotFoundError(f"{local} is not there: `espalier index {self.dataset.name}` makes it anew")
-        data = None if local else self.dataset.storage.read(path)
-        return VectorIndex.read(str(local) if local else None, data, self.choice.kind, mapped)
-
-    def held_out(self) -> HeldOut:
-        """Return its queries, with their exact neighbours among its rows."""
-        return HeldOut.read(self.dataset.storage.read(f"{folder(self.column)}/{self.facts['files']['held_out']}"))
-
-
-def folder(column: str) -> str:
-    """Return where the index of a column lies, relative to its dataset."""
-    return f"_index/{column}"
-
-
-def kept(dataset: Dataset, column: str) -> Kept | None:
-    """Return the index of a column; None where there is none. Raises UserError where its JSON is damaged."""
-    path = f"{folder(column)}/index.json"
-    try:
-        facts = json.loads(dataset.storage.read(path))
-        return Kept(dataset, column, facts) if facts["parts"] is not None else None
-    except NotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{dataset.storage.uri}/{path} says no index ({error}): remove it, index again") from error
-
-
-def columns(dataset: Dataset) -> list[str]:
-    """Return the columns that have an index, or something left of one."""
-    return sorted({path.split("/")[1] for path in dataset.storage.list("_index")})
 
 
 def update(
@@ -157,17 +103,12 @@ def forget(dataset: Dataset, sample_ids: np.ndarray) -> list[str]:
     return told
 
 
-def drop(dataset: Dataset, column: str) -> None:
-    """Remove the index of a column."""
-    dataset.storage.delete(sorted(dataset.storage.list(folder(column)), reverse=True))
-
-
 def budget_of(kind: str, memory_mb: float, recall: float) -> Budget:
     """Return the budget that a command line says. Raises UserError."""
     kinds = ("auto", "flat", "ivf", "hnsw", "ivfpq", "opq")
     if kind not in kinds:
         raise UserError(f"--kind is {kind!r}{nearest(kind, kinds)}")
-    if memory_mb <= 0:
+    if not 0 < memory_mb < float("inf"):
         raise UserError(f"--memory-mb is {memory_mb:g}, expected more than 0")
     if not 0 < recall <= 1:
         raise UserError(f"--recall is {recall:g}, expected a share above 0 and at most 1")
@@ -200,13 +141,6 @@ def counted(console: "Console") -> Iterator[Progress]:
     with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task("index", total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
-
-
-def embedding_column(dataset: Dataset, version: Version, column: str) -> str:
-    """Return the column that is meant, by default the first. Raises UserError where there is none of that name."""
-    if TABLE not in version.tables:
-        raise NotFoundError(f"{version.label} has no embeddings: its recipe has no stage `use: embed`")
-    return vector_column({TABLE: dataset.schema(version, TABLE)}, column)
 
 
 @dataclass(frozen=True)
@@ -387,13 +321,6 @@ class _Work:
             "code_version": code_version(),
         }
         return _keep(self.dataset, self.column, facts, index, held_out)
-
-
-def best_device() -> str:
-    """Return `cuda` where there is one, else `cpu`."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def encoder_name(schema: Any, column: str) -> str | None:

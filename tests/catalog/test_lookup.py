@@ -70,7 +70,7 @@ def test_nothing_wanted_and_nothing_there(tmp_path: Path, reads: list[int]) -> N
     storage = Storage.open(tmp_path)
     paths = [write(tmp_path, "a", 0, 10), write(tmp_path, "empty", 0, 0)]
     assert lookup.rows_of(storage, paths, np.empty(0, np.int64)).num_rows == 0
-    ids, vectors = lookup.vectors_of(storage, paths, "clip", np.array([77]))
+    ids, vectors = lookup.vectors_of(lookup.Parts(storage, paths), "clip", np.array([77]))
     assert (ids.shape, vectors.shape) == ((0,), (0, 4))
     assert reads == []
     assert lookup.spans(storage, paths) == {"a": (0, 9), "empty": (0, -1)}

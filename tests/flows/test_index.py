@@ -11,7 +11,8 @@ import pytest
 from catalog import lookup
 from catalog.dataset import Catalog
 from catalog.errors import NotFoundError, UserError
-from flows.index import budget_of, columns, drop, forget, kept, render, update
+from flows.index import budget_of, forget, render, update
+from flows.kept_index import columns, drop, kept
 from tasks.index.choose import Budget
 from tests.flows.vectors import DIM, Planted, brute_force
 
