@@ -509,8 +509,7 @@ def recipe_schema() -> str:
 
 
 def _catalog(uri: str | None) -> "Catalog":
-    from catalog.dataset import Catalog
-    from flows.build import DEFAULT_CATALOG
+    from catalog.dataset import DEFAULT_CATALOG, Catalog
 
     return Catalog(uri or DEFAULT_CATALOG)
 
