@@ -30,6 +30,8 @@ from catalog.parts import PartFile
 from catalog.schema import field
 from catalog.storage import Storage, is_temporary
 
+DEFAULT_CATALOG: Final = "datasets"
+"""The folder of the catalog where nobody says another."""
 NOT_TABLES: Final = ("shards", "versions", "runs")
 """Folders of a dataset that hold no table of a stage. Those that begin with `_` do not either."""
 

@@ -4,10 +4,10 @@ Parts are sorted by `sample_id` and their footers say which ids each row group h
 hold a wanted row are read. Memory is one row group (at most 64 MB) and what is asked for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,8 @@ from catalog.inputs import as_matrix
 
 if TYPE_CHECKING:
     from catalog.storage import Storage
+
+T = TypeVar("T")
 
 KEY: Final = "sample_id"
 _EVERYWHERE: Final = (-(1 << 63), (1 << 63) - 1)
@@ -29,39 +31,75 @@ def spans(storage: "Storage", paths: Sequence[str]) -> dict[str, tuple[int, int]
 
     def span(path: str) -> tuple[int, int]:
         with _open(storage, path) as file:
-            groups = [span for span in _group_spans(file) if span != _NOWHERE]
-        return (min(low for low, _ in groups), max(high for _, high in groups)) if groups else _NOWHERE
+            return _span(_group_spans(file))
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        return dict(zip(paths, pool.map(span, paths), strict=True))
+    return dict(zip(paths, _each(storage, span, paths), strict=True))
 
 
 def schema_of(storage: "Storage", paths: Sequence[str]) -> pa.Schema:
     """Return the columns that the parts of a table hold, all of them: the files' own types, with our metadata."""
-    schemas = []
-    for path in paths:
+
+    def schema(path: str) -> pa.Schema:
         with _open(storage, path) as file:
-            schemas.append(file.schema_arrow.remove_metadata())
-    return pa.unify_schemas(schemas, promote_options="permissive")
+            return _plain(file)
+
+    return _unified(_each(storage, schema, paths))
+
+
+class Parts:
+    """The parts of one table, to look up rows in, more than once.
+
+    Remembers which ids each part holds (never its rows), so that only the first look-up opens them all. That stays
+    right when a takedown replaces a part in place: it takes rows away.
+    """
+
+    def __init__(self, storage: "Storage", paths: Sequence[str]) -> None:
+        self._storage = storage
+        self._paths = list(paths)
+        self._spans: dict[str, tuple[int, int]] = {}
+        self._schema = pa.schema([])
+
+    def rows(self, sample_ids: np.ndarray, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of some samples in `sample_id` order; ids that are not there are passed over.
+
+        `sample_ids`: int64 (n,), ascending. `columns`: names, by default all; a part that lacks a column gives nulls.
+        """
+        names = None if columns is None else list(dict.fromkeys((KEY, *columns)))
+
+        def look(path: str) -> tuple[pa.Schema, tuple[int, int], list[pa.Table]]:
+            with _open(self._storage, path) as file:
+                schema, groups = _plain(file), _group_spans(file)
+                there = schema.names if names is None else [name for name in names if name in schema.names]
+                return schema, _span(groups), list(_selected(file, groups, there, sample_ids))
+
+        paths = [path for path in self._paths if path not in self._spans or self._may_hold(path, sample_ids)]
+        found = _each(self._storage, look, paths)
+        self._schema = _unified([self._schema, *(schema for schema, _, _ in found)])
+        self._spans |= {path: span for path, (_, span, _) in zip(paths, found, strict=True)}
+        schema = self._schema if names is None else pa.schema([self._schema.field(name) for name in names])
+        pieces = [_fitted(piece, schema) for _, _, some in found for piece in some]
+        return _in_order(pieces) if pieces else schema.empty_table()
+
+    def _may_hold(self, path: str, sample_ids: np.ndarray) -> bool:
+        low, high = self._spans[path]
+        return bool(np.searchsorted(sample_ids, low) < np.searchsorted(sample_ids, high, side="right"))
 
 
 def rows_of(
     storage: "Storage", paths: Sequence[str], sample_ids: np.ndarray, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Return the rows of some samples in `sample_id` order; ids that are not there are passed over.
+    """Return the rows of some samples of a table: `Parts.rows`, for who looks once."""
+    return Parts(storage, paths).rows(sample_ids, columns)
 
-    `sample_ids`: int64 (n,), ascending. `columns`: names, by default all; a part that lacks a column gives nulls.
-    """
-    schema = schema_of(storage, paths)
-    if columns is not None:
-        schema = pa.schema([schema.field(name) for name in dict.fromkeys((KEY, *columns))])
 
-    def read(path: str) -> list[pa.Table]:
-        return [_fitted(piece, schema) for piece in _selected(storage, path, schema.names, sample_ids)]
+def ids_of(storage: "Storage", paths: Sequence[str]) -> np.ndarray:
+    """Return every sample_id in some parts: int64 (n,), ascending, each once."""
 
-    with ThreadPoolExecutor(_READERS if not storage.is_local else 1) as pool:
-        pieces = [piece for found in pool.map(read, paths) for piece in found]
-    return pa.concat_tables(pieces).sort_by(KEY) if pieces else schema.empty_table()
+    def ids(path: str) -> np.ndarray:
+        with _open(storage, path) as file:
+            return np.asarray(file.read([KEY], use_threads=False).column(KEY).to_numpy(), np.int64)
+
+    return np.unique(np.concatenate([np.empty(0, np.int64), *_each(storage, ids, paths)]))
 
 
 def blocks(
@@ -71,17 +109,16 @@ def blocks(
 
     With `wanted` (int64, ascending), only of those samples.
     """
-    for rows in _selected(storage, path, (KEY, column), wanted):
-        present = rows.filter(rows.column(column).is_valid())
-        if present.num_rows:
-            yield np.asarray(present.column(KEY).to_numpy(), np.int64), as_matrix(present.column(column))
+    with _open(storage, path) as file:
+        for rows in _selected(file, _group_spans(file), (KEY, column), wanted):
+            present = rows.filter(rows.column(column).is_valid())
+            if present.num_rows:
+                yield np.asarray(present.column(KEY).to_numpy(), np.int64), as_matrix(present.column(column))
 
 
-def vectors_of(
-    storage: "Storage", paths: Sequence[str], column: str, sample_ids: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def vectors_of(parts: Parts, column: str, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (sample_id int64 (m,) ascending, vectors float16 (m, d)) of those of some samples that have one."""
-    found = rows_of(storage, paths, np.unique(sample_ids), [column])
+    found = parts.rows(np.unique(sample_ids), [column])
     present = found.filter(found.column(column).is_valid())
     return np.asarray(present.column(KEY).to_numpy(), np.int64), as_matrix(present.column(column))
 
@@ -94,21 +131,33 @@ def among(sample_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.asarray(wanted[at] == sample_ids)
 
 
-def _selected(storage: "Storage", path: str, columns: Sequence[str], wanted: np.ndarray | None) -> Iterator[pa.Table]:
+def _each(storage: "Storage", function: Callable[[str], T], paths: Sequence[str]) -> list[T]:
+    """Return what a function gives for each part; at once where parts are far away, as waiting costs no CPU."""
+    if storage.is_local:
+        return [function(path) for path in paths]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(function, paths))
+
+
+def _selected(
+    file: pq.ParquetFile,
+    groups: Sequence[tuple[int, int]],
+    columns: Sequence[str],
+    wanted: np.ndarray | None,
+) -> Iterator[pa.Table]:
     """Yield a part's row groups that hold a wanted row, without the other rows."""
-    with _open(storage, path) as file:
-        names = [name for name in columns if name in file.schema_arrow.names]
-        for number, (low, high) in enumerate(_group_spans(file)):
-            if wanted is None:
-                yield file.read_row_group(number, names, use_threads=False)
-                continue
-            mine = wanted[np.searchsorted(wanted, low) : np.searchsorted(wanted, high, side="right")]
-            if not len(mine):
-                continue
-            rows = file.read_row_group(number, names, use_threads=False)
-            keep = among(np.asarray(rows.column(KEY).to_numpy(), np.int64), mine)
-            if keep.any():
-                yield rows.take(pa.array(np.flatnonzero(keep)))
+    names = list(columns)
+    for number, (low, high) in enumerate(groups):
+        if wanted is None:
+            yield file.read_row_group(number, names, use_threads=False)
+            continue
+        mine = wanted[np.searchsorted(wanted, low) : np.searchsorted(wanted, high, side="right")]
+        if not len(mine):
+            continue
+        rows = file.read_row_group(number, names, use_threads=False)
+        keep = among(np.asarray(rows.column(KEY).to_numpy(), np.int64), mine)
+        if keep.any():
+            yield rows.take(pa.array(np.flatnonzero(keep)))
 
 
 @contextmanager
@@ -117,6 +166,25 @@ def _open(storage: "Storage", path: str) -> Iterator[pq.ParquetFile]:
     source = local if local else storage.filesystem().open_input_file(path)
     with pq.ParquetFile(source, memory_map=local is not None) as file:
         yield file
+
+
+def _plain(file: pq.ParquetFile) -> pa.Schema:
+    return file.schema_arrow.remove_metadata()
+
+
+def _unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """Return all columns of some schemas. Most are equal, and comparing is cheaper than unifying."""
+    different: list[pa.Schema] = []
+    for schema in schemas:
+        if not any(schema.equals(known, check_metadata=True) for known in different):
+            different.append(schema)
+    return pa.unify_schemas(different, promote_options="permissive")
+
+
+def _span(groups: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the (lowest, highest) sample_id of a part, from those of its row groups."""
+    full = [span for span in groups if span != _NOWHERE]
+    return (min(low for low, _ in full), max(high for _, high in full)) if full else _NOWHERE
 
 
 def _group_spans(file: pq.ParquetFile) -> list[tuple[int, int]]:
@@ -137,8 +205,18 @@ def _group_spans(file: pq.ParquetFile) -> list[tuple[int, int]]:
 
 def _fitted(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return rows with exactly the columns of a schema; null where a part had none."""
+    if rows.schema.equals(schema, check_metadata=True):
+        return rows
     columns = [
         rows.column(f.name).cast(f.type) if f.name in rows.column_names else pa.nulls(rows.num_rows, f.type)
         for f in schema
     ]
     return pa.table(columns, schema=schema)
+
+
+def _in_order(pieces: Sequence[pa.Table]) -> pa.Table:
+    """Return pieces, each in `sample_id` order, as one table in that order. Sorting many chunks costs more than reading
+    them, so pieces that do not overlap are only put one after the other."""
+    rows = pa.concat_tables(sorted(pieces, key=lambda piece: piece.column(KEY)[0].as_py())).combine_chunks()
+    ids = rows.column(KEY).to_numpy()
+    return rows if (ids[1:] >= ids[:-1]).all() else rows.sort_by(KEY)

@@ -19,7 +19,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
-from catalog.dataset import Catalog, Dataset, TableState, Version, VersionFacts
+from catalog.dataset import DEFAULT_CATALOG, Catalog, Dataset, TableState, Version, VersionFacts
 from catalog.lease import hold
 from catalog.parts import PartFile, describe_part, fingerprint_of, part_path
 from flows.cluster import open_engine
@@ -29,8 +29,6 @@ from flows.plan import NUMBERS, Plan, PlannedPart, PlannedStage, make_plan
 from flows.recipe import Recipe, parse, read_text, resolved_text
 from flows.worker import clear_scratch, jobs_of, work_of
 from tasks.stage import TableStage
-
-DEFAULT_CATALOG = "datasets"
 
 display: ContextVar[Display] = ContextVar("display", default=Display())  # noqa: B039  # it keeps nothing
 """What shows this build's progress; the command line sets one that draws bars."""

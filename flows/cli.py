@@ -393,6 +393,11 @@ def search(
 
     opened = _catalog(catalog)
     asked = Query(text, image, like, column, top, where, exact, unique, all_)
+    if save is not None:
+        from flows.save import check_target
+        from flows.save import save as save_as
+
+        check_target(opened, save)
     found = run_search(opened, label, asked)
     print(f"{found.version.label}, {found.column}: {found.how}", file=sys.stderr)
     if html or open_:
@@ -401,8 +406,6 @@ def search(
         show_page(render(found, opened.existing(found.version.dataset)), html, open_)
     saved = None
     if save is not None:
-        from flows.save import save as save_as
-
         saved = save_as(opened, found, save).label
         print(f"saved {len(found.hits):,} samples as {saved}", file=sys.stderr)
     if as_json:
@@ -535,8 +538,7 @@ def recipe_schema() -> str:
 
 
 def _catalog(uri: str | None) -> "Catalog":
-    from catalog.dataset import Catalog
-    from flows.build import DEFAULT_CATALOG
+    from catalog.dataset import DEFAULT_CATALOG, Catalog
 
     return Catalog(uri or DEFAULT_CATALOG)
 

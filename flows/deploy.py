@@ -8,8 +8,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from catalog.dataset import DEFAULT_CATALOG
 from catalog.errors import RecipeError, UserError
-from flows.build import DEFAULT_CATALOG, Order
+from flows.build import Order
 from flows.server import quiet_environment
 
 

@@ -10,9 +10,10 @@ to no version: it holds some parts, and whoever searches a version leaves out th
 
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,20 +21,20 @@ import numpy as np
 
 from catalog import lookup
 from catalog.dataset import Dataset, Version
-from catalog.errors import NotFoundError, UserError, nearest
+from catalog.errors import UserError, nearest
 from catalog.parts import PartFile, fingerprint_of
 from flows.build import code_version
+from flows.kept_index import TABLE, Kept, best_device, columns, drop, embedding_column, folder, kept
 from tasks.encoder import encoder_of
 from tasks.index.choose import Budget, Choice, choose
 from tasks.index.held_out import HeldOut, K
 from tasks.index.tune import Tuned, tune
-from tasks.index.vector_index import VectorIndex
-from tasks.kmeans import Sample, vector_column
+from tasks.index.vector_index import VectorIndex, unit_blocks
+from tasks.kmeans import Sample
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-TABLE: Final = "embeddings"
 QUERIES: Final = 256
 """Held-out queries of each kind (pictures, captions); at most a tenth of the rows."""
 GROWTH: Final = 4
@@ -47,60 +48,6 @@ Held = list[tuple[np.ndarray, np.ndarray]]
 
 def _no_progress(done: int, total: int) -> None:
     """Show nothing."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """An index as it is kept: its JSON, and where it lies."""
-
-    dataset: Dataset
-    column: str
-    facts: dict[str, Any]
-
-    @property
-    def parts(self) -> dict[str, tuple[int, int]]:
-        """Path -> (lowest, highest) sample_id of the parts that are in it."""
-        return {part["path"]: (part["low"], part["high"]) for part in self.facts["parts"]}
-
-    @property
-    def choice(self) -> Choice:
-        """What it is made of."""
-        return Choice(**self.facts["choice"])
-
-    def load(self, mapped: bool = False) -> VectorIndex:
-        """Return the index, `mapped` where it will not be changed. Raises UserError where it cannot be read."""
-        path = f"{folder(self.column)}/{self.facts['files']['index']}"
-        local = self.dataset.storage.local(path)
-        if local is not None and not local.is_file():
-            raise NotFoundError(f"{local} is not there: `espalier index {self.dataset.name}` makes it anew")
-        data = None if local else self.dataset.storage.read(path)
-        return VectorIndex.read(str(local) if local else None, data, self.choice.kind, mapped)
-
-    def held_out(self) -> HeldOut:
-        """Return its queries, with their exact neighbours among its rows."""
-        return HeldOut.read(self.dataset.storage.read(f"{folder(self.column)}/{self.facts['files']['held_out']}"))
-
-
-def folder(column: str) -> str:
-    """Return where the index of a column lies, relative to its dataset."""
-    return f"_index/{column}"
-
-
-def kept(dataset: Dataset, column: str) -> Kept | None:
-    """Return the index of a column; None where there is none. Raises UserError where its JSON is damaged."""
-    path = f"{folder(column)}/index.json"
-    try:
-        facts = json.loads(dataset.storage.read(path))
-        return Kept(dataset, column, facts) if facts["parts"] is not None else None
-    except NotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{dataset.storage.uri}/{path} says no index ({error}): remove it, index again") from error
-
-
-def columns(dataset: Dataset) -> list[str]:
-    """Return the columns that have an index, or something left of one."""
-    return sorted({path.split("/")[1] for path in dataset.storage.list("_index")})
 
 
 def update(
@@ -121,7 +68,7 @@ def update(
     """
     budget = budget or Budget()
     column = embedding_column(dataset, version, column)
-    work = _Work(dataset, version, column, budget, progress, say, device or best_device())
+    work = _Work(dataset, version, column, budget, progress, say, device)
     old = kept(dataset, column)
     reason = work.why_anew(old)
     if old is not None and reason is None:
@@ -157,17 +104,12 @@ def forget(dataset: Dataset, sample_ids: np.ndarray) -> list[str]:
     return told
 
 
-def drop(dataset: Dataset, column: str) -> None:
-    """Remove the index of a column."""
-    dataset.storage.delete(sorted(dataset.storage.list(folder(column)), reverse=True))
-
-
 def budget_of(kind: str, memory_mb: float, recall: float) -> Budget:
     """Return the budget that a command line says. Raises UserError."""
     kinds = ("auto", "flat", "ivf", "hnsw", "ivfpq", "opq")
     if kind not in kinds:
         raise UserError(f"--kind is {kind!r}{nearest(kind, kinds)}")
-    if memory_mb <= 0:
+    if not 0 < memory_mb < float("inf"):
         raise UserError(f"--memory-mb is {memory_mb:g}, expected more than 0")
     if not 0 < recall <= 1:
         raise UserError(f"--recall is {recall:g}, expected a share above 0 and at most 1")
@@ -186,6 +128,9 @@ def render(made: Kept) -> str:
     for what, found in facts[f"recall_at_{K}_rescored"].items():
         error = "" if found["standard_error"] is None else f" ± {found['standard_error']:.3f}"
         told.append(f"recall@{K} of {what} queries{said}: {found['mean']:.3f}{error} ({found['queries']} held out)")
+    if spent := facts.get("cpu_s"):  # what was made by an older Espalier does not say
+        parts = ", ".join(f"{seconds:.1f} to {what}" for what, seconds in spent.items())
+        told.append(f"CPU seconds: {sum(spent.values()):.1f}, of them {parts}")
     asked = facts["budget"]
     verdict = "met" if facts["met"] else "NOT met"
     told.append(f"budget: {asked['memory_mb']:g} MB, recall {asked['recall']:g}, kind {asked['kind']}: {verdict}")
@@ -202,13 +147,6 @@ def counted(console: "Console") -> Iterator[Progress]:
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-def embedding_column(dataset: Dataset, version: Version, column: str) -> str:
-    """Return the column that is meant, by default the first. Raises UserError where there is none of that name."""
-    if TABLE not in version.tables:
-        raise NotFoundError(f"{version.label} has no embeddings: its recipe has no stage `use: embed`")
-    return vector_column({TABLE: dataset.schema(version, TABLE)}, column)
-
-
 @dataclass(frozen=True)
 class _Work:
     """One update: of which column, for what."""
@@ -219,7 +157,8 @@ class _Work:
     budget: Budget
     progress: Progress
     say: Say
-    device: str
+    device: str | None
+    spent: "Spent" = field(default_factory=lambda: Spent())
 
     @property
     def parts(self) -> list[PartFile]:
@@ -270,7 +209,9 @@ class _Work:
                 raise UserError(f"{self.version.label} has no vectors in {self.column!r}: there is nothing to index")
             choice = choose(rows, self.dim, self.budget)
             sample = training[: choice.training_rows] if choice.training_rows else training[:0]
-            index = VectorIndex.train(choice, sample, self.version.seed, self.device)
+            device = (self.device or best_device()) if choice.lists else "cpu"  # only lists are learnt on it
+            with self.spent.on("learn"):
+                index = VectorIndex.train(choice, sample, self.version.seed, device)
             trained = len(sample)
         pictures = held_out.sample_ids[~held_out.captions]
         spans, last = self._fill(index, held_out, self.parts, 2, pictures)
@@ -309,10 +250,12 @@ class _Work:
         for done, part in enumerate(self.parts):
             self.progress(done, 2 * len(self.parts))
             for ids, vectors in self._blocks(part.path, self.column):
-                training.add(ids, vectors)
-                pictures.add(ids, vectors)
+                with self.spent.on("draw"):
+                    training.add(ids, vectors)
+                    pictures.add(ids, vectors)
             for ids, vectors in self._blocks(part.path, self.caption_column) if self.caption_column else ():
-                captions.add(ids, vectors)
+                with self.spent.on("draw"):
+                    captions.add(ids, vectors)
         (picture_ids, picture_rows), (caption_ids, caption_rows) = pictures.take(), captions.take()
         queries = HeldOut.of(
             np.concatenate([picture_ids, caption_ids]),
@@ -342,14 +285,28 @@ class _Work:
             self.progress((passes - 1) * len(parts) + done, passes * len(parts))
             for ids, vectors in self._blocks(part.path, self.column):
                 later = np.isin(ids, last) if last is not None else np.zeros(len(ids), bool)
-                index.add(ids[~later], vectors[~later])
-                held_out.see(ids[~later], vectors[~later])
+                self._put(index, held_out, ids[~later], vectors[~later])
                 kept_back.append((ids[later], vectors[later]))
         self.progress(passes * len(parts), passes * len(parts))
         return lookup.spans(self.dataset.storage, [part.path for part in parts]), kept_back
 
+    def _put(self, index: VectorIndex, held_out: HeldOut, sample_ids: np.ndarray, vectors: np.ndarray) -> None:
+        """Add rows to the index, and to what the queries have seen."""
+        for ids, rows in unit_blocks(sample_ids, vectors):
+            with self.spent.on("add"):
+                index.add(ids, rows)
+            with self.spent.on("measure"):
+                held_out.see(ids, rows)
+
     def _blocks(self, path: str, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        yield from lookup.blocks(self.dataset.storage, path, column)
+        """Yield what `lookup.blocks` does; what that costs is reading."""
+        blocks = lookup.blocks(self.dataset.storage, path, column)
+        while True:
+            with self.spent.on("read"):
+                block = next(blocks, None)
+            if block is None:
+                return
+            yield block
 
     def _settle(
         self,
@@ -362,10 +319,10 @@ class _Work:
         least: int = 1,
     ) -> Kept:
         """Tune, add the last rows, say whether the budget is met, and keep."""
-        tuned = tune(index, held_out, self.budget.recall, choice.is_lossy, least)
+        with self.spent.on("measure"):
+            tuned = tune(index, held_out, self.budget.recall, choice.is_lossy, least)
         for ids, vectors in last or ():
-            index.add(ids, vectors)
-            held_out.see(ids, vectors)
+            self._put(index, held_out, ids, vectors)
         found = tuned.worst(choice.is_lossy)
         met = found is None or found >= self.budget.recall
         if found is not None and not met:
@@ -384,16 +341,10 @@ class _Work:
             **_measured(tuned, choice, index),
             "met": met,
             "budget": self.budget.model_dump(),
+            "cpu_s": self.spent.rounded(),
             "code_version": code_version(),
         }
         return _keep(self.dataset, self.column, facts, index, held_out)
-
-
-def best_device() -> str:
-    """Return `cuda` where there is one, else `cpu`."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def encoder_name(schema: Any, column: str) -> str | None:
@@ -402,6 +353,26 @@ def encoder_name(schema: Any, column: str) -> str | None:
         return encoder_of(schema, column).name
     except UserError:
         return None
+
+
+class Spent:
+    """CPU seconds of this process, all threads, by what they went to."""
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(("read", "draw", "learn", "add", "measure"), 0.0)
+
+    @contextmanager
+    def on(self, what: str) -> Iterator[None]:
+        """Count what is done inside."""
+        start = time.process_time()
+        try:
+            yield
+        finally:
+            self._seconds[what] += time.process_time() - start
+
+    def rounded(self) -> dict[str, float]:
+        """Return the seconds, to milliseconds."""
+        return {what: round(seconds, 3) for what, seconds in self._seconds.items()}
 
 
 def _possible(rows: int, dim: int, budget: Budget) -> list[Choice]:

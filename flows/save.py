@@ -71,19 +71,24 @@ def recipe_text(found: Found, name: str) -> str:
     return f"# Not a recipe to build: `espalier search ... --save {name}` made this from {found.version.label}.\n{text}"
 
 
-def _check(catalog: Catalog, found: Found, name: str) -> None:
+def check_target(catalog: Catalog, name: str) -> None:
+    """Raise UserError where nothing can be saved as `name`: worth asking before the search."""
     check_name(name)
+    if name not in catalog.datasets():
+        return
+    last = catalog.dataset(name).last()
+    if last is not None and SAVED not in (yaml.safe_load(last.recipe) or {}):
+        raise UserError(f"{name!r} is a dataset that was built, and a search must not replace it: give another name")
+
+
+def _check(catalog: Catalog, found: Found, name: str) -> None:
+    check_target(catalog, name)
     if not found.hits:
         raise UserError(f"nothing was found, so there is nothing to save as {name!r}")
     if found.query.all:
         raise UserError("--save takes rows that are in the dataset: without --all")
     if "samples" not in found.version.tables or "images" not in found.version.tables:
         raise UserError(f"{found.version.label} has no samples with images: there is nothing to save")
-    if name not in catalog.datasets():
-        return
-    last = catalog.dataset(name).last()
-    if last is not None and SAVED not in (yaml.safe_load(last.recipe) or {}):
-        raise UserError(f"{name!r} is a dataset that was built, and a search must not replace it: give another name")
 
 
 @dataclass(frozen=True)

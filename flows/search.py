@@ -3,17 +3,20 @@
 Which way is taken, for N rows of which A may be found (in `samples`, and `where` holds):
 
     no index, or `exact`, or A <= 10,000, or A <= N / 100    the vectors of those A rows are read and compared: exact
-    A <= 2,000,000    the index looks among those only, in N / A times as many lists
-    more              the index gives more than is wanted, and the rest is left out
+    A >= N / 4, or A > 2,000,000    the index gives more than is wanted, and the rest is left out
+    else                            the index looks among those A only
 
-so that there are always as many results as rows that may be found. Parts that the index lacks are searched exactly
-beside it, and rows of parts that are no longer of the version are left out.
+so that there are always as many results as rows that may be found; the index looks in N / A times as many lists.
+Parts that it lacks are searched exactly beside it, and rows of parts that are no longer of the version are left out.
+DuckDB runs only where there is a `where`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +24,11 @@ import pyarrow as pa
 from catalog import lookup
 from catalog.database import connect, query
 from catalog.dataset import Catalog, Dataset, Version
-from catalog.errors import NotFoundError, UserError
+from catalog.errors import NotFoundError, QueryError, UserError
 from catalog.inputs import read_parquet
 from catalog.lookup import KEY, among
 from catalog.schema import role
-from flows.index import TABLE, Kept, best_device, embedding_column, kept
+from flows.kept_index import TABLE, Kept, best_device, embedding_column, kept
 from tasks.encoder import encoder_of
 from tasks.index.tune import RESCORED
 from tasks.index.vector_index import VectorIndex, unit_rows
@@ -38,7 +41,9 @@ EXACT_ROWS: Final = 10_000
 """So few rows are compared one by one: as fast, and exact."""
 EXACT_SHARE: Final = 0.01
 SELECTED_ROWS: Final = 2_000_000
-"""faiss is told which rows to look at up to this many: each takes about 50 bytes."""
+"""faiss is told which rows to look at up to this many: each takes about 50 bytes, and 50 ns for every query."""
+SELECTED_SHARE: Final = 0.25
+"""Of so many or more, it is cheaper to find too many and leave some out."""
 _MOST_FETCHED: Final = 100_000
 _FIRST_FETCH: Final = 3
 """Nobody knows how many near-duplicates there are: fetch so many times what is wanted, then twice that, ..."""
@@ -122,46 +127,146 @@ def search(catalog: Catalog, label: str, asked: Query, device: str | None = None
     read, and (QueryError) where `where` is not SQL over the columns of `samples`.
     """
     asked.check()
-    version = catalog.resolve(label)
-    dataset = catalog.existing(version.dataset)
-    column = embedding_column(dataset, version, asked.column)
-    rows = _Rows(dataset, version, column)
-    with connect(catalog, {version.dataset: version.number}, [version.dataset]) as connection:
-        allowed = _allowed(connection, dataset, version, asked)
-        vector = query_vector(rows, asked, device)
-        finder = _Finder(rows, vector, allowed, asked)
+    with Searcher(catalog, label, asked.column, device) as searcher:
+        return searcher.search(asked)
+
+
+class Searcher:
+    """One embedding column of `DATASET[@N]`, to be searched more than once.
+
+    The encoder, the index, the list of samples and the connection are opened by the first query that needs them, and
+    kept until `close`. It goes on with what it has opened: after a takedown, or a new index, open another.
+    """
+
+    def __init__(self, catalog: Catalog, label: str, column: str = "", device: str | None = None) -> None:
+        self._catalog, self._device = catalog, device
+        self.version = catalog.resolve(label)
+        self._dataset = catalog.existing(self.version.dataset)
+        self.column = embedding_column(self._dataset, self.version, column)
+        self._rows = _Rows(self._dataset, self.version, self.column)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, where there is one."""
+        if "_connection" in vars(self):
+            self._connection.close()
+
+    def search(self, asked: Query) -> Found:
+        """Return what `flows.search.search` does; raises what it raises."""
+        asked.check()
+        if asked.column not in ("", self.column):
+            raise UserError(f"this searcher is of the column {self.column!r}; found {asked.column!r}")
+        allowed = self._allowed(asked)
+        finder = _Finder(self._rows, self._index, self._vector(asked), allowed, asked.exact)
         ids, scores, copies = _distinct(finder, asked) if asked.unique is not None else finder.best(asked.wanted)
         ids, scores, copies = _without(asked.like, ids, scores, copies, asked.top)
-        known = _described(connection, dataset, version, ids)
-    pairs = zip(ids.tolist(), scores.tolist(), copies.tolist(), strict=True)
-    hits = [Hit(rank, score, i, *known.get(i, (None, None)), n) for rank, (i, score, n) in enumerate(pairs, 1)]
-    return Found(version, asked, column, finder.how, hits, rows.rows if allowed is None else len(allowed))
+        known = self._described(ids)
+        pairs = zip(ids.tolist(), scores.tolist(), copies.tolist(), strict=True)
+        hits = [Hit(rank, score, i, *known.get(i, (None, None)), n) for rank, (i, score, n) in enumerate(pairs, 1)]
+        searched = self._rows.rows if allowed is None else len(allowed)
+        return Found(self.version, asked, self.column, finder.how, hits, searched)
+
+    @cached_property
+    def _index(self) -> "_Opened | None":
+        found = kept(self._dataset, self.column)
+        return _Opened(found) if found is not None else None
+
+    @cached_property
+    def _connection(self) -> "duckdb.DuckDBPyConnection":
+        return connect(self._catalog, {self.version.dataset: self.version.number}, [self.version.dataset])
+
+    @cached_property
+    def _kept_ids(self) -> np.ndarray:
+        parts = self._dataset.files(self.version, "samples")
+        return lookup.ids_of(self._dataset.storage, [part.path for part in parts])
+
+    @cached_property
+    def _model(self) -> Any:
+        return _model(self._rows, self._device)
+
+    @cached_property
+    def _source(self) -> tuple[lookup.Parts, list[str]] | None:
+        """The parts that say url and caption, and which of them they say."""
+        if "source" not in self.version.tables:
+            return None
+        schema, parts = self._dataset.contents(self.version, "source")
+        shown = [name for name in ("url", "caption") if name in schema.names]
+        return lookup.Parts(self._dataset.storage, [part.path for part in parts]), shown
+
+    def _allowed(self, asked: Query) -> np.ndarray | None:
+        """Return the samples that may be found, int64 ascending; None where all may."""
+        if not asked.where:
+            return None if asked.all else self._kept_ids
+        _check_condition(asked.where)
+        rows = _every_row(self._dataset, self.version) if asked.all else "select * from samples"
+        text = f"select {KEY} from (\n{rows}\n) as samples\nwhere (\n{asked.where}\n)"
+        found = query(self._connection, text)
+        return np.unique(np.asarray(found.column(KEY).to_numpy(), np.int64))
+
+    def _vector(self, asked: Query) -> np.ndarray:
+        """Return the query as float32 (d,), of length 1."""
+        if asked.like is not None:
+            return self._rows.one(asked.like)
+        data = _read_image(asked.image) if asked.image is not None else None
+        if data is None:
+            vectors = self._model.unit_texts([asked.text])
+            good = np.abs(vectors).sum(axis=1) > 0
+        else:
+            vectors, good = self._model.unit_images([data])
+        if not good[0]:
+            what = f"the image {asked.image!r}" if data is not None else f"the text {asked.text!r}"
+            raise UserError(f"{what} cannot be searched for: it does not decode, or the encoder gives it no vector")
+        return np.asarray(vectors[0], np.float32)
+
+    def _described(self, ids: np.ndarray) -> Mapping[int, tuple[str | None, str | None]]:
+        """Return sample_id -> (url, caption)."""
+        if self._source is None or not len(ids):
+            return {}
+        parts, shown = self._source
+        rows = parts.rows(np.sort(ids), shown)
+        nothing = [None] * rows.num_rows
+        told = [rows.column(name).to_pylist() if name in shown else nothing for name in ("url", "caption")]
+        return dict(zip(rows.column(KEY).to_pylist(), zip(*told, strict=True), strict=True))
 
 
-@dataclass(frozen=True)
 class _Rows:
     """The vectors of one column in one version."""
 
-    dataset: Dataset
-    version: Version
-    column: str
-    _paths: list[str] = field(default_factory=list)
+    def __init__(self, dataset: Dataset, version: Version, column: str) -> None:
+        self.dataset, self.version, self.column = dataset, version, column
 
-    @property
+    @cached_property
     def paths(self) -> list[str]:
-        if not self._paths:
-            self._paths.extend(part.path for part in self.dataset.files(self.version, TABLE))
-        return self._paths
+        return [part.path for part in self.dataset.files(self.version, TABLE)]
 
     @property
     def rows(self) -> int:
         return self.version.tables[TABLE].rows
 
+    @cached_property
+    def _parts(self) -> lookup.Parts:
+        return lookup.Parts(self.dataset.storage, self.paths)
+
     def of(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (ids ascending, float32 unit rows) of the samples that have a vector."""
-        ids, vectors = lookup.vectors_of(self.dataset.storage, self.paths, self.column, sample_ids)
+        ids, vectors = lookup.vectors_of(self._parts, self.column, sample_ids)
         good = usable(vectors)
         return ids[good], unit_rows(vectors[good])
+
+    def one(self, sample_id: int) -> np.ndarray:
+        """Return the vector of one sample, float32 (d,), of length 1. Raises NotFoundError."""
+        known = -(1 << 63) <= sample_id < 1 << 63
+        vectors = self.of(np.array([sample_id] if known else [], np.int64))[1]
+        if not len(vectors):
+            raise NotFoundError(f"{self.version.label} has no sample {sample_id} with a vector in {self.column!r}")
+        return np.asarray(vectors[0])
 
     def nearest(
         self, vector: np.ndarray, k: int, allowed: np.ndarray | None, paths: Iterable[str]
@@ -176,108 +281,104 @@ class _Rows:
         return best
 
 
-def query_vector(rows: _Rows, asked: Query, device: str | None = None) -> np.ndarray:
-    """Return the query as float32 (d,), of length 1."""
-    if asked.like is not None:
-        _, vectors = rows.of(np.array([asked.like]))
-        if not len(vectors):
-            raise NotFoundError(f"{rows.version.label} has no sample {asked.like} with a vector in {rows.column!r}")
-        return np.asarray(vectors[0])
-    data = _read_image(asked.image) if asked.image is not None else None
-    model = _model(rows, device)
-    if data is None:
-        vectors = model.unit_texts([asked.text])
-        good = np.abs(vectors).sum(axis=1) > 0
-    else:
-        vectors, good = model.unit_images([data])
-    if not good[0]:
-        what = f"the image {asked.image!r}" if data is not None else f"the text {asked.text!r}"
-        raise UserError(f"{what} cannot be searched for: it does not decode, or the encoder gives it no vector")
-    return np.asarray(vectors[0], np.float32)
+class _Opened:
+    """An index as it is kept, loaded when it is first asked."""
+
+    def __init__(self, found: Kept) -> None:
+        self.kept = found
+        self.parts = found.parts
+        self.is_lossy = found.choice.is_lossy
+
+    @cached_property
+    def index(self) -> VectorIndex:
+        return self.kept.load(mapped=True)
 
 
 class _Finder:
     """Finds the rows nearest to one vector, and keeps in `how` by what way."""
 
-    def __init__(self, rows: _Rows, vector: np.ndarray, allowed: np.ndarray | None, asked: Query) -> None:
+    def __init__(
+        self, rows: _Rows, opened: _Opened | None, vector: np.ndarray, allowed: np.ndarray | None, exact: bool
+    ) -> None:
         self._rows, self._vector, self._allowed = rows, vector, allowed
-        self._index: VectorIndex | None = None
-        self._kept: Kept | None = None
-        self.how = self._choose(asked)
+        self._opened: _Opened | None = None
+        self.how = self._choose(opened, exact)
 
     def best(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (ids, cosines, zeros) of the k nearest, nearest first; fewer where there are no more."""
-        ids, scores = self._by_index(k) if self._index is not None else self._exactly(k)
+        k = min(k, self._count)
+        ids, scores = self._by_index(self._opened, k) if self._opened is not None else self._exactly(k)
         return ids, scores, np.zeros(len(ids), np.int64)
+
+    @property
+    def _count(self) -> int:
+        """Rows that may be found."""
+        return self._rows.rows if self._allowed is None else len(self._allowed)
 
     def _exactly(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         return self._rows.nearest(self._vector, k, self._allowed, self._rows.paths)
 
-    def _choose(self, asked: Query) -> str:
+    def _choose(self, opened: _Opened | None, exact: bool) -> str:
         """Open the index if it is to be used; return what is done, in words."""
-        rows, allowed = self._rows, self._allowed
-        count = rows.rows if allowed is None else len(allowed)
-        if asked.exact:
+        rows, count = self._rows, self._count
+        if exact:
             return f"exact, {count:,} rows"
-        found = kept(rows.dataset, rows.column)
-        if found is None:
+        if opened is None:
             return f"exact, {count:,} rows: {rows.column!r} has no index (`espalier index {rows.dataset.name}`)"
         if count <= max(EXACT_ROWS, EXACT_SHARE * rows.rows):
             return f"exact, {count:,} rows: so few need no index"
-        if self._strange(found) and allowed is None:
+        if self._strange(opened) and self._allowed is None:
             return f"exact, {count:,} rows: the index has parts that {rows.version.label} has not"
-        self._kept, self._index = found, found.load(mapped=True)
-        missing = len(set(rows.paths) - found.parts.keys())
+        self._opened = opened
+        missing = len(set(rows.paths) - opened.parts.keys())
         beside = f", and {missing} parts beside it exactly" if missing else ""
-        return f"index {found.facts['factory']}, {count:,} rows{beside}"
+        return f"index {opened.kept.facts['factory']}, {count:,} rows{beside}"
 
-    def _strange(self, found: Kept) -> list[tuple[int, int]]:
+    def _strange(self, opened: _Opened) -> list[tuple[int, int]]:
         """Return the spans of the index's parts that are not of this version."""
-        return [span for path, span in found.parts.items() if path not in set(self._rows.paths)]
+        mine = set(self._rows.paths)
+        return [span for path, span in opened.parts.items() if path not in mine]
 
-    def _by_index(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        assert self._index is not None
-        assert self._kept is not None
-        lossy = self._kept.choice.is_lossy
-        fresh = [path for path in self._rows.paths if path not in self._kept.parts]
-        ids, scores = self._looked_up(RESCORED * k if lossy else k)
-        if lossy:
+    def _by_index(self, opened: _Opened, k: int) -> tuple[np.ndarray, np.ndarray]:
+        fresh = [path for path in self._rows.paths if path not in opened.parts]
+        ids, scores = self._looked_up(opened, RESCORED * k if opened.is_lossy else k)
+        if opened.is_lossy:
             ids, vectors = self._rows.of(ids)
             scores = vectors @ self._vector
         beside = self._rows.nearest(self._vector, k, self._allowed, fresh)
         ids, scores = _first(np.concatenate([ids, beside[0]]), np.concatenate([scores, beside[1]]), k)
-        if len(ids) < k and len(ids) < (self._rows.rows if self._allowed is None else len(self._allowed)):
+        if len(ids) < k:
             self.how = "exact: the index found too few"
             return self._exactly(k)
         return ids, scores
 
-    def _looked_up(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _looked_up(self, opened: _Opened, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return what the index finds among the rows that may be found."""
-        assert self._index is not None
-        assert self._kept is not None
-        effort = self._kept.facts["effort"]["value"]
+        index, effort = opened.index, int(opened.kept.facts["effort"]["value"])
         if self._allowed is None:
-            return self._ask(k, effort, None)
+            return self._ask(index, k, effort, None)
         allowed = self._allowed
-        for low, high in self._strange(self._kept):
+        for low, high in self._strange(opened):
             begin, end = np.searchsorted(allowed, low), np.searchsorted(allowed, high, side="right")
             allowed = np.delete(allowed, slice(begin, end))
-        share = max(len(allowed), 1) / max(self._index.rows, 1)
-        wide = min(int(effort / min(share, 1.0)), max(self._index.most_effort, effort))
-        if len(allowed) <= SELECTED_ROWS:
-            return self._ask(k, wide, allowed)
-        fetch = int(k / min(share, 1.0) * 2)
+        share = min(max(len(allowed), 1) / max(index.rows, 1), 1.0)
+        wide = min(int(effort / share), max(index.most_effort, effort))
+        if share < SELECTED_SHARE and len(allowed) <= SELECTED_ROWS:
+            return self._ask(index, k, wide, allowed)
+        fetch = int(k / share * (1 if share == 1 else 2))
         while True:
-            ids, scores = self._ask(min(fetch, self._index.rows), wide, None)
+            ids, scores = self._ask(index, fetch, wide, None)
             keep = among(ids, allowed)
-            if keep.sum() >= k or fetch >= min(_MOST_FETCHED, self._index.rows):
+            if keep.sum() >= k or fetch >= min(_MOST_FETCHED, index.rows):
                 return ids[keep][:k], scores[keep][:k]
             fetch *= 4
 
-    def _ask(self, k: int, effort: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        assert self._index is not None
-        effort = max(effort, k) if self._index.kind == "hnsw" else effort
-        scores, found = self._index.search(self._vector[None], k, effort, allowed)
+    def _ask(
+        self, index: VectorIndex, k: int, effort: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        k = min(k, index.rows)
+        effort = max(effort, k) if index.kind == "hnsw" else effort
+        scores, found = index.search(self._vector[None], k, effort, allowed)
         there = found[0] >= 0
         return found[0][there], scores[0][there]
 
@@ -331,16 +432,17 @@ def _without(
     return ids[keep][:top], scores[keep][:top], copies[keep][:top]
 
 
-def _allowed(
-    connection: "duckdb.DuckDBPyConnection", dataset: Dataset, version: Version, asked: Query
-) -> np.ndarray | None:
-    """Return the samples that may be found, int64 ascending; None where all may."""
-    if asked.all and not asked.where:
-        return None
-    rows = _every_row(dataset, version) if asked.all else "select * from samples"
-    condition = f"\nwhere (\n{asked.where}\n)" if asked.where else ""
-    found = query(connection, f"select {KEY} from (\n{rows}\n) as samples{condition}")
-    return np.unique(np.asarray(found.column(KEY).to_numpy(), np.int64))
+def _check_condition(condition: str) -> None:
+    """Raise QueryError unless the text is one SQL expression: nothing that ends the brackets it is put in."""
+    import duckdb
+
+    if not condition.strip():
+        raise QueryError("--where is empty: say a condition over the columns of `samples`")
+    try:
+        duckdb.SQLExpression(condition)
+    except duckdb.Error as error:
+        line = " ".join(str(error).partition("\n\nLINE")[0].split())
+        raise QueryError(f"--where is not one SQL condition: {line.removeprefix('Parser Error: ')}") from error
 
 
 def _every_row(dataset: Dataset, version: Version) -> str:
@@ -356,19 +458,6 @@ def _every_row(dataset: Dataset, version: Version) -> str:
         columns += [f'"{table}"."{name}"' for name in names]
         joins += "" if table == TABLE else f'\nleft join "{table}" on "{table}".{KEY} = {TABLE}.{KEY}'
     return f"select {', '.join(columns)}\nfrom {TABLE}{joins}"
-
-
-def _described(
-    connection: "duckdb.DuckDBPyConnection", dataset: Dataset, version: Version, ids: np.ndarray
-) -> Mapping[int, tuple[str | None, str | None]]:
-    """Return sample_id -> (url, caption)."""
-    if "source" not in version.tables or not len(ids):
-        return {}
-    names = dataset.schema(version, "source").names
-    shown = ", ".join(name if name in names else f"null as {name}" for name in ("url", "caption"))
-    listed = ", ".join(str(i) for i in ids.tolist())
-    rows = query(connection, f"select {KEY}, {shown} from source where {KEY} in ({listed})").to_pylist()
-    return {row[KEY]: (row["url"], row["caption"]) for row in rows}
 
 
 def _read_image(path: str | None) -> bytes:

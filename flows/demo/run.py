@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catalog.database import sql
-from catalog.dataset import Catalog, Version
-from flows.build import DEFAULT_CATALOG, Order, display, timings, up_to_date
+from catalog.dataset import DEFAULT_CATALOG, Catalog, Version
+from flows.build import Order, display, timings, up_to_date
 from flows.demo.corpus import plant
 from flows.demo.scoreboard import Check, render, score
 from flows.demo.server import serve

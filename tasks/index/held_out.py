@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 
 from tasks.index.vector_index import unit_rows
-from tasks.kmeans import usable
 
 K: Final = 10
 """Recall is of the so many nearest."""
@@ -63,12 +62,10 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
-    def see(self, sample_ids: np.ndarray, vectors: np.ndarray) -> None:
-        """Count rows among the neighbours: ids int64 (n,) ascending, vectors (n, d)."""
-        good = np.flatnonzero(usable(vectors))
-        for start in range(0, len(good) if len(self) else 0, _BLOCK):
-            some = good[start : start + _BLOCK]
-            self._see(sample_ids[some], unit_rows(vectors[some]))
+    def see(self, sample_ids: np.ndarray, rows: np.ndarray) -> None:
+        """Count rows among the neighbours: ids int64 (n,) ascending, float32 (n, d) unit rows."""
+        for start in range(0, len(rows) if len(self) else 0, _BLOCK):
+            self._see(sample_ids[start : start + _BLOCK], rows[start : start + _BLOCK])
 
     def forget(self, gone: np.ndarray) -> None:
         """Drop rows (bool (q, DEPTH): which neighbours) and, with them, what can no longer be known."""
@@ -121,7 +118,14 @@ class HeldOut:
         at = np.minimum(np.searchsorted(sample_ids, self.sample_ids), len(sample_ids) - 1)
         own = np.flatnonzero((sample_ids[at] == self.sample_ids) & ~self.captions)
         cosines[own, at[own]] = -np.inf
-        better = cosines > np.maximum(self.scores[:, -1], self.floors)[:, None]
+        least = np.maximum(self.scores[:, -1], self.floors)
+        better = cosines > least[:, None]
+        many = np.flatnonzero(better.sum(axis=1) > DEPTH)
+        if len(
+            many
+        ):  # of the first rows nearly all are better than nothing: sorting them would cost more than all else
+            own_best = np.partition(cosines[many], -DEPTH, axis=1)[:, -DEPTH]
+            better[many] &= cosines[many] >= own_best[:, None]
         query, column = np.nonzero(better)
         if not len(query):
             return

@@ -5,6 +5,7 @@ into them by it too: its training sample is explicit (faiss draws one of its own
 faiss is the CPU's. Not for rows without a direction: they are passed over.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import IO, Any, Final
@@ -14,7 +15,7 @@ import numpy as np
 from catalog.errors import UserError
 from tasks import kmeans
 from tasks.index.choose import CODEBOOK_ROWS, LINKS, Choice, Kind
-from tasks.kmeans import Assigner, usable
+from tasks.kmeans import Assigner
 
 ITERATIONS: Final = 10
 """Of k-means, for the lists: as faiss has it."""
@@ -22,7 +23,7 @@ _BUILD_EFFORT: Final = 40
 """HNSW's efConstruction, as faiss has it: links are chosen among so many candidates."""
 _ROTATION_ROUNDS: Final = 8
 _MAX_GRAPH_EFFORT: Final = 4096
-_BLOCK: Final = 16_384
+BLOCK: Final = 16_384
 """Rows converted to float32 at once."""
 
 
@@ -31,6 +32,22 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     rows = vectors.astype(np.float32)
     rows /= np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
     return np.ascontiguousarray(rows)
+
+
+def unit_blocks(sample_ids: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (ids int64 (m,), float32 (m, d) unit rows) of (n,) and (n, d), at most 16,384 at once.
+
+    Rows without a direction are passed over.
+    """
+    for start in range(0, len(vectors), BLOCK):
+        rows = vectors[start : start + BLOCK].astype(np.float32)
+        squared = np.einsum("ij,ij->i", rows, rows)
+        good = np.isfinite(squared) & (squared > 0)
+        ids = sample_ids[start : start + BLOCK]
+        if not good.all():
+            ids, rows, squared = ids[good], rows[good], squared[good]
+        rows /= np.sqrt(squared)[:, None]
+        yield ids, rows
 
 
 @dataclass
@@ -89,12 +106,14 @@ class VectorIndex:
             return int(self._lists.nlist)
         return _MAX_GRAPH_EFFORT if self.kind == "hnsw" else 1
 
-    def add(self, sample_ids: np.ndarray, vectors: np.ndarray) -> None:
-        """Put in rows: ids int64 (n,), vectors (n, d). Those without a direction are passed over."""
-        good = np.flatnonzero(usable(vectors))
-        for start in range(0, len(good), _BLOCK):
-            some = good[start : start + _BLOCK]
-            self._add(np.ascontiguousarray(sample_ids[some], np.int64), unit_rows(vectors[some]))
+    def add(self, sample_ids: np.ndarray, rows: np.ndarray) -> None:
+        """Put in rows: ids int64 (n,), float32 (n, d) unit rows (`unit_blocks` makes them)."""
+        if self._lists is None:
+            self.faiss.add_with_ids(rows, np.ascontiguousarray(sample_ids, np.int64))
+            return
+        for start in range(0, len(rows), BLOCK):
+            some = slice(start, start + BLOCK)
+            self._add_listed(np.ascontiguousarray(sample_ids[some], np.int64), rows[some])
 
     def remove(self, sample_ids: np.ndarray) -> int:
         """Take out rows; return how many there were. Raises UserError where the kind cannot."""
@@ -136,10 +155,7 @@ class VectorIndex:
         lists = faiss.SearchParametersIVF(nprobe=min(max(effort, 1), self.most_effort), **chosen)
         return faiss.SearchParametersPreTransform(index_params=lists) if self.kind == "opq" else lists
 
-    def _add(self, sample_ids: np.ndarray, rows: np.ndarray) -> None:
-        if self._lists is None:
-            self.faiss.add_with_ids(rows, sample_ids)
-            return
+    def _add_listed(self, sample_ids: np.ndarray, rows: np.ndarray) -> None:
         if self.kind == "opq":
             rows = np.ascontiguousarray(self.faiss.chain.at(0).apply(rows))
         nearest = self._assigner(rows)[0].astype(np.int64)

@@ -70,8 +70,32 @@ def test_nothing_wanted_and_nothing_there(tmp_path: Path, reads: list[int]) -> N
     storage = Storage.open(tmp_path)
     paths = [write(tmp_path, "a", 0, 10), write(tmp_path, "empty", 0, 0)]
     assert lookup.rows_of(storage, paths, np.empty(0, np.int64)).num_rows == 0
-    ids, vectors = lookup.vectors_of(storage, paths, "clip", np.array([77]))
+    ids, vectors = lookup.vectors_of(lookup.Parts(storage, paths), "clip", np.array([77]))
     assert (ids.shape, vectors.shape) == ((0,), (0, 4))
     assert reads == []
     assert lookup.spans(storage, paths) == {"a": (0, 9), "empty": (0, -1)}
     assert lookup.among(np.array([1, 2]), np.empty(0, np.int64)).tolist() == [False, False]
+
+
+def test_a_second_look_up_opens_only_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [write(tmp_path, name, first, 100) for name, first in (("b", 1000), ("a", 0), ("c", 5000))]
+    parts = lookup.Parts(Storage.open(tmp_path), paths)
+    assert parts.rows(np.array([7, 5001]), ["caption"]).column("caption").to_pylist() == ["c7", "c5001"]
+    opened: list[str] = []
+    opening = lookup._open
+    monkeypatch.setattr(lookup, "_open", lambda storage, path: (opened.append(path), opening(storage, path))[1])
+    assert parts.rows(np.array([1001, 3000]), ["caption"]).column("caption").to_pylist() == ["c1001"]
+    assert opened == ["b"]
+    assert parts.rows(np.array([3000])).num_rows == 0
+    assert opened == ["b"]
+
+
+def test_parts_that_overlap_come_in_order(tmp_path: Path) -> None:
+    one = pq.read_table(tmp_path / write(tmp_path, "all", 0, 100))
+    pq.write_table(one.take(list(range(0, 100, 2))), tmp_path / "even")
+    pq.write_table(one.take(list(range(1, 100, 2))), tmp_path / "odd")
+    storage = Storage.open(tmp_path)
+    found = lookup.rows_of(storage, ["odd", "even"], np.arange(10, 30), ["caption"])
+    assert found.column("caption").to_pylist() == [f"c{i}" for i in range(10, 30)]
+    assert lookup.ids_of(storage, ["odd", "even"]).tolist() == list(range(100))
+    assert lookup.ids_of(storage, []).tolist() == []

@@ -11,7 +11,8 @@ import pytest
 from catalog import lookup
 from catalog.dataset import Catalog
 from catalog.errors import NotFoundError, UserError
-from flows.index import budget_of, columns, drop, forget, kept, render, update
+from flows.index import budget_of, forget, render, update
+from flows.kept_index import columns, drop, kept
 from tasks.index.choose import Budget
 from tests.flows.vectors import DIM, Planted, brute_force
 
@@ -59,6 +60,10 @@ def test_every_kind_says_how_well_it_finds(birds: Planted, kind: str) -> None:
     ]  # type: ignore[operator]
     assert facts["ms_per_query"] > 0
     assert "budget: 100 MB, recall 0.8" in render(made)
+    assert "CPU seconds: " in render(made)
+    assert set(facts["cpu_s"]) == {"read", "draw", "learn", "add", "measure"}
+    assert facts["cpu_s"]["measure"] > 0
+    assert (facts["cpu_s"]["learn"] > 0) == (kind not in ("flat", "hnsw"))
     json.dumps(facts)
 
 
@@ -225,6 +230,9 @@ def test_mistakes_are_one_line(birds: Planted) -> None:
         budget_of("ivf", 1, 1.2)
     with pytest.raises(UserError, match="--memory-mb is 0"):
         budget_of("ivf", 0, 1)
+    for strange in ("nan", "inf"):
+        with pytest.raises(UserError, match=f"--memory-mb is {strange}"):
+            budget_of("ivf", float(strange), 1)
     place = Path(birds.catalog.uri) / "birds/_index/clip"
     update(birds.dataset, version, "clip")
     (place / "index.json").write_text("{}")

@@ -1,6 +1,8 @@
 """A search gives what brute force gives: filtered or not, grown or not, with an index or without."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from catalog.errors import NotFoundError, QueryError, UserError
 from catalog.storage import Storage
 from flows import search as searching
 from flows.index import budget_of, forget, update
-from flows.search import Found, Query, search
+from flows.kept_index import Kept
+from flows.search import Found, Query, Searcher, search
 from tasks.index.choose import Budget
 from tests.flows.vectors import Planted, brute_force
 
@@ -197,6 +200,11 @@ def test_mistakes_are_one_line(birds: Planted, tmp_path: Path) -> None:
         (Query(like=1, where="widht > 3"), QueryError, "no column 'widht'; did you mean 'width'"),
         (Query(like=1, where="width >"), QueryError, "syntax error"),
         (Query(like=1, where="true); drop table samples; --"), QueryError, "syntax error"),
+        (Query(like=1, where="1) union select sample_id from source where (true"), QueryError, "not one SQL condition"),
+        (Query(like=1, where="true order by 1"), QueryError, "not one SQL condition"),
+        (Query(like=1, where="true; select 1"), QueryError, "not one SQL condition"),
+        (Query(like=1, where=" "), QueryError, "--where is empty"),
+        (Query(like=1 << 70), NotFoundError, "no sample"),
         (Query(like=1, where="exists (select * from read_csv('/etc/passwd'))"), QueryError, "passwd"),
     ]
     for asked, kind, message in cases:
@@ -209,3 +217,43 @@ def test_mistakes_are_one_line(birds: Planted, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"no dataset 'brids' .* did you mean 'birds'"):
         search(birds.catalog, "brids", Query(like=1))
     assert Storage.open(birds.catalog.uri).exists(f"birds/{birds.dataset.files(version, 'samples')[0].path}")
+
+
+def test_a_searcher_goes_on_with_what_it_has_opened(
+    birds: Planted, eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update(birds.dataset, birds.publish(range(3)), "clip", IVF)
+    asked = [Query(like=7), Query(like=40, where="width % 2 = 0"), Query(like=7, all=True), Query(like=9, exact=True)]
+    each = [search(birds.catalog, "birds", one) for one in asked]
+    loads: list[str] = []
+    load, connecting = Kept.load, searching.connect
+    monkeypatch.setattr(Kept, "load", lambda *of, **how: (loads.append("index"), load(*of, **how))[1])
+    monkeypatch.setattr(searching, "connect", lambda *of: (loads.append("duckdb"), connecting(*of))[1])
+    with Searcher(birds.catalog, "birds") as searcher:
+        assert [searcher.search(one) for one in [*asked, *asked]] == [*each, *each]
+        with pytest.raises(UserError, match="of the column 'clip'; found 'clip_text'"):
+            searcher.search(Query(like=1, column="clip_text"))
+    assert sorted(loads) == ["duckdb", "index"]
+
+
+def test_no_condition_needs_no_duckdb(birds: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    birds.publish(range(2))
+    monkeypatch.setattr(searching, "connect", None)
+    assert ids_of(search(birds.catalog, "birds", Query(like=5))) == expected(birds, range(2), 5, 20)
+
+
+@pytest.mark.parametrize("kind", [None, "flat", "ivf", "hnsw", "ivfpq"])
+def test_more_results_than_rows_are_all_rows(birds: Planted, eager: None, kind: str | None) -> None:
+    version = birds.publish(range(3))
+    if kind:
+        update(birds.dataset, version, "clip", budget_of(kind, 100, 0.9))
+    found = search(birds.catalog, "birds", Query(like=7, top=10**9))
+    assert sorted(ids_of(found)) == [i for i in birds.all(range(3))[0] if i != 7]
+    some = search(birds.catalog, "birds", Query(like=7, top=10**9, where="width % 3 = 0"))
+    assert ids_of(some) == expected(birds, range(3), 7, 10**9, "row % 3 == 0")
+
+
+def test_searching_imports_nothing_that_builds() -> None:
+    code = "import sys, flows.search; print(sorted(m for m in sys.modules if m in ('torch', 'duckdb', 'flows.build')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

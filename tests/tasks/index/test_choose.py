@@ -5,7 +5,7 @@ import pytest
 
 from catalog.errors import UserError
 from tasks.index.choose import Budget, Choice, choose, list_count
-from tasks.index.vector_index import VectorIndex
+from tasks.index.vector_index import VectorIndex, unit_rows
 
 MB = 1e6
 
@@ -51,7 +51,7 @@ def test_lists_have_rows_to_learn_from() -> None:
 def test_the_size_is_what_was_said(choice: Choice, tmp_path_factory: pytest.TempPathFactory) -> None:
     rows = np.random.default_rng(0).standard_normal((choice.rows, choice.dim)).astype(np.float16)
     index = VectorIndex.train(choice, rows)
-    index.add(np.arange(choice.rows), rows)
+    index.add(np.arange(choice.rows), unit_rows(rows))
     path = tmp_path_factory.mktemp("index") / "i"
     with path.open("wb") as file:
         index.write(file)

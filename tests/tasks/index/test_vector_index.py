@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from catalog.errors import UserError
+from tasks.index import vector_index
 from tasks.index.choose import Choice
-from tasks.index.vector_index import VectorIndex, unit_rows
+from tasks.index.vector_index import VectorIndex, unit_blocks, unit_rows
 
 ROWS, DIM = 2000, 32
 CHOICES = [
@@ -34,7 +35,7 @@ def choice(request: pytest.FixtureRequest) -> Choice:
 def trained(choice: Choice) -> VectorIndex:
     index = VectorIndex.train(choice, VECTORS, seed=1)
     for start in range(0, ROWS, 700):
-        index.add(IDS[start : start + 700], VECTORS[start : start + 700])
+        index.add(IDS[start : start + 700], unit_rows(VECTORS[start : start + 700]))
     return index
 
 
@@ -87,14 +88,15 @@ def test_what_is_forgotten_is_gone(choice: Choice) -> None:
     assert not np.isin(found, [IDS[0], IDS[5], *IDS[10:20]]).any()
 
 
-def test_rows_without_a_direction_are_passed_over() -> None:
-    index = VectorIndex.train(CHOICES[2], VECTORS)
-    bad = VECTORS[:4].copy()
+def test_rows_without_a_direction_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = VECTORS[:7].copy()
     bad[0], bad[1, 3], bad[2, 0] = 0, np.nan, np.inf
-    index.add(IDS[:4], bad)
-    assert index.rows == 1
-    index.add(IDS[:0], VECTORS[:0])
-    assert index.rows == 1
+    monkeypatch.setattr(vector_index, "BLOCK", 4)
+    blocks = list(unit_blocks(IDS[:7], bad))
+    assert [ids.tolist() for ids, _ in blocks] == [IDS[3:4].tolist(), IDS[4:7].tolist()]
+    assert np.array_equal(np.concatenate([rows for _, rows in blocks]), unit_rows(VECTORS[3:7]))
+    assert blocks[0][1].dtype == np.float32
+    assert list(unit_blocks(IDS[:0], VECTORS[:0])) == []
 
 
 def test_training_is_the_same_twice() -> None:
