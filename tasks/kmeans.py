@@ -13,12 +13,10 @@ rounds as k-means|| does (Bahmani et al., VLDB 2012).
 """
 
 import mmap
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +24,7 @@ import pyarrow as pa
 from catalog.errors import RecipeError, UserError, nearest
 from catalog.schema import role
 from tasks import draw
+from tasks.in_order import Item, Result, in_order
 from tasks.stage import Tables
 
 if TYPE_CHECKING:
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
 Engine = Literal["auto", "torch", "faiss"]
 Init = Literal["random", "k-means++"]
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 HELD_BYTES: Final = 1 << 30
 """Training rows stay on the device as float32 up to this size; above it they are converted block by block."""
@@ -355,7 +352,7 @@ class Assigner:
 
     def each(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the same for each of some blocks of at most `rows_at_once` rows, which are drawn ahead."""
-        return _in_order(self._block, blocks, self._device)
+        return _on_cores(self._block, blocks, self._device)
 
     def _block(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if not len(self._centroids) or not len(vectors):
@@ -385,7 +382,7 @@ def _nearest(
         block = rows[start : min(start + step, len(rows))]
         return block, *_best(block, centroids)
 
-    return _in_order(nearest_of, range(0, len(rows), step), centroids.device.type)
+    return _on_cores(nearest_of, range(0, len(rows), step), centroids.device.type)
 
 
 def _best(block: "torch.Tensor", centroids: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
@@ -415,7 +412,7 @@ def _first_of(block: "torch.Tensor", centroids: "torch.Tensor") -> tuple["torch.
     return best, products.gather(1, best[:, None])[:, 0]
 
 
-def _in_order(function: Callable[[_Item], _Result], items: Iterable[_Item], device: str) -> Iterator[_Result]:
+def _on_cores(function: Callable[[Item], Result], items: Iterable[Item], device: str) -> Iterator[Result]:
     """Yield `function` of each item, in order. On the CPU as many are in work as torch has threads, each on one.
 
     That is cheaper than products on all threads: none waits for another at the end of each operation, conversions and
@@ -427,18 +424,10 @@ def _in_order(function: Callable[[_Item], _Result], items: Iterable[_Item], devi
     if device != "cpu" or threads == 1:
         yield from map(function, items)
         return
-    pool = ThreadPoolExecutor(threads, "nearest")
-    pending: deque[Future[_Result]] = deque()
     torch.set_num_threads(1)  # of this thread, and of those that start from now on
     try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= threads + AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        yield from in_order(function, items, threads, AHEAD)
     finally:
-        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
 
 
