@@ -1,9 +1,10 @@
 """Spherical k-means over embeddings: draw a training sample, fit centroids to it, assign rows to them.
 
 `Sample` draws in one pass and keeps its rows in a memory map; `fit` is Lloyd's loop over that; `Assigner` gives the
-nearest centroid of any rows. All work in blocks whose size depends on k alone, so that results do not depend on how
-the rows came. Mapped pages are given back after each block (`release`), so that what a process holds does not grow
-with the rows: a file that fits stays in the page cache, which the kernel takes back when it needs it.
+nearest centroid of any rows. All work in blocks whose size does not depend on how the rows came; on the CPU a thread
+takes whole blocks, and results are added in their order, so that they do not depend on how many threads there are
+either. Mapped pages are given back after each block (`release`), so that what a process holds does not grow with the
+rows: a file that fits stays in the page cache, which the kernel takes back when it needs it.
 Not k-means in Euclidean space: rows are scaled to unit length, and so are the centroids.
 
 Source: Dhillon and Modha, Concept decompositions for large sparse text data using clustering, Machine Learning 2001;
@@ -12,7 +13,7 @@ rounds as k-means|| does (Bahmani et al., VLDB 2012).
 """
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -23,6 +24,7 @@ import pyarrow as pa
 from catalog.errors import RecipeError, UserError, nearest
 from catalog.schema import role
 from tasks import draw
+from tasks.in_order import Item, Result, in_order
 from tasks.stage import Tables
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ Init = Literal["random", "k-means++"]
 
 HELD_BYTES: Final = 1 << 30
 """Training rows stay on the device as float32 up to this size; above it they are converted block by block."""
+BLOCK: Final = 1024
+"""On the CPU a thread multiplies so many rows with so many centroids at once: 4 MB of products, which stay in cache."""
+AHEAD: Final = 12
+"""Blocks that are drawn beyond one a thread: work for the threads while the next rows are read."""
 PIECE_ROWS: Final = 4096
 """Rows of a memory map that are moved at once, from anywhere: each may touch 64 KB of it (fault-around)."""
 SPREAD_ROUNDS: Final = 128
@@ -60,9 +66,24 @@ def width(schema: pa.Schema, column: str) -> int:
 
 def usable(vectors: np.ndarray) -> np.ndarray:
     """Return which rows of (n, d) have a direction: bool (n,), false for zero, NaN and infinite ones."""
+    if vectors.dtype == np.float16:
+        return _usable_halves(np.ascontiguousarray(vectors))
     rows = vectors.astype(np.float32)
     squared = np.einsum("ij,ij->i", rows, rows)
     good: np.ndarray = np.isfinite(squared) & (squared > 0)
+    return good
+
+
+def _usable_halves(vectors: np.ndarray) -> np.ndarray:
+    """The same of float16 by its bits, a tenth of the time: no such square overflows float32 or vanishes in it.
+
+    Without the sign they are ordered as the magnitudes are: 0 is zero, from 0x7C00 on they are infinite or NaN.
+    """
+    most = np.empty(len(vectors), np.uint16)
+    for start in range(0, len(vectors), BLOCK):
+        magnitudes = vectors[start : start + BLOCK].view(np.uint16) & np.uint16(0x7FFF)
+        magnitudes.max(axis=1, out=most[start : start + BLOCK], initial=0)
+    good: np.ndarray = (most > 0) & (most < 0x7C00)
     return good
 
 
@@ -149,7 +170,7 @@ class Sample:
 class UnitRows:
     """Rows of a matrix as float32 unit vectors on a device, a range at a time; held there when they are few.
 
-    `rows`: (n, d), float16 or float32, in memory or mapped. Every row must have a direction (`usable`).
+    `rows`: (n, d), float16 or float32, in memory or mapped. A row without a direction (`usable`) becomes NaN.
     """
 
     def __init__(self, rows: np.ndarray, device: str) -> None:
@@ -172,12 +193,18 @@ class UnitRows:
         return np.asarray(torch.nn.functional.cosine_similarity(one, other).cpu().numpy())
 
     def _load(self, start: int, stop: int) -> "torch.Tensor":
-        import torch
-
-        copied = np.array(self._rows[start:stop])
+        piece = _units(self._rows[start:stop], self._device)
         release(self._rows)
-        piece = torch.from_numpy(copied).to(self._device).float()
-        return piece.div_(torch.linalg.vector_norm(piece, dim=1, keepdim=True))
+        return piece
+
+
+def _units(rows: np.ndarray, device: str) -> "torch.Tensor":
+    """Return rows as float32 unit vectors, (n, d) on a device; NaN where a row has no direction."""
+    import torch
+
+    piece = torch.from_numpy(np.array(rows)).to(device).float()
+    norms = torch.linalg.vector_norm(piece, dim=1, keepdim=True)
+    return piece.div_(norms.masked_fill_((norms == 0) | norms.isinf(), torch.nan))
 
 
 @dataclass(frozen=True)
@@ -292,7 +319,14 @@ def assign(rows: np.ndarray, centroids: np.ndarray, device: str = "cpu") -> tupl
     """
     import torch
 
-    return _assigned(UnitRows(rows, device), torch.from_numpy(np.array(centroids, np.float32)).to(device))
+    found, cosine = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
+    done = 0
+    unit = torch.from_numpy(np.array(centroids, np.float32)).to(device)
+    for _, best, cosines in _nearest(UnitRows(rows, device), unit):
+        span = slice(done, done + len(best))
+        found[span], cosine[span] = best.cpu().numpy(), cosines.cpu().numpy()
+        done = span.stop
+    return found, cosine
 
 
 class Assigner:
@@ -303,50 +337,98 @@ class Assigner:
 
         self._device = device
         self._centroids = torch.from_numpy(np.array(centroids, np.float32)).to(device)
+        self.rows_at_once = _step(self._centroids)
 
     def __call__(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (cluster int32 (n,), distance float32 (n,), 1 - cosine) of vectors (n, d); ties to the lowest.
 
         Rows without a direction, and all rows where there is no centroid, get -1 and NaN.
         """
-        cluster = np.full(len(vectors), -1, np.int32)
-        distance = np.full(len(vectors), np.nan, np.float32)
-        good = np.flatnonzero(usable(vectors)) if len(self._centroids) else np.empty(0, np.int64)
-        if len(good):
-            cluster[good], cosine = _assigned(UnitRows(vectors[good], self._device), self._centroids)
-            distance[good] = np.maximum(1 - cosine, 0)
-        return cluster, distance
+        starts = range(0, len(vectors), self.rows_at_once)
+        found = list(self.each(vectors[start : start + self.rows_at_once] for start in starts))
+        if not found:
+            return np.empty(0, np.int32), np.empty(0, np.float32)
+        return np.concatenate([cluster for cluster, _ in found]), np.concatenate([distance for _, distance in found])
+
+    def each(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the same for each of some blocks of at most `rows_at_once` rows, which are drawn ahead."""
+        return _on_cores(self._block, blocks, self._device)
+
+    def _block(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if not len(self._centroids) or not len(vectors):
+            return np.full(len(vectors), -1, np.int32), np.full(len(vectors), np.nan, np.float32)
+        best, cosine = _best(_units(vectors, self._device), self._centroids)
+        cosines = cosine.cpu().numpy()
+        cluster = np.where(np.isnan(cosines), -1, best.cpu().numpy()).astype(np.int32)
+        return cluster, np.maximum(1 - cosines, 0)
 
 
 def block_rows(k: int) -> int:
-    """Return how many rows are multiplied with k centroids at once: at most 64 MB of products."""
+    """Return how many rows all threads, or a GPU, multiply with k centroids at once: at most 64 MB of products."""
     return min(max((1 << 24) // max(k, 1), 256), 8192)
 
 
-def _assigned(rows: UnitRows, centroids: "torch.Tensor") -> tuple[np.ndarray, np.ndarray]:
-    """Return (index of the nearest centroid: int32 (n,), cosine to it: float32 (n,))."""
-    found, cosine = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
-    done = 0
-    for _, best, cosines in _nearest(rows, centroids):
-        span = slice(done, done + len(best))
-        found[span], cosine[span] = best.cpu().numpy(), cosines.cpu().numpy()
-        done = span.stop
-    return found, cosine
+def _step(centroids: "torch.Tensor") -> int:
+    return block_rows(len(centroids)) if centroids.is_cuda else BLOCK
 
 
 def _nearest(
     rows: UnitRows, centroids: "torch.Tensor"
 ) -> Iterator[tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]]:
     """Yield (block, index of the nearest centroid, cosine to it)."""
+    step = _step(centroids)
+
+    def nearest_of(start: int) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
+        block = rows[start : min(start + step, len(rows))]
+        return block, *_best(block, centroids)
+
+    return _on_cores(nearest_of, range(0, len(rows), step), centroids.device.type)
+
+
+def _best(block: "torch.Tensor", centroids: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Return (index of the nearest centroid int64 (n,), cosine to it float32 (n,)) of unit rows (n, d).
+
+    Ties to the lowest index; a row of NaN has a cosine of NaN.
+    """
     import torch
 
-    step = block_rows(len(centroids))
-    products = centroids.new_empty(min(step, len(rows)), len(centroids))  # one for all: fresh pages cost a tenth
-    for begin in range(0, len(rows), step):
-        block = rows[begin : min(begin + step, len(rows))]
-        torch.mm(block, centroids.T, out=products[: len(block)])
-        cosine, best = products[: len(block)].max(dim=1)  # the first of equals: the lowest index
-        yield block, best, cosine
+    if block.is_cuda:
+        cosine, best = torch.mm(block, centroids.T).max(dim=1)  # the first of equals
+        return best, cosine
+    best, cosine = _first_of(block, centroids[:BLOCK])
+    for start in range(BLOCK, len(centroids), BLOCK):
+        there, value = _first_of(block, centroids[start : start + BLOCK])
+        better = value > cosine
+        best, cosine = torch.where(better, there + start, best), torch.where(better, value, cosine)
+    return best, cosine
+
+
+def _first_of(block: "torch.Tensor", centroids: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+    """The same of a few centroids on the CPU: numpy's argmax is ten times as fast as torch's max over a dimension."""
+    import torch
+
+    products = torch.mm(block, centroids.T)
+    best = torch.from_numpy(products.numpy().argmax(axis=1))
+    return best, products.gather(1, best[:, None])[:, 0]
+
+
+def _on_cores(function: Callable[[Item], Result], items: Iterable[Item], device: str) -> Iterator[Result]:
+    """Yield `function` of each item, in order. On the CPU as many are in work as torch has threads, each on one.
+
+    That is cheaper than products on all threads: none waits for another at the end of each operation, conversions and
+    maxima are spread too, and so is reading, which goes on in this thread meanwhile.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    if device != "cpu" or threads == 1:
+        yield from map(function, items)
+        return
+    torch.set_num_threads(1)  # of this thread, and of those that start from now on
+    try:
+        yield from in_order(function, items, threads, AHEAD)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fit_torch(rows: np.ndarray, start: np.ndarray, niter: int, rng: np.random.Generator, device: str) -> Fit:

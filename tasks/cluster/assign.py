@@ -1,5 +1,6 @@
 """`use: assign`: give every row its nearest centroid, part by part, on actors."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Final, Literal
 
@@ -14,7 +15,8 @@ from tasks.kmeans import Assigner, vector_column
 from tasks.stage import Batches, Columns, MapStage, Step, Tables
 
 STEP_ROWS: Final = 8192
-"""Rows multiplied at once, counted from the start of a part: results must not depend on how batches were cut."""
+"""Rows written at once. As those multiplied at once they are counted from the start of a part: what is written must
+not depend on how batches were cut."""
 
 
 class Assign(MapStage):
@@ -40,20 +42,29 @@ class Assign(MapStage):
         assigner = Assigner(as_matrix(sides["centroids"].column("centroid")), device)
 
         def step(batches: Iterator[pa.Table]) -> Batches:
-            for batch in recut(batches, STEP_ROWS):
-                yield _assign(batch, assigner)
+            ids: deque[pa.ChunkedArray] = deque()
+
+            def blocks() -> Iterator[np.ndarray]:
+                for batch in recut(batches, assigner.rows_at_once):
+                    ids.append(batch.column("sample_id"))
+                    yield _matrix(batch)
+
+            yield from recut((_clusters(ids.popleft(), *found) for found in assigner.each(blocks())), STEP_ROWS)
 
         return step
 
 
-def _assign(batch: pa.Table, assigner: Assigner) -> pa.Table:
+def _matrix(batch: pa.Table) -> np.ndarray:
+    """Return the embeddings: float16 (n, d), zero where there is none."""
     (name,) = (name for name in batch.column_names if name != "sample_id")
     column = batch.column(name)
-    present = np.flatnonzero(column.is_valid().to_numpy())
-    cluster = np.full(batch.num_rows, -1, np.int32)
-    distance = np.full(batch.num_rows, np.nan, np.float32)
-    if len(present):
-        cluster[present], distance[present] = assigner(as_matrix(column.drop_null()))
+    if not column.null_count:
+        return as_matrix(column)
+    vectors = np.zeros((len(column), column.type.list_size), column.type.value_type.to_pandas_dtype())
+    vectors[column.is_valid().to_numpy()] = as_matrix(column.drop_null())
+    return vectors
+
+
+def _clusters(ids: pa.ChunkedArray, cluster: np.ndarray, distance: np.ndarray) -> pa.Table:
     absent = cluster < 0
-    columns = [batch.column("sample_id"), pa.array(cluster, mask=absent), pa.array(distance, mask=absent)]
-    return pa.table(columns, schema=CLUSTERS)
+    return pa.table([ids, pa.array(cluster, mask=absent), pa.array(distance, mask=absent)], schema=CLUSTERS)

@@ -11,11 +11,14 @@ from catalog.schema import field
 from tasks import draw, kmeans
 from tasks.cluster import _auto
 from tasks.cluster._resample import Resample, fit_resampled
+from tasks.in_order import in_order
 from tasks.stage import Batches, Columns, Config, Run, Tables, TableStage
 
 SAMPLE_PER_CENTROID = 256
 """Training rows for each centroid where a recipe names none: faiss's hidden cap, here in the open."""
 DEFAULT_K = 500
+READERS = 4
+"""At most so many parts are read at once, and one more is held: one core decodes half a gigabyte a second."""
 
 
 class Auto(Config):
@@ -96,9 +99,14 @@ class Centroids(Training, TableStage):
         alive = inputs.rows()
         sample = kmeans.Sample(run.scratch / "sample.npy", min(self._wanted(alive), max(alive, 1)), dim, run.seed)
         done = 0
-        for ids, vectors in inputs.vectors("embeddings", column):
-            sample.add(ids, vectors)
-            done += len(ids)
+        for part in in_order(
+            lambda part: list(part.vectors("embeddings", column)),
+            inputs.split("embeddings"),
+            min(max(int(self.resources.cpus), 1), READERS),
+        ):
+            for ids, vectors in part:
+                sample.add(ids, vectors)
+                done += len(ids)
             run.progress(done, alive)
         ids, rows = sample.take()
         run.note(encoder=column, alive_rows=alive, usable_rows=sample.seen)
