@@ -11,14 +11,17 @@ from catalog.inputs import Inputs
 from tasks import kmeans
 from tasks.deduplicate._base import Order
 from tasks.deduplicate._cells import split
+from tasks.deduplicate._near import FIT_PAIRS, LEAST_PAIRS, Fold, Near
 from tasks.deduplicate._spill import spill
 from tasks.deduplicate._ties import Pairs, Ties, roots
 from tasks.deduplicate.borders import Borders
-from tasks.deduplicate.semantic import BLOCK_ROWS, Clusters, Rule, Semantic, Verdict, asked_vectors, judge
+from tasks.deduplicate.semantic import BLOCK_ROWS, Clusters, Rule, Semantic, Verdict, asked_vectors, decide
 from tasks.stage import Run
 
 MOST_PAIRS: Final = 1 << 25
 """As many ties are held in memory, 20 bytes each; where there are more, they are found in rounds."""
+FOLD_PAIRS: Final = 128
+"""Pairs a row from which vectors are folded: folding one costs as much as multiplying so many pairs in full."""
 Places = slice | np.ndarray
 """Places of one cluster: all of them, or int64 (m,), ascending."""
 
@@ -49,6 +52,7 @@ class Meaning:
         sizes = np.diff(self._starts)
         run.note(semantic_encoder=column, semantic_cells=len(sizes), semantic_largest_cell=int(sizes.max(initial=0)))
         run.note(semantic_pairs=int((sizes * (sizes - 1)).sum()) // 2)
+        self._folded = self._fold()
         self._borders = self._open_borders(centroids)
 
     def _divide(self, given: Clusters, clusters: np.ndarray) -> np.ndarray:
@@ -64,12 +68,36 @@ class Meaning:
         )
         return centroids
 
+    def _fold(self) -> np.ndarray | None:
+        """Fold all vectors onto disk, float16 (m, w), where it costs less than it saves; None where it does not."""
+        sizes = np.diff(self._starts)
+        pairs = int((sizes * (sizes - 1)).sum()) // 2
+        if pairs < max(LEAST_PAIRS, FOLD_PAIRS * len(self._rows)):
+            return None
+        rng = np.random.default_rng(self._run.seed)
+        one = np.sort(rng.integers(0, len(self._rows), 2 * FIT_PAIRS))
+        cell = np.searchsorted(self._starts, one, side="right") - 1
+        other = self._starts[cell] + rng.integers(0, sizes[cell])
+        differ = rng.permutation(np.flatnonzero(one != other))
+        drawn = self._vectors[one[differ]], self._vectors[other[differ]]
+        fold = Fold.fit(*drawn, 1 - self._config.epsilon, self._run.device)
+        self._run.note(semantic_folded_width=0 if fold is None else fold.width)
+        if fold is None:
+            return None
+        shape = (len(self._rows), fold.width)
+        folded = np.lib.format.open_memmap(self._run.scratch / "folded.npy", mode="w+", dtype=np.float16, shape=shape)
+        fold.write(self._vectors, folded, self._run.device)
+        return folded
+
+    def _near(self, places: Places) -> Near:
+        return Near(self._vectors, self._folded, places, 1 - self._config.epsilon, self._run.device)
+
     def _open_borders(self, centroids: np.ndarray) -> Borders | None:
         if self._config.borders == 0 or len(centroids) < 2:
             return None
         config, run = self._config, self._run
         how = config.borders, config.epsilon, config.reach, run.device
-        found = Borders(self._vectors, self._starts, centroids, *how)
+        found = Borders(self._vectors, self._starts, centroids, *how, folded=self._folded)
         run.note(border_visits=found.visits, border_rows_cut_short=found.cut, border_strays=found.strays)
         return found
 
@@ -183,11 +211,11 @@ class Meaning:
     def _judged(self, rule: Rule, among: np.ndarray | None) -> Iterator[tuple[Places, Verdict]]:
         done = 0
         for places in self._by_cluster(self._chosen(among)):
-            vectors = self._vectors[places]
-            if len(vectors):
-                yield places, judge(vectors, rule, self._config.epsilon, self._run.device)
-                kmeans.release(self._vectors)
-            done += len(vectors)
+            near = self._near(places)
+            if len(near):
+                yield places, decide(near, rule)
+                self._release()
+            done += len(near)
             self._run.progress(done, len(self._rows))
 
     def _offer(self, found: Ties, places: Places, verdict: Verdict) -> None:
@@ -210,30 +238,30 @@ class Meaning:
     def _all_pairs(self, among: np.ndarray) -> Iterator[Pairs]:
         chosen = self._chosen(among)
         for places in self._by_cluster(chosen):
-            for one, other, cosine in self._products(places, places):
-                after = self._rank[one] > self._rank[other]
-                yield Pairs(one[after], other[after], cosine[after])
+            for late, early, cosine in self._products(places, places):  # places are in the order of preference
+                yield Pairs(late, early, cosine)
         yield from self._across(chosen, chosen)
 
     def _products(self, mine: Places, theirs: Places) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (row, other row, cosine) of the tied ones of two sets of one cluster's rows, block by block.
 
-        Where both are the same set, only blocks on and below the diagonal are multiplied.
+        Where both are the same set, each pair comes once, and only blocks on and below the diagonal are multiplied.
         """
-        one, other = self._vectors[mine], self._vectors[theirs]
-        kmeans.release(self._vectors)
-        if len(one) == 0 or len(other) == 0:
-            return
+        one = self._near(mine)
+        other = one if mine is theirs else self._near(theirs)
+        self._release()
         rows, columns = self._rows[mine], self._rows[theirs]
-        left, right = kmeans.UnitRows(one, self._run.device), kmeans.UnitRows(other, self._run.device)
         for start in range(0, len(one), BLOCK_ROWS):
-            block = left[start : min(start + BLOCK_ROWS, len(one))]
-            last = start + BLOCK_ROWS if mine is theirs else len(other)
-            for begin in range(0, min(last, len(other)), BLOCK_ROWS):
-                product = block @ right[begin : min(begin + BLOCK_ROWS, len(other))].T
-                at, to = (product > 1 - self._config.epsilon).nonzero(as_tuple=True)
-                cosine = product[at, to].cpu().numpy()
-                yield rows[start + at.cpu().numpy()], columns[begin + to.cpu().numpy()], cosine
+            block = slice(start, min(start + BLOCK_ROWS, len(one)))
+            for begin in range(0, block.stop if mine is theirs else len(other), BLOCK_ROWS):
+                at, to, cosine = one.pairs(block, other, slice(begin, min(begin + BLOCK_ROWS, len(other))))
+                yield rows[at], columns[to], cosine
+        self._release()
+
+    def _release(self) -> None:
+        kmeans.release(self._vectors)
+        if self._folded is not None:
+            kmeans.release(self._folded)
 
 
 def _thinned(count: int, links: np.ndarray) -> np.ndarray:

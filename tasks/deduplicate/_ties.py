@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tasks.deduplicate._near import Found, nearest
+
 
 @dataclass
 class Ties:
@@ -27,6 +29,12 @@ class Ties:
         order = np.lexsort((partners, -cosine, rows))
         order = order[np.r_[True, np.diff(rows[order]) != 0][: len(order)]]
         more = order[~(cosine[order] <= self.cosine[rows[order]])]  # NaN: whatever comes is more
+        self.partner[rows[more]], self.cosine[rows[more]] = partners[more], cosine[more]
+
+    def offer_sorted(self, pairs: Found) -> None:
+        """Do the same with pairs whose rows ascend, and of one row the partners: faster."""
+        rows, partners, cosine = nearest(pairs)
+        more = ~(cosine <= self.cosine[rows])
         self.partner[rows[more]], self.cosine[rows[more]] = partners[more], cosine[more]
 
 

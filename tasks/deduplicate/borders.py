@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 
 from tasks import kmeans
+from tasks.deduplicate._near import Found, Near
 
 if TYPE_CHECKING:
     import torch
 
 SLACK: Final = 1e-3
 """Added to each bound on a sine: covers float32 products, and cells that all but touch."""
-VISITORS: Final = 128
-HOSTS: Final = 16_384
-"""Rows multiplied at once, of the two sides: few visitors of few homes, so that few hosts are within their reach."""
+VISITORS: Final = 1024
+HOSTS: Final = 1024
+"""Rows multiplied at once, of the two sides."""
 
 NEAREST: Final = 64
 """Cells that a row may visit, of the likely reach: those whose centroids are nearest to its own cell's. More rows are
@@ -34,10 +35,6 @@ then more cells, and no more work a row."""
 DEVIATIONS: Final = 4.0
 """Of how far copies lie apart across a border, for the likely reach."""
 Reach = Literal["likely", "certain"]
-
-Found = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Pairs: (places of visitors int64 (m,), places of hosts int64 (m,), cosines float32 (m,))."""
-
 
 def angle(epsilon: float, dim: int, reach: Reach) -> float:
     """Return how far two copies lie apart at right angles to a border, radians: at most, or as good as always."""
@@ -60,11 +57,14 @@ class Borders:
         epsilon: float,
         reach: Reach,
         device: str,
+        folded: np.ndarray | None = None,
     ) -> None:
-        """`starts`: int64 (k + 1,), where each cell begins; `centroids`: float32 (k, d), unit rows."""
+        """`starts`: int64 (k + 1,), where each cell begins; `centroids`: float32 (k, d), unit rows; `folded`: the
+        vectors by one `Fold`, float16 (m, w).
+        """
         import torch
 
-        self._vectors, self._starts, self._device = vectors, starts, device
+        self._vectors, self._folded, self._starts, self._device = vectors, folded, starts, device
         self._threshold, self._angle = 1 - epsilon, angle(epsilon, vectors.shape[1], reach)
         self._centroids = torch.from_numpy(np.array(centroids, np.float32)).to(device)
         self._only_near = reach == "likely"
@@ -83,14 +83,14 @@ class Borders:
 
     def _visit(self, count: int) -> None:
         found = [self._visits_of(cell, count) for cell in range(len(self._starts) - 1)]
-        empty = (np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
-        visitor, cell, sine = (np.concatenate(column) for column in zip(empty, *found, strict=True))
+        empty = (np.empty(0, np.int64), np.empty(0, np.int32))
+        visitor, cell = (np.concatenate(column) for column in zip(empty, *found, strict=True))
         order = np.argsort(cell, kind="stable")
-        self._visitor, self._sine = visitor[order], sine[order]
+        self._visitor = visitor[order]
         self._first = np.searchsorted(cell[order], np.arange(len(self._starts)))
 
-    def _visits_of(self, cell: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (places, cells that they visit, sine of the angle to the border) of one cell's rows."""
+    def _visits_of(self, cell: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (places, cells that they visit) of one cell's rows."""
         import torch
 
         start, stop = self._starts[cell], self._starts[cell + 1]
@@ -101,19 +101,20 @@ class Borders:
         step = kmeans.block_rows(len(others))
         most = min(count, len(others))
         apart = (2 - 2 * (centroids @ centroids[own])).clamp_min(0).sqrt_().clamp_min_(SLACK)
-        places, cells, sines = [], [], []
+        places, cells = [], []
         for begin in range(0, len(rows), step):
             near = rows[begin : min(begin + step, len(rows))] @ centroids.T
             sine = near[:, own : own + 1].clone().sub(near).div_(apart)
             sine[:, own] = torch.inf
             self.strays += int((sine < -SLACK).any(dim=1).sum())
-            self.cut += int(((sine <= reach).sum(dim=1) > most).sum())
-            lowest, at = sine.topk(most, dim=1, largest=False)
+            within = (sine <= reach).sum(dim=1)
+            self.cut += int((within > most).sum())
+            some = within.nonzero().squeeze(1)
+            lowest, at = sine[some].topk(most, dim=1, largest=False)
             row, column = (lowest <= reach).nonzero(as_tuple=True)
-            places.append((row + (start + begin)).cpu().numpy())
+            places.append((some[row] + (start + begin)).cpu().numpy())
             cells.append(others[at[row, column]].to(torch.int32).cpu().numpy())
-            sines.append(lowest[row, column].cpu().numpy())
-        return np.concatenate(places), np.concatenate(cells), np.concatenate(sines)
+        return np.concatenate(places), np.concatenate(cells)
 
     def _others(self, cell: int) -> "torch.Tensor":
         """Return the cells that rows of a cell may visit, itself among them: int64 (c,), ascending."""
@@ -127,52 +128,35 @@ class Borders:
         return found
 
     def pairs(self, visiting: np.ndarray | None = None, hosting: np.ndarray | None = None) -> Iterator[Found]:
-        """Yield pairs with a cosine above 1 - epsilon; a pair that visits both ways comes twice.
+        """Yield (places of visitors, places of hosts, cosines) above 1 - epsilon; a pair that visits both ways comes
+        twice.
 
         `visiting`, `hosting`: bool (m,), the rows that may be on either side; all where None.
         """
         for cell, (first, last) in enumerate(pairwise(self._first.tolist())):
-            here = np.arange(first, last)
+            guests = self._visitor[first:last]
             if visiting is not None:
-                here = here[visiting[self._visitor[first:last]]]
+                guests = guests[visiting[guests]]
             hosts = np.arange(self._starts[cell], self._starts[cell + 1])
             if hosting is not None:
                 hosts = hosts[hosting[hosts]]
-            if len(here) == 0:
-                continue
+            if len(guests) and len(hosts):
+                yield from self._pairs_of(guests, hosts)
+                self._release()
+
+    def _pairs_of(self, guests: np.ndarray, hosts: np.ndarray) -> Iterator[Found]:
+        how = self._threshold, self._device
+        home = Near(self._vectors, self._folded, hosts, *how)
+        for first in range(0, len(guests), VISITORS):
+            some = guests[first : first + VISITORS]
+            visiting = Near(self._vectors, self._folded, some, *how)
             for begin in range(0, len(hosts), HOSTS):
-                yield from self._pairs_at(cell, here, hosts[begin : begin + HOSTS])
-            kmeans.release(self._vectors)
+                to = slice(begin, min(begin + HOSTS, len(hosts)))
+                at, host, cosine = visiting.pairs(slice(0, len(some)), home, to)
+                yield some[at], hosts[host], cosine
+            self.compared += len(some) * len(hosts)
 
-    def _pairs_at(self, cell: int, visits: np.ndarray, hosts: np.ndarray) -> Iterator[Found]:
-        rows = kmeans.UnitRows(self._vectors[hosts], self._device)[0 : len(hosts)]
-        own = rows @ self._centroids[cell]
-        for begin in range(0, len(visits), VISITORS):
-            mine = visits[begin : begin + VISITORS]
-            among = self._within(cell, mine, rows, own)
-            if len(among) == 0:
-                continue
-            some = rows if 2 * len(among) > len(rows) else rows[among]
-            places = hosts if some is rows else hosts[among.cpu().numpy()]
-            guests = self._visitor[mine]
-            product = kmeans.UnitRows(self._vectors[guests], self._device)[0 : len(guests)] @ some.T
-            self.compared += product.numel()
-            if float(product.amax()) <= self._threshold:
-                continue
-            at, host = (product > self._threshold).nonzero(as_tuple=True)
-            cosine = product[at, host].cpu().numpy()
-            yield guests[at.cpu().numpy()], places[host.cpu().numpy()], cosine
-
-    def _within(self, cell: int, visits: np.ndarray, rows: "torch.Tensor", own: "torch.Tensor") -> "torch.Tensor":
-        """Return which hosts are within reach of some visitor: int64 (h,)."""
-        import torch
-
-        homes = np.searchsorted(self._starts, self._visitor[visits], side="right") - 1
-        first = np.flatnonzero(np.r_[True, np.diff(homes) != 0])
-        nearest = np.arcsin(np.clip(np.minimum.reduceat(self._sine[visits], first), -1, 1))
-        least = np.sin(np.maximum(nearest - self._angle, -np.pi / 2)) - SLACK
-        home = torch.from_numpy(homes[first]).to(self._device)
-        apart = torch.linalg.vector_norm(self._centroids[home] - self._centroids[cell], dim=1).clamp_min_(SLACK)
-        sine = (rows @ self._centroids[home].T).sub_(own[:, None]).div_(apart)
-        floor = torch.from_numpy(least.astype(np.float32)).to(self._device)
-        return (sine >= floor).any(dim=1).nonzero().squeeze(1)
+    def _release(self) -> None:
+        kmeans.release(self._vectors)
+        if self._folded is not None:
+            kmeans.release(self._folded)

@@ -6,7 +6,7 @@ blocks of a large one), one block of products. `_meaning` walks over all cluster
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,12 +14,10 @@ from pydantic import Field
 
 from catalog.inputs import Inputs, as_matrix
 from tasks import kmeans
-from tasks.deduplicate._ties import roots
+from tasks.deduplicate._near import Found, Near
+from tasks.deduplicate._ties import Ties, roots
 from tasks.deduplicate.borders import Reach
 from tasks.stage import Config, Run
-
-if TYPE_CHECKING:
-    import torch
 
 Rule = Literal["order", "greedy", "components"]
 
@@ -148,124 +146,86 @@ class Verdict:
 
 
 def judge(rows: np.ndarray, rule: Rule, epsilon: float, device: str = "cpu", block: int = BLOCK_ROWS) -> Verdict:
-    """Judge one cluster. `rows`: (n, d), float16 or float32, each with a direction, in the order of preference.
+    """Judge one cluster. `rows`: (n, d), float16 or float32, each with a direction, in the order of preference."""
+    return decide(Near.of(rows, 1 - epsilon, device), rule, block)
 
-    Multiplies each block of rows with the blocks before it only, and holds one product at a time: block x block.
+
+def decide(near: Near, rule: Rule, block: int = BLOCK_ROWS) -> Verdict:
+    """Judge rows that are in the order of preference.
+
+    Compares each block of rows with the blocks before it only, and holds one product at a time: block x block.
     """
-    unit = kmeans.UnitRows(rows, device)
     if rule == "components":
-        return _components(unit, 1 - epsilon, block)
-    return _earlier(unit, 1 - epsilon, block, kept_only=rule == "greedy")
+        return _components(near, block)
+    return _earlier(near, block, kept_only=rule == "greedy")
 
 
 def _spans(count: int, block: int) -> list[slice]:
     return [slice(start, min(start + block, count)) for start in range(0, count, block)]
 
 
-def _earlier(unit: kmeans.UnitRows, threshold: float, block: int, kept_only: bool) -> Verdict:
+def _earlier(near: Near, block: int, kept_only: bool) -> Verdict:
     """Compare each row with the earlier ones (all, or those that stay)."""
-    import torch
-
-    spans = _spans(len(unit), block)
-    nearest = np.full(len(unit), -1, np.int64)
-    best = np.full(len(unit), np.nan, np.float32)
-    stays: list[torch.Tensor] = []
+    tied = Ties.of(len(near))
+    spans = _spans(len(near), block)
     for number, span in enumerate(spans):
-        mine = unit[span]
-        cosine = torch.full((len(mine),), threshold, device=mine.device)
-        at = torch.full((len(mine),), -1, dtype=torch.int64, device=mine.device)
-        for other in range(number):
-            theirs = unit[spans[other]]
-            if kept_only:
-                theirs = theirs[stays[other]]
-            where = stays[other] if kept_only else torch.arange(len(theirs), device=mine.device)
-            _raise(cosine, at, mine @ theirs.T, where + spans[other].start)
-        own = (mine @ mine.T).tril_(-1)  # zeros are never above the threshold
+        for other in spans[:number]:
+            columns = other.start + np.flatnonzero(tied.partner[other] < 0) if kept_only else other
+            tied.offer_sorted(near.pairs(span, near, columns))
+        own = near.pairs(span, near, span)
         if kept_only:
-            staying = _first_of_each(own, threshold, at >= 0)
-            stays.append(staying.nonzero().squeeze(1))
-            own *= staying
-        _raise(cosine, at, own, torch.arange(span.start, span.stop, device=mine.device))
-        nearest[span] = at.cpu().numpy()
-        best[span] = cosine.cpu().numpy()
-    keep = nearest < 0
-    best[keep] = np.nan
-    return Verdict(keep, nearest, best, nearest, best)
+            stays = _first_of_each(own, span, tied.partner[span] >= 0)
+            of = stays[own[1] - span.start]
+            own = own[0][of], own[1][of], own[2][of]
+        tied.offer_sorted(own)
+    keep = tied.partner < 0
+    return Verdict(keep, tied.partner, tied.cosine, tied.partner, tied.cosine)
 
 
-def _raise(cosine: "torch.Tensor", at: "torch.Tensor", product: "torch.Tensor", rows: "torch.Tensor") -> None:
-    """Take over what is larger in `product`, in place; column j is row rows[j], and ties stay with the earlier row."""
-    if product.shape[1] == 0:
-        return
-    value = product.amax(dim=1)
-    more = (value > cosine).nonzero().squeeze(1)  # few rows have a copy: only they are searched for the place of it
-    cosine[more] = value[more]
-    at[more] = rows[product[more].argmax(dim=1)]
-
-
-def _first_of_each(own: "torch.Tensor", threshold: float, out: "torch.Tensor") -> "torch.Tensor":
+def _first_of_each(own: Found, span: slice, out: np.ndarray) -> np.ndarray:
     """Return which rows of a block stay under the greedy rule: bool (b,).
 
-    `own`: float32 (b, b), cosines to the earlier rows of the block, 0 above the diagonal; `out`: bool (b,), rows that
-    are out already. Rows whose earlier neighbours are all settled are settled at once: as many rounds as the longest
-    chain of neighbours.
+    `own`: pairs of its rows; `out`: bool (b,), rows that are out already. Rows whose earlier neighbours are all settled
+    are settled at once: as many rounds as the longest chain of neighbours.
     """
-    import torch
-
-    if bool(own.amax() <= threshold):
-        return ~out
-    near = own > threshold
-    stay = torch.zeros_like(out)
-    unsettled = ~out
+    late, early = own[0] - span.start, own[1] - span.start
+    stays, unsettled = np.zeros_like(out), ~out
     while unsettled.any():
-        ready = unsettled & ~(near & unsettled).any(dim=1)
-        stay |= ready
-        unsettled &= ~ready & ~(near & ready).any(dim=1)
-    return stay
+        ready = unsettled.copy()
+        ready[late[unsettled[early]]] = False
+        stays |= ready
+        unsettled &= ~ready
+        unsettled[late[ready[early]]] = False
+    return stays
 
 
-def _components(unit: kmeans.UnitRows, threshold: float, block: int) -> Verdict:
+def _components(near: Near, block: int) -> Verdict:
     """Link neighbours into components; the first of each stays."""
-    import torch
-
-    spans = _spans(len(unit), block)
-    labels = np.arange(len(unit))
+    count = len(near)
+    spans = _spans(count, block)
+    labels, tied = np.arange(count), Ties.of(count)
     held: list[np.ndarray] = []
-    cosine = torch.full((len(unit),), threshold, device=unit[0:0].device)
-    tied = torch.full_like(cosine, -1, dtype=torch.int64)
-    number = torch.arange(len(unit), device=cosine.device)
     for at, span in enumerate(spans):
-        mine = unit[span]
         for other in spans[: at + 1]:
-            product = mine @ unit[other].T
-            if other is span:
-                product.tril_(-1)
-            if bool(product.amax() <= threshold):
-                continue
-            _raise(cosine[span], tied[span], product, number[other])
-            _raise(cosine[other], tied[other], product.T, number[span])
-            held.append(_forest(product > threshold, span.start, other.start))
-            if sum(map(len, held)) > 4 * len(unit):
+            late, early, cosine = near.pairs(span, near, other)
+            tied.offer_sorted((late, early, cosine))
+            back = np.argsort(early, kind="stable")
+            tied.offer_sorted((early[back], late[back], cosine[back]))
+            held.append(_forest(late, early, span, other))
+            if sum(map(len, held)) > 4 * count:
                 labels, held = _link(labels, held), []
     first = _link(labels, held)
-    keep = first == np.arange(len(unit))
-    similarity = np.full(len(unit), np.nan, np.float32)
-    for span in _spans(int((~keep).sum()), block):
-        rows = np.flatnonzero(~keep)[span]
-        similarity[rows] = unit.cosines(rows, first[rows])
-    cosine[tied < 0] = torch.nan
-    return Verdict(keep, np.where(keep, -1, first), similarity, tied.cpu().numpy(), cosine.cpu().numpy())
+    keep = first == np.arange(count)
+    similarity = np.full(count, np.nan, np.float32)
+    gone = np.flatnonzero(~keep)
+    similarity[gone] = near.cosines(gone, near, first[gone])
+    return Verdict(keep, np.where(keep, -1, first), similarity, tied.partner, tied.cosine)
 
 
-def _forest(near: "torch.Tensor", row: int, column: int) -> np.ndarray:
-    """Return as few pairs as link the same rows as a block of pairs does: int64 (m, 2), m below its two sides' sum."""
-    count = len(near)
-    pairs = near.nonzero().cpu().numpy()
-    number = np.arange(row, row + count)
-    if row != column:  # two ranges of rows: columns are numbered after rows
-        pairs[:, 1] += count
-        number = np.concatenate([number, np.arange(column, column + near.shape[1])])
-    first = roots(len(number), pairs)
+def _forest(late: np.ndarray, early: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+    """Return as few pairs as link the same rows as those of a block do: int64 (m, 2), m below its two sides' sum."""
+    number = np.unique(np.r_[np.arange(columns.start, columns.stop), np.arange(rows.start, rows.stop)])
+    first = roots(len(number), np.searchsorted(number, np.stack([late, early], axis=1)))
     linked = np.flatnonzero(first != np.arange(len(number)))
     return np.stack([number[linked], number[first[linked]]], axis=1)
 

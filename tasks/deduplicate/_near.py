@@ -1,0 +1,213 @@
+"""Pairs of rows with a cosine above a threshold, most of them ruled out at a fraction of the multiplications.
+
+A unit vector x is *folded* to (W' x, sqrt(1 - |W' x|^2)), with W a few orthonormal directions. That is a unit vector
+again, and by Cauchy and Schwarz no cosine falls: x y = (W' x)(W' y) + (the rest of x)(the rest of y), which is at most
+the product of the two folded ones. So a pair whose folded product is not above the threshold is none, for certain; the
+others are multiplied in full. How many those are depends on W and on the data, so both W and its width are fitted to
+pairs of rows as they will be compared: the directions in which these differ most, as many as cost least.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from tasks import kmeans
+
+if TYPE_CHECKING:
+    import torch
+
+SLACK: Final = 2e-3
+"""What rounding takes off a folded product at most: 2^-10 of each side (float16, and its length), 1e-5 of float32."""
+REST: Final = 1e-6
+"""Added to the square of the rest, so that cancellation in it never makes a product too small."""
+WIDTHS: Final = (32, 64, 96, 128, 192, 256)
+"""Of folded vectors."""
+VERIFY: Final = 16_384
+"""Numbers that could be multiplied in the time that one pair takes that is not ruled out."""
+FIT_PAIRS: Final = 4096
+"""Pairs that directions are fitted to; the width is chosen on as many others."""
+LEAST_PAIRS: Final = 1 << 25
+"""Below it, all pairs are multiplied before directions are fitted."""
+DENSE: Final = 64
+"""Where more than one pair in so many is not ruled out, the whole block is multiplied in full."""
+PIECE_PAIRS: Final = 4096
+
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Pairs: (row int64 (m,), ascending; other row int64 (m,), ascending for each row; cosine float32 (m,))."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Folds unit vectors."""
+
+    directions: "torch.Tensor"
+    """float32 (d, w - 1), orthonormal columns."""
+
+    @classmethod
+    def fit(cls, one: np.ndarray, other: np.ndarray, threshold: float, device: str) -> "Fold | None":
+        """Return what rules out pairs like (one, other), (m, d) each, at least cost; None where nothing pays."""
+        import torch
+
+        half = len(one) // 2
+        if half == 0:
+            return None
+        left, right = (kmeans.UnitRows(side, device)[0 : len(side)] for side in (one, other))
+        apart = left[:half] - right[:half]
+        _, vectors = torch.linalg.eigh(apart.T @ apart)
+        directions = vectors.flip(1)  # the largest first
+        best, cost = None, one.shape[1] / 2
+        for width in WIDTHS:
+            if width >= cost:
+                break
+            fold = cls(directions[:, : width - 1].contiguous())
+            product = (fold(left[half:]) * fold(right[half:])).sum(dim=1)
+            this = width + VERIFY * float((product > threshold - SLACK).float().mean())
+            best, cost = (fold, this) if this < cost else (best, cost)
+        return best
+
+    @property
+    def width(self) -> int:
+        """Return how many numbers a folded vector has."""
+        return self.directions.shape[1] + 1
+
+    def __call__(self, unit: "torch.Tensor") -> "torch.Tensor":
+        """Return the folded vectors, float32 (n, w), of unit vectors (n, d)."""
+        import torch
+
+        part = unit @ self.directions
+        rest = (1 - part.square().sum(dim=1, keepdim=True)).clamp_min_(0).add_(REST).sqrt_()
+        return torch.cat([part, rest], dim=1)
+
+    def write(self, vectors: np.ndarray, into: np.ndarray, device: str) -> None:
+        """Fold rows (n, d) into float16 (n, w), block by block; maps are released."""
+        step = kmeans.block_rows(vectors.shape[1])
+        for begin in range(0, len(vectors), step):
+            span = slice(begin, min(begin + step, len(vectors)))
+            into[span] = self(kmeans.UnitRows(vectors[span], device)[0 : span.stop - begin]).half().cpu().numpy()
+            kmeans.release(into)
+
+
+class Near:
+    """Some rows, of which pairs above a threshold are wanted. Memory: their folded vectors, or `kmeans.UnitRows`."""
+
+    def __init__(
+        self,
+        vectors: np.ndarray,
+        folded: np.ndarray | None,
+        places: slice | np.ndarray,
+        threshold: float,
+        device: str,
+    ) -> None:
+        """`vectors`: (n, d), each row with a direction; `folded`: float16 (n, w) by one `Fold`, or None: all pairs are
+        multiplied in full; `places`: which rows, int64 (m,) or a range.
+        """
+        self._vectors, self._device, self.threshold = vectors, device, threshold
+        self._places = np.arange(len(vectors))[places] if isinstance(places, slice) else places
+        self._range = places
+        self._folded = None if folded is None else kmeans.UnitRows(folded[places], device)
+        self._product: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, vectors: np.ndarray, threshold: float, device: str) -> "Near":
+        """Return all rows (n, d), folded where that pays."""
+        count = len(vectors)
+        folded = None
+        if count * (count - 1) // 2 >= LEAST_PAIRS:
+            rng = np.random.default_rng(0)
+            one, other = rng.integers(0, count, (2, 2 * FIT_PAIRS))
+            differ = one != other
+            fold = Fold.fit(vectors[one[differ]], vectors[other[differ]], threshold, device)
+            if fold is not None:
+                folded = np.empty((count, fold.width), np.float16)
+                fold.write(vectors, folded, device)
+        return cls(vectors, folded, slice(0, count), threshold, device)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @cached_property
+    def _unit(self) -> kmeans.UnitRows:
+        return kmeans.UnitRows(self._vectors[self._range], self._device)
+
+    def pairs(self, rows: slice, other: "Near", columns: slice | np.ndarray) -> Found:
+        """Return the pairs above the threshold of a range of rows and some rows of another: numbers are of each side.
+
+        A range with itself (`other` is this, `columns` equals `rows`) gives each pair once: the later row first.
+        """
+        itself = other is self and isinstance(columns, slice) and columns == rows
+        number = np.arange(columns.start, columns.stop) if isinstance(columns, slice) else columns
+        if self._folded is None or other._folded is None:
+            return self._exact(rows, other, columns, number, itself)
+        product = self._multiplied(self._folded[rows], _chosen(other._folded, columns), itself)
+        left, right = _above(product, self.threshold - SLACK)
+        if len(left) * DENSE > product.numel():
+            return self._exact(rows, other, columns, number, itself)
+        at, to = left.cpu().numpy() + rows.start, number[right.cpu().numpy()]
+        if itself:
+            at, to = at[at > to], to[at > to]
+        cosine = self.cosines(at, other, to)
+        near = cosine > self.threshold
+        return at[near], to[near], cosine[near]
+
+    def cosines(self, rows: np.ndarray, other: "Near", columns: np.ndarray) -> np.ndarray:
+        """Return the cosine of each pair of rows: float32 (m,), for two index arrays (m,)."""
+        found = np.empty(len(rows), np.float32)
+        for begin in range(0, len(rows), PIECE_PAIRS):
+            piece = slice(begin, begin + PIECE_PAIRS)
+            found[piece] = (self._rows(rows[piece]) * other._rows(columns[piece])).sum(dim=1).cpu().numpy()
+        return found
+
+    def _rows(self, at: np.ndarray) -> "torch.Tensor":
+        return kmeans.UnitRows(self._vectors[self._places[at]], self._device)[0 : len(at)]
+
+    def _exact(
+        self, rows: slice, other: "Near", columns: slice | np.ndarray, number: np.ndarray, itself: bool
+    ) -> Found:
+        product = self._multiplied(self._unit[rows], _chosen(other._unit, columns), itself)
+        at, to = _above(product, self.threshold)
+        cosine = product[at, to].cpu().numpy()
+        return at.cpu().numpy() + rows.start, number[to.cpu().numpy()], cosine
+
+    def _multiplied(self, one: "torch.Tensor", other: "torch.Tensor", itself: bool) -> "torch.Tensor":
+        """Return the products, in memory that the next call takes again: fresh pages cost as much as folded rows."""
+        import torch
+
+        size = len(one) * len(other)
+        if self._product is None or len(self._product) < size:
+            self._product = one.new_empty(size)
+        product = self._product[:size].view(len(one), len(other))
+        torch.mm(one, other.T, out=product)
+        return product.tril_(-1) if itself else product  # zeros are never above the threshold
+
+
+def _chosen(rows: kmeans.UnitRows, columns: slice | np.ndarray) -> "torch.Tensor":
+    import torch
+
+    if isinstance(columns, slice):
+        return rows[columns]
+    low, high = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
+    block = rows[low:high]
+    return block[torch.from_numpy(columns - low).to(block.device)]
+
+
+def _above(product: "torch.Tensor", threshold: float) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Return (row, column) of what is above a threshold, row by row: int64 (m,) twice. Few rows have any."""
+    if product.numel() == 0:
+        none = product.nonzero()[:, 0]
+        return none, none
+    some = (product.amax(dim=1) > threshold).nonzero().squeeze(1)
+    at, to = (product[some] > threshold).nonzero(as_tuple=True)
+    return some[at], to
+
+
+def nearest(pairs: Found) -> Found:
+    """Return, of each row's pairs, the one with the highest cosine; of equals, the first."""
+    at, to, cosine = pairs
+    if len(at) == 0:
+        return pairs
+    first = np.flatnonzero(np.r_[True, at[1:] != at[:-1]])
+    best = np.maximum.reduceat(cosine, first)
+    equal = cosine == np.repeat(best, np.diff(np.r_[first, len(at)]))
+    return at[first], np.minimum.reduceat(np.where(equal, to, np.iinfo(np.int64).max), first), best
