@@ -3,7 +3,7 @@
 A cell holds the unit vectors that are nearer to its centroid c than to any other c'. With w = (c - c') / |c - c'|, the
 angle of x to the border of the two cells is a(x) = asin(w x), and two vectors are at least as far apart as these angles
 differ. So a copy of x within the angle t = acos(1 - epsilon) lies in c' only at a(y) >= a(x) - t; and as a(y) <= 0, the
-nearer of the two lies within t / 2. That one *visits* the other's cell, and is compared with the rows within the bound.
+nearer of the two lies within t / 2. That one *visits* the other's cell, and is compared with all rows there (`_near`).
 The bound is certain, but wide in d dimensions: copies differ by a vector of length sqrt(2 epsilon) at most, in about a
 random direction, of which w shows one part in sqrt(d). The reach t = 4 sqrt(2 epsilon / d), four standard deviations of
 that, is what `likely` means; it lets a few rows visit instead of nearly all. Either way a row visits no more than the
@@ -36,6 +36,7 @@ DEVIATIONS: Final = 4.0
 """Of how far copies lie apart across a border, for the likely reach."""
 Reach = Literal["likely", "certain"]
 
+
 def angle(epsilon: float, dim: int, reach: Reach) -> float:
     """Return how far two copies lie apart at right angles to a border, radians: at most, or as good as always."""
     certain = math.acos(1 - epsilon)
@@ -45,7 +46,7 @@ def angle(epsilon: float, dim: int, reach: Reach) -> float:
 class Borders:
     """Finds pairs across borders. `vectors`: (m, d), those of a cell lying together; places are rows of it.
 
-    Memory: 16 bytes a visit, at most `count` a row; and blocks.
+    Memory: 12 bytes a visit, at most `count` a row; and blocks.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """Copies that mean the same: neighbours by cosine within a cluster (SemDeDup), and two stricter readings of it.
 
 `clusters` takes clusters, or makes them; `judge` decides one cluster in blocks. Memory: one cluster's rows (or two
-blocks of a large one), one block of products. `_meaning` walks over all clusters, `borders` finds what lies across.
+blocks of a large one), one block of products. `_near` finds the pairs of a block, `_meaning` walks over all clusters,
+`borders` finds what lies across.
 """
 
 from collections.abc import Iterator
@@ -125,7 +126,7 @@ def asked_vectors(
     for sample_ids, vectors in inputs.vectors("embeddings", column):
         at = np.searchsorted(ids, sample_ids)
         wanted = asked[at]
-        yield at[wanted], vectors[wanted]
+        yield (at, vectors) if wanted.all() else (at[wanted], vectors[wanted])
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,8 @@ PART_ROWS = 100_000
 CONCEPTS = 2_000
 COPIES = 0.1
 """Share of rows that are near-copies of the row before them (cosine about 0.98)."""
+PAIRED: Final = COPIES * (1 - COPIES)
+"""Share of rows whose original is still there: the row before was not made a copy itself."""
 MEMORY_GB = 6.0
 RATIO = 11.0
 
@@ -189,7 +191,7 @@ def outcome(dataset: Dataset, rows: int) -> dict[str, Any]:
     kept, seen = counts["prune"]
     deduplicated = counts["deduplicate"]
     return {
-        "copies_found_share_of_planted": round((deduplicated[1] - deduplicated[0]) / (rows * COPIES), 4),
+        "copies_found_share_of_planted": round((deduplicated[1] - deduplicated[0]) / (rows * PAIRED), 4),
         "pruned_to": kept,
         "pruned_of": seen,
     }

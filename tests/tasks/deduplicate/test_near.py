@@ -166,11 +166,11 @@ def by_definition(cosine: np.ndarray, order: np.ndarray, rule: str, epsilon: flo
 
 @st.composite
 def worlds(draw: Any) -> dict[str, Any]:
-    """Return rows in a few clumps, some of them equal, zero, NaN or absent: in cells of centroids, or in any clusters."""
+    """Return rows in a few clumps, some equal, zero, NaN or absent, in cells of centroids, or in any clusters."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     count, dim, cells = draw(st.integers(2, 90)), draw(st.sampled_from([3, 12])), draw(st.integers(1, 5))
-    rows = rng.normal(size=(4, dim))[rng.integers(0, 4, count)] + draw(st.floats(0, 0.6)) * rng.normal(size=(count, dim))
-    rows = rows.astype(np.float16)
+    noise = draw(st.floats(0, 0.6)) * rng.normal(size=(count, dim))
+    rows = (rng.normal(size=(4, dim))[rng.integers(0, 4, count)] + noise).astype(np.float16)
     copied = rng.random(count) < draw(st.floats(0, 0.5))
     rows[copied] = rows[rng.integers(0, count, int(copied.sum()))]
     kind = rng.choice(4, count, p=[0.85, 0.05, 0.05, 0.05])
@@ -262,9 +262,7 @@ def test_the_stage_folds_where_it_pays() -> None:
     values = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), dim)
     embeddings = pa.table([ids, values], schema=pa.schema([SAMPLE_ID, vector("clip", dim, "")]))
     clusters = pa.table([ids, pa.array(np.zeros(count, np.int32)), distance], schema=CLUSTERS)
-    inputs = Inputs.of(
-        embeddings=embeddings, clusters=clusters, centroids=centroids_table(centre, np.array([count]))
-    )
+    inputs = Inputs.of(embeddings=embeddings, clusters=clusters, centroids=centroids_table(centre, np.array([count])))
     with TemporaryDirectory() as folder:
         run = LocalRun(Path(folder))
         stage = Deduplicate.model_validate({"exact": False, "semantic": {"borders": 0}})
