@@ -8,6 +8,7 @@ part (`batches`, `vectors`) or by what is asked for (`table`, `sql`).
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from catalog.errors import NotFoundError, nearest
 from catalog.schema import SAMPLE_BITS, SUCCESS
+from catalog.vector_pages import is_vector, read_vectors
 
 if TYPE_CHECKING:
     from catalog.storage import Storage
@@ -51,9 +53,22 @@ def read_parquet(storage: "Storage", path: str, columns: Sequence[str] | None = 
     local = storage.local(path)
     chosen = None if columns is None else list(columns)
     if local is not None:
-        with pq.ParquetFile(local, memory_map=True) as file:
-            return file.read(chosen, use_threads=False)
+        return _read_local(local, chosen)
     return pq.read_table(path, columns=chosen, filesystem=storage.filesystem())
+
+
+def _read_local(path: Path, columns: list[str] | None) -> pa.Table:
+    """Return columns of a plain file in the order that was asked for; names that it lacks are passed over."""
+    with pq.ParquetFile(path, memory_map=True) as file:
+        schema = file.schema_arrow
+        fields = [schema.field(name) for name in (schema.names if columns is None else columns) if name in schema.names]
+        vectors = {f.name: read_vectors(path, file.metadata, f) for f in fields if is_vector(f.type)}
+        vectors = {name: column for name, column in vectors.items() if column is not None}
+        rest = file.read([f.name for f in fields if f.name not in vectors], use_threads=False)
+    if not vectors:
+        return rest
+    found = [vectors[f.name] if f.name in vectors else rest.column(f.name) for f in fields]
+    return pa.table(found, schema=pa.schema(fields, rest.schema.metadata))
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,9 @@ class Inputs:
         first, *others = columns
         for piece in self._pieces(first).pieces:
             base = self._read(first, piece, columns[first], None)
-            base = base.filter(pa.array(self._is_alive(_ids(base))))
+            alive = self._is_alive(_ids(base))
+            if not alive.all():  # a filter copies every vector
+                base = base.filter(pa.array(alive))
             if base.num_rows == 0:
                 continue
             ids = _ids(base)
@@ -297,14 +314,9 @@ class Inputs:
 def _widened(table: pa.Table) -> pa.Table:
     """Return a table that DuckDB can read from memory: it takes float16 from Parquet, but not from Arrow."""
     fields = [
-        pa.field(f.name, pa.list_(pa.float32(), f.type.list_size)) if _is_half_vector(f.type) else f
-        for f in table.schema
+        pa.field(f.name, pa.list_(pa.float32(), f.type.list_size)) if is_vector(f.type) else f for f in table.schema
     ]
     return table.cast(pa.schema(fields))
-
-
-def _is_half_vector(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_fixed_size_list(type_) and pa.types.is_float16(type_.value_type))
 
 
 def _ids(table: pa.Table) -> np.ndarray:
