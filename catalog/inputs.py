@@ -8,6 +8,7 @@ part (`batches`, `vectors`) or by what is asked for (`table`, `sql`).
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from catalog.errors import NotFoundError, nearest
 from catalog.schema import SAMPLE_BITS, SUCCESS
+from catalog.vector_pages import is_vector, read_vectors
 
 if TYPE_CHECKING:
     from catalog.storage import Storage
@@ -52,19 +54,37 @@ class Piece:
             whole = self.read(storage, columns)
             yield from (whole.slice(start, rows) for start in range(0, whole.num_rows, rows))
             return
-        with pq.ParquetFile(local, memory_map=True) as file:
-            for batch in file.iter_batches(rows, columns=list(columns), use_threads=False):
-                yield pa.Table.from_batches([batch])
+        for group in _row_groups(local, columns):
+            yield from (group.slice(start, rows) for start in range(0, group.num_rows, rows))
 
 
 def read_parquet(storage: "Storage", path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Return one Parquet file. A plain file is read without a filesystem layer: 4 times cheaper for small parts."""
     local = storage.local(path)
-    chosen = None if columns is None else list(columns)
     if local is not None:
-        with pq.ParquetFile(local, memory_map=True) as file:
-            return file.read(chosen, use_threads=False)
-    return pq.read_table(path, columns=chosen, filesystem=storage.filesystem())
+        return pa.concat_tables(_row_groups(local, columns))
+    return pq.read_table(path, columns=None if columns is None else list(columns), filesystem=storage.filesystem())
+
+
+def _row_groups(path: Path, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    """Yield columns of a plain file in the order that was asked for, a row group at a time; one empty table where it
+    has no rows. Names that it lacks are passed over.
+    """
+    with pq.ParquetFile(path, memory_map=True) as file:
+        there = file.schema_arrow
+        fields = [there.field(name) for name in (there.names if columns is None else columns) if name in there.names]
+        schema = pa.schema(fields)
+        if not any(is_vector(f.type) for f in fields):  # in one call: footers cost more than rows in small parts
+            yield file.read(schema.names, use_threads=False)
+            return
+        if not file.num_row_groups:
+            yield schema.empty_table()
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            vectors = {f.name: read_vectors(path, group, f) for f in fields if is_vector(f.type)}
+            rest = file.read_row_group(number, [n for n in schema.names if vectors.get(n) is None], use_threads=False)
+            found = [rest.column(name) if vectors.get(name) is None else vectors[name] for name in schema.names]
+            yield pa.table(found, schema=schema)
 
 
 @dataclass(frozen=True)
@@ -318,14 +338,9 @@ class Inputs:
 def _widened(table: pa.Table) -> pa.Table:
     """Return a table that DuckDB can read from memory: it takes float16 from Parquet, but not from Arrow."""
     fields = [
-        pa.field(f.name, pa.list_(pa.float32(), f.type.list_size)) if _is_half_vector(f.type) else f
-        for f in table.schema
+        pa.field(f.name, pa.list_(pa.float32(), f.type.list_size)) if is_vector(f.type) else f for f in table.schema
     ]
     return table.cast(pa.schema(fields))
-
-
-def _is_half_vector(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_fixed_size_list(type_) and pa.types.is_float16(type_.value_type))
 
 
 def _ids(table: pa.Table) -> np.ndarray:
