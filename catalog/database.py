@@ -49,9 +49,9 @@ SCORES_TABLE: Final = "scores_table"
 _READING: Final = ("SELECT", "EXPLAIN")
 _KIND: Final = re.compile(r'"type":\s*"(\w+_NODE|TABLE_FUNCTION)"')
 """Of a part of DuckDB's syntax tree as JSON. No text of a user's looks so there: its quotes are escaped."""
-_READING_KINDS: Final = frozenset(("SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE")) | {
-    "TABLE_FUNCTION"
-}
+_READING_KINDS: Final = frozenset(
+    ["SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE", "TABLE_FUNCTION"]
+)
 """Others are what a WITH may hold: COPY_QUERY_NODE, DELETE_QUERY_NODE, ..."""
 _READING_FUNCTIONS: Final = frozenset(
     ("generate_series", "glob", "histogram", "histogram_values", "json_each", "json_tree", "query_table", "range")
