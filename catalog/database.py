@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -47,8 +47,12 @@ _JUDGED: Final = {
 SCORES_TABLE: Final = "scores_table"
 """What the table `scores` is called beside the view of that name."""
 _READING: Final = ("SELECT", "EXPLAIN")
-_READING_NODES: Final = frozenset(["SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"])
-"""Of DuckDB's syntax trees; others that a WITH may hold are COPY_QUERY_NODE, DELETE_QUERY_NODE, ..."""
+_KIND: Final = re.compile(r'"type":\s*"(\w+_NODE|TABLE_FUNCTION)"')
+"""Of a part of DuckDB's syntax tree as JSON. No text of a user's looks so there: its quotes are escaped."""
+_READING_KINDS: Final = frozenset(
+    ["SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE", "TABLE_FUNCTION"]
+)
+"""Others are what a WITH may hold: COPY_QUERY_NODE, DELETE_QUERY_NODE, ..."""
 _READING_FUNCTIONS: Final = frozenset(
     ("generate_series", "glob", "histogram", "histogram_values", "json_each", "json_tree", "query_table", "range")
 ) | {"repeat", "repeat_row", "show_tables", "sniff_csv", "summary", "unnest"}
@@ -304,32 +308,32 @@ def _refuse_writing(connection: "duckdb.DuckDBPyConnection", text: str) -> None:
 
 def _refuse_writing_inside(connection: "duckdb.DuckDBPyConnection", text: str) -> None:
     """Raise QueryError where a part of a SELECT does more than read: a WITH that copies, a function that runs text."""
-    serialized = connection.execute("select json_serialize_sql(?)", [text]).fetchall()[0][0]
-    try:
-        tree = json.loads(serialized)
-    except RecursionError:
-        raise QueryError("the statement is nested too deeply") from None
-    if tree["error"]:
-        raise QueryError(" ".join(str(tree["error_message"]).split()))
-    nodes: list[Any] = [tree]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, dict):
-            _refuse_writing_node(node)
-            nodes += node.values()
-        elif isinstance(node, list):
-            nodes += node
-
-
-def _refuse_writing_node(node: Mapping[str, Any]) -> None:
-    kind = str(node.get("type", ""))
-    if kind.endswith("_NODE") and kind not in _READING_NODES:
-        raise QueryError(f"the catalog is read-only: found {kind.partition('_')[0]} inside, expected SELECT")
-    if kind == "TABLE_FUNCTION":
-        name = str(node["function"]["function_name"]).lower()
+    tree: str = connection.execute("select json_serialize_sql(?)", [text]).fetchall()[0][0]
+    if not tree.startswith('{"error":false'):
+        raise QueryError(" ".join(str(json.loads(tree)["error_message"]).split()))
+    kinds = set(_KIND.findall(tree))
+    if writing := kinds - _READING_KINDS:
+        raise QueryError(f"the catalog is read-only: found {min(writing).partition('_')[0]} inside, expected SELECT")
+    for name in _table_functions(tree) if "TABLE_FUNCTION" in kinds else ():
         if name not in _READING_FUNCTIONS and not name.startswith(_READING_FAMILIES):
             near = nearest(name, _READING_FUNCTIONS)
             raise QueryError(f"the catalog is read-only: {name}() may not be used{near}")
+
+
+def _table_functions(tree: str) -> Iterator[str]:
+    """Yield the names of the table functions in a syntax tree, in lower case."""
+    try:
+        nodes: list[Any] = [json.loads(tree)]
+    except RecursionError:
+        raise QueryError("the statement is nested too deeply") from None
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            if node.get("type") == "TABLE_FUNCTION":
+                yield str(node["function"]["function_name"]).lower()
+            nodes += node.values()
+        elif isinstance(node, list):
+            nodes += node
 
 
 def _one_line(error: Exception, connection: "duckdb.DuckDBPyConnection") -> str:

@@ -32,7 +32,7 @@ from catalog.takedown import REASON, STATE, TAKEN_URL, Ledger, blank
 KEPT: Final = ("source", "images")
 """Tables in which an erased row stays, without its content: what became of it is told there."""
 _CONCEPTS: Final = "concepts"
-"""One row a cluster, with words from its captions (`name_caption`) and lists of samples."""
+"""One row a cluster, with words from its captions (`name_caption`) and lists of samples (`nearest`, `farthest`)."""
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _BLOCK: Final = 512
 """Of a tar: an erased stretch begins with one header."""
@@ -269,7 +269,7 @@ def _unnamed(concepts: pa.Table, order: Order) -> pa.Table:
         if column.name == "name_caption":
             hit = pc.is_in(concepts.column("cluster").cast(pa.int64()), clusters)
             values = pc.if_else(hit, pa.scalar(None, column.type), concepts.column(at))
-        elif pa.types.is_list(column.type) and pa.types.is_integer(column.type.value_type):
+        elif column.name in ("nearest", "farthest"):
             lists = concepts.column(at).to_pylist()
             values = pa.array([ids and [i for i in ids if i not in gone] for ids in lists], column.type)
         else:
@@ -339,6 +339,11 @@ def remaining(dataset: Dataset, order: Order, ledger: Ledger) -> list[str]:
                     if any(digest(v) in known for v in pc.unique(rows.column(name)).drop_null().to_pylist()):
                         found.add(path)
     found |= {shard for shard, spans in order.spans.items() if not _zeros(dataset.storage, shard, spans)}
+    for path in _parts(dataset, _CONCEPTS):
+        with _opened(dataset.storage, path) as file:
+            concepts = file.read()
+        if not _unnamed(concepts, order).equals(concepts):
+            found.add(path)
     for path in (*dataset.storage.list("_state"), *dataset.storage.list("_reports")):
         text = dataset.storage.read(path).decode("utf-8", "replace")
         if ledger.scrubbed(text) != text:

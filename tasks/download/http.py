@@ -220,7 +220,6 @@ class _Fetcher:
         except TimeoutError as error:
             if outcome.http_status is None:
                 self._hosts.timed_out(_place(url))
-                outcome.http_status = before
             raise FetchError("timeout", f"over {self._settings.timeout_s:g} s") from error
         except FetchError as error:
             if error.reason == "rate_limited" and error.pause_s is not None:
@@ -230,6 +229,8 @@ class _Fetcher:
             raise _classified(error) from error
         finally:
             left.seconds -= time.monotonic() - began
+            if outcome.http_status is None:
+                outcome.http_status = before
 
     async def _follow(self, url: URL, left: "_Left", outcome: Outcome, holding: Holding) -> bytes:
         place = _place(url)

@@ -288,7 +288,7 @@ def test_what_is_left_is_noticed(built: Web, monkeypatch: pytest.MonkeyPatch, st
     assert [told["state"] for told in records(dataset)] == ["done"]
 
 
-def test_concepts_lose_the_names_that_may_be_of_its_caption(built: Web) -> None:
+def test_concepts_lose_the_names_that_may_be_of_its_caption(built: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = dataset_of(built)
     clusters = {"sample_id": [0, 1, 2, TWICE, TWIN], "cluster": [3, 3, 4, 5, None], "distance": [0.1] * 5}
     names_of = ["picture, ada lovelace", "harbour", "jane doe", None]
@@ -299,7 +299,11 @@ def test_concepts_lose_the_names_that_may_be_of_its_caption(built: Web) -> None:
         filled = [pa.array(columns.get(f.name, [None] * rows), f.type) for f in schema]
         with PartWriter(dataset.storage, table, "ab" * 32, schema) as writer:
             writer.write(pa.table(filled, schema=schema))
-    take_down(dataset, names(url_of(built, 0)))
+    with monkeypatch.context() as patch:
+        patch.setattr("catalog.erase.scrub", lambda dataset, order, ledger: None)
+        with pytest.raises(BuildError, match="something is left in concepts/"):
+            take_down(dataset, names(url_of(built, 0)))
+    take_down(dataset, None)
     found = pq.read_table(Path(dataset.storage.uri) / "concepts" / f"{'ab' * 32}.parquet").to_pydict()
     assert found["name_caption"] == [None, "harbour", None, None]
     assert found["name_label"] == ["fox"] * 4

@@ -285,7 +285,7 @@ def test_a_host_that_many_hosts_redirect_to_is_asked_in_turn_too(server, site):
     assert most() == 4
 
 
-def test_all_hosts_on_the_way_share_one_time_limit(server, site):
+def test_all_hosts_on_the_way_share_one_time_limit_and_the_last_answer_counts(server, site):
     async def slow(_):
         import asyncio
 
@@ -299,6 +299,9 @@ def test_all_hosts_on_the_way_share_one_time_limit(server, site):
     check(outcome, "timeout", "over 1 s")
     assert outcome.http_status == 302
     assert time.monotonic() - began < 1.6
+    (outcome,) = fetch(server, server.redirect("http://127.0.0.1:9/"), allow_hosts=["127.0.0.1"], respect_robots=False)
+    check(outcome, "connection_failed")
+    assert outcome.http_status == 302
 
 
 def test_local_files(server, tmp_path):
