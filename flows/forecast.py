@@ -239,8 +239,9 @@ def as_measured(made: Sequence[tuple[Measured, Whole]], prices: Prices | None) -
     for measured, _ in made:
         own = _Noise(rng)
         seconds = measured.seconds * np.exp(machine.once() + machine.once() + own.once() + own.once())
-        sums = [float(sum(getattr(b, name) for b in measured.batches)) for name in ("rows", "bytes", "received")]
-        stages.append(_Stage(*(Range(n, n, n) for n in sums), seconds))
+        sums = {name: float(sum(getattr(b, name) for b in measured.batches)) for name in ("rows", "bytes", "received")}
+        exact = {name: Range(n, n, n) for name, n in sums.items()}
+        stages.append(_Stage(**exact, seconds=seconds))
     return _told([whole for _, whole in made], stages, prices)
 
 
@@ -253,7 +254,8 @@ class _Stage(NamedTuple):
 
 def _stage(p: Probed, machine: "_Noise", rng: np.random.Generator) -> _Stage:
     own = _Noise(rng, _apart([p.before], [p.after]) - machine.measured)
-    return _Stage(*(_grown(p, name) for name in ("rows", "bytes", "received")), _seconds(p, machine, own, rng))
+    seconds = _seconds(p, machine, own, rng)
+    return _Stage(_grown(p, "rows"), _grown(p, "bytes"), _grown(p, "received"), seconds)
 
 
 def _told(wholes: Sequence[Whole], stages: Sequence[_Stage], prices: Prices | None) -> Told:
