@@ -1,8 +1,9 @@
 """How the numbers of a dataset are distributed, before and after: bounded memory, two scans a number.
 
 A first query finds the ends, a second counts FINE bins of equal width; what the card shows (32 bins between the
-0.5th and the 99.5th percentile, medians) is added up from these counts. Counts are integers, so the result does not
-depend on the order in which DuckDB's threads add.
+0.5th and the 99.5th percentile, medians) is added up from these counts. Where a few values lie so far out that all
+others are in a handful of bins (one caption of a megabyte), those are counted anew, as finely: a scan more. Counts are
+integers, so the result does not depend on the order in which DuckDB's threads add.
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,10 @@ FINE: Final = 4096
 BINS: Final = 32
 TAIL: Final = 0.005
 """Share of rows left out of the drawing at either end (and counted beside it)."""
+ENOUGH: Final = 8 * BINS
+"""Fine bins that must hold all but the tails."""
+ZOOMS: Final = 3
+"""How often they are counted anew where they do not; each time makes bins up to FINE times as narrow."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -82,14 +87,27 @@ def _count(evidence: Evidence, measure: Measure) -> dict[str, Any] | None:
     if not ends["rows"]:
         return None
     low, high = ends["low"], ends["high"]
-    step = _step(low, high, measure.whole)
-    query = f"""select least(floor((value - {low!r}) / {step!r}), {FINE - 1})::int as bin, count(*) as rows,
+    for zoom in range(ZOOMS + 1):
+        step = _step(low, high, measure.whole)
+        fine = _fine(evidence, values, low, high, step)
+        first, last = _middle(fine)
+        if last - first >= ENOUGH or zoom == ZOOMS or low == high or (measure.whole and step == 1):
+            break
+        low, high = low + first * step, low + (last + 1) * step - measure.whole
+    facts = {"min": ends["low"], "max": ends["high"], "rows": ends["rows"], "kept": int(fine[1].sum())}
+    return facts | _coarse(fine, low, step)
+
+
+def _fine(evidence: Evidence, values: str, low: float, high: float, step: float) -> Counts:
+    """Return how many values are below, in each of FINE bins from `low` to `high`, and above; all, and of them kept."""
+    query = f"""select case when value < {low!r} then 0 when value > {high!r} then {FINE + 1}
+                else 1 + least(floor((value - {low!r}) / {step!r}), {FINE - 1}) end::int as bin, count(*) as rows,
             count(*) filter (where sample_id not in ({evidence.gone})) as kept
         from ({values}) where isfinite(value) group by 1"""
-    fine = np.zeros((2, FINE), np.int64)
+    fine = np.zeros((2, FINE + 2), np.int64)
     for row in evidence.rows(query):
         fine[:, row["bin"]] = row["rows"], row["kept"]
-    return {"min": low, "max": high, "rows": ends["rows"], "kept": int(fine[1].sum())} | _coarse(fine, low, step)
+    return fine
 
 
 def _step(low: float, high: float, whole: bool) -> float:
@@ -99,29 +117,38 @@ def _step(low: float, high: float, whole: bool) -> float:
     return (high - low) / FINE or 1.0
 
 
+def _middle(fine: Counts) -> tuple[int, int]:
+    """Return the first and the last of the bins that hold all but the tails, and the median of the kept rows."""
+    places = [_place(fine[0], share) for share in (TAIL, 1 - TAIL)]
+    places += [_place(fine[1], 0.5)] if fine[1].any() else []
+    return min(places), max(places)
+
+
 def _coarse(fine: Counts, low: float, step: float) -> dict[str, Any]:
     """Add fine bins up to at most BINS that hold all but the tails of all rows."""
     first, last = (_place(fine[0], share) for share in (TAIL, 1 - TAIL))
     width = -(-(last - first + 1) // BINS)
     bins = -(-(last - first + 1) // width)
     end = min(first + bins * width, FINE)
+    inner = fine[:, 1:-1]
     shown = np.zeros((2, bins * width), np.int64)
-    shown[:, : end - first] = fine[:, first:end]
+    shown[:, : end - first] = inner[:, first:end]
     counts = shown.reshape(2, bins, width).sum(axis=2)
     return {
         "edges": [_exact(low + (first + place * width) * step) for place in range(bins + 1)],
         "all": counts[0].tolist(),
         "left": counts[1].tolist(),
-        "below": int(fine[0, :first].sum()),
-        "above": int(fine[0, end:].sum()),
+        "below": int(fine[0, : first + 1].sum()),
+        "above": int(fine[0, end + 1 :].sum()),
         "median": _exact(low + _place(fine[0], 0.5) * step),
         "median_kept": _exact(low + _place(fine[1], 0.5) * step) if fine[1].any() else None,
     }
 
 
 def _place(counts: Counts, share: float) -> int:
-    """Return the first bin at which `share` of all rows is reached."""
-    return int(np.searchsorted(counts.cumsum(), share * counts.sum()))
+    """Return the first bin, from 0, at which `share` of all rows is reached."""
+    reached = int(np.searchsorted(counts.cumsum(), share * counts.sum()))
+    return min(max(reached - 1, 0), FINE - 1)  # what is below and above is in no bin
 
 
 def _exact(value: float) -> float:

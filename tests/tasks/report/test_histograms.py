@@ -59,6 +59,24 @@ def test_whole_numbers_fall_in_bins_of_whole_width(photos: Gallery) -> None:
     assert found["median"] == np.quantile(widths, 0.5, method="inverted_cdf")
 
 
+def test_one_value_far_out_blurs_nothing() -> None:
+    """A caption of a megabyte, or a score of 1e30, must not put all the others into one bin."""
+    rng = np.random.default_rng(0)
+    lengths = np.append(rng.integers(5, 200, 999), 1_000_000)
+    source = pa.table({"sample_id": np.arange(1000), "caption": ["x" * n for n in lengths.tolist()]})
+    (found,) = drawn(Inputs.of(alive_only=False, source=source))
+    assert found["median"] == found["median_kept"] == np.quantile(lengths, 0.5, method="inverted_cdf")
+    assert (found["min"], found["max"], found["rows"], found["kept"]) == (lengths.min(), 1_000_000, 1000, 1000)
+    assert found["below"] + sum(found["all"]) + found["above"] == 1000
+    assert sum(count > 0 for count in found["all"]) > 20
+    values = np.append(rng.normal(0.3, 0.05, 999), 1e6).astype(np.float32)
+    (found,) = drawn(with_score(values, out=frozenset(range(500))))
+    assert found["median"] == pytest.approx(np.median(values), abs=0.002)
+    assert found["median_kept"] == pytest.approx(np.median(values[500:]), abs=0.002)
+    assert found["below"] + sum(found["all"]) + found["above"] == 1000
+    assert sum(count > 0 for count in found["all"]) > 20
+
+
 def test_null_nan_and_infinite_values_are_left_out() -> None:
     (found,) = drawn(with_score([0.5, None, float("nan"), float("inf"), -float("inf"), 0.25]))
     assert (found["rows"], found["min"], found["max"]) == (2, 0.25, 0.5)
