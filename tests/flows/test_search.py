@@ -214,6 +214,10 @@ def test_mistakes_are_one_line(birds: Planted, tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
     with connect(birds.catalog) as connection:
         assert connection.execute("select count(*) from samples").fetchone() == (300,)
+    empty = Planted(tmp_path / "empty")
+    empty.publish([])
+    with pytest.raises(NotFoundError, match="birds@1 has no sample 1"):
+        search(empty.catalog, "birds", Query(like=1))
     with pytest.raises(NotFoundError, match=r"no dataset 'brids' .* did you mean 'birds'"):
         search(birds.catalog, "brids", Query(like=1))
     assert Storage.open(birds.catalog.uri).exists(f"birds/{birds.dataset.files(version, 'samples')[0].path}")
