@@ -205,6 +205,7 @@ def _group_spans(file: pq.ParquetFile) -> list[tuple[int, int]]:
 
 def _fitted(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return rows with exactly the columns of a schema; null where a part had none."""
+    rows = rows.replace_schema_metadata(None)
     if rows.schema.equals(schema, check_metadata=True):
         return rows
     columns = [

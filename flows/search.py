@@ -262,8 +262,8 @@ class _Rows:
 
     def one(self, sample_id: int) -> np.ndarray:
         """Return the vector of one sample, float32 (d,), of length 1. Raises NotFoundError."""
-        known = -(1 << 63) <= sample_id < 1 << 63
-        vectors = self.of(np.array([sample_id] if known else [], np.int64))[1]
+        possible = self.paths and 0 <= sample_id < 1 << 63
+        vectors = self.of(np.array([sample_id]))[1] if possible else np.empty((0, 0), np.float32)
         if not len(vectors):
             raise NotFoundError(f"{self.version.label} has no sample {sample_id} with a vector in {self.column!r}")
         return np.asarray(vectors[0])

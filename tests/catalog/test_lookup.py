@@ -83,7 +83,12 @@ def test_a_second_look_up_opens_only_what_it_needs(tmp_path: Path, monkeypatch: 
     assert parts.rows(np.array([7, 5001]), ["caption"]).column("caption").to_pylist() == ["c7", "c5001"]
     opened: list[str] = []
     opening = lookup._open
-    monkeypatch.setattr(lookup, "_open", lambda storage, path: (opened.append(path), opening(storage, path))[1])
+
+    def counted(storage: Storage, path: str) -> Any:
+        opened.append(path)
+        return opening(storage, path)
+
+    monkeypatch.setattr(lookup, "_open", counted)
     assert parts.rows(np.array([1001, 3000]), ["caption"]).column("caption").to_pylist() == ["c1001"]
     assert opened == ["b"]
     assert parts.rows(np.array([3000])).num_rows == 0

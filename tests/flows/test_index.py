@@ -63,7 +63,7 @@ def test_every_kind_says_how_well_it_finds(birds: Planted, kind: str) -> None:
     assert "CPU seconds: " in render(made)
     assert set(facts["cpu_s"]) == {"read", "draw", "learn", "add", "measure"}
     assert facts["cpu_s"]["measure"] > 0
-    assert (facts["cpu_s"]["learn"] > 0) == (kind not in ("flat", "hnsw"))
+    assert facts["cpu_s"]["learn"] > 0 or kind in ("flat", "hnsw")
     json.dumps(facts)
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from flows.index import budget_of, forget, update
 from flows.kept_index import Kept
 from flows.search import Found, Query, Searcher, search
 from tasks.index.choose import Budget
+from tasks.index.vector_index import VectorIndex
 from tests.flows.vectors import Planted, brute_force
 
 IVF = Budget(kind="ivf", recall=0.99)
@@ -214,6 +216,10 @@ def test_mistakes_are_one_line(birds: Planted, tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
     with connect(birds.catalog) as connection:
         assert connection.execute("select count(*) from samples").fetchone() == (300,)
+    empty = Planted(tmp_path / "empty")
+    empty.publish([])
+    with pytest.raises(NotFoundError, match="birds@1 has no sample 1"):
+        search(empty.catalog, "birds", Query(like=1))
     with pytest.raises(NotFoundError, match=r"no dataset 'brids' .* did you mean 'birds'"):
         search(birds.catalog, "brids", Query(like=1))
     assert Storage.open(birds.catalog.uri).exists(f"birds/{birds.dataset.files(version, 'samples')[0].path}")
@@ -226,9 +232,18 @@ def test_a_searcher_goes_on_with_what_it_has_opened(
     asked = [Query(like=7), Query(like=40, where="width % 2 = 0"), Query(like=7, all=True), Query(like=9, exact=True)]
     each = [search(birds.catalog, "birds", one) for one in asked]
     loads: list[str] = []
-    load, connecting = Kept.load, searching.connect
-    monkeypatch.setattr(Kept, "load", lambda *of, **how: (loads.append("index"), load(*of, **how))[1])
-    monkeypatch.setattr(searching, "connect", lambda *of: (loads.append("duckdb"), connecting(*of))[1])
+    load = Kept.load
+
+    def loading(self: Kept, mapped: bool = False) -> VectorIndex:
+        loads.append("index")
+        return load(self, mapped)
+
+    def connecting(*of: Any) -> Any:
+        loads.append("duckdb")
+        return connect(*of)
+
+    monkeypatch.setattr(Kept, "load", loading)
+    monkeypatch.setattr(searching, "connect", connecting)
     with Searcher(birds.catalog, "birds") as searcher:
         assert [searcher.search(one) for one in [*asked, *asked]] == [*each, *each]
         with pytest.raises(UserError, match="of the column 'clip'; found 'clip_text'"):
