@@ -364,7 +364,7 @@ class Assigner:
 
 
 def block_rows(k: int) -> int:
-    """Return how many rows all threads, or a GPU, multiply with k centroids at once: at most 64 MB of products."""
+    """Return how many rows are multiplied with k others in one product (ours on a GPU): at most 64 MB of it."""
     return min(max((1 << 24) // max(k, 1), 256), 8192)
 
 

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/bench_kmeans.py --json out.json
 
-The second result is about the machine's peak: that of a square matrix product, measured in the same run, beside the
-rate of the products of rows and centroids in our blocks, and of a whole fit, rows read from a memory map and
-converted block by block, as they are where they are many.
+The last results are about the machine's peak, on all cores and on one: that of a square matrix product, measured in
+the same run, beside the rate of the products of rows and centroids in our blocks, of the assignment (float16 to unit
+rows, products, maxima), and of a whole fit, rows read from a memory map and converted block by block, as they are where
+they are many. Run it without OPENBLAS_CORETYPE: it would choose faiss's kernels (`blas` says which ran).
 """
 
 import argparse
@@ -18,8 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_info
 
 from tasks import kmeans
+from tasks.in_order import in_order
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, float, Any]:
@@ -36,13 +39,20 @@ def mixture(rows: int, k: int, dim: int) -> np.ndarray:
 
 
 def products(rows: torch.Tensor, centroids: torch.Tensor, passes: int) -> None:
-    """The multiplications alone, in the same blocks."""
-    step = kmeans.block_rows(len(centroids))
-    into = torch.empty(min(step, len(rows)), len(centroids))
-    for _ in range(passes):
-        for start in range(0, len(rows), step):
-            block = rows[start : start + step]
-            torch.mm(block, centroids.T, out=into[: len(block)])
+    """The multiplications alone, in the same blocks on the same threads."""
+    threads = torch.get_num_threads()
+    starts = [start for _ in range(passes) for start in range(0, len(rows), kmeans.BLOCK)]
+    torch.set_num_threads(1)
+    try:
+        for _ in in_order(lambda start: tiles(rows[start : start + kmeans.BLOCK], centroids), starts, threads):
+            pass
+    finally:
+        torch.set_num_threads(threads)
+
+
+def tiles(block: torch.Tensor, centroids: torch.Tensor) -> None:
+    for start in range(0, len(centroids), kmeans.BLOCK):
+        torch.mm(block, centroids[start : start + kmeans.BLOCK].T)
 
 
 def compare(rows: int, k: int, dim: int, niter: int, repeats: int) -> dict[str, Any]:
@@ -69,11 +79,15 @@ def compare(rows: int, k: int, dim: int, niter: int, repeats: int) -> dict[str, 
         "ours_objective": round(statistics.mean(run[0][2].objective[-1] for run in runs), 5),
         "peer_objective": round(statistics.mean(run[1][2].objective[-1] for run in runs), 5),
         "threads": torch.get_num_threads(),
+        "blas": {
+            Path(b["filepath"]).parent.name: b["architecture"] for b in threadpool_info() if b["user_api"] == "blas"
+        },
     }
 
 
-def peak(rows: int, k: int, dim: int, niter: int, repeats: int, side: int = 4096) -> dict[str, Any]:
-    """Rates in GFLOP a CPU second, the three alternated; medians."""
+def peak(rows: int, k: int, dim: int, niter: int, repeats: int, threads: int, side: int = 4096) -> dict[str, Any]:
+    """Rates in GFLOP a CPU second, the four alternated; medians."""
+    torch.set_num_threads(threads)
     data = mixture(rows, k, dim)
     unit, square = torch.from_numpy(data).float(), torch.randn(side, side)
     into = torch.empty(side, side)
@@ -83,22 +97,26 @@ def peak(rows: int, k: int, dim: int, niter: int, repeats: int, side: int = 4096
         np.save(Path(folder, "rows.npy"), data)
         mapped = np.load(Path(folder, "rows.npy"), mmap_mode="r")
         held, kmeans.HELD_BYTES = kmeans.HELD_BYTES, 0
+        assigner = kmeans.Assigner(kmeans.fit(mapped[: 4 * k], k, niter=1).centroids)
         for seed in range(repeats):
             gemm = 2 * side**3 * 1e-9 / timed(lambda: torch.mm(square, square, out=into))[0]
             bare = work * (niter + 1) / timed(lambda: products(unit, unit[:k], niter + 1))[0]
             cpu, _, fit = timed(lambda s=seed: kmeans.fit(mapped, k, niter=niter, seed=s))
-            rates.append((gemm, bare, work * len(fit.objective) / cpu))
+            nearest = work / timed(lambda: assigner(data))[0]
+            rates.append((gemm, bare, nearest, work * len(fit.objective) / cpu))
         kmeans.HELD_BYTES = held
-    limit, bare, whole = (statistics.median(rate[arm] for rate in rates) for arm in range(3))
+    limit, bare, nearest, whole = (statistics.median(rate[arm] for rate in rates) for arm in range(4))
     return {
-        "name": f"k-means {rows} x {dim} from a map, k={k}: share of the machine's matrix product",
+        "name": f"k-means {rows} x {dim} from a map, k={k}, threads={threads}: share of the machine's product",
         "unit": "GFLOP / CPU s",
         "ours": round(whole, 1),
         "products": round(bare, 1),
+        "assign": round(nearest, 1),
         "limit": round(limit, 1),
         "products_of_limit": round(bare / limit, 3),
+        "assign_of_limit": round(nearest / limit, 3),
         "ours_of_limit": round(whole / limit, 3),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
     }
 
 
@@ -112,7 +130,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     sizes = (options.rows, options.k, options.dim, options.niter, options.repeats)
-    results = [compare(*sizes), peak(*sizes)]
+    larger = (options.rows * 4, options.k, *sizes[2:])
+    cores = torch.get_num_threads()
+    results = [compare(*sizes), compare(*larger), peak(*sizes, threads=cores), peak(*sizes, threads=1)]
     print(json.dumps(results, indent=1))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))

@@ -91,6 +91,27 @@ def test_batches_are_cut(inputs: Inputs) -> None:
     assert [b.num_rows for b in inputs.batches({"source": ["caption"]}, rows=1)] == [1, 1, 1]
 
 
+def test_a_file_is_read_as_it_is_used_and_cut_across_its_row_groups(tmp_path: Path) -> None:
+    storage = Storage.open(tmp_path, create=True)
+    rows = pa.table({"sample_id": np.arange(100), "clip": pa.array([[i, 1] for i in range(100)], VECTORS["clip"].type)})
+    schema = pa.schema([SAMPLE_ID, vector("clip", 2, "")])
+    with PartWriter(storage, "embeddings", "e0", schema, 0) as writer:
+        for start in range(0, 100, 30):
+            writer.write(rows.slice(start, 30))
+    pieces = Pieces(written_schema(schema), (Piece(part_path("embeddings", "e0"), 0),))
+    verdicts = pa.table({"sample_id": [3, 50, 51], "keep": [False, False, False]})
+    inputs = Inputs({"embeddings": pieces}, [Pieces.of(verdicts)], storage)
+    alive = [i for i in range(100) if i not in (3, 50, 51)]
+    batches = list(inputs.batches({"embeddings": ["clip"]}, rows=40))
+    assert [b.num_rows for b in batches] == [39, 38, 20]
+    assert pa.concat_tables(batches).equals(rows.take(pa.array(alive)).cast(batches[0].schema))
+    assert pa.concat_tables(batches).equals(inputs.table({"embeddings": ["clip"]}))
+    ids, vectors = map(np.concatenate, zip(*inputs.vectors("embeddings", "clip", rows=7), strict=True))
+    assert ids.tolist() == vectors[:, 0].tolist() == alive
+    everything = list(Inputs({"embeddings": pieces}, (), storage).batches({"embeddings": ["clip"]}, rows=40))
+    assert [b.num_rows for b in everything] == [40, 40, 20]
+
+
 def test_vectors_skip_rows_without_one(inputs: Inputs) -> None:
     ids, matrix = (np.concatenate(x) for x in zip(*inputs.vectors("embeddings", "clip"), strict=True))
     assert ids.tolist() == [0, IDS[4]]

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from catalog.errors import RecipeError, UserError
 from catalog.schema import field, score, vector
@@ -63,14 +64,14 @@ def test_fit_finds_a_planted_mixture(seed: int, engine: kmeans.Engine) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_engines_agree(seed: int) -> None:
     rows, _ = mixture(seed, n=3000, noise=0.4)
-    torch, faiss = (kmeans.fit(rows, 30, niter=10, seed=seed, engine=e) for e in ("torch", "faiss"))  # type: ignore[arg-type]
-    assert (torch.engine, faiss.engine) == ("torch", "faiss")
-    assert faiss.objective[-1] == pytest.approx(torch.objective[-1], rel=0.01)
-    assert faiss.objective[0] == pytest.approx(torch.objective[0], rel=1e-4)  # the same start
+    ours, faiss = (kmeans.fit(rows, 30, niter=10, seed=seed, engine=e) for e in ("torch", "faiss"))  # type: ignore[arg-type]
+    assert (ours.engine, faiss.engine) == ("torch", "faiss")
+    assert faiss.objective[-1] == pytest.approx(ours.objective[-1], rel=0.01)
+    assert faiss.objective[0] == pytest.approx(ours.objective[0], rel=1e-4)  # the same start
     cluster, distance = kmeans.Assigner(faiss.centroids)(rows)
     assert np.bincount(cluster, minlength=30).tolist() == faiss.sizes.tolist()
     assert 1 - distance.mean() == pytest.approx(faiss.objective[-1], abs=1e-5)
-    assert faiss.facts().keys() == torch.facts().keys()
+    assert faiss.facts().keys() == ours.facts().keys()
 
 
 def test_fit_twice_gives_the_same_bytes_and_seeds_differ() -> None:
@@ -119,6 +120,48 @@ def test_assigner_ties_go_to_the_lowest_and_broken_rows_to_none() -> None:
     np.testing.assert_allclose(distance, [0, np.nan, np.nan, 1 - 0.5**0.5, np.nan, 0], atol=1e-6)
     cluster, distance = kmeans.Assigner(centroids[:0])(rows)
     assert set(cluster) == {-1}
+
+
+def test_ties_across_tiles_of_centroids_go_to_the_lowest() -> None:
+    rng = np.random.default_rng(0)
+    centroids = unit(rng.normal(size=(2 * kmeans.BLOCK + 50, 8))).astype(np.float32)
+    centroids[kmeans.BLOCK + 3], centroids[2 * kmeans.BLOCK + 9] = centroids[7], centroids[kmeans.BLOCK + 5]
+    cluster, distance = kmeans.Assigner(centroids)(centroids)
+    cosines = centroids.astype(np.float64) @ centroids.T
+    expected = np.arange(len(centroids))
+    expected[kmeans.BLOCK + 3], expected[2 * kmeans.BLOCK + 9] = 7, kmeans.BLOCK + 5
+    assert cluster.tolist() == expected.tolist() == cosines.round(6).argmax(1).tolist()
+    np.testing.assert_allclose(distance, 0, atol=1e-6)
+
+
+def test_the_same_bytes_on_any_number_of_threads() -> None:
+    rows, _ = mixture(0, n=5000, dim=48, noise=0.5)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            fit = kmeans.fit(rows, 40, niter=4)
+            found.append((fit.centroids.tobytes(), *(a.tobytes() for a in kmeans.Assigner(fit.centroids)(rows))))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+
+
+def test_usable_is_the_same_rule_for_halves() -> None:
+    rng = np.random.default_rng(0)
+    bits = rng.choice(
+        np.array([0, 0x8000, 1, 0x8001, 0x3C00, 0xFBFF, 0x7C00, 0xFC00, 0x7E00, 0xFE01], np.uint16), 12_000
+    )
+    rows = bits.reshape(-1, 2).view(np.float16)
+    wide = rows.astype(np.float64)
+    expected = np.isfinite(wide).all(1) & wide.any(1)
+    assert 0 < expected.sum() < len(rows)
+    for given in (rows, np.asfortranarray(rows), rows[::2], rows[:0]):
+        good = kmeans.usable(given)
+        assert good.tolist() == (expected[::2] if len(given) == len(rows) // 2 else expected[: len(given)]).tolist()
+        with np.errstate(invalid="ignore"):
+            assert good.tolist() == kmeans.usable(given.astype(np.float32)).tolist()
 
 
 @pytest.mark.parametrize("rows", [1, 30, 2000, 10_000])
