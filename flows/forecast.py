@@ -61,6 +61,8 @@ PRIOR_WEIGHT: Final = 1
 EXPONENT: Final = 0.02
 """How far off the exponent of a law may be: 5 % where the whole is ten times the probe, 32 % where it is a million."""
 DRAWS: Final = 4000
+_MOST_NOISE: Final = math.log(3)
+"""No time is taken to be off by more than a factor of three: the tails of Student's t have no end."""
 _TICK_S: Final = 0.1
 """Times far below it differ by chance, however much they differ: it is added before they are compared."""
 
@@ -306,7 +308,8 @@ class _Noise:
 
     def once(self, of: int = 1) -> Draws:
         """Draw the noise of the mean of `of` builds. Each world keeps its sigma."""
-        return np.concatenate([[0.0], self._rng.standard_normal(DRAWS) * self._sigma / math.sqrt(of)])
+        drawn = self._rng.standard_normal(DRAWS) * self._sigma / math.sqrt(of)
+        return np.concatenate([[0.0], np.clip(drawn, -_MOST_NOISE, _MOST_NOISE)])
 
 
 def _apart(before: Sequence[Measured], after: Sequence[Measured]) -> float:
