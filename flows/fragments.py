@@ -49,6 +49,14 @@ def load_yaml(text: str) -> Any:
     return yaml.load(text, Loader=Loader)  # noqa: S506  # a SafeLoader, but for its booleans
 
 
+def value_of(text: str) -> Any:
+    """Return what a text says as YAML, or the text itself where it is none: `*.parquet` is a glob, no alias."""
+    try:
+        return load_yaml(text)
+    except yaml.YAMLError:
+        return text
+
+
 def compose(text: str, name: str) -> tuple[Any, yaml.Node | None]:
     """Return what a YAML text says, and its nodes, whose marks know the line and the file. Raises RecipeError."""
     loader = Loader(text)
@@ -179,5 +187,5 @@ def _filled(value: Any, values: Mapping[str, Any]) -> Any:
         return value
     whole = VARIABLE.fullmatch(value)
     if whole:
-        return values[whole[1]] if whole[1] in values else load_yaml(whole[2])
+        return values[whole[1]] if whole[1] in values else value_of(whole[2])
     return VARIABLE.sub(lambda match: str(values.get(match[1], match[2])), value)

@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from catalog.errors import NotFoundError, RecipeError, nearest
-from flows.fragments import INCLUDE_SCHEMA, VARIABLE, compose, expand, load_yaml
+from flows.fragments import INCLUDE_SCHEMA, VARIABLE, compose, expand, value_of
 from tasks.cluster import AnyCluster
 from tasks.deduplicate import AnyDeduplicate
 from tasks.download import AnyDownload
@@ -170,7 +170,7 @@ def _with_environment(value: Any, name: str) -> Any:
         return found
 
     replaced = VARIABLE.sub(replace, value)
-    return replaced if replaced == value else load_yaml(replaced)
+    return replaced if replaced == value else value_of(replaced)
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -194,12 +194,8 @@ def _override(raw: dict[str, Any], override: str) -> None:
         rest = [head]
     for key in rest[:-1]:
         target = _descend(target, key, override)
-    try:
-        parsed = load_yaml(value)
-    except yaml.YAMLError:
-        parsed = value
     last = _index(target, rest[-1], override) if isinstance(target, list) else rest[-1]
-    target[last] = parsed
+    target[last] = value_of(value)
 
 
 def _descend(target: Any, key: str, override: str) -> Any:

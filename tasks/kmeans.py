@@ -59,6 +59,22 @@ def vector_column(available: Tables, encoder: str) -> str:
     return encoder or names[0]
 
 
+CLUSTERED: Final = "clustered"
+"""Key of the metadata of `centroids.centroid`: the embedding column that was clustered."""
+
+
+def clustered_column(available: Tables, encoder: str) -> str:
+    """Return the embedding column that the centroids were fitted on: what they say, else as `vector_column`.
+
+    Raises RecipeError where `encoder` names another one: vectors of two encoders are not to be compared.
+    """
+    field_ = available["centroids"].field("centroid") if "centroids" in available else None
+    fitted = ((field_.metadata if field_ else None) or {}).get(CLUSTERED.encode(), b"").decode()
+    if fitted and encoder and encoder != fitted:
+        raise RecipeError(f"encoder {encoder!r}: the clusters are of the embedding column {fitted!r}")
+    return vector_column(available, encoder or fitted)
+
+
 def width(schema: pa.Schema, column: str) -> int:
     """Return how many numbers a vector of `column` has."""
     return int(schema.field(column).type.list_size)

@@ -11,7 +11,7 @@ from pydantic import Field
 from catalog.inputs import as_matrix
 from catalog.schema import CLUSTERS
 from tasks.batches import recut
-from tasks.kmeans import Assigner, vector_column
+from tasks.kmeans import Assigner, clustered_column
 from tasks.stage import Batches, Columns, MapStage, Step, Tables
 
 STEP_ROWS: Final = 8192
@@ -27,10 +27,10 @@ class Assign(MapStage):
 
     use: Literal["assign"] = "assign"
     table = "clusters"
-    encoder: str = Field("", description="embedding column, the one that the centroids were fitted on")
+    encoder: str = Field("", description="embedding column; default: the one that the centroids were fitted on")
 
     def inputs(self, available: Tables) -> Columns:
-        return {"embeddings": (vector_column(available, self.encoder),)}
+        return {"embeddings": (clustered_column(available, self.encoder),)}
 
     def output(self, available: Tables) -> pa.Schema:
         return CLUSTERS

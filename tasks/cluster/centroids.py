@@ -90,7 +90,7 @@ class Centroids(Training, TableStage):
 
     def output(self, available: Tables) -> pa.Schema:
         column = kmeans.vector_column(available, self.encoder)
-        return centroids_schema(kmeans.width(available["embeddings"], column))
+        return centroids_schema(kmeans.width(available["embeddings"], column), column)
 
     def run(self, inputs: Inputs, run: Run) -> Batches:
         embeddings = inputs.schema("embeddings")
@@ -147,12 +147,13 @@ class Centroids(Training, TableStage):
         return kmeans.fit(rows, k, niter=self.niter, seed=run.seed, device=run.device, engine=self.engine, init=init)
 
 
-def centroids_schema(dim: int) -> pa.Schema:
-    """Return the schema of the table `centroids` for vectors of `dim` numbers."""
+def centroids_schema(dim: int, column: str = "") -> pa.Schema:
+    """Return the schema of the table `centroids` for vectors of `dim` numbers, of the embedding column of that name."""
+    clustered = {kmeans.CLUSTERED: column} if column else {}
     return pa.schema(
         [
             field("cluster", pa.int32(), "number of the cluster, 0 .. k - 1"),
-            field("centroid", pa.list_(pa.float32(), dim), "its centre, of unit length"),
+            field("centroid", pa.list_(pa.float32(), dim), "its centre, of unit length", **clustered),
             field("size", pa.int64(), "training rows nearest to it"),
         ]
     )

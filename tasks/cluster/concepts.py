@@ -64,7 +64,9 @@ class Concepts(TableStage):
     templates: tuple[str, ...] = Field(
         ("a photo of a {}.",), min_length=1, description="sentences that a label stands in, at {}"
     )
-    encoder: str = Field("", description="with labels: the embedding column that was clustered; default: the first")
+    encoder: str = Field(
+        "", description="with labels: the embedding column that was clustered; default: what the clusters say"
+    )
 
     @field_validator("templates")
     @classmethod
@@ -81,7 +83,7 @@ class Concepts(TableStage):
         if "source" in available and "caption" in available["source"].names:
             columns["source"] = ("caption",)
         if self.labels is not None:
-            column = kmeans.vector_column(available, self.encoder)
+            column = kmeans.clustered_column(available, self.encoder)
             columns["embeddings"] = (column,)
             if encoder_of(available["embeddings"], column).trained is not None:
                 columns["models"] = ("name", "config", "weights")
@@ -151,7 +153,8 @@ class Concepts(TableStage):
         from tasks.encoder_model import load
 
         schema = inputs.schema("embeddings")
-        encoder = encoder_of(schema, kmeans.vector_column({"embeddings": schema}, self.encoder))
+        tables = {"embeddings": schema, "centroids": inputs.schema("centroids")}
+        encoder = encoder_of(schema, kmeans.clustered_column(tables, self.encoder))
         sides = {"models": inputs.whole("models")} if encoder.trained is not None else {}
         vectors = label_vectors(labels, self.templates, load(encoder, run.device, sides))
         if vectors.shape[1] != centroids.shape[1]:

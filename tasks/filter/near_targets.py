@@ -20,7 +20,7 @@ from catalog.inputs import Inputs, as_matrix
 from catalog.schema import DECISIONS
 from tasks.encoder import encoder_of
 from tasks.file_digest import digest_of
-from tasks.kmeans import Assigner, vector_column, width
+from tasks.kmeans import Assigner, clustered_column, width
 from tasks.stage import Batches, Columns, Run, Tables, TableStage
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ class NearTargets(TableStage):
     use: Literal["near_targets"] = "near_targets"
     targets: str = Field(description="Parquet file with a column of vectors, or of encoded images")
     column: str = Field("", description="that column; default: the only one of vectors, or else of bytes")
-    encoder: str = Field("", description="embedding column that the clusters are of; default: the first one")
+    encoder: str = Field("", description="embedding column that the clusters are of; default: what they say")
     least: int = Field(1, gt=0, description="targets that a cluster must have")
 
     def inputs(self, available: Tables) -> Columns:
         """Return the clusters, and what embeds images. Raises RecipeError: no clusters, no targets, other width."""
         if "clusters" not in available or "centroids" not in available:
             raise RecipeError("near_targets needs clusters: put a stage `use: cluster` before it")
-        encoded = vector_column(available, self.encoder)
+        encoded = clustered_column(available, self.encoder)
         field = self._field()
         if _is_image(field.type):
             trained = encoder_of(available["embeddings"], encoded).trained is not None
@@ -154,7 +154,8 @@ class NearTargets(TableStage):
         from tasks.encoder_model import load
 
         schema = inputs.schema("embeddings")
-        encoder = encoder_of(schema, vector_column({"embeddings": schema}, self.encoder))
+        tables = {"embeddings": schema, "centroids": inputs.schema("centroids")}
+        encoder = encoder_of(schema, clustered_column(tables, self.encoder))
         return load(encoder, run.device, {} if encoder.trained is None else {"models": inputs.whole("models")})
 
 

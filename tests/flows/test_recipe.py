@@ -72,6 +72,9 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = parse(GOOD.replace("path: urls", "path: ${WHERE}/urls").replace("k: 3", "k: ${K}") + "seed: ${SEED:-11}\n")
     assert (recipe.source.path, recipe.seed) == ("/data/urls", 11)
     assert next(s for s in recipe.stages if s.use == "cluster").k == 7  # type: ignore[union-attr]
+    for text in ("*.parquet", "[x", "@x", "%x", "!x y"):  # none of them is YAML
+        monkeypatch.setenv("WHERE", text)
+        assert parse(GOOD.replace("path: urls", "path: ${WHERE}")).source.path == text
     with pytest.raises(RecipeError, match="NOT_THERE is not set"):
         parse(GOOD + "description: ${NOT_THERE}\n")
 

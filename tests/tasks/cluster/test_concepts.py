@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from catalog.errors import RecipeError, UserError
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, DECISIONS, SOURCE, vector
-from tasks.cluster import Concepts
+from tasks.cluster import Assign, Centroids, Concepts
 from tasks.cluster.centroids import centroids_table
 from tasks.cluster.concepts import CONCEPTS, label_vectors
 from tests.helpers import LocalRun
@@ -141,6 +141,18 @@ def test_an_encoder_that_the_recipe_trained_is_read_from_the_models() -> None:
     available = {"clusters": CLUSTERS, "embeddings": pa.schema([vector("clip", 8, "", encoder=made_by)])}
     assert Concepts(labels=("cat",)).inputs(available)["models"] == ("name", "config", "weights")
     assert "embeddings" not in Concepts().inputs(available)
+
+
+def test_labels_are_of_the_encoder_that_was_clustered() -> None:
+    """Two encoders with vectors of one length: the first would give labels that mean nothing, without a word."""
+    columns = [vector(name, 8, "", encoder=json.dumps({"name": name, "trained": name})) for name in ("one", "two")]
+    available = {"clusters": CLUSTERS, "embeddings": pa.schema(columns)}
+    available["centroids"] = Centroids(encoder="two").output(available)
+    assert Concepts(labels=("cat",)).inputs(available)["embeddings"] == ("two",)
+    assert Assign().inputs(available) == {"embeddings": ("two",)}
+    for stage in (Concepts(labels=("cat",), encoder="one"), Assign(encoder="one")):
+        with pytest.raises(RecipeError, match="encoder 'one': the clusters are of the embedding column 'two'"):
+            stage.inputs(available)
 
 
 def test_labels_that_cannot_be_used(tiny_clip: tuple[Path, Path], tmp_path: Path) -> None:
