@@ -289,12 +289,7 @@ class _Fetcher:
                     holding.grow(len(body) + _NEXT_BYTES)
                 except NoRoomError:
                     raise NoRoomError(max_bytes) from None  # once is enough: the next time it has all that it may need
-        return await self._decompressed(bytes(body), encoding, max_bytes) if encoding else bytes(body)
-
-    async def _decompressed(self, body: bytes, encoding: str, max_bytes: int) -> bytes:
-        """Undo a Content-Encoding beside the loop, which others wait for."""
-        work = partial(decompressed, body, encoding, max_bytes)
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
+        return decompressed(bytes(body), encoding, max_bytes) if encoding else bytes(body)
 
     # ---- files that speak for a whole host
 
@@ -339,7 +334,7 @@ class _Fetcher:
                 break
         encoding = response.headers.get("Content-Encoding")
         if encoding:
-            body = bytearray(await self._decompressed(bytes(body), encoding, _SITE_BYTES))
+            body = bytearray(decompressed(bytes(body), encoding, _SITE_BYTES))
         if len(body) > _SITE_BYTES:
             lines = max(body.rfind(end, 0, _SITE_BYTES) for end in (b"\n", b"\r"))
             del body[lines + 1 :]  # a rule that is cut would say something else
