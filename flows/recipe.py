@@ -200,12 +200,9 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 def _descend(target: Any, key: str, override: str) -> Any:
     """Return the mapping or list that `key` names in another; a new mapping where there is nothing."""
-    if isinstance(target, list):
-        at = _index(target, key, override)
-    else:
-        at = key
-        if target.get(key) is None:
-            target[key] = {}
+    at = _index(target, key, override) if isinstance(target, list) else key
+    if isinstance(target, dict) and target.get(key) is None:
+        target[key] = {}
     found = target[at]
     if not isinstance(found, dict | list):
         raise RecipeError(f"--set {override!r}: {key!r} is {found!r}, which has no fields")
