@@ -30,7 +30,12 @@ class Density(ClusterSelector):
 
     method: Literal["density"] = "density"
     seeded = True
-    temperature: float = Field(0.1, gt=0, description="of the softmax: small prefers complex clusters more")
+    temperature: float = Field(
+        0.1,
+        gt=0,
+        description="of the softmax: small prefers complex clusters more; 0.1 is for complexities of 0.05 to 0.5, and "
+        "where they are smaller (the notes: entropy_nats near entropy_uniform_nats) it makes all clusters alike",
+    )
     neighbours: int = Field(20, gt=0, description="nearest other centroids that the distance between is a mean of")
     min_per_cluster: int = Field(1, ge=0, description="rows that every cluster keeps at least, as far as it has them")
     projection: Projection = Field(
@@ -46,7 +51,9 @@ class Density(ClusterSelector):
         centroids = as_matrix(sides.column("centroid"))
         sizes = rows.sizes(len(centroids))
         present = np.flatnonzero(sizes)
-        scores = complexity(rows, between(centroids, self.neighbours))[present]
+        inter = np.full(len(sizes), np.nan)
+        inter[present] = between(centroids[present], self.neighbours)  # what was filtered away is nobody's neighbour
+        scores = complexity(rows, inter)[present]
         share = softmax(scores / self.temperature)
         upper = sizes[present]
         lower = np.minimum(self.min_per_cluster, upper)

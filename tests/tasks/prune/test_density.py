@@ -193,6 +193,26 @@ def test_density_quota_follows_complexity(tmp_path: Path) -> None:
     assert table["evidence"][0].as_py() == "distance 0.1, rank 1 of 100 in cluster 0, quota 3"
 
 
+@pytest.mark.parametrize("keep", [0.2, 0.5])
+def test_density_clusters_without_rows_take_no_part(tmp_path: Path, keep: float) -> None:
+    """An empty cluster beside a full one, as filters leave them, makes the full one no simpler."""
+    cluster = np.repeat(np.arange(4, dtype=np.int32), 100)
+    distance = np.random.default_rng(0).uniform(0, 0.6, 400).astype(np.float32)
+    clusters = pa.table([np.arange(400), cluster, distance], schema=CLUSTERS)
+    c = np.eye(5, dtype=np.float32)
+    c[4] = c[0] + 0.1 * c[4]
+    c /= np.linalg.norm(c, axis=1, keepdims=True)
+    with_empty, without = (
+        pa.concat_tables(
+            Density(keep=keep, neighbours=1, temperature=0.02).run(
+                Inputs.of(clusters=clusters, centroids=centroids_table(c[:k], np.full(k, 100))), LocalRun(tmp_path)
+            )
+        )
+        for k in (5, 4)
+    )
+    assert with_empty == without
+
+
 def test_density_refuses_a_minimum_that_does_not_fit(tmp_path: Path) -> None:
     inputs, *_ = world(0)
     with pytest.raises(UserError, match=r"min_per_cluster 50 needs \d+ rows in 12 clusters, but only 5 are"):

@@ -3,16 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from catalog.inputs import Inputs
-from catalog.schema import SAMPLE_ID, vector
-from tasks.cluster import Cluster
-from tasks.cluster.assign import Assign
 from tasks.coverage import Coverage, coverage
-from tests.helpers import LocalRun
-from tests.tasks.prune.worlds import decide, make
+from tests.tasks.prune.worlds import clustered, decide, make
 
 DIM, CONCEPTS, ROWS = 24, 12, 3000
 
@@ -29,20 +24,7 @@ class World:
         spread = np.where(self.wide, 0.12, 0.03)[self.concept]
         vectors = centres[self.concept] + spread[:, None] * rng.normal(size=(ROWS, DIM))
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        self.tables = self._clustered(vectors.astype(np.float16), seed, folder)
-
-    def _clustered(self, vectors: np.ndarray, seed: int, folder: Path) -> dict[str, pa.Table]:
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIM)
-        schema = pa.schema([SAMPLE_ID, vector("clip", DIM, "")])
-        tables = {"embeddings": pa.table([np.arange(ROWS), lists], schema=schema)}
-        for stage in Cluster(levels=(60, CONCEPTS), niter=40).expand():
-            inputs = Inputs.of(**tables)
-            if isinstance(stage, Assign):
-                made = stage.open("cpu", tables)(inputs.batches(stage.inputs({"embeddings": schema})))
-            else:
-                made = stage.run(inputs, LocalRun(folder / stage.name, seed, inputs=inputs))  # type: ignore[attr-defined]
-            tables[stage.table] = pa.concat_tables(made)
-        return tables
+        self.tables = clustered(vectors, folder, seed, levels=(60, CONCEPTS), niter=40)
 
     def kept(self, folder: Path, seed: int, **fields: object) -> Coverage:
         """Return what a selector leaves of the planted concepts."""

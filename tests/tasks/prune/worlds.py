@@ -7,7 +7,9 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from catalog.inputs import Inputs
-from catalog.schema import CLUSTERS, SAMPLE_ID, score
+from catalog.schema import CLUSTERS, SAMPLE_ID, score, vector
+from tasks.cluster import Cluster
+from tasks.cluster.assign import Assign
 from tasks.cluster.centroids import centroids_table
 from tasks.prune import AnyPrune
 from tasks.prune._base import Selector
@@ -54,3 +56,19 @@ def tables(n: int, seed: int = 0, k: int = 5, tail: float = 0.0) -> dict[str, pa
 def world(n: int, seed: int = 0, k: int = 5, tail: float = 0.0) -> Inputs:
     """Return `tables` as inputs."""
     return Inputs.of(**tables(n, seed, k, tail))
+
+
+def clustered(vectors: np.ndarray, folder: Path, seed: int, **fields: object) -> dict[str, pa.Table]:
+    """Return the tables of rows with these vectors, float (n, d), after a stage `cluster` with these fields."""
+    dim = vectors.shape[1]
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.float16).reshape(-1)), dim)
+    schema = pa.schema([SAMPLE_ID, vector("clip", dim, "")])
+    found = {"embeddings": pa.table([np.arange(len(vectors)), lists], schema=schema)}
+    for stage in Cluster.model_validate(fields).expand():
+        inputs = Inputs.of(**found)
+        if isinstance(stage, Assign):
+            made = stage.open("cpu", found)(inputs.batches(stage.inputs({"embeddings": schema})))
+        else:
+            made = stage.run(inputs, LocalRun(folder / stage.name, seed, inputs=inputs))  # type: ignore[attr-defined]
+        found[stage.table] = pa.concat_tables(made)
+    return found
