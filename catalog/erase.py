@@ -56,8 +56,8 @@ class Names:
         stripped = {word.strip() for word in words} - {""}
         digests = {w for w in stripped if _SHA256.fullmatch(w.lower())}
         numbers = {w for w in stripped - digests if w.isdecimal()}
-        if large := next((w for w in sorted(numbers) if len(w) > 19 or int(w) >= 1 << 63), None):
-            raise UserError(f"{large[:30]!r} is no sample_id: they have at most 63 bits")
+        if large := next((w for w in sorted(numbers) if len(w.lstrip("0")) > 19 or int(w) >= 1 << 63), None):
+            raise UserError(f"{large[:30]!r} is no sample_id: it is too large")
         lower = frozenset(w.lower() for w in digests)
         return cls(frozenset(stripped - digests - numbers), lower, frozenset(map(int, numbers)))
 

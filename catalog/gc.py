@@ -51,8 +51,6 @@ def plan(dataset: Dataset, older_than_s: float = GRACE_S, keep_versions: int | N
     """
     if keep_versions is not None and keep_versions < 1:
         raise UserError(f"keep_versions is {keep_versions}, expected at least 1: the last version stays")
-    if not older_than_s >= 0:  # nan, too
-        raise UserError(f"files cannot be {older_than_s / 3600:g} hours old: expected 0 or more")
     versions = dataset.versions()
     kept = versions if keep_versions is None else versions[-keep_versions:]
     needed = _needed_parts(dataset, kept)

@@ -17,7 +17,8 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -257,6 +258,10 @@ _BLUR_PX: Final = 64
 _LARGE_PX: Final = 4_000_000
 _MARGIN: Final = 2
 """Percents on either side of a percentile between which it is looked for."""
+_MOST_NEAR: Final = 1 << 20
+"""Values that are kept for it: 4 MB, which only large pictures with much of one brightness exceed."""
+_FINE_BINS: Final = 1 << 16
+"""Of the histogram that says where it is, when there were too many or it was not there."""
 
 
 def statistics(pixels: Pixels, one_channel: bool = False, fast: bool = False) -> Statistics:
@@ -305,8 +310,7 @@ def _brightness(grid: Pixels, pixels: Pixels) -> tuple[float, float, float]:
     some = np.sort(_values(grid), axis=None)
     wanted = [_Percentile(percent, some, pixels.shape[0] * pixels.shape[1]) for percent in (5, 99)]
     total = 0.0
-    for top in range(0, len(pixels), _STRIP_ROWS):
-        values = _values(pixels[top : top + _STRIP_ROWS])
+    for values in _strips(pixels):
         total += cv2.sumElems(values)[0]
         for percentile in wanted:
             percentile.add(values)
@@ -318,6 +322,11 @@ def _values(pixels: Pixels) -> Any:
     """Return 255 x brightness, float32 (height, width)."""
     squares = cv2.multiply(pixels, pixels, dtype=cv2.CV_32F)
     return cv2.sqrt(cv2.transform(squares, _BRIGHTNESS))
+
+
+def _strips(pixels: Pixels) -> Iterator[Any]:
+    """Yield the same of all rows, some at a time."""
+    return (_values(pixels[top : top + _STRIP_ROWS]) for top in range(0, len(pixels), _STRIP_ROWS))
 
 
 class _Percentile:
@@ -332,21 +341,46 @@ class _Percentile:
         self._low, self._high = (some[round(p * (some.size - 1))] for p in around)
         self._below = 0
         self._near: list[Any] = []
+        self._held = 0
 
     def add(self, values: Any) -> None:
         """Take a strip of the values."""
         self._below += int(np.count_nonzero(values < self._low))
-        self._near.append(values[(values >= self._low) & (values <= self._high)])
+        if self._held <= _MOST_NEAR:
+            self._near.append(values[(values >= self._low) & (values <= self._high)])
+            self._held += self._near[-1].size
 
     def value(self, pixels: Pixels) -> float:
         """Return it. `pixels`: where the values came from, should the grid not have been like the whole."""
-        near, below = np.concatenate(self._near), self._below
-        if not below <= self._first <= self._last < below + near.size:
-            strips = range(0, len(pixels), _STRIP_ROWS)
-            near, below = np.concatenate([_values(pixels[top : top + _STRIP_ROWS]).ravel() for top in strips]), 0
+        below = self._below
+        if self._held > _MOST_NEAR or not below <= self._first <= self._last < below + self._held:
+            return self._between(*self._searched(pixels))
+        near = np.concatenate(self._near)
         near.partition((self._first - below, self._last - below))
-        one, other = float(near[self._first - below]), float(near[self._last - below])
+        return self._between(float(near[self._first - below]), float(near[self._last - below]))
+
+    def _between(self, one: float, other: float) -> float:
         return one + (self._place - self._first) * (other - one)
+
+    def _searched(self, pixels: Pixels) -> tuple[float, float]:
+        """Return the two values in a second pass and a third, which hold no more than some bins of a histogram.
+
+        With how often each value came: in a flat picture all are the same.
+        """
+        bins = np.zeros(_FINE_BINS)
+        for values in _strips(pixels):
+            bins += cv2.calcHist([values], [0], None, [_FINE_BINS], [0, 256]).ravel()
+        first, last = np.searchsorted(np.cumsum(bins), (self._first, self._last), "right")
+        low, high = (first - 1) * 256 / _FINE_BINS, (last + 2) * 256 / _FINE_BINS  # a bin more: edges are rounded
+        below, counts = 0, Counter[float]()
+        for values in _strips(pixels):
+            below += int(np.count_nonzero(values < low))
+            near, times = np.unique(values[(values >= low) & (values <= high)], return_counts=True)
+            counts.update(dict(zip(near.tolist(), times.tolist(), strict=True)))
+        near = np.sort(list(counts))
+        upto = below + np.cumsum([counts[value] for value in near.tolist()])
+        one, other = near[np.searchsorted(upto, (self._first, self._last), "right")]
+        return float(one), float(other)
 
 
 def _entropy(pixels: Pixels, channels: int) -> float:

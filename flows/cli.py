@@ -305,9 +305,12 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Remove what no version needs. A dry run unless --delete is given."""
+    from catalog.errors import UserError
     from catalog.gc import collect
     from catalog.gc import plan as find_garbage
 
+    if not older_than_h >= 0:  # nan, too
+        raise UserError(f"files cannot be {older_than_h:g} hours old: expected 0 or more")
     garbage = find_garbage(_dataset(dataset, catalog), older_than_s=older_than_h * 3600, keep_versions=keep_versions)
     if delete:
         collect(garbage)

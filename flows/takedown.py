@@ -293,8 +293,6 @@ def read_names(path: str) -> Names:
         raise UserError(f"cannot read {path!r}: {str(error).splitlines()[0]}") from None
     if bad := next((v for v in columns["sample_id"] if not v.isdecimal()), None):
         raise UserError(f"{path}: {bad!r} is no sample_id; expected a number")
-    if bad := next((v for name in ("sample_id", "lines") for v in columns[name] if _too_large(v)), None):
-        raise UserError(f"{path}: {bad[:40]!r} is no sample_id: it is too large")
     urls, digests = Names(frozenset(columns["url"])), Names.of(columns["sha256"])
     if digests.urls or digests.sample_ids:
         raise UserError(f"{path}: {next(iter(digests.urls | set(map(str, digests.sample_ids))))!r} is no SHA-256")
@@ -302,12 +300,6 @@ def read_names(path: str) -> Names:
     if not names:
         raise UserError(f"{path} names no row")
     return names
-
-
-def _too_large(word: str) -> bool:
-    """Say whether it is a number that no sample_id (64 bits) can be. 64 digits may be a digest."""
-    digits = word.lstrip("0")
-    return word.isdecimal() and len(word) != 64 and (len(digits) > 19 or int(digits or "0") >= 1 << 63)
 
 
 def _parquet_columns(path: str) -> dict[str, list[str]]:

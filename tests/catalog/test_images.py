@@ -2,6 +2,7 @@ import io
 import math
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -261,6 +262,20 @@ def test_a_picture_unlike_its_grid_has_exact_percentiles_too(seed):
     found = images.statistics(pixels)
     assert found.brightness_p5 == pytest.approx(bright["brightness_p5"], abs=3e-7)
     assert found.brightness_p99 == pytest.approx(bright["brightness_p99"], abs=3e-7)
+
+
+@pytest.mark.parametrize("kind", ["flat", "white with a stain", "noise where the grid looks aside"])
+def test_statistics_take_little_memory_beside_the_picture(kind):
+    pixels = np.full((6000, 4000, 3), 255, np.uint8)
+    if kind == "white with a stain":
+        pixels[:200] = np.random.default_rng(0).integers(0, 256, (200, 4000, 3), dtype=np.uint8)
+    if kind == "noise where the grid looks aside":
+        pixels[::2] = np.random.default_rng(0).integers(0, 99, (3000, 4000, 3), dtype=np.uint8)
+    tracemalloc.start()
+    images.statistics(pixels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 6000 * 4000  # a float32 for every pixel
 
 
 def test_fast_statistics_are_near_the_exact_ones():
