@@ -157,6 +157,23 @@ def test_of_a_hundred_intervals_ninety_hold_the_truth(rows, machine, stage):
     assert width([w.bytes() for w in worlds]) < 0.2
 
 
+def test_many_rows_even_out_what_one_slow_host_does_to_few():
+    """Of two builds of 250 rows one met it: no reason to expect four times as long, or a fourth, of 3,000 rows."""
+    small, large, whole = 250, 1000, 3000
+
+    def made(rows, seconds):
+        batches = tuple(Batch(rows // 4, rows // 4, 5000, seconds * done) for done in (0.5, 0.5, 1.0, 1.0))
+        return Measured(Download(), Size(rows), seconds, 2, batches)
+
+    def told(*seconds):
+        builds = map(made, (small, large, small), seconds)
+        return foretell([Probed(*builds, whole_of(whole, 2, parts=12))], None).total.seconds
+
+    calm, slow = told(5.0, 12.0, 5.0), told(9.0, 12.0, 2.0)
+    assert slow.high - slow.low > calm.high - calm.low
+    assert slow.high < 4 * slow.value  # 8 times, if the noise of 250 rows were that of 3,000
+
+
 def test_an_interval_tells_a_noisy_machine_from_a_quiet_one():
     widths = {s: width([World(i, s, s, 20_000).seconds()[-1] for i in range(60)]) for s in (0.01, 0.05, 0.2)}
     assert widths[0.01] < 0.5
