@@ -29,8 +29,8 @@ t standard errors, with one degree of freedom fewer than the large build has par
 the same rows.
 
 How honest that is was simulated (`tests/flows/test_forecast.py`): where times are off by 6 % or so for the machine and
-again for each stage, 91 to 93 of a hundred intervals of the total time hold the truth; where by 2 %, all do; by 10 %, 85;
-by 20 %, 76. On a machine that is so busy, probe twice.
+again for each stage, 91 to 93 of a hundred intervals of the total time hold the truth; where by 2 %, all do; by 10 %,
+85; by 20 %, 76. On a machine that is so busy, probe twice.
 
 Sources: Smyth, Statistical Applications in Genetics and Molecular Biology 3 (2004); White, Econometrica 48 (1980).
 """
