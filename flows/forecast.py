@@ -451,7 +451,7 @@ def _grown_table(p: Probed, name: str) -> Range:
         return Range(value, value, value)
     first = fmean([before, after])
     through = second / large.size.rows * whole.size.rows
-    if first >= second:
+    if first >= second or law_of(whole.stage).work is _fixed:
         return Range.around(second, before, after)
     slope, fixed = _line([p.before.size.rows, large.size.rows], [first, second])
     value = fixed + slope * whole.size.rows

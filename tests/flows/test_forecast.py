@@ -31,6 +31,7 @@ from tasks.deduplicate import Deduplicate
 from tasks.download import Download
 from tasks.filter import Filter
 from tasks.prune import Random
+from tasks.report import Report
 from tasks.sources import Chunk, Parquet
 
 ROWS_A_PART = 10_000
@@ -205,6 +206,12 @@ def test_a_larger_pool_than_the_probe_could_fill_is_counted_in():
 
 def at_once(stage, rows, seconds, clusters=1, kept=0.5):
     return Measured(stage, Size(rows, clusters), seconds, 1, (Batch(rows, round(rows * kept), rows * 20, seconds),))
+
+
+def test_a_card_has_no_more_rows_for_more_rows():
+    """It has a row a bin, a picture, a cluster: more in the large build of a probe than in the small, then no more."""
+    small, large = at_once(Report(), 250, 1.6, kept=0.8), at_once(Report(), 1000, 2.1, kept=0.46)
+    assert told_of(small, large, whole_of(3000, stage=Report(), parts=1)).rows == Range(200, 460, 460)
 
 
 def test_whole_tables_grow_by_their_law():
