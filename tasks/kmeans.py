@@ -201,13 +201,6 @@ class UnitRows:
             return self._held[span]
         return self._load(span.start, span.stop)
 
-    def cosines(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """Return the cosine of each pair of rows: float32 (m,), for two index arrays (m,)."""
-        import torch
-
-        one, other = (torch.from_numpy(np.array(self._rows[at])).to(self._device).float() for at in (rows, others))
-        return np.asarray(torch.nn.functional.cosine_similarity(one, other).cpu().numpy())
-
     def _load(self, start: int, stop: int) -> "torch.Tensor":
         piece = _units(self._rows[start:stop], self._device)
         release(self._rows)

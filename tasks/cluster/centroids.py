@@ -81,6 +81,7 @@ class Centroids(Training, TableStage):
     """
 
     use: Literal["centroids"] = "centroids"
+    version = 2
     table = "centroids"
     seeded = True
     resample: Resample | None = Field(None, description="spread the centroids; `points` has one number here")

@@ -29,6 +29,7 @@ class Hierarchy(TableStage):
     """
 
     use: Literal["hierarchy"] = "hierarchy"
+    version = 2
     table = "hierarchy"
     seeded = True
     alive_only = False

@@ -29,6 +29,7 @@ class Density(ClusterSelector):
     """
 
     method: Literal["density"] = "density"
+    version = 2
     seeded = True
     temperature: float = Field(
         0.1,
