@@ -23,6 +23,7 @@ from catalog.dataset import Catalog, Dataset, TableState, VersionFacts
 from catalog.errors import NotFoundError
 from catalog.parts import PartFile, PartWriter
 from catalog.schema import DECISIONS, SOURCE
+from catalog.storage import is_temporary
 
 ROWS = 3
 # What the work would import later is imported before any fork: pandas, for one, by the first array.
@@ -110,8 +111,32 @@ def build_for_ever(dataset: Dataset, done: int) -> None:
         os.write(done, b".")
 
 
+def left_by_halves(dataset: Dataset) -> bool:
+    """Whether a publish was begun and not ended: a temporary file, or a part or commit that no version names.
+
+    Sweeps the temporary files, so that the next kill is asked for its own.
+    """
+    last = dataset.version()
+    debris = [path for path in dataset.storage.list() if is_temporary(path)]
+    dataset.storage.delete(debris)
+    return (
+        bool(debris)
+        or len(dataset.finished("source")) > last.tables["source"].files
+        or len(dataset.finished("versions")) > last.number
+        or delta.latest(dataset.storage, "decisions") > last.tables["decisions"].delta_version
+    )
+
+
 def soak(dataset: Dataset, seed: int, kills: int) -> None:
+    """Print how many versions there are, and after how many of the kills a publish was left by halves."""
     rng = random.Random(seed)
+    halves, counted = os.pipe()
+
+    def check_and_count() -> None:
+        check(dataset)
+        if left_by_halves(dataset):
+            os.write(counted, b".")
+
     for _ in range(kills):
         published_one, done = os.pipe()
         builder = in_child(lambda: build_for_ever(dataset, done))  # noqa: B023  # forked at once
@@ -122,9 +147,11 @@ def soak(dataset: Dataset, seed: int, kills: int) -> None:
         os.close(published_one)
         _, status = os.waitpid(builder, 0)
         assert os.WIFSIGNALED(status), "the builder failed before it was killed"
-        _, status = os.waitpid(in_child(lambda: check(dataset)), 0)
+        # Looked at now: the next builder writes over what this one left.
+        _, status = os.waitpid(in_child(check_and_count), 0)
         assert status == 0
-    print(len(dataset.versions()), delta.latest(dataset.storage, "source"))
+    os.close(counted)
+    print(len(dataset.versions()), len(os.read(halves, kills)))
 
 
 def hold(dataset: Dataset, life_s: float) -> None:

@@ -18,7 +18,6 @@ from catalog.dataset import Catalog, Dataset, TableState, VersionFacts, check_na
 from catalog.errors import BalanceError, BuildError, NotFoundError, UserError
 from catalog.parts import PartFile
 from catalog.schema import DECISIONS, SOURCE
-from catalog.storage import is_temporary
 
 StartBuilder = Callable[..., "subprocess.Popen[str]"]
 ROOT = Path(__file__).parents[2]
@@ -207,17 +206,11 @@ def test_without_the_lease_every_version_is_whole(catalog: Catalog, builder: Sta
 
 
 def test_killed_builders_leave_the_last_version(tmp_path: Path, builder: StartBuilder) -> None:
-    catalog = Catalog(tmp_path, create=True)
+    Catalog(tmp_path, create=True)
     kills = 12
-    versions, commits = map(int, outcome(builder("soak", tmp_path, 1, kills)).split())
+    versions, halves = map(int, outcome(builder("soak", tmp_path, 1, kills)).split())
     assert versions >= kills
-    debris = [path for path in catalog.storage.list() if is_temporary(path)]
-    assert commits >= versions - 1
-    # Kills that hit nothing prove nothing: some must have left half a publish behind.
-    birds = catalog.dataset("birds")
-    unpublished = len(birds.finished("source")) - birds.version().tables["source"].files
-    orphans = len(birds.finished("versions")) - versions
-    assert debris or unpublished or orphans or commits > versions - 1
+    assert halves, "kills that hit nothing prove nothing: some must leave a publish half done"
 
 
 def test_full_disk_publishes_nothing_by_halves(full_disk: Path, facts: VersionFacts, write_part: WritePart) -> None:
