@@ -39,8 +39,9 @@ BLOCK: Final = 1024
 """On the CPU a thread multiplies so many rows with so many centroids at once: 4 MB of products, which stay in cache."""
 AHEAD: Final = 12
 """Blocks that are drawn beyond one a thread: work for the threads while the next rows are read."""
-PIECE_ROWS: Final = 4096
-"""Rows of a memory map that are moved at once, from anywhere: each may touch 64 KB of it (fault-around)."""
+PIECE_ROWS: Final = 256
+"""Rows of a memory map that are moved at once, from anywhere: where the page cache lies in large pages, the kernel maps
+2 MB around each, and a few thousand would make the whole of a large file resident."""
 SPREAD_ROUNDS: Final = 128
 """k-means++ draws its rows in so many rounds: one by one up to this k."""
 SPREAD_ROWS_PER_CENTROID: Final = 64
@@ -116,6 +117,16 @@ def release(rows: np.ndarray) -> None:
         base.madvise(mmap.MADV_DONTNEED)
 
 
+def gathered(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Return some rows (m, d), int64 (m,) says which, of a map (n, d), releasing it after each `PIECE_ROWS`."""
+    found = np.empty((len(at), *rows.shape[1:]), rows.dtype)
+    for begin in range(0, len(at), PIECE_ROWS):
+        piece = slice(begin, begin + PIECE_ROWS)
+        found[piece] = rows[at[piece]]
+        release(rows)
+    return found
+
+
 class Sample:
     """A uniform sample without replacement, drawn in one pass: the rows with the smallest keys (bottom-k sampling).
 
@@ -158,10 +169,9 @@ class Sample:
         sorted_path = Path(str(self._vectors.filename) + ".sorted")
         shape = (max(self._filled, 1), self._vectors.shape[1])
         out = np.lib.format.open_memmap(sorted_path, mode="w+", dtype=np.float16, shape=shape)
-        for start in range(0, self._filled, PIECE_ROWS):
-            piece = order[start : start + PIECE_ROWS]
-            out[start : start + len(piece)] = self._vectors[piece]
-            release(self._vectors)
+        for start in range(0, self._filled, BLOCK):
+            piece = order[start : start + BLOCK]
+            out[start : start + len(piece)] = gathered(self._vectors, piece)
             release(out)
         return ids[order], out[: self._filled]
 
@@ -276,7 +286,7 @@ def spread(rows: np.ndarray, k: int, rng: np.random.Generator, device: str = "cp
     """
     most = max(k, min(SPREAD_ROWS_PER_CENTROID * max(k, SPREAD_ROUNDS), HELD_BYTES // (4 * rows.shape[1])))
     pool = np.arange(len(rows)) if len(rows) <= most else np.sort(rng.choice(len(rows), most, replace=False))
-    unit = UnitRows(rows[pool], device)
+    unit = UnitRows(rows if len(pool) == len(rows) else gathered(rows, pool), device)
     taken = np.zeros(len(pool), bool)
     distance = np.ones(len(pool), np.float32)
     left = k
@@ -285,7 +295,7 @@ def spread(rows: np.ndarray, k: int, rng: np.random.Generator, device: str = "cp
         taken[now] = True
         left -= len(now)
         if left:
-            centres = UnitRows(rows[pool[now]], device)[0 : len(now)]
+            centres = UnitRows(gathered(rows, pool[now]), device)[0 : len(now)]
             cosines = np.concatenate([cosine.cpu().numpy() for _, _, cosine in _nearest(unit, centres)])
             distance = np.minimum(distance, np.maximum(1 - cosines, 0))
     return np.sort(pool[taken])
@@ -444,7 +454,7 @@ def _fit_torch(rows: np.ndarray, start: np.ndarray, niter: int, rng: np.random.G
     import torch
 
     unit = UnitRows(rows, device)
-    centroids = UnitRows(rows[start], device)[0 : len(start)].clone()
+    centroids = UnitRows(gathered(rows, start), device)[0 : len(start)].clone()
     objective: list[float] = []
     repairs: list[int] = []
     while True:

@@ -59,9 +59,8 @@ def fit_resampled(
             break
         again = mixed(seed, round_ + 1)
         fit = kmeans.fit(
-            np.array(rows[chosen]), k, niter=niter, seed=again, device=device, engine=engine, init="k-means++"
+            kmeans.gathered(rows, chosen), k, niter=niter, seed=again, device=device, engine=engine, init="k-means++"
         )
-        kmeans.release(rows)
         cluster, cosine = kmeans.assign(rows, fit.centroids, device)
     sizes = np.bincount(cluster, minlength=k).astype(np.int64)
     return replace(fit, sizes=sizes, objective=[*fit.objective[:-1], float(cosine.mean(dtype=np.float64))])

@@ -130,8 +130,7 @@ class Centroids(Training, TableStage):
         if grid is None:
             return self.most
         few = np.sort(np.argsort(draw.keys(ids, run.seed), kind="stable")[: _auto.SAMPLE_ROWS])
-        k, found = _auto.choose(np.array(rows[few]), grid, seed=run.seed, device=run.device)
-        kmeans.release(rows)
+        k, found = _auto.choose(kmeans.gathered(rows, few), grid, seed=run.seed, device=run.device)
         run.note(
             k=k, criterion=grid.criterion, criterion_rows=len(few), criterion_by_k=[[k, v] for k, v in found.items()]
         )

@@ -79,8 +79,8 @@ class Meaning:
         cell = np.searchsorted(self._starts, one, side="right") - 1
         other = self._starts[cell] + rng.integers(0, sizes[cell])
         differ = rng.permutation(np.flatnonzero(one != other))
-        drawn = self._vectors[one[differ]], self._vectors[other[differ]]
-        fold = Fold.fit(*drawn, 1 - self._config.epsilon, self._run.device)
+        left, right = (kmeans.gathered(self._vectors, side[differ]) for side in (one, other))
+        fold = Fold.fit(left, right, 1 - self._config.epsilon, self._run.device)
         self._run.note(semantic_folded_width=0 if fold is None else fold.width)
         if fold is None:
             return None
@@ -188,9 +188,9 @@ class Meaning:
         found = np.full(len(rows), np.nan, np.float32)
         for begin in range(0, len(known), BLOCK_ROWS):
             at = known[begin : begin + BLOCK_ROWS]
-            pair = [kmeans.UnitRows(self._vectors[side[at]], self._run.device)[0 : len(at)] for side in (one, other)]
-            found[at] = (pair[0] * pair[1]).sum(dim=1).cpu().numpy()
-            kmeans.release(self._vectors)
+            sides = [kmeans.gathered(self._vectors, side[at]) for side in (one, other)]
+            left, right = (kmeans.UnitRows(side, self._run.device)[0 : len(at)] for side in sides)
+            found[at] = (left * right).sum(dim=1).cpu().numpy()
         return found
 
     def _chosen(self, rows: np.ndarray | None) -> np.ndarray | None:

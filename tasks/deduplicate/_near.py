@@ -106,7 +106,7 @@ class Near:
         self._vectors, self._device, self.threshold = vectors, device, threshold
         self._places = np.arange(len(vectors))[places] if isinstance(places, slice) else places
         self._range = places
-        self._folded = None if folded is None else kmeans.UnitRows(folded[places], device)
+        self._folded = None if folded is None else kmeans.UnitRows(_some(folded, places), device)
         self._product: torch.Tensor | None = None
 
     @classmethod
@@ -129,7 +129,7 @@ class Near:
 
     @cached_property
     def _unit(self) -> kmeans.UnitRows:
-        return kmeans.UnitRows(self._vectors[self._range], self._device)
+        return kmeans.UnitRows(_some(self._vectors, self._range), self._device)
 
     def pairs(self, rows: slice, other: "Near", columns: slice | np.ndarray) -> Found:
         """Return the pairs above the threshold of a range of rows and some rows of another: numbers are of each side.
@@ -160,7 +160,7 @@ class Near:
         return found
 
     def _rows(self, at: np.ndarray) -> "torch.Tensor":
-        return kmeans.UnitRows(self._vectors[self._places[at]], self._device)[0 : len(at)]
+        return kmeans.UnitRows(kmeans.gathered(self._vectors, self._places[at]), self._device)[0 : len(at)]
 
     def _exact(
         self, rows: slice, other: "Near", columns: slice | np.ndarray, number: np.ndarray, itself: bool
@@ -180,6 +180,10 @@ class Near:
         product = self._product[:size].view(len(one), len(other))
         torch.mm(one, other.T, out=product)
         return product.tril_(-1) if itself else product  # zeros are never above the threshold
+
+
+def _some(rows: np.ndarray, places: slice | np.ndarray) -> np.ndarray:
+    return rows[places] if isinstance(places, slice) else kmeans.gathered(rows, places)
 
 
 def _chosen(rows: kmeans.UnitRows, columns: slice | np.ndarray) -> "torch.Tensor":

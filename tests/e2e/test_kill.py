@@ -17,8 +17,9 @@ from tests.stages import content, write_source
 
 pytestmark = [pytest.mark.slow]
 ROUNDS = int(os.environ.get("ESPALIER_KILLS", "20"))
+# It ends as the command line does (flows/cli.py): at once, without taking the interpreter and its libraries apart.
 SCRIPT = """
-import sys
+import os, sys
 from flows.build import Order, build_here, publish, run_stage
 from flows.cluster import open_engine
 from flows.plan import make_plan, NUMBERS
@@ -38,6 +39,7 @@ with hold(dataset, 30):
                 run_stage(plan, planned, engine, "run")
     publish(plan, "recipe")
 print("done", flush=True)
+os._exit(0)
 """
 
 

@@ -259,6 +259,20 @@ def test_released_rows_are_still_there(tmp_path: Path) -> None:
     kmeans.release(np.ones(3))
 
 
+def test_rows_gathered_from_a_map_are_unmapped_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page cache of large pages maps 2 MB around each row: all at once, a few thousand would map a whole file."""
+    monkeypatch.setattr(kmeans, "PIECE_ROWS", 16)
+    mapped = np.lib.format.open_memmap(tmp_path / "rows.npy", mode="w+", dtype=np.float16, shape=(20_000, 256))
+    mapped[:] = np.arange(20_000)[:, None]
+    kmeans.release(mapped)
+    at = np.random.default_rng(0).permutation(20_000)[:1000]
+    assert (kmeans.gathered(mapped, at) == mapped[at]).all()
+    kmeans.release(mapped)
+    kmeans.gathered(mapped, at)
+    assert mapped_bytes(tmp_path) == 0
+    assert kmeans.gathered(mapped, at[:0]).shape == (0, 256)
+
+
 def test_a_sample_and_a_fit_of_it_hold_a_block_and_not_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What of the files is mapped in never comes near to what lies in them: 102 MB."""
     monkeypatch.setattr(kmeans, "HELD_BYTES", 0)
