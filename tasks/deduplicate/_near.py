@@ -104,7 +104,8 @@ class Near:
         multiplied in full; `places`: which rows, int64 (m,) or a range.
         """
         self._vectors, self._device, self.threshold = vectors, device, threshold
-        self._places = np.arange(len(vectors))[places] if isinstance(places, slice) else places
+        self.places: np.ndarray = np.arange(places.start, places.stop) if isinstance(places, slice) else places
+        """int64 (m,): which of the rows (n, d) these are."""
         self._range = places
         self._folded = None if folded is None else kmeans.UnitRows(_some(folded, places), device)
         self._product: torch.Tensor | None = None
@@ -125,7 +126,7 @@ class Near:
         return cls(vectors, folded, slice(0, count), threshold, device)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     @cached_property
     def _unit(self) -> kmeans.UnitRows:
@@ -160,7 +161,7 @@ class Near:
         return found
 
     def _rows(self, at: np.ndarray) -> "torch.Tensor":
-        return kmeans.UnitRows(kmeans.gathered(self._vectors, self._places[at]), self._device)[0 : len(at)]
+        return kmeans.UnitRows(kmeans.gathered(self._vectors, self.places[at]), self._device)[0 : len(at)]
 
     def _exact(
         self, rows: slice, other: "Near", columns: slice | np.ndarray, number: np.ndarray, itself: bool

@@ -138,24 +138,25 @@ class Borders:
             guests = self._visitor[first:last]
             if visiting is not None:
                 guests = guests[visiting[guests]]
-            hosts = np.arange(self._starts[cell], self._starts[cell + 1])
-            if hosting is not None:
-                hosts = hosts[hosting[hosts]]
-            if len(guests) and len(hosts):
-                yield from self._pairs_of(guests, hosts)
+            if len(guests) == 0:
+                continue
+            start, stop = self._starts[cell : cell + 2].tolist()
+            whole = hosting is None or bool(hosting[start:stop].all())
+            hosts = slice(start, stop) if whole or hosting is None else start + np.flatnonzero(hosting[start:stop])
+            home = Near(self._vectors, self._folded, hosts, self._threshold, self._device)
+            if len(home):
+                yield from self._pairs_of(guests, home)
                 self._release()
 
-    def _pairs_of(self, guests: np.ndarray, hosts: np.ndarray) -> Iterator[Found]:
-        how = self._threshold, self._device
-        home = Near(self._vectors, self._folded, hosts, *how)
+    def _pairs_of(self, guests: np.ndarray, home: Near) -> Iterator[Found]:
         for first in range(0, len(guests), VISITORS):
             some = guests[first : first + VISITORS]
-            visiting = Near(self._vectors, self._folded, some, *how)
-            for begin in range(0, len(hosts), HOSTS):
-                to = slice(begin, min(begin + HOSTS, len(hosts)))
+            visiting = Near(self._vectors, self._folded, some, self._threshold, self._device)
+            for begin in range(0, len(home), HOSTS):
+                to = slice(begin, min(begin + HOSTS, len(home)))
                 at, host, cosine = visiting.pairs(slice(0, len(some)), home, to)
-                yield some[at], hosts[host], cosine
-            self.compared += len(some) * len(hosts)
+                yield some[at], home.places[host], cosine
+            self.compared += len(some) * len(home)
 
     def _release(self) -> None:
         kmeans.release(self._vectors)

@@ -1,6 +1,6 @@
 """Curation of millions of embeddings on this machine: cluster, assign, deduplicate, prune; time and memory by stage.
 
-    python tests/benchmarks/bench_scale.py [--rows 1000000 10000000] [--json out.json]
+    python tests/benchmarks/bench_scale.py [--rows 1000000 4000000 10000000] [--json out.json]
 
 The embeddings are made by a stage of the benchmark's own and written as a real table (float16, 512 numbers a row): a
 mixture of concepts with a long tail, in which some rows are near-copies of others. Then the product's own stages run on
@@ -200,7 +200,7 @@ def outcome(dataset: Dataset, rows: int) -> dict[str, Any]:
 def main() -> None:
     """Measure each size in a process of its own; print, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 4_000_000, 10_000_000])
     parser.add_argument("--folder", type=Path, help="where the dataset is built (10 million rows need 25 GB)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
