@@ -94,15 +94,15 @@ def test_a_killed_builder_gives_it_back(catalog: Catalog, builder: Callable[...,
 
 def test_a_live_lease_is_renewed(bucket: str) -> None:
     birds = Catalog(bucket).dataset("birds")
-    with hold(birds, life_s=0.6) as lease:
+    with hold(birds, life_s=2) as lease:
         with pytest.raises(BusyError):
-            hold(birds, wait_s=2.0, life_s=0.6).__enter__()
+            hold(birds, wait_s=4.0, life_s=2).__enter__()
         lease.check()
 
 
 def test_a_lost_lease_is_noticed(bucket: str) -> None:
     birds = Catalog(bucket).dataset("birds")
-    with hold(birds, life_s=0.6) as lease:
+    with hold(birds, life_s=2) as lease:
         birds.storage.put(FILE, b'{"token": "another", "until_s": 1e12, "pid": 1, "host": "far", "since": "now"}')
         deadline = time.monotonic() + 20
         while not _lost(lease.check) and time.monotonic() < deadline:

@@ -44,7 +44,7 @@ def run(stage, table, rows=1024):
 
 @pytest.fixture(scope="module")
 def stage(server):
-    return Download(allow_hosts=server.hosts, timeout_s=2, retries=0)
+    return Download(allow_hosts=server.hosts, timeout_s=20, retries=0)
 
 
 def test_schema_is_the_images_table_with_bytes_and_sidecars():

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
 def fetch(server, *requests, resolver=None, **options):
-    settings = Download(**({"allow_hosts": server.hosts, "timeout_s": 1, "retries": 0, "backoff_s": 0.05} | options))
+    settings = Download(**({"allow_hosts": server.hosts, "timeout_s": 20, "retries": 0, "backoff_s": 0.05} | options))
     wanted = [request if isinstance(request, Request) else Request(request) for request in requests]
     return list(HttpEngine(settings, resolver=resolver).outcomes(wanted))
 
@@ -146,6 +146,7 @@ def test_slow_silent_and_endless_servers(server):
         server.endless(),
         server.body(bytes(2_000_001)),
         max_bytes=2_000_000,
+        timeout_s=1,
     )
     check(slow, "timeout")
     assert slow.http_status == 200  # it answered, and did not end
@@ -153,7 +154,7 @@ def test_slow_silent_and_endless_servers(server):
     assert silent.http_status is None
     check(endless, "body_too_large")
     check(large, "body_too_large", "2000001 bytes announced")
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 15
 
 
 def test_bodies(server):
@@ -291,14 +292,15 @@ def test_all_hosts_on_the_way_share_one_time_limit_and_the_last_answer_counts(se
 
         from aiohttp import web
 
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(1.5)
         return web.Response(status=302, headers={"Location": site.silent()})
 
     began = time.monotonic()
-    (outcome,) = fetch(server, server.add(slow), allow_hosts=(*server.hosts, *site.hosts), respect_robots=False)
-    check(outcome, "timeout", "over 1 s")
+    hosts = (*server.hosts, *site.hosts)
+    (outcome,) = fetch(server, server.add(slow), allow_hosts=hosts, respect_robots=False, timeout_s=2)
+    check(outcome, "timeout", "over 2 s")
     assert outcome.http_status == 302
-    assert time.monotonic() - began < 1.6
+    assert time.monotonic() - began < 3.4  # 1.5 and a limit of its own would be 3.5
     (outcome,) = fetch(server, server.redirect("http://127.0.0.1:9/"), allow_hosts=["127.0.0.1"], respect_robots=False)
     check(outcome, "connection_failed")
     assert outcome.http_status == 302
@@ -343,7 +345,7 @@ def test_leaving_early_leaves_nothing_running(server):
     assert next(outcomes).image
     began = time.monotonic()
     outcomes.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 15  # the limit of those that were left is 30
     assert threading.active_count() <= threads
 
 
@@ -442,7 +444,7 @@ def test_crawl_delay_spaces_requests_and_a_turn_too_late_is_left_for_later(site)
     urls = pictures(site, 4)
     began = time.monotonic()
     assert all(o.image for o in fetch(site, *urls))
-    assert 0.6 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 0.6
     outcomes = fetch(site, *urls, crawl_wait_s=0.3)
     assert [o.status for o in outcomes].count("success") in (2, 3)  # at 0, 0.2 and perhaps, where it is slow, later
     late = next(o for o in outcomes if o.reason)
