@@ -371,7 +371,7 @@ class Assigner:
 
     def each(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the same for each of some blocks of at most `rows_at_once` rows, which are drawn ahead."""
-        return _on_cores(self._block, blocks, self._device)
+        return on_cores(self._block, blocks, self._device)
 
     def _block(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if not len(self._centroids) or not len(vectors):
@@ -401,7 +401,7 @@ def _nearest(
         block = rows[start : min(start + step, len(rows))]
         return block, *_best(block, centroids)
 
-    return _on_cores(nearest_of, range(0, len(rows), step), centroids.device.type)
+    return on_cores(nearest_of, range(0, len(rows), step), centroids.device.type)
 
 
 def _best(block: "torch.Tensor", centroids: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
@@ -431,8 +431,11 @@ def _first_of(block: "torch.Tensor", centroids: "torch.Tensor") -> tuple["torch.
     return best, products.gather(1, best[:, None])[:, 0]
 
 
-def _on_cores(function: Callable[[Item], Result], items: Iterable[Item], device: str) -> Iterator[Result]:
-    """Yield `function` of each item, in order. On the CPU as many are in work as torch has threads, each on one.
+def on_cores(
+    function: Callable[[Item], Result], items: Iterable[Item], device: str, ahead: int = AHEAD
+) -> Iterator[Result]:
+    """Yield `function` of each item, in order. On the CPU as many are in work as torch has threads, each on one; up to
+    `ahead` more wait or are done.
 
     That is cheaper than products on all threads: none waits for another at the end of each operation, conversions and
     maxima are spread too, and so is reading, which goes on in this thread meanwhile.
@@ -445,7 +448,7 @@ def _on_cores(function: Callable[[Item], Result], items: Iterable[Item], device:
         return
     torch.set_num_threads(1)  # of this thread, and of those that start from now on
     try:
-        yield from in_order(function, items, threads, AHEAD)
+        yield from in_order(function, items, threads, ahead)
     finally:
         torch.set_num_threads(threads)
 

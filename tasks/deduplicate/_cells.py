@@ -4,7 +4,6 @@ A cluster above twice `CELL_ROWS` is cut into cells by a k-means of its own. Cop
 border are found as those of clusters are (`borders`).
 """
 
-from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -14,7 +13,7 @@ from tasks import kmeans
 CELL_ROWS: Final = 2048
 """Mean size of a cell."""
 LARGEST: Final = 1 << 20
-"""A cluster above it stays whole: it is held in memory while it is cut."""
+"""A cluster above it stays whole: one is held in memory by each core while it is cut."""
 SAMPLE_PER_CENTROID: Final = 256
 ITERATIONS: Final = 8
 
@@ -27,13 +26,11 @@ def split(
     `rows`: int64 (m,), `vectors`: (m, d), those of a cluster lying together, between `starts`, int64 (k + 1,). Within
     a cell they keep their order. `centroids`: float32 (k, d), unit rows.
     """
-    sizes: list[np.ndarray] = []
-    centres: list[np.ndarray] = []
-    for cluster, (start, stop) in enumerate(pairwise(starts.tolist())):
+
+    def cut(cluster: int) -> tuple[np.ndarray, np.ndarray]:
+        start, stop = starts[cluster : cluster + 2].tolist()
         if not 2 * CELL_ROWS < stop - start <= LARGEST:
-            sizes.append(np.array([stop - start]))
-            centres.append(centroids[cluster : cluster + 1])
-            continue
+            return np.array([stop - start]), centroids[cluster : cluster + 1]
         held = np.array(vectors[start:stop])
         fitted = _fit(held, seed + cluster, device)
         cell, _ = kmeans.assign(held, fitted, device)
@@ -42,8 +39,9 @@ def split(
         kmeans.release(vectors)
         rows[start:stop] = rows[start:stop][order]
         count = np.bincount(cell, minlength=len(fitted))
-        sizes.append(count[count > 0])
-        centres.append(fitted[count > 0])
+        return count[count > 0], fitted[count > 0]
+
+    sizes, centres = zip(*kmeans.on_cores(cut, range(len(starts) - 1), device), strict=True)
     return np.r_[0, np.cumsum(np.concatenate(sizes))], np.concatenate(centres)
 
 

@@ -22,6 +22,8 @@ MOST_PAIRS: Final = 1 << 25
 """As many ties are held in memory, 20 bytes each; where there are more, they are found in rounds."""
 FOLD_PAIRS: Final = 128
 """Pairs a row from which vectors are folded: folding one costs as much as multiplying so many pairs in full."""
+LARGE: Final = 1 << 15
+"""Rows of a cell above which all cores work at it together: as the last of many, it would leave the others idle."""
 Places = slice | np.ndarray
 """Places of one cluster: all of them, or int64 (m,), ascending."""
 
@@ -209,13 +211,19 @@ class Meaning:
             yield slice(start, stop) if whole or chosen is None else start + np.flatnonzero(chosen[start:stop])
 
     def _judged(self, rule: Rule, among: np.ndarray | None) -> Iterator[tuple[Places, Verdict]]:
-        done = 0
-        for places in self._by_cluster(self._chosen(among)):
-            near = self._near(places)
-            if len(near):
-                yield places, decide(near, rule)
-                self._release()
-            done += len(near)
+        """Yield the verdict on each cell: the large ones first, on all cores together, then a cell a core."""
+
+        def judge(places: Places) -> tuple[Places, Verdict]:
+            found = decide(self._near(places), rule)
+            self._release()
+            return places, found
+
+        chosen, done = self._chosen(among), 0
+        large = (places for places in self._by_cluster(chosen) if _size(places) > LARGE)
+        small = (places for places in self._by_cluster(chosen) if 0 < _size(places) <= LARGE)
+        for places, verdict in chain(map(judge, large), kmeans.on_cores(judge, small, self._run.device)):
+            yield places, verdict
+            done += len(verdict.keep)
             self._run.progress(done, len(self._rows))
 
     def _offer(self, found: Ties, places: Places, verdict: Verdict) -> None:
@@ -262,6 +270,10 @@ class Meaning:
         kmeans.release(self._vectors)
         if self._folded is not None:
             kmeans.release(self._folded)
+
+
+def _size(places: Places) -> int:
+    return len(places) if isinstance(places, np.ndarray) else places.stop - places.start
 
 
 def _thinned(count: int, links: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ that, is what `likely` means; it lets a few rows visit instead of nearly all. Ei
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
 
 SLACK: Final = 1e-3
 """Added to each bound on a sine: covers float32 products, and cells that all but touch."""
-VISITORS: Final = 1024
-HOSTS: Final = 1024
+VISITORS: Final = 512
+HOSTS: Final = 2048
 """Rows multiplied at once, of the two sides."""
+AHEAD: Final = 2
+"""Blocks whose pairs wait to be taken; where all rows are copies, one has 20 MB of them."""
 
 NEAREST: Final = 64
 """Cells that a row may visit, of the likely reach: those whose centroids are nearest to its own cell's. More rows are
@@ -41,6 +44,18 @@ def angle(epsilon: float, dim: int, reach: Reach) -> float:
     """Return how far two copies lie apart at right angles to a border, radians: at most, or as good as always."""
     certain = math.acos(1 - epsilon)
     return certain if reach == "certain" else min(certain, DEVIATIONS * math.sqrt(2 * epsilon / dim))
+
+
+@dataclass(frozen=True)
+class _Visits:
+    """Which other cells the rows of one cell visit."""
+
+    visitor: np.ndarray
+    """int64 (v,): places."""
+    cell: np.ndarray
+    """int32 (v,)."""
+    strays: int
+    cut: int
 
 
 class Borders:
@@ -83,15 +98,19 @@ class Borders:
         return len(self._visitor)
 
     def _visit(self, count: int) -> None:
-        found = [self._visits_of(cell, count) for cell in range(len(self._starts) - 1)]
-        empty = (np.empty(0, np.int64), np.empty(0, np.int32))
-        visitor, cell = (np.concatenate(column) for column in zip(empty, *found, strict=True))
+        visitors, cells = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+        every = range(len(self._starts) - 1)
+        for found in kmeans.on_cores(lambda cell: self._visits_of(cell, count), every, self._device):
+            visitors.append(found.visitor)
+            cells.append(found.cell)
+            self.strays += found.strays
+            self.cut += found.cut
+        visitor, cell = np.concatenate(visitors), np.concatenate(cells)
         order = np.argsort(cell, kind="stable")
         self._visitor = visitor[order]
         self._first = np.searchsorted(cell[order], np.arange(len(self._starts)))
 
-    def _visits_of(self, cell: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (places, cells that they visit) of one cell's rows."""
+    def _visits_of(self, cell: int, count: int) -> "_Visits":
         import torch
 
         start, stop = self._starts[cell], self._starts[cell + 1]
@@ -103,19 +122,20 @@ class Borders:
         most = min(count, len(others))
         apart = (2 - 2 * (centroids @ centroids[own])).clamp_min(0).sqrt_().clamp_min_(SLACK)
         places, cells = [], []
+        strays = cut = 0
         for begin in range(0, len(rows), step):
             near = rows[begin : min(begin + step, len(rows))] @ centroids.T
             sine = near[:, own : own + 1].clone().sub(near).div_(apart)
             sine[:, own] = torch.inf
-            self.strays += int((sine < -SLACK).any(dim=1).sum())
+            strays += int((sine < -SLACK).any(dim=1).sum())
             within = (sine <= reach).sum(dim=1)
-            self.cut += int((within > most).sum())
+            cut += int((within > most).sum())
             some = within.nonzero().squeeze(1)
             lowest, at = sine[some].topk(most, dim=1, largest=False)
             row, column = (lowest <= reach).nonzero(as_tuple=True)
             places.append((some[row] + (start + begin)).cpu().numpy())
             cells.append(others[at[row, column]].to(torch.int32).cpu().numpy())
-        return np.concatenate(places), np.concatenate(cells)
+        return _Visits(np.concatenate(places), np.concatenate(cells), strays, cut)
 
     def _others(self, cell: int) -> "torch.Tensor":
         """Return the cells that rows of a cell may visit, itself among them: int64 (c,), ascending."""
@@ -134,29 +154,33 @@ class Borders:
 
         `visiting`, `hosting`: bool (m,), the rows that may be on either side; all where None.
         """
+        meetings = self._meetings(visiting, hosting)
+        for guests, hosts, found in kmeans.on_cores(self._meet, meetings, self._device, AHEAD):
+            self.compared += guests * hosts
+            yield found
+
+    def _meetings(
+        self, visiting: np.ndarray | None, hosting: np.ndarray | None
+    ) -> Iterator[tuple[np.ndarray, slice | np.ndarray]]:
+        """Yield (places of visitors, places of hosts) to be compared: a block of either."""
         for cell, (first, last) in enumerate(pairwise(self._first.tolist())):
             guests = self._visitor[first:last]
             if visiting is not None:
                 guests = guests[visiting[guests]]
-            if len(guests) == 0:
-                continue
             start, stop = self._starts[cell : cell + 2].tolist()
-            whole = hosting is None or bool(hosting[start:stop].all())
-            hosts = slice(start, stop) if whole or hosting is None else start + np.flatnonzero(hosting[start:stop])
-            home = Near(self._vectors, self._folded, hosts, self._threshold, self._device)
-            if len(home):
-                yield from self._pairs_of(guests, home)
-                self._release()
+            for begin in range(start, stop if len(guests) else start, HOSTS):
+                block = slice(begin, min(begin + HOSTS, stop))
+                whole = hosting is None or bool(hosting[block].all())
+                hosts = block if whole or hosting is None else begin + np.flatnonzero(hosting[block])
+                for at in range(0, len(guests), VISITORS):
+                    yield guests[at : at + VISITORS], hosts
 
-    def _pairs_of(self, guests: np.ndarray, home: Near) -> Iterator[Found]:
-        for first in range(0, len(guests), VISITORS):
-            some = guests[first : first + VISITORS]
-            visiting = Near(self._vectors, self._folded, some, self._threshold, self._device)
-            for begin in range(0, len(home), HOSTS):
-                to = slice(begin, min(begin + HOSTS, len(home)))
-                at, host, cosine = visiting.pairs(slice(0, len(some)), home, to)
-                yield some[at], home.places[host], cosine
-            self.compared += len(some) * len(home)
+    def _meet(self, both: tuple[np.ndarray, slice | np.ndarray]) -> tuple[int, int, Found]:
+        """Return (number of visitors, of hosts, their pairs)."""
+        guests, hosts = (Near(self._vectors, self._folded, places, self._threshold, self._device) for places in both)
+        at, host, cosine = guests.pairs(slice(0, len(guests)), hosts, slice(0, len(hosts)))
+        self._release()
+        return len(guests), len(hosts), (guests.places[at], hosts.places[host], cosine)
 
     def _release(self) -> None:
         kmeans.release(self._vectors)

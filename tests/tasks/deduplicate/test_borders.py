@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, vector
@@ -184,3 +185,29 @@ def test_the_stage_equals_one_cluster(tmp_path: Path, seed: int, rule: str, with
     assert missed == 0
     assert (kept["borders"] == kept["whole"]).all()
     assert kept["paper"].sum() > kept["whole"].sum() + 100
+
+
+@pytest.mark.parametrize("rule", ["order", "greedy", "components"])
+def test_how_the_work_is_shared_among_cores_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    inputs, _, _ = inputs_of(3, with_centroids=True)
+    stage = Deduplicate.model_validate(
+        {"exact": False, "keep": "first", "semantic": {"epsilon": 0.02, "rule": rule, "borders": 4}}
+    )
+    threads = torch.get_num_threads()
+    found = []
+    ways = [(1, 1 << 15, 512, 2048), (3, 1 << 15, 31, 77), (2, 100, 512, 9)]
+    for at, (cores, large, visitors, hosts) in enumerate(ways):
+        monkeypatch.setattr("tasks.deduplicate._meaning.LARGE", large)
+        monkeypatch.setattr("tasks.deduplicate.borders.VISITORS", visitors)
+        monkeypatch.setattr("tasks.deduplicate.borders.HOSTS", hosts)
+        torch.set_num_threads(cores)
+        try:
+            run = LocalRun(tmp_path / str(at))
+            table = pa.concat_tables(stage.run(inputs, run))
+        finally:
+            torch.set_num_threads(threads)
+        found.append((table["keep"].to_pylist(), table["representative"].to_pylist(), run.notes["border_pairs"]))
+    assert found[0] == found[1] == found[2]
+    assert sum(found[0][0]) < len(found[0][0]) - 100
