@@ -4,16 +4,24 @@ A cluster above twice `CELL_ROWS` is cut into cells by a k-means of its own. Cop
 border are found as those of clusters are (`borders`).
 """
 
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Final, TypeVar
 
 import numpy as np
 
 from tasks import kmeans
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 CELL_ROWS: Final = 2048
 """Mean size of a cell."""
 LARGEST: Final = 1 << 20
-"""A cluster above it stays whole: one is held in memory by each core while it is cut."""
+"""A cluster above it stays whole: it is held in memory while it is cut."""
+LARGE: Final = 1 << 15
+"""Rows of a cell above which all cores work at it together: one a core would be too much memory, and the last of many
+would leave the others idle."""
 SAMPLE_PER_CENTROID: Final = 256
 ITERATIONS: Final = 8
 
@@ -26,11 +34,12 @@ def split(
     `rows`: int64 (m,), `vectors`: (m, d), those of a cluster lying together, between `starts`, int64 (k + 1,). Within
     a cell they keep their order. `centroids`: float32 (k, d), unit rows.
     """
+    sizes = np.diff(starts)
+    large = np.flatnonzero((sizes > 2 * CELL_ROWS) & (sizes <= LARGEST)).tolist()
+    found = {cluster: (sizes[cluster : cluster + 1], centroids[cluster : cluster + 1]) for cluster in range(len(sizes))}
 
-    def cut(cluster: int) -> tuple[np.ndarray, np.ndarray]:
+    def cut(cluster: int) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
         start, stop = starts[cluster : cluster + 2].tolist()
-        if not 2 * CELL_ROWS < stop - start <= LARGEST:
-            return np.array([stop - start]), centroids[cluster : cluster + 1]
         held = np.array(vectors[start:stop])
         fitted = _fit(held, seed + cluster, device)
         cell, _ = kmeans.assign(held, fitted, device)
@@ -39,10 +48,24 @@ def split(
         kmeans.release(vectors)
         rows[start:stop] = rows[start:stop][order]
         count = np.bincount(cell, minlength=len(fitted))
-        return count[count > 0], fitted[count > 0]
+        return cluster, (count[count > 0], fitted[count > 0])
 
-    sizes, centres = zip(*kmeans.on_cores(cut, range(len(starts) - 1), device), strict=True)
-    return np.r_[0, np.cumsum(np.concatenate(sizes))], np.concatenate(centres)
+    found.update(shared(cut, large, lambda cluster: int(sizes[cluster]), device))
+    counts, centres = zip(*found.values(), strict=True)
+    return np.r_[0, np.cumsum(np.concatenate(counts))], np.concatenate(centres)
+
+
+def shared(
+    function: Callable[[Item], Result], items: Iterable[Item], size: Callable[[Item], int], device: str
+) -> Iterator[Result]:
+    """Yield `function` of each item: first of those with more than `LARGE` rows, then of the others, one a core.
+
+    `size`: rows of an item.
+    """
+    every = list(items)
+    large = (item for item in every if size(item) > LARGE)
+    small = (item for item in every if size(item) <= LARGE)
+    return chain(map(function, large), kmeans.on_cores(function, small, device))
 
 
 def _fit(vectors: np.ndarray, seed: int, device: str) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from catalog.inputs import Inputs
 from tasks import kmeans
 from tasks.deduplicate._base import Order
-from tasks.deduplicate._cells import split
+from tasks.deduplicate._cells import shared, split
 from tasks.deduplicate._near import FIT_PAIRS, LEAST_PAIRS, Fold, Near
 from tasks.deduplicate._spill import spill
 from tasks.deduplicate._ties import Pairs, Ties, roots
@@ -22,8 +22,6 @@ MOST_PAIRS: Final = 1 << 25
 """As many ties are held in memory, 20 bytes each; where there are more, they are found in rounds."""
 FOLD_PAIRS: Final = 128
 """Pairs a row from which vectors are folded: folding one costs as much as multiplying so many pairs in full."""
-LARGE: Final = 1 << 15
-"""Rows of a cell above which all cores work at it together: as the last of many, it would leave the others idle."""
 Places = slice | np.ndarray
 """Places of one cluster: all of them, or int64 (m,), ascending."""
 
@@ -211,17 +209,16 @@ class Meaning:
             yield slice(start, stop) if whole or chosen is None else start + np.flatnonzero(chosen[start:stop])
 
     def _judged(self, rule: Rule, among: np.ndarray | None) -> Iterator[tuple[Places, Verdict]]:
-        """Yield the verdict on each cell: the large ones first, on all cores together, then a cell a core."""
+        """Yield the verdict on each cell, in no order."""
 
         def judge(places: Places) -> tuple[Places, Verdict]:
             found = decide(self._near(places), rule)
             self._release()
             return places, found
 
-        chosen, done = self._chosen(among), 0
-        large = (places for places in self._by_cluster(chosen) if _size(places) > LARGE)
-        small = (places for places in self._by_cluster(chosen) if 0 < _size(places) <= LARGE)
-        for places, verdict in chain(map(judge, large), kmeans.on_cores(judge, small, self._run.device)):
+        done = 0
+        cells = (places for places in self._by_cluster(self._chosen(among)) if _size(places))
+        for places, verdict in shared(judge, cells, _size, self._run.device):
             yield places, verdict
             done += len(verdict.keep)
             self._run.progress(done, len(self._rows))

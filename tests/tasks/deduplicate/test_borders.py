@@ -199,7 +199,7 @@ def test_how_the_work_is_shared_among_cores_changes_nothing(
     found = []
     ways = [(1, 1 << 15, 512, 2048), (3, 1 << 15, 31, 77), (2, 100, 512, 9)]
     for at, (cores, large, visitors, hosts) in enumerate(ways):
-        monkeypatch.setattr("tasks.deduplicate._meaning.LARGE", large)
+        monkeypatch.setattr("tasks.deduplicate._cells.LARGE", large)
         monkeypatch.setattr("tasks.deduplicate.borders.VISITORS", visitors)
         monkeypatch.setattr("tasks.deduplicate.borders.HOSTS", hosts)
         torch.set_num_threads(cores)
