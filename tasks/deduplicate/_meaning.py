@@ -30,7 +30,7 @@ class Meaning:
     """Finds ties by meaning among n rows. Those that have a cluster and a vector lie on disk, by cluster and within it
     in the order of preference; a *place* is a row's number there.
 
-    Memory: 40 bytes a row, what `judge` takes for one cluster, and what `Borders` takes.
+    Memory: 40 bytes a row; for each core what `judge` takes for one cell (a large one is alone); what `Borders` takes.
     """
 
     def __init__(
@@ -299,4 +299,5 @@ def _present(rows: np.ndarray, vectors: np.ndarray, there: np.ndarray) -> tuple[
     for start in range(0, len(present), 65536):
         piece = present[start : start + 65536]
         vectors[start : start + len(piece)] = vectors[piece]
+        kmeans.release(vectors)
     return rows[present], vectors[: len(present)]

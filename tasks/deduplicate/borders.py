@@ -61,7 +61,7 @@ class _Visits:
 class Borders:
     """Finds pairs across borders. `vectors`: (m, d), those of a cell lying together; places are rows of it.
 
-    Memory: 12 bytes a visit, at most `count` a row; and blocks.
+    Memory: 12 bytes a visit, at most `count` a row; and a few blocks a core.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Borders:
         self._visitor = visitor[order]
         self._first = np.searchsorted(cell[order], np.arange(len(self._starts)))
 
-    def _visits_of(self, cell: int, count: int) -> "_Visits":
+    def _visits_of(self, cell: int, count: int) -> _Visits:
         import torch
 
         start, stop = self._starts[cell], self._starts[cell + 1]
