@@ -169,9 +169,10 @@ class Sample:
         sorted_path = Path(str(self._vectors.filename) + ".sorted")
         shape = (max(self._filled, 1), self._vectors.shape[1])
         out = np.lib.format.open_memmap(sorted_path, mode="w+", dtype=np.float16, shape=shape)
-        for start in range(0, self._filled, BLOCK):
-            piece = order[start : start + BLOCK]
-            out[start : start + len(piece)] = gathered(self._vectors, piece)
+        for start in range(0, self._filled, PIECE_ROWS):
+            piece = order[start : start + PIECE_ROWS]
+            out[start : start + len(piece)] = self._vectors[piece]
+            release(self._vectors)
             release(out)
         return ids[order], out[: self._filled]
 

@@ -6,14 +6,12 @@ border are found as those of clusters are (`borders`).
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 
 from tasks import kmeans
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from tasks.in_order import Item, Result
 
 CELL_ROWS: Final = 2048
 """Mean size of a cell."""

@@ -128,7 +128,7 @@ def left_by_halves(dataset: Dataset) -> bool:
 
 
 def soak(dataset: Dataset, seed: int, kills: int) -> None:
-    """Print how many versions there are, and after how many of the kills a publish was left by halves."""
+    """Print how many versions and commits there are, and after how many of the kills a publish was left by halves."""
     rng = random.Random(seed)
     halves, counted = os.pipe()
 
@@ -151,7 +151,7 @@ def soak(dataset: Dataset, seed: int, kills: int) -> None:
         _, status = os.waitpid(in_child(check_and_count), 0)
         assert status == 0
     os.close(counted)
-    print(len(dataset.versions()), len(os.read(halves, kills)))
+    print(len(dataset.versions()), delta.latest(dataset.storage, "source"), len(os.read(halves, kills)))
 
 
 def hold(dataset: Dataset, life_s: float) -> None:

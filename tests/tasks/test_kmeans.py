@@ -267,9 +267,11 @@ def test_rows_gathered_from_a_map_are_unmapped_piece_by_piece(tmp_path: Path, mo
     kmeans.release(mapped)
     at = np.random.default_rng(0).permutation(20_000)[:1000]
     assert (kmeans.gathered(mapped, at) == mapped[at]).all()
-    kmeans.release(mapped)
+    released, release = [], kmeans.release
+    monkeypatch.setattr(kmeans, "release", lambda rows: (released.append(mapped_bytes(tmp_path)), release(rows)))
     kmeans.gathered(mapped, at)
     assert mapped_bytes(tmp_path) == 0
+    assert len(released) == -(-1000 // 16)
     assert kmeans.gathered(mapped, at[:0]).shape == (0, 256)
 
 

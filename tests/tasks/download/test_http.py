@@ -154,7 +154,7 @@ def test_slow_silent_and_endless_servers(server):
     assert silent.http_status is None
     check(endless, "body_too_large")
     check(large, "body_too_large", "2000001 bytes announced")
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 4
 
 
 def test_bodies(server):
@@ -345,7 +345,7 @@ def test_leaving_early_leaves_nothing_running(server):
     assert next(outcomes).image
     began = time.monotonic()
     outcomes.close()
-    assert time.monotonic() - began < 15  # the limit of those that were left is 30
+    assert time.monotonic() - began < 2
     assert threading.active_count() <= threads
 
 
@@ -444,7 +444,7 @@ def test_crawl_delay_spaces_requests_and_a_turn_too_late_is_left_for_later(site)
     urls = pictures(site, 4)
     began = time.monotonic()
     assert all(o.image for o in fetch(site, *urls))
-    assert time.monotonic() - began >= 0.6
+    assert 0.6 <= time.monotonic() - began < 5
     outcomes = fetch(site, *urls, crawl_wait_s=0.3)
     assert [o.status for o in outcomes].count("success") in (2, 3)  # at 0, 0.2 and perhaps, where it is slow, later
     late = next(o for o in outcomes if o.reason)
