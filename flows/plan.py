@@ -8,7 +8,7 @@ fingerprint is cached, and resuming, caching and growing are the same thing.
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,8 @@ def make_plan(recipe: Recipe, dataset: Dataset, identify: Callable[[str], str] |
             planned.append(_planned(dataset, stage, schema, parts, {}, {}, ()))
         else:
             planned.append(_plan_stage(dataset, recipe, stage, tables, retries))
-        tables.setdefault(stage.table, _Table(planned[-1].written)).add(stage, planned[-1].parts)
+        before = tables.get(stage.table, _Table(planned[-1].written))
+        tables[stage.table] = before.with_(stage, planned[-1].parts)
     files = {c.uri: {"uri": c.uri, "sha256": c.identity} for c in chunks}
     rows: dict[str, int] = {}
     for c in chunks:
@@ -131,15 +132,16 @@ def make_plan(recipe: Recipe, dataset: Dataset, identify: Callable[[str], str] |
     return Plan(recipe, dataset, tuple(planned), tuple(f | {"rows": rows[u]} for u, f in files.items()), ledger)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Table:
-    """A table as far as it is planned: the parts of all stages that write it."""
+    """A table as of a stage: the parts of the stages before it that write it. A value: `with_` makes the next one."""
 
     schema: pa.Schema
-    entries: list[tuple[Stage, tuple[PlannedPart, ...]]] = field(default_factory=list)
+    entries: tuple[tuple[Stage, tuple[PlannedPart, ...]], ...] = ()
 
-    def add(self, stage: Stage, parts: tuple[PlannedPart, ...]) -> None:
-        self.entries.append((stage, parts))
+    def with_(self, stage: Stage, parts: tuple[PlannedPart, ...]) -> "_Table":
+        """Return the table as of the next stage."""
+        return replace(self, entries=(*self.entries, (stage, parts)))
 
     @cached_property
     def aligned(self) -> dict[int, list[str]]:
@@ -153,6 +155,7 @@ class _Table:
 
     @cached_property
     def unaligned(self) -> list[str]:
+        """Fingerprints, of the stages that see whole tables."""
         return [p.fingerprint for _, parts in self.entries for p in parts if p.number is None]
 
     @cached_property
@@ -166,6 +169,7 @@ class _Table:
         return [*self.aligned.get(number, []), *self.unaligned]
 
     def pieces(self) -> Pieces:
+        """Return its parts, as a stage reads them."""
         found = [Piece(part_path(stage.table, p.fingerprint), p.number) for stage, parts in self.entries for p in parts]
         return Pieces(self.schema, tuple(found))
 

@@ -119,6 +119,8 @@ class DropOdd(TableStage):
 
     use: str = "drop_odd"
     table: ClassVar[str] = "decisions"
+    odd_is: int = 1
+    """A field that changes nothing but the fingerprint."""
 
     def inputs(self, available: Tables) -> Columns:
         return {"lengths": ("length",)}

@@ -114,6 +114,17 @@ def test_a_changed_threshold_downloads_nothing(web: Web) -> None:
     assert rows(web, "select distinct reason from web.decisions where stage = 'filter'") == [("width >= 1000",)]
 
 
+def test_a_changed_pruning_changes_what_is_published(web: Web) -> None:
+    """And the card: what a stage wrote after the table was first read is part of what later stages read."""
+    build_here(order_of(web))
+    build_here(replace(order_of(web), overrides=("prune.keep_rows=2",)))
+    kept = rows(web, "select sample_id from web.verdicts where keep order by 1")
+    assert len(kept) == 2
+    assert rows(web, "select sample_id from web.samples order by 1") == kept
+    steps = rows(web, "select content->>'stage', (content->>'kept')::int from web.report where section = 'funnel'")
+    assert ("prune", 2) in steps
+
+
 def test_the_previous_version_stays_as_it_was(web: Web) -> None:
     dataset = Catalog(web.catalog, create=True).dataset("web")
     first = build_here(order_of(web)).version

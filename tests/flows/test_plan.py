@@ -33,6 +33,18 @@ def test_a_changed_parameter_makes_new_parts_from_that_stage_on(tmp_path: Path) 
         assert not set(one[stage]) & set(other[stage])
 
 
+def test_a_table_that_was_read_and_then_written_again_is_another(tmp_path: Path) -> None:
+    """Stage `second` reads `decisions` (it judges), then writes it: what comes after reads both stages' parts."""
+    write_source(tmp_path / "urls")
+    stages = [Lengths(), DropOdd(name="first"), DropOdd(name="second"), DropOdd(name="third")]
+    one = prints(plan_of(tmp_path, *stages))
+    stages[2] = DropOdd(name="second", odd_is=2)
+    other = prints(plan_of(tmp_path, *stages))
+    assert one["first"] == other["first"]
+    for stage in ("second", "third", "samples"):
+        assert not set(one[stage]) & set(other[stage]), stage
+
+
 def test_resources_and_an_unused_seed_change_nothing(tmp_path: Path) -> None:
     write_source(tmp_path / "urls")
     hungry = Lengths.model_validate({"resources": {"cpus": 2, "batch_rows": 3}})
