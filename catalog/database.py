@@ -190,7 +190,7 @@ def attach(connection: "duckdb.DuckDBPyConnection", dataset: Dataset, version: V
     for table in _LOGS:
         with suppress(NotFoundError):
             columns, parts = delta.contents(dataset.storage, table)
-            _show(connection, dataset, f'"{schema}"."{table}"', columns, parts, True)
+            _show(connection, dataset, f'"{schema}"."{table}"', columns, parts, not delta.is_widened(columns))
     for name, query_text in views.items():
         connection.execute(f'create view "{schema}"."{name}" as {query_text}')
 

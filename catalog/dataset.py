@@ -13,7 +13,7 @@ import io
 import json
 import re
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -64,8 +64,12 @@ VERSIONS: Final = pa.schema(
         field("inputs", pa.string(), "JSON: where the source was read from"),
         field("stages", pa.string(), "JSON: what each stage was and did"),
         field("seed", pa.int64(), "the recipe's seed"),
+        field("held", pa.list_(pa.string()), "why a guard held it when it was published; empty where none did"),
+        field("approved_at", pa.timestamp("us", "UTC"), "when somebody approved a held version; null where nobody did"),
     ]
 )
+"""A version's row is written once, and changes in two cases: `approve` replaces it by one commit, and a takedown
+(`restate`) corrects its counts. Whether a version is held is said here and nowhere else."""
 
 RUNS: Final = pa.schema(
     [
@@ -132,6 +136,14 @@ class Version:
     inputs: Sequence[Mapping[str, Any]]
     stages: Sequence[Mapping[str, Any]]
     seed: int
+    held: Sequence[str] = ()
+    """Why a guard held it when it was published, a sentence a guard; empty where none did."""
+    approved_at: datetime | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it waits for approval: it can be read by its number, and is never the latest."""
+        return bool(self.held) and self.approved_at is None
 
     @property
     def label(self) -> str:
@@ -219,22 +231,26 @@ class Dataset:
             if name.endswith(".parquet") and "/" not in name and not name.startswith(".")
         }
 
-    def publish(self, tables: Mapping[str, TableState], facts: VersionFacts) -> Version:
+    def publish(self, tables: Mapping[str, TableState], facts: VersionFacts, held: Sequence[str] = ()) -> Version:
         """Commit every table, then the version that names the commits; return it.
 
-        Publishing what the last version already says returns that version: so it is safe to repeat, after a kill too.
+        `held` are the reasons for which it may not be the latest before `approve`; none for a version that may.
+        Publishing what the last version already says returns that version, whatever `held` is, and publishing what a
+        later held version says, for the same reasons, returns that one: so it is safe to repeat, after a kill too.
         Raises BuildError (nothing is published) where a part is missing, or the disk is full.
         """
+        delta.widen(self.storage, "versions", VERSIONS)
         before = self._version_files()
         base = self._read_version(before[-1].path).tables if before else {}
         committed = {name: self._commit(name, tables[name], base.get(name)) for name in sorted(tables)}
         for _ in range(100):
             after = delta.latest(self.storage, "versions")
-            files = self._version_files(after)
-            last = self._read_version(files[-1].path) if files else None
-            if last and last.recipe_sha256 == facts.recipe_sha256 and self._same(last.tables, committed):
-                return last
-            version = self._next(last, committed, facts)
+            newest = list(self._newest(self._version_files(after)))
+            for version in reversed(newest):  # the last one first
+                expected = not version.is_held or tuple(version.held) == tuple(held)
+                if expected and version.recipe_sha256 == facts.recipe_sha256 and self._same(version.tables, committed):
+                    return version
+            version = self._next(newest[0] if newest else None, committed, facts, held)
             if self._append(version, after):
                 return version
         raise BuildError(f"{self.name}: other builders kept publishing; build again")
@@ -244,20 +260,57 @@ class Dataset:
         return [self._read_version(part.path) for part in self._version_files()]
 
     def last(self) -> Version | None:
-        """Return the last version, or None where nothing was published. Reads one row, however many there are."""
-        files = self._version_files()
-        return self._read_version(files[-1].path) if files else None
+        """Return the last version that is not held, or None where there is none.
+
+        Reads one row, however many there are, and one more for every held version that came later.
+        """
+        newest = list(self._newest(self._version_files()))
+        return newest[-1] if newest and not newest[-1].is_held else None
+
+    def held(self) -> list[Version]:
+        """Return the held versions that came after the last one, newest first."""
+        return [version for version in self._newest(self._version_files()) if version.is_held]
 
     def version(self, number: int | None = None) -> Version:
-        """Return one version, by default the last. Raises NotFoundError, with what there is."""
+        """Return one version, held or not; by default the last that is not held.
+
+        Raises NotFoundError, with what there is.
+        """
         files = {_number_in(part.path): part.path for part in self._version_files()}
         if not files:
             raise NotFoundError(f"dataset {self.name!r} has no version yet; `espalier build` makes one")
-        chosen = max(files) if number is None else number
-        if chosen not in files:
+        if number is None:
+            if (last := self.last()) is not None:
+                return last
+            newest = f"{self.name}@{max(files)}"
+            raise NotFoundError(
+                f"every version of dataset {self.name!r} is held: name one, like {newest}, "
+                f"or let it count with `espalier approve {newest}`"
+            )
+        if number not in files:
             known = ", ".join(map(str, files)) if len(files) < 10 else f"{min(files)} to {max(files)}"
-            raise NotFoundError(f"dataset {self.name!r} has no version {chosen}; there is: {known}")
-        return self._read_version(files[chosen])
+            raise NotFoundError(f"dataset {self.name!r} has no version {number}; there is: {known}")
+        return self._read_version(files[number])
+
+    def approve(self, number: int) -> Version:
+        """Let a held version count like any other; return it. It is the latest where no later version counts.
+
+        Its row is replaced by one commit, so a kill leaves it held or approved. Only for whoever holds the dataset.
+        Raises UserError where the version is not held (any more), NotFoundError where it is not there.
+        """
+        delta.widen(self.storage, "versions", VERSIONS)
+        for _ in range(100):
+            after = delta.latest(self.storage, "versions")
+            version = self.version(number)
+            if not version.held:
+                raise UserError(f"{version.label} is not held: there is nothing to approve")
+            if version.approved_at is not None:
+                raise UserError(f"{version.label} was approved before, at {version.approved_at:%Y-%m-%d %H:%M} UTC")
+            (old,) = [part for part in self._version_files(after) if _number_in(part.path) == number]
+            version = replace(version, approved_at=datetime.now(UTC))
+            if self._append(version, after, old):
+                return version
+        raise BuildError(f"{self.name}: other builders kept publishing; try again")
 
     def files(self, version: Version, table: str) -> list[PartFile]:
         """Return the parts of a table in a version (paths relative to the dataset), sorted by path."""
@@ -274,12 +327,13 @@ class Dataset:
     def republish(self) -> Version:
         """Publish the last version once more, under the next number: its files are not what they were.
 
-        Raises NotFoundError where nothing was published.
+        Raises NotFoundError where nothing was published, or every version is held.
         """
+        delta.widen(self.storage, "versions", VERSIONS)
         for _ in range(100):
             after = delta.latest(self.storage, "versions")
-            version = replace(self.version(), created_at=datetime.now(UTC))
-            version = replace(version, number=version.number + 1)
+            number = _number_in(self._version_files(after)[-1].path) + 1 if after >= 0 else 1
+            version = replace(self.version(), number=number, created_at=datetime.now(UTC), held=(), approved_at=None)
             if self._append(version, after):
                 return version
         raise BuildError(f"{self.name}: other builders kept publishing; try again")
@@ -289,6 +343,7 @@ class Dataset:
 
         Only for whoever holds the dataset, after files were replaced in place (`catalog.amend`).
         """
+        delta.widen(self.storage, "versions", VERSIONS)
         changed: dict[str, int] = {}
         for part in self._version_files():
             version = self._read_version(part.path)
@@ -306,8 +361,10 @@ class Dataset:
     def forget(self, numbers: Sequence[int]) -> None:
         """Take versions out of the list (never the last). Their files stay until `catalog.gc` collects them."""
         files = {_number_in(part.path): part.path for part in self._version_files()}
-        if files and max(files) in numbers:
-            raise UserError(f"dataset {self.name!r}: version {max(files)} is the last one and stays")
+        last = self.last()
+        stays = last.number if last else max(files, default=None)
+        if stays in numbers:
+            raise UserError(f"dataset {self.name!r}: version {stays} is the last one and stays")
         if gone := [files[number] for number in numbers if number in files]:
             delta.remove(self.storage, "versions", gone)
 
@@ -398,10 +455,20 @@ class Dataset:
         registered, parts = delta.contents(self.storage, table, number)
         return str(registered), parts
 
-    def _next(self, last: Version | None, committed: Mapping[str, TableVersion], facts: VersionFacts) -> Version:
+    def _newest(self, files: Sequence[PartFile]) -> Iterator[Version]:
+        """Yield the newest version, the one before it, ..., and end with the first that is not held."""
+        for part in reversed(files):
+            version = self._read_version(part.path)
+            yield version
+            if not version.is_held:
+                return
+
+    def _next(
+        self, newest: Version | None, committed: Mapping[str, TableVersion], facts: VersionFacts, held: Sequence[str]
+    ) -> Version:
         return Version(
             dataset=self.name,
-            number=last.number + 1 if last else 1,
+            number=newest.number + 1 if newest else 1,
             created_at=datetime.now(UTC),
             tables=committed,
             recipe=facts.recipe,
@@ -410,15 +477,19 @@ class Dataset:
             inputs=facts.inputs,
             stages=facts.stages,
             seed=facts.seed,
+            held=tuple(held),
         )
 
-    def _append(self, version: Version, after: int) -> bool:
-        """Write a version's row and commit it; False where somebody else published meanwhile."""
+    def _append(self, version: Version, after: int, old: PartFile | None = None) -> bool:
+        """Write a version's row and commit it, in the place of `old`; False where somebody else published meanwhile."""
         data = _to_parquet(version)
         path = f"versions/{version.number:08d}-{secrets.token_hex(8)}.parquet"
         self.storage.put(path, data)
         try:
-            delta.append(self.storage, "versions", VERSIONS, PartFile(path, 1, len(data)), after)
+            if old is None:
+                delta.append(self.storage, "versions", VERSIONS, PartFile(path, 1, len(data)), after)
+            else:
+                delta.replace(self.storage, "versions", old, PartFile(path, 1, len(data)), after)
         except delta.OvertakenError:
             self.storage.delete([path])
             return False
@@ -435,7 +506,8 @@ class Dataset:
         row: dict[str, Any] = pq.read_table(io.BytesIO(self.storage.read(path))).to_pylist()[0]
         tables = {table.pop("name"): TableVersion(**table) for table in row.pop("tables")}
         inputs, stages = json.loads(row.pop("inputs")), json.loads(row.pop("stages"))
-        return Version(dataset=self.name, tables=tables, inputs=inputs, stages=stages, **row)
+        held = tuple(row.pop("held", None) or ())  # rows of older releases say nothing of it
+        return Version(dataset=self.name, tables=tables, inputs=inputs, stages=stages, held=held, **row)
 
 
 def _number_in(path: str) -> int:
@@ -449,6 +521,7 @@ def _to_parquet(version: Version) -> bytes:
         "tables": tables,
         "inputs": json.dumps(list(version.inputs), default=str),
         "stages": json.dumps(list(version.stages), default=str),
+        "held": list(version.held),
     }
     del row["dataset"]
     buffer = io.BytesIO()

@@ -33,6 +33,8 @@ CONFIGURATION: Final[Mapping[str, str]] = {
 }
 """Old commits must stay readable: versions point at them."""
 
+_WIDENED: Final = {b"espalier.added_later": b"true"}
+"""Metadata of a column that was added to a table which had parts already."""
 _ATTEMPTS: Final = 60
 _PAUSE_S: Final = 0.05
 _DELTA_DECIMAL_DIGITS: Final = 38
@@ -78,6 +80,44 @@ def append(storage: Storage, table: str, schema: pa.Schema, part: PartFile, afte
     if current is None:
         return _create(storage, table, delta_schema(schema), [part], None)
     return _transact(current, table, [_add(table, part)], "append", current.schema(), None)
+
+
+def replace(storage: Storage, table: str, old: PartFile, new: PartFile, after: int) -> int:
+    """Put one part in the place of another, in the commit that follows number `after`. Return its number.
+
+    Raises OvertakenError where somebody else has made that commit.
+    """
+    current = _opened(storage, table, None)
+    if current.version() != after:
+        raise OvertakenError(f"table {table!r} has moved on")
+    return _transact(current, table, [_remove(table, old), _add(table, new)], "append", current.schema(), None)
+
+
+def widen(storage: Storage, table: str, schema: pa.Schema) -> None:
+    """Add the columns that a table of an older release lacks; its parts stay as they are, and lack them.
+
+    Does nothing where there is no such table yet, or no such column.
+    """
+    from deltalake import Field
+
+    for _ in range(_ATTEMPTS):
+        current = _open(storage, table)
+        there = _arrow(current.schema()).names if current else schema.names
+        missing = [field for field in delta_schema(schema) if field.name not in there]
+        if current is None or not missing:
+            return
+        fields = [Field.from_arrow(field.with_nullable(True).with_metadata(_WIDENED)) for field in missing]
+        try:
+            with plain_errors(current.table_uri):
+                current.alter.add_columns(fields, commit_properties=_properties(None))
+        except BuildError:  # somebody else committed first, perhaps these columns
+            time.sleep(random.uniform(0, _PAUSE_S))  # noqa: S311
+    raise BuildError(f"table {table!r}: {_ATTEMPTS} commits were overtaken by other writers; try again")
+
+
+def is_widened(registered: pa.Schema) -> bool:
+    """Return whether columns were added after the table was made: some of its parts lack them."""
+    return any(key in (field.metadata or {}) for field in registered for key in _WIDENED)
 
 
 def remove(storage: Storage, table: str, paths: Sequence[str]) -> None:

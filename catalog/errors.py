@@ -8,7 +8,8 @@
     │   └── BusyError        somebody else is building this dataset now
     └── BuildError           a build that could not finish: exit code 1
         ├── PartError        one part kept failing; carries its traceback
-        └── BalanceError     rows were lost or doubled between two stages
+        ├── BalanceError     rows were lost or doubled between two stages
+        └── HeldError        the version is stored, and a guard keeps it from being the latest
 
 A message says what was found, what was expected and the nearest right thing, on one line.
 """
@@ -58,6 +59,10 @@ class PartError(BuildError):
 
 class BalanceError(BuildError):
     """Rows were lost or doubled between two stages."""
+
+
+class HeldError(BuildError):
+    """A version that a guard holds back: it is stored, and not the latest until somebody approves it."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -47,12 +47,13 @@ class Garbage:
 def plan(dataset: Dataset, older_than_s: float = GRACE_S, keep_versions: int | None = None) -> Garbage:
     """Return what no version needs and nobody has written in the last `older_than_s` seconds. Removes nothing.
 
-    With `keep_versions`, only the last so many versions count, and the others will be forgotten.
+    With `keep_versions`, only the last so many versions count, and the others will be forgotten. Held versions are none
+    of the so many: those that came after the oldest of them stay, as somebody may approve them yet.
     """
     if keep_versions is not None and keep_versions < 1:
         raise UserError(f"keep_versions is {keep_versions}, expected at least 1: the last version stays")
     versions = dataset.versions()
-    kept = versions if keep_versions is None else versions[-keep_versions:]
+    kept = versions if keep_versions is None else _newest(versions, keep_versions)
     needed = _needed_parts(dataset, kept)
     shards = _needed_shards(dataset, kept)
     reports = {str(version.number) for version in kept}
@@ -65,6 +66,13 @@ def plan(dataset: Dataset, older_than_s: float = GRACE_S, keep_versions: int | N
     forgotten = [version.number for version in versions if version not in kept]
     ordered = sorted(found, key=lambda path: (path.startswith(f"{_SHARDS}/"), path))
     return Garbage(dataset, {path: found[path] for path in ordered}, forgotten, older_than_s, keep_versions)
+
+
+def _newest(versions: Sequence[Version], count: int) -> list[Version]:
+    """Return the last `count` versions that are not held, and the held ones among and after them."""
+    counted = [version.number for version in versions if not version.is_held]
+    oldest = counted[-count:][0] if counted else 0
+    return [version for version in versions if version.number >= oldest]
 
 
 def collect(garbage: Garbage) -> Garbage:

@@ -251,3 +251,133 @@ def test_catalog_that_we_may_not_write_is_one_line(tmp_path: Path) -> None:
     )
     assert ran.stdout.startswith(f"may not write {catalog}/birds/source"), ran.stderr
     assert ran.stdout.count("\n") == 1
+
+
+HELD = ("no samples", "all 3 rows that were tried failed")
+
+
+def publish_as(dataset: Dataset, parts: list[PartFile], facts: VersionFacts, digest: str, held: bool = False) -> int:
+    told = replace(facts, recipe_sha256=digest * 64)
+    return dataset.publish(state(parts), told, HELD if held else ()).number
+
+
+def test_a_held_version_is_there_and_never_the_last(
+    catalog: Catalog, parts: list[PartFile], facts: VersionFacts
+) -> None:
+    birds = catalog.dataset("birds")
+    assert publish_as(birds, parts[:1], facts, "a", held=True) == 1
+    assert birds.last() is None
+    with pytest.raises(NotFoundError, match=r"every version .* is held: name one, like birds@1, .*approve birds@1`"):
+        birds.version()
+    assert publish_as(birds, parts[:2], facts, "b") == 2
+    assert [publish_as(birds, parts[:n], facts, "c", held=True) for n in (3, 4)] == [3, 4]
+    assert (catalog.resolve("birds").number, catalog.resolve("birds@4").held) == (2, HELD)
+    assert [v.number for v in birds.held()] == [4, 3]
+    assert [v.is_held for v in birds.versions()] == [True, False, True, True]
+    assert birds.files(birds.version(4), "source") == parts
+    assert birds.republish().number == 5
+    assert (birds.files(birds.version(), "source"), birds.version().held) == (parts[:2], ())
+
+
+def test_publishing_a_held_version_again_is_the_same_version(
+    dataset: Dataset, parts: list[PartFile], facts: VersionFacts
+) -> None:
+    publish_as(dataset, parts[:1], facts, "a")
+    assert publish_as(dataset, parts, facts, "b", held=True) == 2
+    assert publish_as(dataset, parts, facts, "b", held=True) == 2
+    assert publish_as(dataset, parts[:1], facts, "a", held=True) == 1  # what counts already is not held afterwards
+    assert publish_as(dataset, parts, facts, "b") == 3  # no guard holds it any more: it counts, under its own number
+    assert [v.is_held for v in dataset.versions()] == [False, True, False]
+    assert publish_as(dataset, parts[:1], facts, "a", held=True) == 4
+    assert publish_as(dataset, parts, facts, "b", held=True) == 3
+
+
+def test_approving_a_held_version(dataset: Dataset, parts: list[PartFile], facts: VersionFacts) -> None:
+    publish_as(dataset, parts[:1], facts, "a")
+    for digest in ("b", "c"):
+        publish_as(dataset, parts, facts, digest, held=True)
+    before = dataset.version(2)
+    approved = dataset.approve(2)
+    assert approved == replace(before, approved_at=approved.approved_at) == dataset.last()
+    assert (approved.held, approved.is_held) == (HELD, False)
+    assert [v.number for v in dataset.held()] == [3]
+    assert publish_as(dataset, parts, facts, "b", held=True) == 2  # approved once, it is not held again
+    for number, words in (
+        (1, "birds@1 is not held: there is nothing to approve"),
+        (2, "birds@2 was approved before, at 20"),
+        (9, "no version 9; there is: 1, 2, 3"),
+    ):
+        with pytest.raises(UserError, match=words):
+            dataset.approve(number)
+    publish_as(dataset, parts[:2], facts, "d")
+    dataset.approve(3)
+    assert dataset.version().number == 4  # a later one counts already
+    assert [v.number for v in dataset.versions()] == [1, 2, 3, 4]
+    with pytest.raises(UserError, match="version 4 is the last one and stays"):
+        dataset.forget([4])
+
+
+def test_the_last_version_that_counts_is_never_forgotten(
+    dataset: Dataset, parts: list[PartFile], facts: VersionFacts
+) -> None:
+    publish_as(dataset, parts[:1], facts, "a")
+    publish_as(dataset, parts, facts, "b", held=True)
+    with pytest.raises(UserError, match="version 1 is the last one and stays"):
+        dataset.forget([1])
+    dataset.forget([2])
+    assert [v.number for v in dataset.versions()] == [1]
+
+
+def test_an_approval_that_is_killed_leaves_the_version_held(
+    dataset: Dataset, parts: list[PartFile], facts: VersionFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_as(dataset, parts, facts, "b", held=True)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(delta, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            dataset.approve(1)
+    assert len(dataset.finished("versions")) == 2  # its new row is written, and no commit names it
+    assert (dataset.last(), [v.is_held for v in dataset.versions()]) == (None, [True])
+    dataset.approve(1)
+    assert [v.is_held for v in dataset.versions()] == [False]
+
+
+def test_approving_while_others_publish(
+    tmp_path: Path, parts: list[PartFile], facts: VersionFacts, builder: StartBuilder
+) -> None:
+    """Without the lease, commits alone must keep both: neither row may be lost."""
+    birds = Catalog(tmp_path, create=True).dataset("birds")
+    for number in range(1, 4):
+        birds.publish({}, replace(facts, recipe_sha256=f"held {number}"), HELD)
+    racing = builder("race", tmp_path, 4, 1)
+    for number in range(1, 4):
+        birds.approve(number)
+    outcome(racing)
+    assert [v.number for v in birds.versions()] == list(range(1, 8))
+    assert [bool(v.approved_at) for v in birds.versions()] == [True] * 3 + [False] * 4
+
+
+def test_versions_of_an_older_release(
+    dataset: Dataset, parts: list[PartFile], facts: VersionFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their rows have no `held`: they count. The first write adds the columns, and SQL reads both kinds."""
+    from catalog import dataset as module
+    from catalog.database import sql
+
+    fields = [f for f in module.VERSIONS if f.name not in ("held", "approved_at")]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "VERSIONS", pa.schema(fields))
+        publish_as(dataset, parts[:1], facts, "a")
+        publish_as(dataset, parts[:2], facts, "b")
+    assert [(v.held, v.approved_at) for v in dataset.versions()] == [((), None)] * 2
+    assert publish_as(dataset, parts, facts, "c", held=True) == 3
+    assert dataset.version().number == 2
+    catalog = Catalog(dataset.storage.uri.rpartition("/")[0])
+    told = sql(catalog, "select number, held, approved_at is null as waits from birds.versions order by 1")
+    assert [tuple(row.values()) for row in told.to_pylist()] == [(1, None, True), (2, None, True), (3, [*HELD], True)]
+    dataset.approve(3)
+    assert dataset.version().number == 3

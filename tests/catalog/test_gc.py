@@ -166,3 +166,30 @@ def test_an_empty_images_table_needs_no_shards(dataset: Dataset, facts: VersionF
     dataset.storage.put("shards/00001-aa.tar", b"x")
     dataset.publish({"images": TableState(IMAGES, []), "t": TableState(pa.schema([("x", pa.int8())]), [])}, facts)
     assert set(plan(dataset, NOW_S).files) == {"shards/00001-aa.tar"}
+
+
+def test_a_held_version_keeps_its_files(
+    dataset: Dataset, build: Callable[..., None], write_part: WritePart, facts: VersionFacts
+) -> None:
+    """It is none of the versions that `keep_versions` counts, and stays while somebody may approve it yet."""
+
+    def held(*numbers: int) -> None:
+        images = [image_part(dataset, write_part, n) for n in numbers]
+        dataset.publish({"images": TableState(IMAGES, images)}, replace(facts, recipe_sha256=str(numbers)), ["small"])
+
+    held(5)
+    build(0)
+    held(6)
+    build(1)
+    held(7)
+    assert not shard_files(7) & set(plan(dataset, older_than_s=NOW_S).files)
+    removed = collect(plan(dataset, older_than_s=NOW_S, keep_versions=1))
+    assert removed.forgotten == [1, 2, 3]
+    assert [v.number for v in dataset.versions()] == [4, 5]
+    assert shard_files(5) | shard_files(6) | shard_files(0) <= set(removed.files)
+    readable(dataset)
+    dataset.approve(5)
+    assert any(path.startswith("versions/") for path in plan(dataset, older_than_s=NOW_S).files)  # the row before
+    collect(plan(dataset, older_than_s=NOW_S, keep_versions=1))
+    assert [v.number for v in dataset.versions()] == [5]
+    readable(dataset)
