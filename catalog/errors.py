@@ -16,6 +16,10 @@ A message says what was found, what was expected and the nearest right thing, on
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Final
+
+_LISTED: Final = 40
+"""So many names fit into a message."""
 
 
 class EspalierError(Exception):
@@ -71,4 +75,5 @@ def nearest(word: str, known: Iterable[str]) -> str:
     close = get_close_matches(word, names, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; there is: {', '.join(names)}" if names else "; there is none"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"; there is: {', '.join(names[:_LISTED])}{more}" if names else "; there is none"

@@ -17,14 +17,16 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Final, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from catalog.errors import NotFoundError, RecipeError, nearest
-from flows.fragments import INCLUDE_SCHEMA, VARIABLE, compose, expand, value_of
+from flows import yaml_text
+from flows.fragments import INCLUDE_SCHEMA, VARIABLE, expand
+from flows.yaml_text import MAX_DEPTH, Budget, check_text, compose, shown, value_of
 from tasks.cluster import AnyCluster
 from tasks.deduplicate import AnyDeduplicate
 from tasks.download import AnyDownload
@@ -38,10 +40,12 @@ from tasks.sources import AnySource
 from tasks.stage import Config, Stage
 from tasks.train import AnyTrain
 
+MAX_STAGES: Final = 1000
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _KINDS = {
     "tuple_type": "expected a list",
     "dict_type": "expected a mapping",
+    "invalid_key": "expected a name as the key",
     "model_type": "expected a mapping",
     "model_attributes_type": "expected a mapping, such as `use: download`",
 }
@@ -74,10 +78,10 @@ class Recipe(Config):
     dataset: str = Field(description="the name of the dataset in its catalog")
     description: str = Field("", description="what it is for; shown in the report")
     catalog: str | None = Field(None, description="folder or object-store URI; default: --catalog, or ./datasets")
-    seed: int = Field(0, description="every random choice derives from it")
+    seed: int = Field(0, ge=-(2**63), lt=2**63, description="every random choice derives from it")
     prices: Prices | None = None
     source: AnySource
-    stages: tuple[AnyStage, ...] = Field((), json_schema_extra=_or_include)
+    stages: tuple[AnyStage, ...] = Field((), max_length=MAX_STAGES, json_schema_extra=_or_include)
 
     @field_validator("dataset")
     @classmethod
@@ -92,10 +96,12 @@ class Recipe(Config):
         Raises RecipeError where two have one name, or write one table that is not `decisions`.
         """
         stages: list[Stage] = [self.source, *(s for stage in self.stages for s in stage.expand()), Samples()]
+        names: set[str] = set()
         writers: dict[str, str] = {}
-        for i, stage in enumerate(stages):
-            if any(stage.name == other.name for other in stages[:i]):
+        for stage in stages:
+            if stage.name in names:
                 raise RecipeError(f"two stages are called {stage.name!r}: give one of them another `name`")
+            names.add(stage.name)
             if stage.table != "decisions" and stage.table in writers:
                 raise RecipeError(f"{writers[stage.table]!r} and {stage.name!r} both write the table {stage.table!r}")
             writers[stage.table] = stage.name
@@ -110,25 +116,20 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def read_text(path: str | Path) -> str:
     """Return the recipe as it is written."""
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        beside = sorted(str(p) for p in Path(path).parent.glob("*.y*ml")) if Path(path).parent.is_dir() else []
-        raise NotFoundError(f"no recipe {str(path)!r}{nearest(str(path), beside)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {str(path)!r}: {error}") from None
+        return yaml_text.read_text(path)
+    except NotFoundError as error:
+        folder = Path(path).parent
+        beside = sorted(str(p) for p in folder.glob("*.y*ml")) if folder.is_dir() else []
+        raise NotFoundError(f"{error}{nearest(str(path), beside)}") from None
 
 
 def parse(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
     """Check a recipe's text. `name` is what errors call it."""
-    raw, node = compose(text, name)
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{name}: a recipe is a mapping with `dataset`, `source` and `stages`")
-    raw = _resolved(expand(raw, node, name), name, overrides)
+    raw, node = _composed(text, name, overrides)
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         # An unknown field often is the missing one, misspelt: say that first.
-        assert node is not None  # an empty file is no mapping
         errors = sorted(error.errors(), key=lambda e: e["type"] == "missing")
         raise RecipeError("\n".join(_explain(e, raw, node) for e in errors[:5])) from None
     try:
@@ -140,24 +141,40 @@ def parse(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> Rec
 
 def resolved_text(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> str:
     """Return a recipe's text with fragments, variables and overrides in it; the text itself where it has none."""
+    resolved, _ = _composed(text, name, overrides)
+    return text if resolved == compose(text, name)[0] else dump(resolved)
+
+
+def dump(resolved: Mapping[str, Any]) -> str:
+    """Return YAML that says what a resolved recipe does."""
+    return yaml.dump(resolved, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes no aliases: what a variable filled in twice is written twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _composed(text: str, name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], yaml.Node]:
+    """Return what a recipe says once fragments, variables and overrides are in it, and its nodes."""
     raw, node = compose(text, name)
-    resolved = _resolved(expand(raw, node, name), name, overrides)
-    return text if resolved == raw else yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
-
-
-def _resolved(raw: dict[str, Any], name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    resolved: dict[str, Any] = _with_environment(raw, name)
+    if not isinstance(raw, dict) or node is None:
+        raise RecipeError(f"{name}: a recipe is a mapping with `dataset`, `source` and `stages`")
+    budget = Budget(name)
+    resolved: dict[str, Any] = _with_environment(expand(raw, node, name, budget), name, budget)
     for override in overrides:
-        _override(resolved, override)
-    return resolved
+        _override(resolved, override, budget)
+    return resolved, node
 
 
-def _with_environment(value: Any, name: str) -> Any:
+def _with_environment(value: Any, name: str, budget: Budget) -> Any:
     """Return `value` with ${NAME} replaced in every string."""
     if isinstance(value, dict):
-        return {k: _with_environment(v, name) for k, v in value.items()}
+        return {k: _with_environment(v, name, budget) for k, v in value.items()}
     if isinstance(value, list):
-        return [_with_environment(v, name) for v in value]
+        return [_with_environment(v, name, budget) for v in value]
     if not isinstance(value, str):
         return value
 
@@ -167,19 +184,26 @@ def _with_environment(value: Any, name: str) -> Any:
             raise RecipeError(
                 f"{name}: the environment variable {match[1]} is not set (or write ${{{match[1]}:-default}})"
             )
-        return found
+        return budget.text(found)
 
     replaced = VARIABLE.sub(replace, value)
-    return replaced if replaced == value else value_of(replaced)
+    if replaced == value:
+        return value
+    check_text(replaced, f"{name}: {shown(value)}")
+    return budget.value(value_of(replaced))
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def _override(raw: dict[str, Any], override: str, budget: Budget) -> None:
     """Apply `stage.field=value` (or `field=value` of the recipe itself) to the raw recipe."""
     path, separator, value = override.partition("=")
     if not separator:
-        raise RecipeError(f"--set {override!r}: expected stage.field=value")
+        raise RecipeError(f"--set {shown(override)}: expected stage.field=value")
+    check_text(override, "--set")
     head, *rest = path.strip().split(".")
-    stages = [s for s in raw.get("stages") or [] if isinstance(s, dict)]
+    if len(rest) > MAX_DEPTH // 2:
+        raise RecipeError(f"--set {shown(override)}: names more than {MAX_DEPTH // 2} fields")
+    listed = raw.get("stages")
+    stages = [s for s in listed if isinstance(s, dict)] if isinstance(listed, list) else []
     named = {str(s.get("name") or s.get("use")): s for s in stages}
     target: Any = raw
     if rest and head in named:
@@ -189,13 +213,13 @@ def _override(raw: dict[str, Any], override: str) -> None:
     elif rest and head == "prices":
         target = raw["prices"] = {}
     elif rest:
-        raise RecipeError(f"--set {override!r}: no stage {head!r}{nearest(head, [*named, 'source'])}")
+        raise RecipeError(f"--set {shown(override)}: no stage {shown(head)}{nearest(head, [*named, 'source'])}")
     else:
         rest = [head]
     for key in rest[:-1]:
         target = _descend(target, key, override)
     last = _index(target, rest[-1], override) if isinstance(target, list) else rest[-1]
-    target[last] = value_of(value)
+    target[last] = budget.value(value_of(value))
 
 
 def _descend(target: Any, key: str, override: str) -> Any:
@@ -205,13 +229,13 @@ def _descend(target: Any, key: str, override: str) -> Any:
         target[key] = {}
     found = target[at]
     if not isinstance(found, dict | list):
-        raise RecipeError(f"--set {override!r}: {key!r} is {found!r}, which has no fields")
+        raise RecipeError(f"--set {shown(override)}: {shown(key)} is {shown(found)}, which has no fields")
     return found
 
 
 def _index(target: list[Any], key: str, override: str) -> int:
-    if not key.isdigit() or int(key) >= len(target):
-        raise RecipeError(f"--set {override!r}: {key!r} is no position in a list of {len(target)}")
+    if not (key.isdecimal() and len(key) < 10) or int(key) >= len(target):
+        raise RecipeError(f"--set {shown(override)}: {shown(key)} is no position in a list of {len(target)}")
     return int(key)
 
 
@@ -221,11 +245,13 @@ def _explain(error: ErrorDetails, raw: dict[str, Any], node: yaml.Node) -> str:
     where, field, owner = _locate(error["loc"], raw, node, absent=kind == "missing")
     last = str(error["loc"][-1]) if error["loc"] else ""
     if kind == "extra_forbidden":
-        return f"{where}: {field}: unknown field{nearest(last, _fields_of(owner, field))}"
+        return f"{where}: {field}: unknown field{nearest(last, _fields_of(owner, owner is raw))}"
     if kind == "union_tag_invalid":
         expected = re.findall(r"'([^']+)'", str(context.get("expected_tags", "")))
         key = str(context.get("discriminator", "")).strip("'")
-        return f"{where}: {field}: unknown {key} {context.get('tag')!r}{nearest(str(context.get('tag')), expected)}"
+        return (
+            f"{where}: {field}: unknown {key} {shown(context.get('tag'))}{nearest(str(context.get('tag')), expected)}"
+        )
     if kind == "union_tag_not_found":
         key = str(context.get("discriminator", "")).strip("'")
         return f"{where}: {field}: it lacks `{key}`, which says what it is"
@@ -233,8 +259,8 @@ def _explain(error: ErrorDetails, raw: dict[str, Any], node: yaml.Node) -> str:
         return f"{where}: {field}: is missing"
     message = _KINDS.get(kind) or error["msg"].removeprefix("Value error, ")
     got = error.get("input")
-    shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) or got is None else ""
-    return f"{where}: {field}: {message[:1].lower()}{message[1:]}{shown}"
+    found = f" (got {shown(got)})" if isinstance(got, str | int | float | bool) or got is None else ""
+    return f"{where}: {field}: {message[:1].lower()}{message[1:]}{found}"
 
 
 def _locate(loc: Sequence[int | str], raw: Any, node: yaml.Node, absent: bool) -> tuple[str, str, Mapping[str, Any]]:
@@ -250,24 +276,35 @@ def _locate(loc: Sequence[int | str], raw: Any, node: yaml.Node, absent: bool) -
             value = value[step]
             node = node.value[step] if isinstance(node, yaml.SequenceNode) and step < len(node.value) else node
             label = (value.get("name") or value.get("use")) if isinstance(value, dict) else None
-            names[-1:] = [f"{names[-1]}[{label or step}]"] if names else []
-        elif isinstance(value, dict) and step in value:
-            owner, value = value, value[step]
-            names.append(str(step))
-            pair = next((p for p in getattr(node, "value", []) if getattr(p[0], "value", None) == step), None)
+            names[-1:] = [f"{names[-1]}[{_key(label or step)}]"] if names else []
+        elif isinstance(value, dict) and (key := _key_of(value, step)) is not None:
+            owner, value = value, value[key]
+            names.append(_key(step))
+            pair = next((p for p in getattr(node, "value", []) if getattr(p[0], "value", None) == str(step)), None)
             if isinstance(node, yaml.MappingNode) and pair:
                 mark, node = pair[0].start_mark, pair[1]
                 continue
         elif absent and step == loc[-1] and isinstance(value, dict):
             owner = value
-            names.append(str(step))
+            names.append(_key(step))
         mark = node.start_mark
     return f"{mark.name}:{mark.line + 1}", ".".join(names) or "recipe", owner
 
 
-def _fields_of(owner: Mapping[str, Any], field: str) -> list[str]:
+def _key_of(value: Mapping[Any, Any], step: int | str) -> Any:
+    """Return the key that a step of an error's place means (pydantic calls the key 1 `1`); None where it is none."""
+    return step if step in value else next((key for key in value if key is not None and str(key) == str(step)), None)
+
+
+def _key(key: object) -> str:
+    """Return a key as the path of a field shows it."""
+    text = str(key)
+    return text if text.isprintable() and len(text) <= 100 else shown(text)
+
+
+def _fields_of(owner: Mapping[str, Any], is_recipe: bool) -> list[str]:
     """Return the fields that the model of a raw mapping has."""
-    if "." not in field:
+    if is_recipe:
         return list(Recipe.model_fields)
     for model in stage_models():
         uses = get_args(model.model_fields["use"].annotation)

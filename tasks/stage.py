@@ -37,9 +37,9 @@ State = TypeVar("State")
 
 
 class Config(BaseModel):
-    """Base of whatever a recipe may say: frozen, and unknown keys are refused."""
+    """Base of whatever a recipe may say: frozen; unknown keys, and numbers that are infinite or none, are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class Resources(Config):

@@ -154,7 +154,9 @@ def test_a_wrong_include_says_what_is_wrong(folder: Path, include: str, message:
 
 def test_a_fragment_that_cannot_be_read(folder: Path) -> None:
     (folder / "filters" / "bytes.yaml").write_bytes(b"- use: \xff\xfe")
-    with pytest.raises(RecipeError, match=r"recipe\.yaml:5: cannot read the fragment '.*bytes\.yaml': 'utf-8'"):
+    with pytest.raises(
+        RecipeError, match=r"recipe\.yaml:5: cannot read the fragment '.*bytes\.yaml': line 1 is no UTF-8"
+    ):
         load(written(folder, including("filters/bytes.yaml")))
     with pytest.raises(RecipeError, match=r"recipe\.yaml:5: no fragment '.*filters', neither in"):
         load(written(folder, including(str(folder / "filters"))))
