@@ -40,6 +40,8 @@ from PIL import (  # noqa: E402
     WebPImagePlugin,
 )
 
+from catalog.image_formats import DECODED, sniff  # noqa: E402
+
 cv2.setNumThreads(1)  # threads are the stages' to give out
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
@@ -52,8 +54,8 @@ _EXIF_ORIENTATION: Final = 0x0112
 
 
 class ImageError(Exception):
-    """Bytes that give no picture. `reason` is one of not_an_image, truncated, undecodable, unencodable,
-    too_many_pixels, too_long_side; `detail` is the evidence."""
+    """Bytes that give no picture. `reason` is one of not_an_image, unsupported_format, truncated, undecodable,
+    unencodable, too_many_pixels, too_long_side; `detail` is the evidence."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -82,20 +84,21 @@ class Header(NamedTuple):
     """EXIF's 1..8; 1 is upright."""
 
 
-_OPENERS: Final[tuple[tuple[str, Callable[[bytes], bool], Callable[[io.BytesIO], Any]], ...]] = (
-    ("jpg", lambda head: head[:3] == b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
-    ("png", lambda head: head[:8] == b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
-    ("webp", lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", WebPImagePlugin.WebPImageFile),
-    ("gif", lambda head: head[:6] in (b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
-    ("bmp", lambda head: head[:2] == b"BM", BmpImagePlugin.BmpImageFile),
-    ("tiff", lambda head: head[:4] in (b"II*\0", b"MM\0*"), TiffImagePlugin.TiffImageFile),
-    ("avif", lambda head: head[4:12] in (b"ftypavif", b"ftypavis"), AvifImagePlugin.AvifImageFile),
-)
+_OPENERS: Final[dict[str, Callable[[io.BytesIO], Any]]] = {
+    "jpg": JpegImagePlugin.JpegImageFile,
+    "png": PngImagePlugin.PngImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+    "gif": GifImagePlugin.GifImageFile,
+    "bmp": BmpImagePlugin.BmpImageFile,
+    "tiff": TiffImagePlugin.TiffImageFile,
+    "avif": AvifImagePlugin.AvifImageFile,
+}
 """Opened by class and not by `Image.open`, which tries some forty formats and has a global pixel limit of its own."""
 
 
 def inspect(data: bytes) -> Header:
-    """Return what the header says, decoding nothing. Raises ImageError: not_an_image, undecodable, truncated."""
+    """Return what the header says, decoding nothing. Raises ImageError: not_an_image,
+    unsupported_format, undecodable, truncated."""
     return _open(data)[1]
 
 
@@ -124,13 +127,13 @@ def check(header: Header, limits: Limits) -> None:
 
 
 def _open(data: bytes) -> tuple[Any, Header]:
-    head = data[:16]
-    found = next(((name, opener) for name, begins, opener in _OPENERS if begins(head)), None)
-    if found is None:
-        raise ImageError("not_an_image", f"{len(data)} bytes that begin with {head!r}")
-    format_, opener = found
+    format_ = sniff(data)
+    if format_ is None:
+        raise ImageError("not_an_image", f"{len(data)} bytes that begin with {data[:16]!r}")
+    if format_ not in DECODED:
+        raise ImageError("unsupported_format", f"{format_}; read are {', '.join(sorted(DECODED))}")
     try:
-        image = opener(io.BytesIO(data))
+        image = _OPENERS[format_](io.BytesIO(data))
         width, height = image.size
         orientation = 1 if format_ == "tiff" else _orientation(image)  # Pillow turns TIFF by itself
     except Exception as error:  # Pillow raises a dozen kinds on hostile headers

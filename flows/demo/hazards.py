@@ -93,7 +93,7 @@ HAZARDS: Final = (
     Hazard("one pixel", "{base}/{file}", "too_small", file="pixel", rows=10),
     Hazard("icon", "{base}/{file}", "too_small", file="icon", rows=4),
     Hazard("hairline", "{base}/{file}", "too_small", file="hairline", rows=3),
-    Hazard("drawing", "{base}/{file}", "not_an_image", file="svg", rows=4),
+    Hazard("drawing", "{base}/{file}", "unsupported_format", file="svg", rows=4),
     Hazard("garbled", "{base}/{file}", "undecodable", file="garbled", rows=4),
     Hazard("blank", "{base}/{file}", "blank", "filter", rows=12, file="blank"),
     _ok("greyscale jpeg", file="grey"),

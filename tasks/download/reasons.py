@@ -54,7 +54,8 @@ REASONS: Final[dict[str, Reason]] = {
     "hash_mismatch": Reason("not the bytes whose digest the source gives", "later"),
     "unreadable_file": Reason("a local file that cannot be read", "later"),
     # the image (catalog.images.ImageError)
-    "not_an_image": Reason("the bytes are in no image format that is read here", "never"),
+    "not_an_image": Reason("the bytes are no image", "never"),
+    "unsupported_format": Reason("an image, in a format that is not decoded; the detail names it", "never"),
     "truncated": Reason("the image ends early", "later"),
     "undecodable": Reason("an image format, but broken or of an unreadable kind", "never"),
     "unencodable": Reason("the picture does not fit the stored format", "never"),

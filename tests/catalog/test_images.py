@@ -44,6 +44,12 @@ def test_every_format_is_told_apart_and_decoded_as_pillow_does(name, pil):
     assert np.abs(pixels.astype(int) - pillow(data)).max() <= (2 if name == "jpg" else 0)
 
 
+@pytest.mark.parametrize("major", [b"avif", b"mif1", b"miaf", b"msf1"])
+def test_avif_is_decoded_whatever_its_major_brand_is(major):
+    data = encoded(picture(70, 50), "AVIF")
+    assert np.array_equal(images.decode(data[:8] + major + data[12:]), pillow(data))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("pil", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientation_is_applied_as_pillow_defines_it(pil, orientation):
@@ -110,6 +116,8 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_that_is_never_too_small(scale, ex
     [
         (b"", "not_an_image"),
         (b"<html>gone</html>", "not_an_image"),
+        (b"\0\0\0\x14ftypheic\0\0\0\0heic", "unsupported_format"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported_format"),
         (b"\xff\xd8\xff", "truncated"),
         (b"GIF89a=1;alert(1)//", "undecodable"),
         (b"RIFF\x10\0\0\0WEBPVP8 ", "truncated"),

@@ -193,6 +193,7 @@ def test_images(server):
         return fetch(server, server.body(data), **options)[0]
 
     check(one(b"<html>gone</html>"), "not_an_image", "<html>")
+    check(one(b"\0\0\0\x14ftypheic\0\0\0\0heic"), "unsupported_format", "heic")
     check(one(JPEG[: len(JPEG) // 2]), "truncated")
     check(one(encoded(picture(), "PNG")[:20_000]), "truncated")
     check(one(b"GIF89a=1;alert(1)//"), "undecodable")
