@@ -8,13 +8,16 @@ It is one JSON object in the dataset's state, `_state/takedowns.json`, that is r
     pending     the order that is being carried out, written before anything is touched (`catalog.erase.Order`)
     records     one a takedown: when, who, why, how many rows, which versions and files; never a URL, a text or a pixel
 
-Nothing of it is in a fingerprint: it is a law above all parts. Whoever makes a part of the source, or of the images,
-leaves those rows without their content, with the reason `taken_down`, so every later stage passes them over.
+Whoever makes a part of the source, or of the images, leaves those rows without their content, with the reason
+`taken_down`, so every later stage passes them over. A part that is about single rows keeps its fingerprint when rows
+are taken from it: it is what it would be if they had never been there. A part that sees whole tables (a pruning, a
+clustering, a card) is not, so the takedowns that rewrote what it reads are in its fingerprint (`flows.plan`).
 """
 
 import hashlib
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -74,6 +77,10 @@ class Ledger:
         """Return the ledger in which nothing is pending, with one record more."""
         return replace(self, pending=None, records=(*self.records, dict(record)))
 
+    def rewritten(self) -> Counter[str]:
+        """Return part -> how many takedowns rewrote it. What was made of all of its rows before holds no longer."""
+        return Counter(path for record in self.records for path in record.get("files", ()))
+
     def url(self, url: str) -> str:
         """Return the digest of a URL: keyed BLAKE2b, 128 bits, hex."""
         return self._digest(b"url", url)
@@ -132,12 +139,14 @@ class Ledger:
         return np.fromiter(found, bool, len(values)) if known else np.zeros(len(column), bool)
 
 
-def check_none_pending(dataset: Dataset) -> None:
-    """Raise UserError where a takedown was interrupted: files and logs may disagree until it is carried through."""
-    if Ledger.read(dataset.storage).pending is not None:
+def check_none_pending(dataset: Dataset) -> Ledger:
+    """Return the ledger. Raises UserError where a takedown was interrupted: files and logs may disagree until then."""
+    ledger = Ledger.read(dataset.storage)
+    if ledger.pending is not None:
         raise UserError(
             f"a takedown of {dataset.name!r} was interrupted; carry it through first: espalier takedown {dataset.name}"
         )
+    return ledger
 
 
 def blank(table: str, rows: pa.Table, gone: np.ndarray) -> pa.Table:

@@ -22,6 +22,7 @@ from typing import Any
 from catalog.dataset import DEFAULT_CATALOG, Catalog, Dataset, TableState, Version, VersionFacts
 from catalog.lease import hold
 from catalog.parts import PartFile, describe_part, fingerprint_of, part_path
+from flows.balance import check_balance
 from flows.cluster import open_engine
 from flows.display import Display
 from flows.engine import Engine
@@ -190,9 +191,13 @@ def _recorded(plan: Plan, planned: PlannedStage, tally: _Tally, run_id: str) -> 
 
 
 def publish(plan: Plan, recipe_text: str) -> Version:
-    """Commit the tables and one new version; return it. The same state twice is one version."""
+    """Commit the tables and one new version; return it. The same state twice is one version.
+
+    Raises BalanceError, and publishes nothing, where the published rows are not those that every stage keeps.
+    """
     dataset = plan.dataset
-    known = _known_parts(dataset)
+    last = dataset.last()
+    known = _known_parts(dataset, last)
     tables: dict[str, TableState] = {}
     facts: list[Mapping[str, Any]] = []
     for planned in plan.stages:
@@ -215,15 +220,18 @@ def publish(plan: Plan, recipe_text: str) -> Version:
                 "notes": {k: v for f in files for k, v in f.notes.items()} if table_stage else {},
             }
         )
+    digest = recipe_digest(plan)
+    if last is None or last.recipe_sha256 != digest:  # else it is that version, which was in balance
+        source = zip(plan.stages[0].parts, tables["source"].parts, strict=True)
+        check_balance(plan, {p.number: f.rows for p, f in source if p.number is not None}, frozenset(known))
     return dataset.publish(
         tables,
-        VersionFacts(recipe_text, recipe_digest(plan), code_version(), plan.inputs, facts, plan.recipe.seed),
+        VersionFacts(recipe_text, digest, code_version(), plan.inputs, facts, plan.recipe.seed),
     )
 
 
-def _known_parts(dataset: Dataset) -> dict[str, PartFile]:
+def _known_parts(dataset: Dataset, last: Version | None) -> dict[str, PartFile]:
     """Return the parts of the last version: their footers need not be read again."""
-    last = dataset.last()
     return {f.path: f for table in last.tables for f in dataset.files(last, table)} if last else {}
 
 

@@ -103,7 +103,7 @@ def make_plan(recipe: Recipe, dataset: Dataset, identify: Callable[[str], str] |
     Raises RecipeError where a stage asks for a table or a column that nothing before it writes, UserError where a
     takedown was interrupted.
     """
-    check_none_pending(dataset)
+    rewritten = check_none_pending(dataset).rewritten()
     source = recipe.source
     identities = Identities(dataset)
     chunks = source.chunks(identify or identities)
@@ -123,7 +123,7 @@ def make_plan(recipe: Recipe, dataset: Dataset, identify: Callable[[str], str] |
             planned.append(_planned(dataset, stage, schema, parts, {}, {}, ()))
         else:
             planned.append(_plan_stage(dataset, recipe, stage, tables, retries))
-        before = tables.get(stage.table, _Table(planned[-1].written))
+        before = tables.get(stage.table, _Table(planned[-1].written, rewritten))
         tables[stage.table] = before.with_(stage, planned[-1].parts)
     files = {c.uri: {"uri": c.uri, "sha256": c.identity} for c in chunks}
     rows: dict[str, int] = {}
@@ -137,6 +137,8 @@ class _Table:
     """A table as of a stage: the parts of the stages before it that write it. A value: `with_` makes the next one."""
 
     schema: pa.Schema
+    rewritten: Mapping[str, int]
+    """Part -> how many takedowns took rows from it."""
     entries: tuple[tuple[Stage, tuple[PlannedPart, ...]], ...] = ()
 
     def with_(self, stage: Stage, parts: tuple[PlannedPart, ...]) -> "_Table":
@@ -160,7 +162,10 @@ class _Table:
 
     @cached_property
     def digest(self) -> str:
-        return fingerprint_of([p.fingerprint for _, parts in self.entries for p in parts])
+        """What who reads all of its rows depends on: every part, and which of them have lost rows since."""
+        parts = [p.fingerprint for _, parts in self.entries for p in parts]
+        lost = [(path, self.rewritten[path]) for path in self.paths() if path in self.rewritten]
+        return fingerprint_of(parts, lost) if lost else fingerprint_of(parts)
 
     def read_by(self, number: int | None) -> list[str]:
         """Return the fingerprints that part `number` (None: a whole table) of a later stage reads."""
@@ -168,10 +173,14 @@ class _Table:
             return [self.digest]
         return [*self.aligned.get(number, []), *self.unaligned]
 
+    def paths(self) -> list[str]:
+        """Return where its parts lie."""
+        return [part_path(stage.table, p.fingerprint) for stage, parts in self.entries for p in parts]
+
     def pieces(self) -> Pieces:
         """Return its parts, as a stage reads them."""
-        found = [Piece(part_path(stage.table, p.fingerprint), p.number) for stage, parts in self.entries for p in parts]
-        return Pieces(self.schema, tuple(found))
+        numbers = (p.number for _, parts in self.entries for p in parts)
+        return Pieces(self.schema, tuple(map(Piece, self.paths(), numbers)))
 
 
 def _plan_stage(

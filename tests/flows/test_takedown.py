@@ -225,18 +225,27 @@ def test_the_shards_stay_whole(built: Web) -> None:
     assert sorted(listed) == sorted(after.values())
 
 
-def test_the_next_build_is_cached(built: Web) -> None:
+def made_by(web: Web, runs_before: int) -> dict[str, int]:
+    """Return stage -> parts that were made since."""
+    runs = dataset_of(web).runs().to_pylist()[runs_before:]
+    return {run["stage"]: run["parts_made"] for run in runs}
+
+
+def test_the_next_build_chooses_again_and_fetches_nothing(built: Web) -> None:
+    """Rows that a card showed, a pruning chose or others stood for are gone: what sees all rows is made anew."""
     take_down(dataset_of(built), names(url_of(built, 0)))
     urls = sql(Catalog(built.catalog), "select distinct url from web.source")["url"].to_pylist()
     asked = {url: built.server.hits[url] for url in urls}
-    outcome = up_to_date(order_of(built, 6))
-    assert outcome is not None
-    assert outcome.version.label == "web@3"
+    before = dataset_of(built).runs().num_rows
     again = build_here(order_of(built, 6))
-    assert (again.made, again.version.number) == (0, 3)
+    assert again.version.number == 4
+    assert made_by(built, before) == {"deduplicate": 1, "prune": 1, "report": 1, "samples": 3}
+    assert up_to_date(order_of(built, 6)) is not None
+    again = build_here(order_of(built, 6))
+    assert (again.made, again.version.number) == (0, 4)
     built.add_file("c", built.pictures(range(30, 32)))
     grown = build_here(order_of(built, 6))
-    assert grown.version.number == 4
+    assert grown.version.number == 5
     assert not [url for url in asked if built.server.hits[url] != asked[url]]
     taken = sql(Catalog(built.catalog), "select distinct stage, reason from web.verdicts where reason = 'taken_down'")
     assert taken.to_pylist() == [{"stage": "download", "reason": REASON}]
@@ -443,8 +452,14 @@ def check_killed(web: Web, tmp_path: Path, at: int, needles: dict[str, bytes], u
     assert traces(Path(dataset.storage.uri), needles) == {}
     assert [v.number for v in dataset.versions()] == [1, 2, 3]
     assert len(Ledger.read(dataset.storage).records) == 1
-    again = build_here(order_of(web, 6, str(target)))
-    assert (again.made, again.version.number) == (0, 3)
+    before = dataset.runs().num_rows
+    assert build_here(order_of(web, 6, str(target))).version.number == 4
+    assert {run["stage"] for run in dataset.runs().to_pylist()[before:]} == {
+        "deduplicate",
+        "prune",
+        "report",
+        "samples",
+    }
     for version in dataset.versions():
         assert {t: len(rows) for t, rows in content(dataset, version).items()} == {
             t: state.rows for t, state in version.tables.items()
@@ -486,7 +501,9 @@ def test_on_an_object_store(web: Web, s3: Callable[[], str]) -> None:
             assert not any(url in str(column.to_pylist()) for column in rows.columns), path
     left = sql(Catalog(catalog), "select * from web.images where shard is not null")
     assert all(d is not None and d[:2] == b"\xff\xd8" for d in ShardReader(dataset.storage).read(left))
-    assert build_here(order_of(web, 4, catalog)).made == 0
+    before = dataset.runs().num_rows
+    assert build_here(order_of(web, 4, catalog)).version.number == 3
+    assert "download" not in {run["stage"] for run in dataset.runs().to_pylist()[before:]}
 
 
 def test_the_command(built: Web, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
