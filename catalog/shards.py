@@ -28,7 +28,16 @@ ERASED: Final = "__taken_down__"
 """The member that stands where a sample was erased, all zeros. It has no extension: WebDataset's readers skip it."""
 _BLOCK: Final = tarfile.BLOCKSIZE
 _COPIED_BYTES: Final = 8 << 20
-_DECODE_REASONS: Final = ("not_an_image", "unsupported", "undecodable", "unencodable", "truncated", "too_", "empty")
+_DECODE_REASONS: Final = (
+    "not_an_image",
+    "unsupported",
+    "undecodable",
+    "unencodable",
+    "truncated",
+    "too_",
+    "decode_",
+    "empty",
+)
 """Reasons with these beginnings are img2dataset's `failed_to_resize`; every other is `failed_to_download`."""
 
 

@@ -39,6 +39,18 @@ def png_bomb(width: int = 30_000, height: int = 30_000, rows: int = 20) -> bytes
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
+def jpeg_bomb(width: int, height: int, scans: int, which: int = 5, empty: bool = False) -> bytes:
+    """Return a progressive JPEG whose scan number `which` comes `scans` times more, with its data or without."""
+    data = jpeg(width, height, progressive=True)
+    starts = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
+    start = starts[which]
+    following = [data.find(b"\xff\xc4", start), *starts[which + 1 : which + 2], len(data) - 2]
+    end = min(at for at in following if at > 0)
+    if empty:
+        end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+    return data[:-2] + data[start:end] * scans + b"\xff\xd9"
+
+
 def orientation_exif(orientation: int) -> bytes:
     """Return an EXIF block that says only this."""
     exif = Image.Exif()

@@ -39,7 +39,7 @@ class Download(Settings, MapStage):
     allow is part of the web, so, like the pictures, it may differ from build to build.
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     table: ClassVar[str] = "images"
     alive_only: ClassVar[bool] = False
 

@@ -61,6 +61,7 @@ REASONS: Final[dict[str, Reason]] = {
     "unencodable": Reason("the picture does not fit the stored format", "never"),
     "too_many_pixels": Reason("more pixels than the limit, by its header or after resizing", "never"),
     "too_long_side": Reason("a side is longer than the limit", "never"),
+    "too_complex": Reason("decoding would take more work or memory than the limit, by its header and markers", "never"),
     "too_small": Reason("the shorter side is below the recipe's minimum", "never"),
     "too_narrow": Reason("longer against shorter side is above the recipe's maximum", "never"),
     # the engine

@@ -1,0 +1,180 @@
+"""What every format's decoder shares: limits, headers, errors and the order of rows."""
+
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+MAX_PIXELS: Final = 1 << 27
+"""No limit can be set above this. OpenCV holds to it too, should a header say one size to us and another to it."""
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
+
+import cv2  # noqa: E402  (reads the variable above)
+import numpy as np  # noqa: E402
+
+cv2.setNumThreads(1)  # threads are the stages' to give out
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+"""uint8 (height, width, 3), RGB, C-contiguous."""
+
+STRIP_ROWS: Final = 256
+"""Rows that are converted at a time, so that no second copy of a large picture is made."""
+MAX_PIECES: Final = 1 << 16
+"""Segments, chunks or blocks of one file. A megabyte of metadata takes 16 JPEG segments; who writes thousands of
+empty ones wants their reader to work."""
+_EXIF_ORIENTATION: Final = 0x0112
+_KINDS: Final = {1: "B", 3: "H", 4: "I"}
+"""EXIF's types that an orientation comes in: byte, short (as it should be) and long."""
+
+
+class ImageError(Exception):
+    """Bytes that give no picture. `reason` is one of not_an_image, unsupported_format, truncated, undecodable,
+    unencodable, too_many_pixels, too_long_side, too_complex, decode_timeout; `detail` is the evidence."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is decoded at all. `Header.decode_bytes` says what memory a picture takes while it is decoded."""
+
+    max_pixels: int = 50_000_000
+    max_side_px: int = 32_768
+
+
+class Header(NamedTuple):
+    """What an image says of itself before it is decoded. Width and height are those of the upright picture."""
+
+    format: str
+    """A member of `catalog.image_formats.DECODED`."""
+    width: int
+    height: int
+    mode: str
+    """Pillow's: L, RGB, CMYK, P, RGBA, ..."""
+    orientation: int
+    """EXIF's 1..8; 1 is upright."""
+    pixel_bytes: int = 8
+    """Memory that a pixel takes while it is decoded, the result included."""
+    bounded: bool = True
+    """Whether pixels and bytes bound the CPU time of decoding. Where they do not, `decode_apart` has a watchdog."""
+
+    @property
+    def decode_bytes(self) -> int:
+        """Return the memory that decoding takes at most, the compressed bytes aside."""
+        return self.width * self.height * self.pixel_bytes
+
+
+def check(header: Header, limits: Limits) -> None:
+    """Raise ImageError where a header is over the limits."""
+    width, height = header.width, header.height
+    if max(width, height) > limits.max_side_px:
+        raise ImageError("too_long_side", f"{width} x {height}, limit {limits.max_side_px} a side")
+    if width * height > limits.max_pixels:
+        raise ImageError("too_many_pixels", f"{width} x {height}, limit {limits.max_pixels}")
+
+
+def too_many_pieces(format_: str, what: str) -> ImageError:
+    """Return the error of a file whose structure alone would take long to read."""
+    return ImageError("too_complex", f"{format_}: more than {MAX_PIECES} {what}")
+
+
+def broken(error: Exception | str | None, format_: str, early: bool = False) -> ImageError:
+    """Return the error of a file that could not be decoded; `early`: because it lacks its end."""
+    text = " ".join(str(error or "no picture").split()) or type(error).__name__
+    early = early or any(sign in text.lower() for sign in ("truncated", "unexpected end"))
+    return ImageError("truncated" if early else "undecodable", f"{format_}: {text[:160]}")
+
+
+def orientation_of(exif: bytes | None) -> int:
+    """Return the orientation that an EXIF block holds, 1..8; 1 where it is missing or the block is broken.
+
+    Only the first directory's entries are read: a hostile block can make a general reader copy megabytes an entry.
+    """
+    block = exif or b""
+    if block[:6] == b"Exif\0\0":
+        block = block[6:]
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None or len(block) < 10:
+        return 1
+    (at,) = struct.unpack_from(order + "I", block, 4)
+    if at + 2 > len(block):
+        return 1
+    (count,) = struct.unpack_from(order + "H", block, at)
+    entries = block[at + 2 : at + 2 + 12 * count]
+    for tag, kind, values, value in struct.iter_unpack(order + "HHI4s", entries[: len(entries) // 12 * 12]):
+        if tag == _EXIF_ORIENTATION:
+            found = struct.unpack_from(order + _KINDS[kind], value)[0] if kind in _KINDS and values == 1 else 1
+            return found if 1 <= found <= 8 else 1
+    return 1
+
+
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Return the picture as EXIF says that it should be seen."""
+    if orientation == 1:
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def imdecode(data: bytes, flags: int, format_: str, early: bool = False) -> Pixels:
+    """Return what OpenCV decodes. Raises ImageError."""
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise broken(error, format_, early) from error
+    if pixels is None:
+        raise broken(None, format_, early)
+    return np.asarray(pixels)
+
+
+def grey_to_rgb(grey: Pixels) -> Pixels:
+    """Return three equal channels of one, uint8."""
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(grey), cv2.COLOR_GRAY2RGB))
+
+
+def in_strips(height: int, width: int, strip: Callable[[int, int], Pixels]) -> Pixels:
+    """Return the picture whose rows `strip(top, bottom)` gives as uint8 (rows, width, 3)."""
+    result = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, STRIP_ROWS):
+        bottom = min(height, top + STRIP_ROWS)
+        result[top:bottom] = strip(top, bottom)
+    return result
+
+
+def on_white(height: int, width: int, strip: Callable[[int, int], Pixels], alpha_may_be_junk: bool = False) -> Pixels:
+    """Return the picture whose rows `strip(top, bottom)` gives as uint8 (rows, width, 4), RGBA, composited on white.
+
+    An alpha of 0 at every pixel would show nothing. Over colours that differ it is taken for unused, and the colours
+    are the picture; over one single colour, the picture is white. With `alpha_may_be_junk` (BMP, whose fourth byte
+    has no meaning in most files) the colours count in either case.
+    """
+    seen = False
+
+    def blended(top: int, bottom: int) -> Pixels:
+        nonlocal seen
+        rgba = strip(top, bottom)
+        alpha = rgba[..., 3:]
+        seen = seen or bool(alpha.any())
+        if alpha.min() == 255:
+            return rgba[..., :3]
+        alpha = alpha.astype(np.uint16)
+        return np.asarray((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255)
+
+    result = in_strips(height, width, blended)
+    if seen:
+        return result
+    colours = in_strips(height, width, lambda top, bottom: strip(top, bottom)[..., :3])
+    return result if _flat(colours) and not alpha_may_be_junk else colours
+
+
+def _flat(colours: Pixels) -> bool:
+    return all((colours[top : top + STRIP_ROWS] == colours[0, 0]).all() for top in range(0, len(colours), STRIP_ROWS))
