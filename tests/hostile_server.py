@@ -9,8 +9,9 @@ import itertools
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Self
+from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
 
@@ -25,7 +26,8 @@ class HostileServer:
         self.requests: dict[str, Any] = {}
         """The headers of the last request, by URL."""
         self._handlers: dict[str, Handler] = {}
-        self._raw: dict[str, bytes] = {}
+        self._raw: dict[bytes, tuple[Iterable[bytes], float]] = {}
+        self.raw_connections = 0
         self._names = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -73,18 +75,29 @@ class HostileServer:
         return await handler(request) if handler else web.Response(status=404)
 
     async def _answer_raw(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.raw_connections += 1
         try:
-            line = await reader.readline()
-            name = line.split()[1].decode().removeprefix("/")
-            self.hits[f"http://127.0.0.1:{self.raw_port}/{name}"] += 1
-            while (await reader.readline()).strip():
-                pass
-            writer.write(self._raw.get(name, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"))
-            await writer.drain()
+            while line := await reader.readline():
+                await self._answer_one(line, reader, writer)
+                if not line.split()[1].endswith(b"?keep"):
+                    break
         except (ConnectionError, IndexError):
             pass
         finally:
             writer.close()
+
+    async def _answer_one(self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        name = line.split()[1].decode().removeprefix("/")
+        self.hits[f"http://127.0.0.1:{self.raw_port}/{name}"] += 1
+        while (await reader.readline()).strip():
+            pass
+        missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+        pieces, pause_s = self._raw.get(unquote_to_bytes(name.partition("?")[0]), ([missing], 0.0))
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            if pause_s:
+                await asyncio.sleep(pause_s)
 
     # ---- behaviours
 
@@ -178,9 +191,17 @@ class HostileServer:
         return self.add(handler)
 
     def raw(self, data: bytes) -> str:
-        """Answer with these very bytes, headers and all or none, and hang up."""
+        """Answer with these very bytes, headers and all or none, and hang up; not so for a URL with `?keep`."""
+        return self.raw_pieces([data])
+
+    def raw_at(self, path: bytes, data: bytes) -> None:
+        """Answer with these very bytes at a path (without its first slash) of any bytes."""
+        self._raw[path] = [data], 0.0
+
+    def raw_pieces(self, pieces: Iterable[bytes], pause_s: float = 0.0) -> str:
+        """Answer with these very bytes, one piece after the other, which may never end, and hang up."""
         name = str(next(self._names))
-        self._raw[name] = data
+        self._raw[name.encode()] = pieces, pause_s
         return f"http://127.0.0.1:{self.raw_port}/{name}"
 
     def gzip_bomb(self, size: int = 1 << 27) -> str:

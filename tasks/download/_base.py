@@ -66,6 +66,12 @@ class Settings(Config):
     crawl_wait_s: float = Field(
         60, ge=0, description="longest wait for a turn where robots.txt has a Crawl-delay; later ones are rate_limited"
     )
+    host_wait_s: float = Field(
+        60,
+        ge=0,
+        description="longest that a part waits in all for a host that answers 429, or 503 with Retry-After; "
+        "one that goes on so is left alone: its later rows are host_busy",
+    )
     allow_hosts: tuple[str, ...] = Field((), description="`host` or `host:port` allowed though not public")
     verify_hash: VerifyHash | None = None
 

@@ -121,3 +121,12 @@ def read_local(file: LocalFile, max_bytes: int) -> bytes:
     if file.size is not None and len(body) < file.size:
         raise FetchError("unreadable_file", f"{file.path}: ends before {file.offset + file.size}")
     return body
+
+
+def begins_as_picture(body: bytes) -> bool:
+    """Return whether bytes are in an image format that is read here, whole or not."""
+    try:
+        images.inspect(body)
+    except images.ImageError as error:
+        return error.reason != "not_an_image"
+    return True

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any, Final
+from urllib.parse import quote
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
@@ -23,9 +24,12 @@ from tasks.download.reasons import FetchError
 
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 _SCHEMES: Final = ("http", "https")
-_HOST: Final = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(%[!-~]+)?")  # international names are punycode by now
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]+")  # international names are punycode by now
+_IPV6: Final = re.compile(r"[0-9A-Fa-f:.]+(%[!-~]+)?")
 _AS_IT_IS: Final = re.compile(r"[!#-;=?-\[\]_a-z~]+")
 """URLs that need no quoting are sent unchanged: some servers sign the very spelling."""
+_SAFE: Final = "".join(char for char in map(chr, range(33, 127)) if _AS_IT_IS.fullmatch(char))
+_UP_TO_PATH: Final = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://[^/?#\\]*)?")
 
 
 def is_public(address: str) -> bool:
@@ -91,12 +95,47 @@ def check_url(text: str, allowed: AllowedHosts, base: URL | None = None) -> URL:
         raise FetchError("bad_url", str(error)) from error
     if url.scheme and url.scheme not in _SCHEMES:
         raise FetchError("bad_scheme", url.scheme)
-    if not url.scheme or port is None or not _HOST.fullmatch(host):
+    if not url.scheme or not port or not _possible(host):
         raise FetchError("bad_url", text)
     address = _written_address(host)
     if address and not is_public(address) and not allowed.names(host, port):
         raise FetchError("private_address", f"{host}:{port}")
     return url
+
+
+def check_target(location: str, allowed: AllowedHosts, base: URL) -> URL:
+    """Return the URL that a Location header, as aiohttp decodes it, redirects to. Raises FetchError as `check_url`.
+
+    Bytes of whatever encoding stay those bytes, percent-encoded, as browsers, curl and urllib send them. Only the host
+    is read as text, which must be UTF-8.
+    """
+    location = location.strip()
+    host = _UP_TO_PATH.match(location)
+    rest = location[host.end() :] if host else location
+    quoted = quote(rest.encode("utf-8", "surrogateescape"), safe=_SAFE)
+    return check_url((host[0] if host else "") + quoted, allowed, base)
+
+
+def _possible(host: str) -> bool:
+    """Return whether a host can have an address at all. DNS has no empty label, none over 63 bytes, no name over 253;
+    and what begins as punycode must be punycode."""
+    if ":" in host:
+        return _IPV6.fullmatch(host) is not None
+    name = host.removesuffix(".").lower()
+    labels = name.split(".")
+    return (
+        _NAME.fullmatch(name) is not None
+        and len(name) <= 253
+        and all(0 < len(label) <= 63 for label in labels)
+        and all(_is_punycode(label[4:]) for label in labels if label.startswith("xn--"))
+    )
+
+
+def _is_punycode(text: str) -> bool:
+    try:
+        return bool(text.encode("ascii").decode("punycode"))
+    except (UnicodeError, ValueError, OverflowError):
+        return False
 
 
 def _written_address(host: str) -> str | None:

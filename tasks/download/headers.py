@@ -1,9 +1,10 @@
 """What response headers ask for: not to be used, or not to be asked again so soon."""
 
+import math
 import re
 import time
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Final
 
@@ -15,6 +16,12 @@ _VALUED: Final = ("unavailable_after", "max-snippet", "max-image-preview", "max-
 _MOST_STREAMS: Final = 64
 """Of gzip files that follow each other in one body: each costs a copy of what comes after it."""
 _MOST_ENCODINGS: Final = 4
+_INFLATED: Final = ("gzip", "x-gzip", "deflate")
+_OTHERS: Final = ("compress", "x-compress", "br", "zstd", "dcb", "dcz", "exi", "pack200-gzip", "aes128gcm")
+_CODINGS: Final = frozenset((*_INFLATED, *_OTHERS))
+"""IANA's list of content codings; all other names mean nothing."""
+_LEAST_UNIX_TIME: Final = 1_000_000_000
+_RANGE: Final = re.compile(r"bytes\s+(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII | re.IGNORECASE)
 
 
 def opted_out(robots_tags: Iterable[str], token: str, directives: Collection[str]) -> str | None:
@@ -49,28 +56,64 @@ def _product(agent: str) -> str:
 
 
 def retry_after_s(value: str | None) -> float | None:
-    """Return the pause that Retry-After asks for, seconds or a date, or None where it says nothing readable."""
+    """Return the pause that Retry-After asks for, or None where it says nothing readable.
+
+    Seconds or a date, by the standard. Some servers send a Unix time, in seconds or milliseconds: a number too large to
+    be a pause is taken for one. A time that has passed is no pause: 0.
+    """
     if value is None:
         return None
+    now = time.time()
     try:
-        return max(0.0, float(value))
+        number = float(value)
+        if not math.isfinite(number):
+            return None
+        if number > _LEAST_UNIX_TIME:
+            number = number / (1000 if number > 1000 * _LEAST_UNIX_TIME else 1) - now
+        return max(0.0, number)
     except ValueError:
         pass
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
+    except (ValueError, TypeError, OverflowError, IndexError):
         return None
 
 
-def decompressed(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Undo a Content-Encoding that was not asked for. Raises FetchError: bad_encoding, body_too_large."""
-    names = [name for part in encoding.split(",") if (name := part.strip().lower()) not in ("", "identity")]
-    if len(names) > _MOST_ENCODINGS:
-        raise FetchError("bad_encoding", f"{len(names)} encodings, one over the other")
-    for name in reversed(names):
-        if name not in ("gzip", "x-gzip", "deflate"):
-            raise FetchError("bad_encoding", f"{name}, though identity was asked for")
-        body = _inflated(body, name, max_bytes)
+def cut_short(content_range: str | None) -> str | None:
+    """Return what a Content-Range says of a body that is not the whole, or None where it is, or says nothing."""
+    found = _RANGE.fullmatch((content_range or "").strip())
+    if found is None:
+        return None
+    first, last, size = found.groups()
+    whole = int(first) == 0 and (size == "*" or int(last) + 1 >= int(size))
+    return None if whole else f"bytes {first}-{last}/{size}"
+
+
+def encodings(values: Iterable[str]) -> tuple[str, ...]:
+    """Return the content codings that a response declares, in the order in which they were applied.
+
+    What is no coding (`utf-8`, `none`, `aws-chunked`, a media type: object stores and scripts set such values) changes
+    no byte, so it is dropped.
+    """
+    names = (part.strip().lower() for value in values for part in value.split(","))
+    return tuple(name for name in names if name in _CODINGS)
+
+
+def decompressed(body: bytes, codings: Sequence[str], max_bytes: int, plain: Callable[[bytes], bool]) -> bytes:
+    """Undo content codings that were not asked for. Raises FetchError: bad_encoding, body_too_large.
+
+    Where that fails, and `plain` knows the bytes as they are, they are returned: then the header was wrong.
+    """
+    try:
+        if len(codings) > _MOST_ENCODINGS:
+            raise FetchError("bad_encoding", f"{len(codings)} encodings, one over the other")
+        for name in reversed(codings):
+            if name not in _INFLATED:
+                raise FetchError("bad_encoding", f"{name}, though identity was asked for")
+            body = _inflated(body, name, max_bytes)
+    except FetchError as error:
+        if error.reason != "bad_encoding" or not plain(body):
+            raise
     return body
 
 

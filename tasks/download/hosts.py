@@ -1,4 +1,20 @@
-"""Politeness, host by host: so many requests at once, pauses that the host asked for, and when to leave it alone."""
+"""Politeness, host by host: so many requests at once, the pauses that a host asks for, and when to leave it alone.
+
+A host in trouble costs a part a bounded time, however many rows ask for it:
+
+- *refusals* (429, or 503 with Retry-After): the host is paused for what it asks for, or for a backoff that doubles, and
+  then asked one request at a time until one succeeds. All pauses of a host together are at most `wait_s`. After
+  `BUSY_AFTER` rows in a row that were refused when they first asked, it is left alone: `host_busy`. (A row that asks
+  again says more of its own URL: some hosts answer 429 for single URLs, always.)
+- *silence* (time-outs, connections that fail, a name that cannot be resolved): after `DOWN_AFTER` in a row it is left
+  alone: `host_down`, or `dns_failed`.
+
+A host that is left alone is asked by one row after a while (`FIRST_PROBE_S`, twice that the next time, and so on up to
+`LONGEST_PAUSE_S`); where that row succeeds, all later rows are asked as before.
+
+What is known of hosts is one part's own. A part is made on one actor, so the number of actors changes no result; which
+rows of a host that recovers in the middle of a part find it well again depends on time, as the host itself does.
+"""
 
 import asyncio
 import time
@@ -9,76 +25,181 @@ from typing import Final
 from tasks.download.reasons import FetchError
 
 DOWN_AFTER: Final = 20
-"""Timeouts in a row, without a single response, after which a host is not asked again."""
+"""Requests in a row without a complete response, after which a host is left alone."""
+
+BUSY_AFTER: Final = 8
+"""Rows in a row that were refused when they first asked, after which a host is left alone. Those in flight together
+count once."""
 
 LONGEST_PAUSE_S: Final = 60.0
-"""A host that asks for a longer pause is left alone until a later build."""
+"""A host that asks for a longer pause is asked again after this."""
+
+FIRST_PROBE_S: Final = 5.0
+"""So long a host is left alone at first."""
+
+Place = tuple[str, int]
 
 
 class _Host:
-    def __init__(self, at_once: int) -> None:
+    def __init__(self, place: Place, at_once: int) -> None:
+        self.name = f"{place[0]}:{place[1]}"
         self.slots = asyncio.Semaphore(at_once)
-        self.not_before = 0.0
-        self.next_turn = 0.0
-        self.timeouts = 0
         self.users = 0
+        self.next_turn = 0.0
+        # refusals
+        self.not_before = 0.0
+        self.waited_s = 0.0
+        self.refusals = 0
+        self.refused_rows = 0
+        self.wave = 0
+        self.alone = False
+        self.free = asyncio.Event()
+        # silence
+        self.misses = 0
+        self.last_miss = ""
+        # left alone
+        self.probe_at = 0.0
+        self.probe_pause_s = 0.0
+
+    @property
+    def left_alone(self) -> FetchError | None:
+        """The failure of the rows that are not asked, or None."""
+        if self.refused_rows >= BUSY_AFTER:
+            return FetchError("host_busy", f"{self.name}: refused {BUSY_AFTER} rows in a row (429 or 503)")
+        if self.misses >= DOWN_AFTER:
+            reason = "dns_failed" if self.last_miss == "dns_failed" else "host_down"
+            detail = f"{self.name}: {DOWN_AFTER} requests in a row without a response (the last: {self.last_miss})"
+            return FetchError(reason, detail, retry="later")
+        return None
+
+    @property
+    def forgettable(self) -> bool:
+        calm = not (self.users or self.misses or self.refusals or self.waited_s)
+        return calm and self.next_turn <= time.monotonic()
+
+
+class Turn:
+    """One request's turn at a host. One of the methods, at most, says what came of it."""
+
+    def __init__(self, host: _Host, first: bool, backoff_s: float, wait_s: float) -> None:
+        self._host = host
+        self._first = first
+        self._wave = host.wave
+        self._backoff_s = backoff_s
+        self._wait_s = wait_s
+
+    def answered(self) -> None:
+        """Note a complete response, whatever it says."""
+        host = self._host
+        host.misses = 0
+        host.probe_pause_s = 0.0
+        if self._wave == host.wave:
+            host.refusals = host.refused_rows = 0
+
+    def missed(self, reason: str) -> None:
+        """Note that no complete response came; `reason` is the row's."""
+        self._host.misses += 1
+        self._host.last_miss = reason
+        self._leave_alone()
+
+    def refused(self, pause_s: float | None) -> None:
+        """Note a refusal, and pause the host: `pause_s` is what it asks for."""
+        host = self._host
+        host.misses = 0
+        if self._wave == host.wave:  # the first of those that were in flight together
+            host.wave += 1
+            host.refusals += 1
+            host.refused_rows += self._first
+            pause_s = max(pause_s or 0.0, self._backoff_s * 2.0 ** (host.refusals - 1))
+        self._pause(min(pause_s or 0.0, LONGEST_PAUSE_S))
+        self._leave_alone()
+
+    def _pause(self, pause_s: float) -> None:
+        host, now = self._host, time.monotonic()
+        begins = max(now, host.not_before)
+        more_s = min(now + pause_s - begins, self._wait_s - host.waited_s)
+        if more_s > 0:
+            host.not_before = begins + more_s
+            host.waited_s += more_s
+
+    def _leave_alone(self) -> None:
+        host = self._host
+        if host.left_alone and time.monotonic() >= host.probe_at:
+            host.probe_pause_s = min(max(FIRST_PROBE_S, 2 * host.probe_pause_s), LONGEST_PAUSE_S)
+            host.probe_at = time.monotonic() + host.probe_pause_s
 
 
 class Hosts:
-    """The hosts that are being asked. Those that nobody asks, and that gave no trouble, are forgotten."""
+    """The hosts that are being asked. Those that nobody asks, and that gave no trouble, are forgotten.
 
-    def __init__(self, per_host: int, longest_wait_s: float = LONGEST_PAUSE_S) -> None:
+    `crawl_wait_s`: longest wait for a turn that a Crawl-delay asks for. `wait_s`: all pauses of one host together.
+    `backoff_s`: the first pause where a host refuses and names none.
+    """
+
+    def __init__(self, per_host: int, crawl_wait_s: float, wait_s: float, backoff_s: float) -> None:
         self._per_host = per_host
-        self._longest_wait_s = longest_wait_s
-        self._hosts: dict[tuple[str, int], _Host] = {}
+        self._crawl_wait_s = crawl_wait_s
+        self._wait_s = wait_s
+        self._backoff_s = backoff_s
+        self._hosts: dict[Place, _Host] = {}
 
     @asynccontextmanager
-    async def slot(self, place: tuple[str, int], delay_s: float = 0.0) -> AsyncIterator[None]:
+    async def slot(self, place: Place, delay_s: float = 0.0, first: bool = True) -> AsyncIterator[Turn]:
         """Hold one of the host's slots, after the pause that it asked for, `delay_s` after the one before.
 
-        Raises FetchError: host_down; rate_limited, also where the turn would come after the longest wait.
+        `first`: the row asks for the first time.
+
+        Raises FetchError: host_down, host_busy, dns_failed where the host is left alone; rate_limited where the turn
+        would come after the longest wait.
         """
-        host = self._hosts.setdefault(place, _Host(self._per_host))
+        host = self._hosts.get(place)
+        if host is None:
+            host = self._hosts[place] = _Host(place, self._per_host)
         host.users += 1
         try:
             async with host.slots:
-                if host.timeouts >= DOWN_AFTER:
-                    raise FetchError("host_down", f"{place[0]}:{place[1]}, {host.timeouts} timeouts in a row")
-                while (pause_s := host.not_before - time.monotonic()) > 0:
-                    if pause_s > LONGEST_PAUSE_S:
-                        raise FetchError("rate_limited", f"the host asks to wait {pause_s:.0f} s", retry="later")
-                    await asyncio.sleep(pause_s)
-                if delay_s:
-                    await self._turn(host, delay_s)
-                yield
+                alone = await self._admitted(host)
+                try:
+                    if delay_s:
+                        await self._crawl_turn(host, delay_s)
+                    yield Turn(host, first, self._backoff_s, self._wait_s)
+                finally:
+                    if alone:
+                        host.alone = False
+                        host.free.set()
         finally:
             host.users -= 1
-            if not host.users and not host.timeouts and max(host.not_before, host.next_turn) <= time.monotonic():
+            if host.forgettable:
                 self._hosts.pop(place, None)
 
-    async def _turn(self, host: _Host, delay_s: float) -> None:
+    async def _admitted(self, host: _Host) -> bool:
+        """Wait until the host may be asked; return whether by this row alone. Raises FetchError."""
+        while True:
+            now = time.monotonic()
+            failed = host.left_alone
+            if failed and (host.alone or now < host.probe_at):
+                raise failed
+            if not failed and now < host.not_before:
+                await asyncio.sleep(host.not_before - now)
+            elif not failed and not host.refusals:
+                return False
+            elif host.alone:
+                await host.free.wait()
+            else:
+                host.alone = True
+                host.free.clear()
+                return True
+
+    async def _crawl_turn(self, host: _Host, delay_s: float) -> None:
         """Wait for a turn, and put the next one `delay_s` behind it."""
         now = time.monotonic()
         turn = max(now, host.next_turn)
-        if turn - now > self._longest_wait_s:
+        if turn - now > self._crawl_wait_s:
             raise FetchError(
                 "rate_limited",
                 f"robots.txt: Crawl-delay {delay_s:g} s; the turn would come in {turn - now:.0f} s, "
-                f"limit {self._longest_wait_s:g} s",
+                f"limit {self._crawl_wait_s:g} s",
                 retry="later",
             )
         host.next_turn = turn + delay_s
         await asyncio.sleep(turn - now)
-
-    def pause(self, place: tuple[str, int], pause_s: float) -> None:
-        """Ask this host nothing for a while. Only where its slot is held."""
-        host = self._hosts[place]
-        host.not_before = max(host.not_before, time.monotonic() + pause_s)
-
-    def answered(self, place: tuple[str, int]) -> None:
-        """Note that the host is alive. Only where its slot is held."""
-        self._hosts[place].timeouts = 0
-
-    def timed_out(self, place: tuple[str, int]) -> None:
-        """Note a request without any response. Only where its slot is held."""
-        self._hosts[place].timeouts += 1

@@ -22,14 +22,22 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from tasks.download._base import LocalFile, Outcome, Request, Settings
-from tasks.download._picture import PictureMaker, read_local
-from tasks.download.addresses import AllowedHosts, PrivateAddressError, PublicResolver, check_url, public_socket
+from tasks.download._picture import PictureMaker, begins_as_picture, read_local
+from tasks.download.addresses import (
+    AllowedHosts,
+    PrivateAddressError,
+    PublicResolver,
+    check_target,
+    check_url,
+    public_socket,
+)
 from tasks.download.budget import ByteBudget, Holding, NoRoomError
-from tasks.download.headers import decompressed, opted_out, retry_after_s
-from tasks.download.hosts import LONGEST_PAUSE_S, Hosts
+from tasks.download.headers import cut_short, decompressed, encodings, opted_out, retry_after_s
+from tasks.download.hosts import LONGEST_PAUSE_S, Hosts, Place, Turn
 from tasks.download.permission import Memory, Permission
 from tasks.download.reasons import FetchError, of_status
 from tasks.download.robots import AGENT
+from tasks.download.wire import LenientConnector, WireError
 
 WINDOW_ROWS: Final = 4096
 """Rows between the oldest unfinished one and the newest started: a slow server holds up nobody within it."""
@@ -38,6 +46,8 @@ _FIRST_BYTES: Final = 256 << 10
 """Reserved before a response is read; most images fit."""
 _NEXT_BYTES: Final = 1 << 20
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
+_NETWORK: Final = ("timeout", "connection_failed", "dns_failed")
+"""Failures that say nothing of the row and something of its host."""
 _RESOLVER_THREADS: Final = 16
 _SITE_BYTES: Final = 500 << 10
 """Of a robots.txt or its like; what comes after is not read (RFC 9309, section 2.5)."""
@@ -89,7 +99,7 @@ class _Fetcher:
         self._thread = threading.Thread(target=self._loop.run_forever, name="download", daemon=True)
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._site_slots = asyncio.Semaphore(settings.concurrency)  # its own: who waits for them may hold one of those
-        self._hosts = Hosts(settings.per_host, settings.crawl_wait_s)
+        self._hosts = Hosts(settings.per_host, settings.crawl_wait_s, settings.host_wait_s, settings.backoff_s)
         self._permission = Permission(settings, self._allowed, memory, self._site_file, self._decoders)
         self._resolver = resolver
 
@@ -109,7 +119,7 @@ class _Fetcher:
         self._loop.close()
 
     async def _open(self) -> None:
-        connector = aiohttp.TCPConnector(
+        connector = LenientConnector(
             limit=0,  # `_slots` and `_hosts` hold the limits
             ssl=_tls(),
             resolver=PublicResolver(self._allowed, self._resolver),
@@ -179,19 +189,19 @@ class _Fetcher:
         delay_s = await self._permission.to_ask(url)
         for attempt in range(self._settings.retries + 1):
             try:
-                return await self._in_turn(url, delay_s, outcome, holding)
+                return await self._in_turn(url, delay_s, attempt == 0, outcome, holding)
             except FetchError as error:
                 holding.shrink(0)
-                pause_s = error.pause_s or self._backoff_s(request.url, attempt)
-                if error.retry != "now" or attempt == self._settings.retries or pause_s > LONGEST_PAUSE_S:
+                too_long = (error.pause_s or 0.0) > LONGEST_PAUSE_S
+                if error.retry != "now" or attempt == self._settings.retries or too_long:
                     raise
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(self._backoff_s(request.url, attempt))  # what the host asks for, `Hosts` waits for
         raise AssertionError("the last attempt returns or raises")
 
     def _backoff_s(self, url: str, attempt: int) -> float:
         return self._settings.backoff_s * float(2**attempt) * (0.75 + _spread(url) / 2)
 
-    async def _in_turn(self, url: URL, delay_s: float, outcome: Outcome, holding: Holding) -> bytes:
+    async def _in_turn(self, url: URL, delay_s: float, first: bool, outcome: Outcome, holding: Holding) -> bytes:
         """Ask once, redirects and all, each host in its turn, as soon as the slots and the memory allow it; again where
         the memory did not last."""
         outcome.http_status = outcome.final_url = None
@@ -199,32 +209,52 @@ class _Fetcher:
         needed = _FIRST_BYTES
         while True:
             try:
-                async with self._hosts.slot(_place(url), delay_s), self._slots:
+                async with self._hosts.slot(_place(url), delay_s, first) as turn, self._slots:
                     holding.grow(needed)
-                    return await self._attempt(url, left, outcome, holding)
+                    return await self._attempt(url, turn, left, outcome, holding)
             except _MovedError as moved:
-                url, delay_s = moved.url, moved.delay_s
-                holding.shrink(0)  # who waits for a slot must not hold what others need to end
+                target: URL | None = moved.url
             except NoRoomError as error:
-                needed = error.size
+                target, needed = None, error.size
+            # Not above, where the error's frames would keep what was read while this row waits.
+            if target is None:
                 left.seconds = self._settings.timeout_s
                 await holding.wait_for(needed)
+            else:
+                holding.shrink(0)  # who waits for a slot must not hold what others need to end
+                url, delay_s = target, await self._permission.to_ask(target)
 
-    async def _attempt(self, url: URL, left: "_Left", outcome: Outcome, holding: Holding) -> bytes:
-        """Ask one host, within what is left of `timeout_s`. Raises _MovedError where it redirects to another one."""
+    async def _attempt(self, url: URL, turn: Turn, left: "_Left", outcome: Outcome, holding: Holding) -> bytes:
+        """Ask one host, within what is left of `timeout_s`, and let it be known how it took that.
+
+        Raises _MovedError where it redirects to another one.
+        """
+        allowed_s = left.seconds
+        try:
+            body = await self._within(url, left, outcome, holding)
+        except FetchError as error:
+            if _refusal(error):
+                turn.refused(error.pause_s)
+            elif error.reason not in _NETWORK:
+                turn.answered()
+            elif error.reason != "timeout" or allowed_s >= self._settings.timeout_s / 2:  # or another host took it all
+                turn.missed(error.reason)
+            raise
+        except _MovedError:
+            turn.answered()
+            raise
+        turn.answered()
+        return body
+
+    async def _within(self, url: URL, left: "_Left", outcome: Outcome, holding: Holding) -> bytes:
+        """Ask one host, within what is left of `timeout_s`."""
         before, outcome.http_status = outcome.http_status, None
         began = time.monotonic()
         try:
             async with asyncio.timeout(left.seconds):
                 return await self._follow(url, left, outcome, holding)
         except TimeoutError as error:
-            if outcome.http_status is None:
-                self._hosts.timed_out(_place(url))
             raise FetchError("timeout", f"over {self._settings.timeout_s:g} s") from error
-        except FetchError as error:
-            if error.reason == "rate_limited" and error.pause_s is not None:
-                self._hosts.pause(_place(url), error.pause_s)
-            raise
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _classified(error) from error
         finally:
@@ -237,7 +267,6 @@ class _Fetcher:
         while True:
             async with self._session.get(url, allow_redirects=False) as response:
                 outcome.http_status = response.status
-                self._hosts.answered(place)
                 if response.status not in _REDIRECTS:
                     self._check(response)
                     await self._permission.to_read(url, response.headers)
@@ -247,9 +276,8 @@ class _Fetcher:
             if left.redirects == 0:
                 raise FetchError("redirect_limit", f"more than {self._settings.max_redirects}")
             left.redirects -= 1
-            delay_s = await self._permission.to_ask(url)
-            if delay_s or _place(url) != place:
-                raise _MovedError(url, delay_s)
+            if _place(url) != place or await self._permission.to_ask(url):
+                raise _MovedError(url)
 
     def _target(self, response: aiohttp.ClientResponse, url: URL) -> URL:
         """Return where a redirect leads to."""
@@ -257,14 +285,14 @@ class _Fetcher:
         if not target:
             raise FetchError("bad_redirect", f"{response.status} without Location")
         try:
-            return check_url(target, self._allowed, base=url)
+            return check_target(target, self._allowed, url)
         except FetchError as error:
             if error.reason == "bad_url":
-                raise FetchError("bad_redirect", f"to {target}") from error
+                raise FetchError("bad_redirect", f"to {target}: {error.detail}") from error
             raise FetchError(error.reason, f"redirected to {target}") from error
 
     def _check(self, response: aiohttp.ClientResponse) -> None:
-        if response.status != 200:
+        if not 200 <= response.status < 300:
             pause_s = retry_after_s(response.headers.get("Retry-After"))
             raise FetchError(of_status(response.status), f"HTTP {response.status}", pause_s)
         s = self._settings
@@ -272,13 +300,16 @@ class _Fetcher:
         tag = opted_out(tags, s.user_agent_token or AGENT, s.disallowed_header_directives)
         if tag is not None:
             raise FetchError("opted_out", f"X-Robots-Tag: {tag}")
+        part = cut_short(response.headers.get("Content-Range")) if response.status == 206 else None
+        if part is not None:
+            raise FetchError("incomplete_body", f"HTTP 206: {part}")
         if (response.content_length or 0) > s.max_bytes:
             raise FetchError("body_too_large", f"{response.content_length} bytes announced, limit {s.max_bytes}")
 
     async def _body(self, response: aiohttp.ClientResponse, holding: Holding) -> bytes:
         max_bytes = self._settings.max_bytes
-        encoding = response.headers.get("Content-Encoding")
-        holding.grow(max(response.content_length or 0, 2 * max_bytes if encoding else 0))
+        codings = encodings(response.headers.getall("Content-Encoding", []))
+        holding.grow(max(response.content_length or 0, 2 * max_bytes if codings else 0))
         body = bytearray()
         async for chunk in response.content.iter_any():
             body += chunk
@@ -289,7 +320,9 @@ class _Fetcher:
                     holding.grow(len(body) + _NEXT_BYTES)
                 except NoRoomError:
                     raise NoRoomError(max_bytes) from None  # once is enough: the next time it has all that it may need
-        return decompressed(bytes(body), encoding, max_bytes) if encoding else bytes(body)
+        if not body and response.status != 200:
+            raise FetchError("unexpected_status", f"HTTP {response.status}")
+        return decompressed(bytes(body), codings, max_bytes, begins_as_picture) if codings else bytes(body)
 
     # ---- files that speak for a whole host
 
@@ -305,7 +338,7 @@ class _Fetcher:
             except TimeoutError:
                 failed = FetchError("timeout", f"over {self._settings.timeout_s:g} s")
             except FetchError as error:
-                failed = error
+                failed = error.bare()
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 failed = _classified(error)
             if failed.retry != "now" or attempt == self._settings.retries:
@@ -332,9 +365,9 @@ class _Fetcher:
             body += chunk
             if len(body) > _SITE_BYTES:
                 break
-        encoding = response.headers.get("Content-Encoding")
-        if encoding:
-            body = bytearray(decompressed(bytes(body), encoding, _SITE_BYTES))
+        codings = encodings(response.headers.getall("Content-Encoding", []))
+        if codings:
+            body = bytearray(decompressed(bytes(body), codings, _SITE_BYTES, _is_text))
         if len(body) > _SITE_BYTES:
             lines = max(body.rfind(end, 0, _SITE_BYTES) for end in (b"\n", b"\r"))
             del body[lines + 1 :]  # a rule that is cut would say something else
@@ -344,10 +377,9 @@ class _Fetcher:
 class _MovedError(Exception):
     """A redirect to a host, or a URL, that has a turn of its own."""
 
-    def __init__(self, url: URL, delay_s: float) -> None:
+    def __init__(self, url: URL) -> None:
         super().__init__(url)
         self.url = url
-        self.delay_s = delay_s
 
 
 @dataclass(slots=True)
@@ -359,9 +391,18 @@ class _Left:
     redirects: int
 
 
-def _place(url: URL) -> tuple[str, int]:
+def _place(url: URL) -> Place:
     """Return what `Hosts` knows a host by."""
     return url.host or "", url.port or 0
+
+
+def _refusal(error: FetchError) -> bool:
+    """Return whether the host refused to serve anybody just now, rather than this row."""
+    return error.reason == "rate_limited" or (error.reason == "server_error" and error.pause_s is not None)
+
+
+def _is_text(body: bytes) -> bool:
+    return b"\0" not in body and not body.startswith(b"\x1f\x8b")
 
 
 def _spread(url: str) -> float:
@@ -380,9 +421,11 @@ def _classified(error: Exception) -> FetchError:
         return FetchError("dns_failed", text, retry="now" if busy else "later")
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
         return FetchError("tls_failed", text)
+    if isinstance(error, WireError):
+        return FetchError("bad_response", text)
     if isinstance(error, aiohttp.ClientPayloadError):
         return FetchError("incomplete_body", text)
-    if isinstance(error, aiohttp.InvalidURL):
+    if isinstance(error, aiohttp.InvalidURL | UnicodeError):  # the latter: a host that the resolver cannot encode
         return FetchError("bad_url", text)
     if isinstance(error, aiohttp.ClientResponseError):
         return FetchError("bad_response", error.message)

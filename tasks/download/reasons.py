@@ -32,7 +32,8 @@ REASONS: Final[dict[str, Reason]] = {
     "connection_failed": Reason("refused, reset or unreachable", "now"),
     "tls_failed": Reason("the certificate or the handshake is not acceptable", "later"),
     "timeout": Reason("the whole request took longer than the limit", "now"),
-    "host_down": Reason("the host timed out many times in a row, so it was not asked again", "later"),
+    "host_down": Reason("the host gave no response many times in a row, so it was not asked again", "later"),
+    "host_busy": Reason("the host refused many times in a row (429, 503), so it was not asked again", "later"),
     # the response
     "redirect_limit": Reason("more redirects than allowed, or a loop of them", "never"),
     "bad_redirect": Reason("a redirect that names no usable target", "never"),
@@ -41,15 +42,15 @@ REASONS: Final[dict[str, Reason]] = {
     "rate_limited": Reason("429, or a Crawl-delay, and the pause that it asks for is too long, or did not help", "now"),
     "client_error": Reason("any other 4xx", "never"),
     "server_error": Reason("5xx", "now"),
-    "unexpected_status": Reason("a status that is neither 200, a redirect nor an error", "never"),
-    "bad_response": Reason("not HTTP, or a header that cannot be read", "later"),
+    "unexpected_status": Reason("a status that is neither success with a body, a redirect nor an error", "never"),
+    "bad_response": Reason("not HTTP, or headers or chunks that cannot be read or are over a limit", "later"),
     "opted_out": Reason("a response header asks not to be used", "never"),
     "tdm_reserved": Reason("text and data mining is reserved, by a response header or by the host's file", "never"),
     "taken_down": Reason("taken down on request", "never"),
     # the body
     "body_too_large": Reason("more bytes than the limit, as sent or when decompressed", "never"),
     "bad_encoding": Reason("a content encoding that is broken or not understood", "never"),
-    "incomplete_body": Reason("the body ended before its announced length", "now"),
+    "incomplete_body": Reason("the body ended before its announced length, or is a part of one", "now"),
     "empty_body": Reason("no bytes", "later"),
     "hash_mismatch": Reason("not the bytes whose digest the source gives", "later"),
     "unreadable_file": Reason("a local file that cannot be read", "later"),
@@ -97,3 +98,7 @@ class FetchError(Exception):
         self.detail = detail
         self.pause_s = pause_s
         self.retry: Retry = retry or REASONS[reason].retry
+
+    def bare(self) -> "FetchError":
+        """Return the same without its traceback, whose frames keep all that was read alive: for whoever keeps it."""
+        return FetchError(self.reason, self.detail, self.pause_s, self.retry)

@@ -168,7 +168,7 @@ class SiteFiles(Generic[T]):
                 task.add_done_callback(lambda _: self._asking.pop(origin, None))
             found = await asyncio.shield(self._asking[origin])  # one row's end must not end what others wait for
         if isinstance(found, FetchError):
-            raise FetchError(found.reason, found.detail, retry=found.retry)
+            raise found.bare()
         return found
 
     async def _find(self, origin: str, keep: bool) -> T | FetchError:
@@ -196,5 +196,6 @@ class SiteFiles(Generic[T]):
         return made
 
     def _failed(self, origin: str, error: FetchError, until: float) -> FetchError:
+        error = error.bare()
         self._known.put(origin, error, 0, until)
         return error

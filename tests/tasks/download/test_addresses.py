@@ -9,6 +9,7 @@ from tasks.download.addresses import (
     AllowedHosts,
     PrivateAddressError,
     PublicResolver,
+    check_target,
     check_url,
     is_public,
     public_socket,
@@ -46,6 +47,24 @@ def test_addresses_that_are_public(address):
         ("http://a b/", "bad_url"),
         ("http://a\0b/", "bad_url"),
         ("http://[::1", "bad_url"),
+        ("http://a..b/", "bad_url"),
+        ("http://.a/", "bad_url"),
+        ("http://a../", "bad_url"),
+        (f"http://{'a' * 64}.com/", "bad_url"),
+        (f"http://{'ü' * 60}.com/", "bad_url"),
+        (f"http://{'a.' * 127}com/", "bad_url"),
+        ("http://a%20b/", "bad_url"),
+        ("http://a%00.com/", "bad_url"),
+        ("http://xn--/", "bad_url"),
+        ("http://a.xn--\u00fc.com/", "bad_url"),
+        ("http://xn--99999999999.com/", "bad_url"),
+        ("http://\udcfc.com/", "bad_url"),
+        ("http://*.a.com/", "bad_url"),
+        ("http://h:0/", "bad_url"),
+        ("http://h:-1/", "bad_url"),
+        ("http://h:80a/", "bad_url"),
+        ("http://h:80:80/", "bad_url"),
+        ("http://:80/", "bad_url"),
         ("file:///etc/passwd", "bad_scheme"),
         ("ftp://example.com/x.jpg", "bad_scheme"),
         ("data:image/png;base64,AAAA", "bad_scheme"),
@@ -79,6 +98,62 @@ def test_urls_that_are_refused_before_anything_is_asked(url, reason):
 )
 def test_urls_are_sent_as_they_are_or_quoted(url, sent):
     assert check_url(url, AllowedHosts()).raw_path_qs == sent
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://{'a' * 63}.com/",
+        "http://a_b.-c-.com./",
+        "http://xn--bcher-kva.example/",
+        "http://user:pass@h/",
+        "http://h:/",
+        "http://1.2.3.4.5/",
+        "http://[2606:4700::1111]:81/",
+    ],
+)
+def test_hosts_that_are_odd_and_possible(url):
+    assert check_url(url, AllowedHosts()).raw_host
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("c.jpg", "http://h/a/c.jpg"),
+        ("//o/x?y#z", "http://o/x?y#z"),
+        ("?x=1", "http://h/a/b?x=1"),
+        ("  /x\t", "http://h/x"),
+        ("/c d.jpg?e=f g", "http://h/c%20d.jpg?e=f%20g"),
+        ("/\udce9.jpg", "http://h/%E9.jpg"),  # Latin-1
+        ("/é.jpg", "http://h/%C3%A9.jpg"),  # UTF-8
+        ("/\udc93\udcfa\udc96{.jpg", "http://h/%93%FA%96%7B.jpg"),  # Shift JIS
+        ("/a\udcff?b=\udcfe", "http://h/a%FF?b=%FE"),
+        ("/%E9%2f%zz%7e", "http://h/%E9%2f%zz%7e"),  # a signed spelling stays
+        ("http://bücher.example/\udce9", "http://xn--bcher-kva.example/%E9"),
+        ("HTTPS://o/", "https://o/"),
+    ],
+)
+def test_where_a_location_leads(location, target):
+    base = check_url("http://h/a/b?q", AllowedHosts())
+    assert str(check_target(location, AllowedHosts(), base)) == target
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("http://b\udcfccher.example/", "bad_url"),
+        ("http://a b/", "bad_url"),
+        ("http://h:0/", "bad_url"),
+        (f"//{'a' * 64}/", "bad_url"),
+        ("javascript:alert(1)", "bad_scheme"),
+        ("//10.0.0.1/\udce9", "private_address"),
+        ("http://[::ffff:10.0.0.1]/", "private_address"),
+    ],
+)
+def test_locations_that_are_refused(location, reason):
+    with pytest.raises(FetchError) as caught:
+        check_target(location, AllowedHosts(), check_url("http://h/", AllowedHosts()))
+    assert caught.value.reason == reason
 
 
 def test_allowed_hosts_are_exact():

@@ -5,8 +5,13 @@ from email.utils import formatdate
 
 import pytest
 
-from tasks.download.headers import decompressed, opted_out, retry_after_s
+from tasks.download.headers import cut_short, decompressed, encodings, opted_out, retry_after_s
 from tasks.download.reasons import FetchError
+
+
+def never(_):
+    return False
+
 
 DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
 
@@ -43,6 +48,52 @@ def test_which_tags_forbid_use(tags, token, evidence):
     assert opted_out(tags, token, DIRECTIVES) == evidence
 
 
+def test_retry_after_as_a_unix_time_or_out_of_all_bounds():
+    assert retry_after_s(str(int(time.time()) + 30)) == pytest.approx(30, abs=2)
+    assert retry_after_s(str(int(time.time() * 1000) + 30_000)) == pytest.approx(30, abs=2)
+    assert retry_after_s(str(int(time.time()) - 30)) == 0
+    assert retry_after_s("120.5") == 120.5
+    assert retry_after_s("9" * 400) is None
+    assert retry_after_s(formatdate(time.time() + 1e9, usegmt=True)) == pytest.approx(1e9, abs=2)
+    for nonsense in ("inf", "-inf", "nan", "1e999", "0x10", "Fri, 31 Dec 99999 23:59:59 GMT", "\udcff", "5 s", "--5"):
+        assert retry_after_s(nonsense) is None, nonsense
+
+
+def test_which_ranges_are_not_the_whole():
+    assert cut_short("bytes 0-9/100") == "bytes 0-9/100"
+    assert cut_short("bytes 5-99/100") == "bytes 5-99/100"
+    for whole in (
+        None,
+        "",
+        "bytes 0-99/100",
+        " Bytes  0-99/*",
+        "bytes */100",
+        "nonsense",
+        "bytes 0-" + "9" * 999 + "/9",
+    ):
+        assert cut_short(whole) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["utf-8", "aws-chunked", "binary", "none", "image/jpeg", "8bit", "base64", "\udcff", ""]
+)
+def test_what_is_no_coding_changes_nothing(name):
+    assert encodings([name]) == encodings([f" {name} , identity"]) == ()
+    assert encodings([f"{name}, GZIP", name]) == ("gzip",)
+
+
+@pytest.mark.parametrize("declared", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "deflate, gzip, br"])
+def test_a_coding_that_the_bytes_do_not_have_is_passed_over(declared):
+    def plain(body):
+        return body.startswith(b"\xff\xd8\xff")
+
+    body = b"\xff\xd8\xff" + bytes(range(256))
+    assert decompressed(body, encodings([declared]), 1000, plain) == body
+    with pytest.raises(FetchError, match="bad_encoding"):
+        decompressed(body[1:], encodings([declared]), 1000, plain)
+    assert decompressed(gzip.compress(body), ("gzip", "gzip"), 1000, plain) == body  # packed once, declared twice
+
+
 def test_retry_after_in_seconds_as_a_date_or_as_nonsense():
     assert retry_after_s("7") == 7
     assert retry_after_s("-3") == 0
@@ -65,7 +116,7 @@ def test_retry_after_in_seconds_as_a_date_or_as_nonsense():
     ],
 )
 def test_encodings_that_are_understood(encoding, body):
-    assert decompressed(body, encoding, 1000) == b"abc"
+    assert decompressed(body, encodings([encoding]), 1000, never) == b"abc"
 
 
 @pytest.mark.parametrize(
@@ -82,5 +133,5 @@ def test_encodings_that_are_understood(encoding, body):
 )
 def test_encodings_that_are_not(encoding, body, reason):
     with pytest.raises(FetchError) as caught:
-        decompressed(body, encoding, 1_000_000)
+        decompressed(body, encodings([encoding]), 1_000_000, never)
     assert caught.value.reason == reason

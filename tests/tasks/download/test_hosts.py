@@ -1,0 +1,256 @@
+"""A host in trouble costs a bounded time, however many rows ask for it, and its neighbours nothing."""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+from aiohttp import web
+
+from tasks.download import Download, hosts
+from tasks.download._base import Outcome, Request
+from tasks.download.hosts import BUSY_AFTER, DOWN_AFTER, Hosts
+from tasks.download.http import HttpEngine
+from tasks.download.reasons import FetchError
+from tests.hostile_server import HostileServer
+from tests.pictures import jpeg
+from tests.tasks.download.test_http import check, fetch
+
+JPEG = jpeg()
+ROWS = 200
+PLACE = ("h", 80)
+
+
+@pytest.fixture
+def sites():
+    """Three hosts: two for trouble, one that is well."""
+    with HostileServer() as one, HostileServer() as two, HostileServer() as well:
+        yield one, two, well
+
+
+def all_hosts(sites):
+    return [host for site in sites for host in site.hosts]
+
+
+def test_time_lost_in_waiting_does_not_grow_with_the_rows(sites):
+    """200 rows of a silent host and 200 of one that only says 429, among 200 good ones: all good ones are stored."""
+    silent, busy, well = sites
+    quiet = silent.silent()
+    full = busy.body(b"", status=429, headers={"Retry-After": "1"})
+    good = well.body(JPEG)
+    urls = [f"{url}?{i}" for i in range(ROWS) for url in (quiet, full, good)]
+    began = time.monotonic()
+    outcomes = fetch(well, *urls, allow_hosts=all_hosts(sites), timeout_s=1, retries=2, host_wait_s=3)
+    assert time.monotonic() - began < 30  # one after the other: 200 s of Retry-After, 600 s of time-outs by 16 at once
+    for i, outcome in enumerate(outcomes):
+        if i % 3 == 2:
+            assert outcome.image
+        elif i % 3 == 1:
+            check(outcome, "host_busy", f"127.0.0.1:{busy.port}: refused {BUSY_AFTER} rows in a row")
+        else:
+            check(outcome, "host_down", f"{DOWN_AFTER} requests in a row without a response (the last: timeout)")
+    asked = sum(silent.hits.values()), sum(busy.hits.values())
+    assert asked[0] <= 3 * DOWN_AFTER
+    assert asked[1] <= 16 + BUSY_AFTER + 4  # the first 16 at once, then one at a time; robots.txt and the like
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_host_that_sends_heads_and_no_bodies_is_left_alone_too(sites, retries):
+    stuck, _, well = sites
+
+    async def stall(request):
+        response = web.StreamResponse(headers={"Content-Length": "9999"})
+        await response.prepare(request)
+        await asyncio.sleep(30)
+        return response
+
+    url, good = stuck.add(stall), well.body(JPEG)
+    urls = [f"{u}?{i}" for i in range(100) for u in (url, good)]
+    outcomes = fetch(well, *urls, allow_hosts=all_hosts(sites), timeout_s=1, retries=retries)
+    assert all(o.image for o in outcomes[1::2])
+    reasons = Counter(o.reason for o in outcomes[::2])
+    assert set(reasons) <= {"timeout", "host_down"}
+    assert reasons["host_down"] >= 100 - 2 * DOWN_AFTER
+
+
+def test_503_with_retry_after_is_a_refusal_and_without_it_the_row_s_own(sites):
+    busy, failing, well = sites
+    refused = [f"{busy.body(b'', status=503, headers={'Retry-After': '1'})}?{i}" for i in range(60)]
+    failed = [f"{failing.body(b'', status=503)}?{i}" for i in range(60)]
+    outcomes = fetch(well, *refused, *failed, allow_hosts=all_hosts(sites), retries=1, host_wait_s=1)
+    assert {o.reason for o in outcomes[:60]} <= {"host_busy", "server_error"}
+    assert outcomes[59].reason == "host_busy"
+    assert {o.reason for o in outcomes[60:]} == {"server_error"}
+
+
+@pytest.mark.parametrize("value", ["{unix}", "{milliseconds}", "99999999", "-5", "1e999", "soon", ""])
+def test_one_strange_retry_after_costs_no_other_row(sites, value):
+    odd, _, _ = sites
+    said = value.format(unix=int(time.time()) + 9999, milliseconds=(int(time.time()) + 9999) * 1000)
+    limited = odd.body(b"", status=429, headers={"Retry-After": said})
+    urls = [
+        limited,
+        *(f"{odd.body(JPEG)}?{i}" for i in range(60)),
+        limited,
+        *(f"{odd.body(JPEG)}?{i}" for i in range(9)),
+    ]
+    began = time.monotonic()
+    outcomes = fetch(odd, *urls, per_host=4, host_wait_s=1)
+    assert time.monotonic() - began < 20
+    assert [o.reason for o in outcomes if o.reason] == ["rate_limited"] * 2
+
+
+def test_urls_that_are_limited_for_ever_take_nothing_from_their_host(sites):
+    """Every fifth URL always answers 429: its neighbours are stored, also after the host's waiting time is spent."""
+    mixed, _, _ = sites
+    limited, good = mixed.body(b"", status=429), mixed.body(JPEG)
+    urls = [f"{limited if i % 5 == 0 else good}?{i}" for i in range(150)]
+    outcomes = fetch(mixed, *urls, host_wait_s=1, retries=1)
+    assert [o.reason for o in outcomes] == ["rate_limited" if i % 5 == 0 else None for i in range(150)]
+
+
+def test_a_host_that_recovers_gets_its_later_rows(sites, monkeypatch):
+    """Rows are asked for while the host is left alone, until one of them succeeds: then all that follow do."""
+    monkeypatch.setattr(hosts, "FIRST_PROBE_S", 0.2)
+    site, _, _ = sites
+    well = threading.Event()
+
+    async def answer(_):
+        return web.Response(body=JPEG) if well.is_set() else web.Response(status=429)
+
+    url = site.add(answer)
+    outcomes: list[Outcome] = []
+
+    def requests():
+        yield from (Request(f"{url}?{i}") for i in range(80))
+        for i in range(2000):
+            yield Request(f"{url}?later{i}")
+            if len(outcomes) >= 80:
+                well.set()
+            if outcomes and outcomes[-1].image:
+                break
+            time.sleep(0.02)
+        yield from (Request(f"{url}?last{i}") for i in range(20))
+
+    settings = Download(allow_hosts=all_hosts(sites), retries=0, backoff_s=0.05, host_wait_s=0.5, timeout_s=20)
+    for outcome in HttpEngine(settings).outcomes(requests()):
+        outcomes.append(outcome)  # noqa: PERF402  (`requests` looks at it)
+    assert {o.reason for o in outcomes[:80]} == {"rate_limited", "host_busy"}
+    assert all(o.image for o in outcomes[-20:])
+
+
+def test_results_do_not_depend_on_who_fetches(sites):
+    """Two engines, as two actors have, and hosts that answer alike: the same rows, reasons and details."""
+    silent, busy, well = sites
+    quiet, full = silent.silent(), busy.body(b"", status=429)
+    urls = [f"{u}?{i}" for i in range(50) for u in (quiet, full, well.body(JPEG))]
+    runs = [
+        fetch(well, *urls, allow_hosts=all_hosts(sites), timeout_s=1, retries=2, host_wait_s=1, concurrency=c)
+        for c in (128, 64)
+    ]
+    assert [(o.reason, o.detail, o.http_status, o.sha256) for o in runs[0]] == [
+        (o.reason, o.detail, o.http_status, o.sha256) for o in runs[1]
+    ]
+
+
+# ---- the rules, without a network
+
+
+def play(rule, **options):
+    asked = Hosts(**({"per_host": 4, "crawl_wait_s": 60, "wait_s": 60, "backoff_s": 0.01} | options))
+    return asyncio.run(rule(asked))
+
+
+async def ask(asked, what, *said):
+    async with asked.slot(PLACE) as turn:
+        getattr(turn, what)(*said)
+
+
+async def refusal(asked):
+    with pytest.raises(FetchError) as caught:
+        await ask(asked, "answered")
+    return caught.value
+
+
+def test_so_many_misses_in_a_row_and_one_answer_between_them_counts():
+    async def rule(asked):
+        for _ in range(DOWN_AFTER - 1):
+            await ask(asked, "missed", "timeout")
+        await ask(asked, "answered")
+        for _ in range(DOWN_AFTER):
+            await ask(asked, "missed", "dns_failed")
+        return await refusal(asked)
+
+    error = play(rule)
+    assert (error.reason, error.retry) == ("dns_failed", "later")
+
+
+def test_a_probe_goes_alone_and_its_failure_doubles_the_pause(monkeypatch):
+    clock = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(hosts, "time", clock)
+
+    async def rule(asked):
+        for _ in range(DOWN_AFTER):
+            await ask(asked, "missed", "timeout")
+        assert (await refusal(asked)).reason == "host_down"
+        clock.now += hosts.FIRST_PROBE_S
+        async with asked.slot(PLACE) as turn:
+            assert (await refusal(asked)).reason == "host_down"  # while the probe is out
+            turn.missed("timeout")
+        clock.now += hosts.FIRST_PROBE_S
+        assert (await refusal(asked)).reason == "host_down"  # the pause is twice as long by now
+        clock.now += hosts.FIRST_PROBE_S
+        await ask(asked, "answered")
+        await ask(asked, "answered")
+
+    play(rule)
+
+
+def test_refusals_in_flight_together_count_once_and_then_it_is_one_at_a_time():
+    async def rule(asked):
+        async def refused():
+            async with asked.slot(PLACE) as turn:
+                await asyncio.sleep(0.01)
+                turn.refused(None)
+
+        await asyncio.gather(*(refused() for _ in range(4)))
+        now, most = 0, 0
+
+        async def count():
+            nonlocal now, most
+            async with asked.slot(PLACE) as turn:
+                now += 1
+                most = max(most, now)
+                await asyncio.sleep(0.01)
+                now -= 1
+                turn.refused(None)
+
+        await asyncio.gather(*(count() for _ in range(BUSY_AFTER - 1)))
+        return most, (await refusal(asked)).reason
+
+    assert play(rule) == (1, "host_busy")
+
+
+def test_all_pauses_of_a_host_together_have_a_limit():
+    async def rule(asked):
+        began = time.monotonic()
+        for _ in range(BUSY_AFTER):
+            await ask(asked, "refused", 3600.0)
+        assert (await refusal(asked)).reason == "host_busy"
+        return time.monotonic() - began
+
+    assert 0.3 <= play(rule, wait_s=0.3) < 5
+
+
+def test_hosts_without_trouble_are_forgotten():
+    async def rule(asked):
+        await ask(asked, "answered")
+        assert not asked._hosts
+        await ask(asked, "missed", "timeout")
+        assert asked._hosts
+        await ask(asked, "answered")
+        assert not asked._hosts
+
+    play(rule)
