@@ -7,20 +7,19 @@ at the parsed statement, and runs it only where every part of it reads.
 """
 
 import json
-import os
 import re
-import tempfile
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
 from catalog import delta
 from catalog.dataset import Catalog, Dataset, Version
+from catalog.duck import Limits, limited, lock, open_database, quoted
 from catalog.errors import NotFoundError, QueryError, nearest
 from catalog.parts import PartFile
 from catalog.schema import SUCCESS, role
@@ -28,11 +27,6 @@ from catalog.schema import SUCCESS, role
 if TYPE_CHECKING:
     import duckdb
 
-_SHUT_IN: Final = {
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-    "python_enable_replacements": "false",  # else a table name may mean a variable of the calling code
-}
 VERDICTS: Final = ("sample_id", "url", "keep", "stage", "reason", "evidence", "representative", "similarity")
 """The columns of the view `verdicts`, one row a row of the source: whether it is in, else which stage put it out first
 and why (failed rows: the stage that makes `images`, with the failure's detail as evidence), and what stands for it."""
@@ -59,6 +53,7 @@ _READING_FUNCTIONS: Final = frozenset(
 """Table functions, beside those of _READING_FAMILIES. Among the others are some that run text as a statement (query,
 json_execute_serialized_sql), call what a text names (destroy_external_resource), or change the connection."""
 _READING_FAMILIES: Final = ("duckdb_", "parquet_", "pragma_", "read_")
+_BATCH_ROWS: Final = 10_000
 _LOGS: Final = ("versions", "runs")
 """Tables that every dataset has beside those of a version."""
 _EXPLAIN = re.compile(r"\s*explain\s+(analyze\s+)?", re.IGNORECASE)
@@ -69,7 +64,7 @@ def connect(
     at: Mapping[str, int] | None = None,
     datasets: Iterable[str] | None = None,
     threads: int | None = None,
-    memory_limit: str | None = None,
+    memory_mb: int | None = None,
 ) -> "duckdb.DuckDBPyConnection":
     """Return a connection that shows datasets (default: all that have a version) and can do nothing else.
 
@@ -80,11 +75,11 @@ def connect(
     """
     at = at or {}
     shown = _chosen(catalog, at, datasets)
-    connection = open_connection(catalog, threads, memory_limit)
+    connection = open_connection(catalog, threads, memory_mb)
     for dataset, version in shown.items():
         attach(connection, dataset, version, dataset.name)
     if len(shown) == 1:
-        connection.execute(f"set schema = '{next(iter(shown)).name}'")
+        connection.execute(f"set schema = {quoted(_named(next(iter(shown)).name))}")
     shut_in(connection, shown)
     return connection
 
@@ -116,10 +111,59 @@ def sql(
         return query(connection, text, timeout_s, max_rows)
 
 
+Shape = Callable[["duckdb.DuckDBPyRelation"], "duckdb.DuckDBPyRelation"]
+"""What makes of a result's columns the columns that are read."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The result of a query, to be read once."""
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+
+
+@contextmanager
+def streamed(
+    catalog: Catalog,
+    text: str,
+    at: Mapping[str, int] | None = None,
+    limits: Limits | None = None,
+    shape: Shape | None = None,
+) -> "Iterator[Rows]":
+    """Give the rows of one SELECT as they are made, in bounded memory; its limits count until the block ends.
+
+    Raises what `query` does, QueryError also where a limit of time or memory is passed.
+    """
+    limits = limits or Limits()
+    with (
+        connect(catalog, at, mentioned(catalog, text) or None, memory_mb=limits.memory_mb) as connection,
+        _explained(connection),
+        limited(connection, limits),
+    ):
+        relation = _relation(connection, text)
+        reader = (shape(relation) if shape else relation).to_arrow_reader(_BATCH_ROWS)
+        yield Rows(reader.schema, _batches(reader, connection))
+
+
+def _batches(reader: pa.RecordBatchReader, connection: "duckdb.DuckDBPyConnection") -> Iterator[pa.RecordBatch]:
+    while True:
+        try:
+            batch = reader.read_next_batch()
+        except StopIteration:
+            return
+        except (OSError, pa.ArrowException) as error:  # Arrow's words for what DuckDB met on the way
+            raise QueryError(_one_line(error, connection)) from error
+        yield batch
+
+
 def mentioned(catalog: Catalog, text: str) -> list[str]:
-    """Return the datasets whose names stand in a statement."""
+    """Return the datasets whose names stand in a statement; those that are SQL keywords, in double quotes."""
     words = set(re.findall(r"\w+", text.lower()))
-    return [name for name in catalog.datasets() if name in words]
+    quoted_words = set(re.findall(r'"(\w+)"', text.lower()))
+    found = [name for name in catalog.datasets() if name in words]
+    keywords = _keywords() if found else frozenset()
+    return [name for name in found if name not in keywords or name in quoted_words]
 
 
 def query(
@@ -130,39 +174,35 @@ def query(
     Raises QueryError, one line with the nearest table or column, where it is wrong, takes longer than `timeout_s`
     seconds, or is any other kind of statement.
     """
+    with _explained(connection), limited(connection, Limits(timeout_s)):
+        relation = _relation(connection, text)
+        return (relation if max_rows is None else relation.limit(max_rows)).to_arrow_table()
+
+
+def _relation(connection: "duckdb.DuckDBPyConnection", text: str) -> "duckdb.DuckDBPyRelation":
+    _refuse_writing(connection, text)
+    relation = connection.sql(text)
+    if relation is None:
+        raise QueryError("the statement gives no rows; expected a SELECT")
+    return relation
+
+
+@contextmanager
+def _explained(connection: "duckdb.DuckDBPyConnection") -> Iterator[None]:
+    """Turn DuckDB's errors into one line of ours."""
     import duckdb
 
-    timer = threading.Timer(timeout_s, connection.interrupt) if timeout_s is not None else None
     try:
-        _refuse_writing(connection, text)
-        if timer:
-            timer.start()
-        relation = connection.sql(text)
-        if relation is None:
-            raise QueryError("the statement gives no rows; expected a SELECT")
-        return (relation if max_rows is None else relation.limit(max_rows)).to_arrow_table()
-    except duckdb.InterruptException as error:
-        raise QueryError(f"the query took longer than {timeout_s:g} s and was stopped") from error
-    except duckdb.Error as error:
+        yield
+    except (duckdb.Error, pa.ArrowException) as error:
         raise QueryError(_one_line(error, connection)) from error
-    finally:
-        if timer:
-            timer.cancel()
 
 
 def open_connection(
-    catalog: Catalog, threads: int | None = None, memory_limit: str | None = None
+    catalog: Catalog, threads: int | None = None, memory_mb: int | None = None
 ) -> "duckdb.DuckDBPyConnection":
     """Return an empty connection that can read the catalog's files. Call `shut_in` before a user's SQL runs."""
-    import duckdb
-
-    spill = Path(tempfile.gettempdir(), f"espalier-sql-{os.getuid()}")
-    config: dict[str, Any] = _SHUT_IN | {"temp_directory": str(spill)}
-    if threads is not None:
-        config["threads"] = threads
-    if memory_limit is not None:
-        config["memory_limit"] = memory_limit
-    connection = duckdb.connect(config=config)
+    connection = open_database(threads, memory_mb, outside=True)
     if not catalog.storage.is_local:
         connection.register_filesystem(catalog.storage.fsspec())
     return connection
@@ -171,10 +211,7 @@ def open_connection(
 def shut_in(connection: "duckdb.DuckDBPyConnection", shown: Mapping[Dataset, Version]) -> None:
     """Let a connection read the folders of these versions' tables, and nothing else, from now on."""
     tables = ((dataset, table) for dataset, version in shown.items() for table in (*version.tables, *_LOGS))
-    folders = ", ".join(_quoted(f"{dataset.storage.uri}/{table}/") for dataset, table in tables)
-    connection.execute(f"set allowed_directories = [{folders}]")
-    connection.execute("set enable_external_access = false")
-    connection.execute("set lock_configuration = true")
+    lock(connection, [f"{dataset.storage.uri}/{table}/" for dataset, table in tables])
 
 
 def attach(connection: "duckdb.DuckDBPyConnection", dataset: Dataset, version: Version, schema: str) -> None:
@@ -218,7 +255,7 @@ def _show(
         connection.execute(f"create table {name} as select * from _empty")
         connection.unregister("_empty")
         return
-    files = ", ".join(_quoted(f"{dataset.storage.uri}/{part.path}") for part in parts)
+    files = ", ".join(quoted(f"{dataset.storage.uri}/{part.path}") for part in parts)
     union = "" if uniform else ", union_by_name = true"
     connection.execute(f"create view {name} as select * from read_parquet([{files}]{union})")
 
@@ -260,7 +297,7 @@ def _verdicts(schema: str, schemas: Mapping[str, pa.Schema], version: Version) -
         joins += f' left join "{schema}".images i using (sample_id)'
         maker = next((str(s["name"]) for s in version.stages if s.get("table") == "images"), "download")
         detail = 'i."detail"' if "detail" in schemas["images"].names else "null"
-        cases.append((f"i.status <> '{SUCCESS}'", (_quoted(maker), "i.reason", detail, "null", "null")))
+        cases.append((f"i.status <> '{SUCCESS}'", (quoted(maker), "i.reason", detail, "null", "null")))
     if "decisions" in schemas:
         joins += f" left join ({_rejected(schema, version)}) d using (sample_id)"
         cases.append(("d.stage is not null", tuple(f"d.{column}" for column in _JUDGED)))
@@ -346,7 +383,10 @@ def _one_line(error: Exception, connection: "duckdb.DuckDBPyConnection") -> str:
         name = found[1] or found[2]
         bound = re.findall(r'"([^"]+)"', text.partition("Candidate bindings:")[2])
         return f"no column {name!r}{nearest(name, bound or _columns(connection))}"
-    return re.sub(r"^[A-Z]\w+(?: [A-Z]\w+)* Error: ", "", text)[:500]
+    line = re.sub(r"^[A-Z]\w+(?: [A-Z]\w+)* Error: ", "", text)[:500]
+    if (found := re.search(r'syntax error at or near "(\w+)"', text)) and found[1].lower() in _schemas(connection):
+        return f'{line}; the dataset {found[1]} is called as a word of SQL: write "{found[1]}"'
+    return line
 
 
 def _tables(connection: "duckdb.DuckDBPyConnection") -> list[str]:
@@ -354,10 +394,24 @@ def _tables(connection: "duckdb.DuckDBPyConnection") -> list[str]:
     return [name for (name,) in rows]
 
 
+def _schemas(connection: "duckdb.DuckDBPyConnection") -> set[str]:
+    rows = connection.execute("select distinct schema_name from information_schema.schemata").fetchall()
+    return {name for (name,) in rows}
+
+
 def _columns(connection: "duckdb.DuckDBPyConnection") -> set[str]:
     rows = connection.execute("select column_name from information_schema.columns").fetchall()
     return {name for (name,) in rows}
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def _named(name: str) -> str:
+    """Return a name as SQL has it: a dataset may be called `order`."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+@lru_cache(1)
+def _keywords() -> frozenset[str]:
+    """Return the words that SQL takes for its own unless they are quoted."""
+    with open_database(threads=1) as connection:
+        rows = connection.execute("select keyword_name from duckdb_keywords() where keyword_category = 'reserved'")
+        return frozenset(str(name) for (name,) in rows.fetchall())

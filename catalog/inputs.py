@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from catalog.duck import open_database
 from catalog.errors import NotFoundError, nearest
 from catalog.schema import SAMPLE_BITS, SUCCESS
 from catalog.vector_pages import is_vector, read_vectors
@@ -217,9 +218,7 @@ class Inputs:
 
     def sql(self, query: str, **views: pa.Table) -> pa.Table:
         """Run a query. Views: one a table (all rows), those given, and `alive` (one column, sample_id)."""
-        import duckdb
-
-        with duckdb.connect(config={"autoinstall_known_extensions": "false"}) as connection:
+        with open_database(outside=True) as connection:
             for name, pieces in self._tables.items():
                 self._register(connection, name, pieces)
             if "alive" in query:

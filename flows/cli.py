@@ -8,18 +8,16 @@ import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+from flows.console import CLOSED, INTERRUPTED, explained, fail, finish, give_up, is_closed, reopen_closed
+from flows.formats import Format
 
+if TYPE_CHECKING:
     from catalog.dataset import Catalog, Dataset
     from flows.build import Order, Outcome
-
-_INTERRUPTED = 130
-"""The exit code of a program that Ctrl-C ended."""
 
 app = typer.Typer(
     name="espalier",
@@ -29,15 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Format(StrEnum):
-    """How `sql` writes its result."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-    PARQUET = "parquet"
 
 
 class Executor(StrEnum):
@@ -70,26 +59,18 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [a for a in sys.argv if a != "--debug"]
     if bad := next((a for a in sys.argv if not _is_text(a)), None):
-        _fail(f"{os.fsencode(bad)!r} is no UTF-8 text", 2, debug=False)
-    from catalog.errors import EspalierError, PartError, UserError
-
+        fail(f"{os.fsencode(bad)!r} is no UTF-8 text", 2)
     try:
         code = app(standalone_mode=False)
-        if code == _INTERRUPTED:  # typer gives exit codes back, and makes one of Ctrl-C
-            raise KeyboardInterrupt
-        sys.exit(code if isinstance(code, int) else 0)
-    except KeyboardInterrupt:
-        _fail("stopped; what is finished is kept, and the same command goes on from there", _INTERRUPTED, debug)
-    except EspalierError as error:
-        if isinstance(error, PartError) and debug:
-            print(error.traceback, file=sys.stderr)
-        _fail(str(error), 2 if isinstance(error, UserError) else 1, debug)
-    except Exception as error:
-        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # typer's own: a wrong option
-            _fail(error.format_message(), 2, debug)
-        if type(error).__name__ == "Abort":
-            _fail("stopped; what is finished is kept, and the same command goes on from there", _INTERRUPTED, debug)
-        _fail(f"{type(error).__name__}: {error} (this is a fault of Espalier: --debug shows where)", 1, debug)
+    except SystemExit as exit_:  # typer makes 1 of a closed pipe
+        sys.exit(CLOSED if is_closed() else exit_.code)
+    except BaseException as error:
+        if debug and (trace := getattr(error, "traceback", "")):
+            print(trace, file=sys.stderr)
+        fail(*explained(error), debug)
+    if code == INTERRUPTED:  # typer gives exit codes back, and makes one of Ctrl-C
+        fail(*explained(KeyboardInterrupt()))
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _is_text(argument: str) -> bool:
@@ -102,27 +83,17 @@ def _is_text(argument: str) -> bool:
 
 
 def entry() -> None:
-    """Run the command line as a program: end at once, without taking the interpreter apart.
+    """Run the command line as a program."""
+    from catalog.duck import on_stuck
 
-    DuckDB's bindings and Prefect's event client complain at length on the way out, about nothing that matters.
-    """
-    code: str | int | None = 0
+    reopen_closed()
+    on_stuck(give_up)
+    code: object = 0
     try:
         main()
     except SystemExit as exit_:
         code = exit_.code
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 0)
-
-
-def _fail(message: str, code: int, debug: bool) -> NoReturn:
-    if debug:
-        import traceback
-
-        traceback.print_exc()
-    print(f"espalier: {message}", file=sys.stderr)
-    sys.exit(code)
+    finish(code)
 
 
 @app.command()
@@ -213,7 +184,7 @@ def _probe(order: "Order", rows: int, as_json: bool) -> None:
     try:
         found = probe(order, rows, RichDisplay())
     except KeyboardInterrupt:
-        _fail("stopped; the probe left nothing behind", _INTERRUPTED, debug=False)
+        fail("stopped; the probe left nothing behind", INTERRUPTED)
     if as_json:
         facts = {"probe_rows": found.rows, "source_rows": found.source_rows, "notes": list(found.notes)}
         _print_json(facts | describe(found.told, prices))
@@ -229,18 +200,34 @@ def _probe(order: "Order", rows: int, as_json: bool) -> None:
 def sql(
     query: Annotated[str, typer.Argument(help="SQL over DATASET.TABLE; read-only")],
     catalog: CatalogUri = None,
-    at: Annotated[int | None, typer.Option(help="read the datasets as of this version")] = None,
-    format_: Annotated[Format, typer.Option("--format", help="how to print the result")] = Format.TABLE,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="write to this file")] = None,
-    limit: Annotated[int, typer.Option(min=0, help="rows shown as a table")] = 100,
+    at: Annotated[int | None, typer.Option(min=1, help="read the datasets as of this version")] = None,
+    format_: Annotated[
+        Format | None, typer.Option("--format", help="default: as the ending of --output, else a table")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="write all rows to this file")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="rows shown as a table; files get all")] = 100,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="stop the query after this long; 0: never")] = 600,
+    memory: Annotated[
+        int | None, typer.Option(metavar="MB", min=64, help="spill to disk beyond; default: half of what there is")
+    ] = None,
 ) -> None:
-    """Query the tables of datasets with DuckDB."""
-    from catalog.database import mentioned
-    from catalog.database import sql as run_sql
+    """Query the tables of datasets with DuckDB.
+
+    With -o, all rows are written to a .csv, .json, .jsonl, .parquet or .txt
+    file, which appears when it is whole. A CSV has lists, structs, maps and
+    vectors as JSON text, and blobs as base64.
+
+    A dataset whose name is a word of SQL is written in double quotes:
+    select * from "order".samples
+    """
+    from flows.export import format_of, write_query
+    from flows.query import limits_of, versions_at
 
     opened = _catalog(catalog)
-    versions = None if at is None else dict.fromkeys(mentioned(opened, query), at)
-    _write_rows(run_sql(opened, query, versions), format_, output, limit)
+    limits = limits_of(timeout, memory)
+    write_query(opened, query, versions_at(opened, query, at), limits, format_of(output, format_), output, limit)
 
 
 @app.command()
@@ -489,9 +476,11 @@ def report(
         raise NotFoundError(f"{version.label} has no report: add `- use: report` to its recipe")
     if output:
         from catalog.storage import Storage
+        from flows.export import target
 
         folder, _, name = path.rpartition("/")
-        _write_bytes(output, Storage.open(folder).read(name))
+        with target(output) as file:
+            file.write(Storage.open(folder).read(name))
     print(output or path)
 
 
@@ -550,68 +539,15 @@ def _dataset(name: str, uri: str | None) -> "Dataset":
     return _catalog(uri).existing(name)
 
 
-def _write_rows(rows: "pa.Table", format_: Format, output: str | None, limit: int) -> None:
-    """Write a query's result."""
-    if format_ is Format.TABLE:
-        text = _table_text(rows, limit)
-        if output:
-            _write_bytes(output, text.encode())
-        else:
-            print(text)
-        return
-    import io
-
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    buffer = io.BytesIO()
-    if format_ is Format.CSV:
-        pyarrow.csv.write_csv(rows, buffer)
-    elif format_ is Format.JSON:
-        buffer.write(json.dumps(rows.to_pylist(), default=str, ensure_ascii=False, indent=1).encode() + b"\n")
-    else:
-        pyarrow.parquet.write_table(rows, buffer, compression="zstd")
-    _write_bytes(output, buffer.getvalue())
-
-
-def _write_bytes(output: str | None, data: bytes) -> None:
-    from catalog.errors import UserError
-
-    if output is None:
-        sys.stdout.buffer.write(data)
-        return
-    try:
-        with open(output, "wb") as file:  # noqa: PTH123  # what the user named, /dev/stdout too
-            file.write(data)
-    except OSError as error:
-        raise UserError(f"cannot write {output!r}: {error.strerror}") from None
-
-
-def _table_text(rows: "pa.Table", limit: int) -> str:
-    """Return rows as aligned columns, long values cut."""
-    shown = rows.slice(0, limit).to_pylist()
-    names = rows.column_names
-    cells = [[_cell(row[n]) for n in names] for row in shown]
-    widths = [max([len(n), *(len(c[i]) for c in cells)]) for i, n in enumerate(names)]
-    lines = ["  ".join(n.ljust(w) for n, w in zip(names, widths, strict=True)), "  ".join("-" * w for w in widths)]
-    lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-    more = rows.num_rows - len(shown)
-    return "\n".join([*lines, f"({rows.num_rows:,} rows{f', {more:,} not shown' if more else ''})"])
-
-
-def _cell(value: Any) -> str:
-    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-    text = "".join(ch if ch.isprintable() else " " for ch in text)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         _print_json(rows)
         return
     import pyarrow as pa
 
-    print(_table_text(pa.Table.from_pylist(rows), 1000) if rows else "nothing")
+    from flows.export import table_text
+
+    print(table_text(pa.Table.from_pylist(rows), 1000) if rows else "nothing")
 
 
 def _print_json(value: Any) -> None:

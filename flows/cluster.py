@@ -269,7 +269,10 @@ class _Actor:
     """Makes parts; holds nothing but the stage that it has opened."""
 
     def __init__(self) -> None:
+        from catalog.duck import on_stuck
+
         _quiet()
+        on_stuck(lambda message: os._exit(1))  # it is lost, and the part is made again or reported
         self._key: Any = None
         self._maker: PartMaker | None = None
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
+from catalog.duck import open_database
+
 if TYPE_CHECKING:
     import duckdb
     from rich.console import RenderableType
@@ -57,10 +59,7 @@ def score(
     `catalog.schema.DECISIONS`), clusters (sample_id, cluster), embeddings (sample_id and `score_column`), samples
     (sample_id). `keep` is the fraction that the recipe's `prune` keeps.
     """
-    import duckdb
-
-    with duckdb.connect() as db:
-        db.execute("set enable_external_access = false")
+    with open_database() as db:
         tables = {"truth": truth, "source": source, "images": images, "decisions": decisions}
         for name, table in tables.items():
             db.register(name, table)

@@ -4,13 +4,14 @@ import math
 from collections.abc import Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from catalog.duck import open_database
 from catalog.inputs import Inputs
 from tasks.deduplicate._base import Order
 from tasks.stage import Config
@@ -19,7 +20,7 @@ LEAST_BITS: Final = 4
 """Hashes with fewer set, or fewer clear, bits are of flat images, and collide with each other."""
 BITS: Final = 64
 MOST_RADIUS: Final = 6
-MEMORY: Final = "2GB"
+MEMORY_MB: Final = 2000
 """DuckDB's share while it joins; beyond it, it goes to disk."""
 
 
@@ -107,17 +108,13 @@ def between(values: np.ndarray, others: np.ndarray, radius: int, scratch: Path |
 
 
 def _joined(one: np.ndarray, other: np.ndarray, radius: int, scratch: Path | None, also: str = "") -> np.ndarray:
-    import duckdb
-
     joins = [
         f"select a.n as late, b.n as early from one a join other b on (a.h & {mask}) = (b.h & {mask}) "
         f"where {also} bit_count(xor(a.h, b.h)) <= {radius}"
         for mask in _masks(radius, len(one) * len(other))
     ]
-    config: dict[str, Any] = {"autoinstall_known_extensions": "false", "memory_limit": MEMORY}
-    if scratch is not None:
-        config["temp_directory"] = str(scratch / "duckdb")
-    with duckdb.connect(config=config) as connection:
+    folder = scratch / "duckdb" if scratch is not None else None
+    with open_database(memory_mb=MEMORY_MB, scratch=folder) as connection:
         for name, hash_ in (("one", one), ("other", other)):
             connection.register(name, pa.table({"n": np.arange(len(hash_)), "h": hash_.view(np.uint64)}))
         found = connection.sql(" union ".join(joins) + " order by late, early").to_arrow_table()

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from catalog.duck import lock, open_database, quoted
 from catalog.errors import RecipeError, nearest
 from tasks.file_digest import digest_of
 from tasks.stage import Config
@@ -110,8 +111,9 @@ def read(listed: ListFile, hosts: bool = False, lower: bool = False) -> Entries:
         entry = f"rtrim(case when contains(entry, '://') then {url} else {domain} end, '.')"
     elif lower:
         entry = f"lower({entry})"
-    with duckdb.connect(config={"autoinstall_known_extensions": "false", "threads": 1}) as connection:
+    with open_database(threads=1, outside=True) as connection:
         try:
+            lock(connection, files=[listed.file])
             source = _source(listed, connection)
             entries = f"(select {entry} as e from {source})"
             query = f"select {_hash('e')} from {entries} where e <> ''"
@@ -137,7 +139,7 @@ def _sorted(pieces: list[tuple[Any, ...]]) -> Entries:
 def _source(listed: ListFile, connection: Any) -> str:
     """Return what DuckDB reads from, with one column `entry`, text."""
     listed.digest()
-    path, kind = _quoted(listed.file), listed.kind()
+    path, kind = quoted(listed.file), listed.kind()
     if kind == "txt":
         # A delimiter that no text has: a line is one entry, quotes and commas in it too.
         options = "header=false, auto_detect=false, delim='\x01', quote='', escape='', strict_mode=false"
@@ -248,7 +250,3 @@ def _joined(*parts: Any) -> Any:
     """Return texts and columns of texts, one after the other: large_string (n,)."""
     wide = (pa.scalar(part, pa.large_string()) if isinstance(part, str) else part for part in parts)
     return pc.binary_join_element_wise(*wide, pa.scalar("", pa.large_string()))
-
-
-def _quoted(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
+from catalog.duck import open_database
 from catalog.errors import RecipeError, nearest
 
 Node = dict[str, Any]
@@ -23,6 +24,10 @@ _ALLOWED: Final = frozenset(
     ("COLUMN_REF", "CONSTANT", "COMPARISON", "CONJUNCTION", "OPERATOR", "FUNCTION", "CASE", "CAST", "BETWEEN")
 ) | {"LAMBDA", "COLLATE", "TYPE"}
 _REFUSED: Final = {"SUBQUERY": "a subquery", "WINDOW": "a window function", "STAR": "*", "PARAMETER": "a parameter"}
+
+MAX_CHARS: Final = 200_000
+MAX_DEPTH: Final = 100
+"""Expressions inside each other; AND and OR of any number count as one."""
 
 _MACROS: Final = frozenset(["nullif", "if", "fdiv", "fmod", "split_part", "date_add", "days_in_month", "json"])
 """Functions that DuckDB defines as macros, with only allowed ones in them; those of lists and arrays are others."""
@@ -58,19 +63,7 @@ def connect() -> Any:
 
 @lru_cache(1)
 def _database() -> Any:
-    import duckdb
-
-    config: dict[str, str | bool | int | float | list[str]] = {
-        "threads": 1,
-        "enable_external_access": "false",
-        "autoinstall_known_extensions": "false",
-        "autoload_known_extensions": "false",
-        "python_enable_replacements": "false",
-    }
-    database = duckdb.connect(config=config)
-    database.execute("set global TimeZone = 'UTC'").fetchall()  # not known yet when it connects
-    database.execute("set global lock_configuration = true").fetchall()
-    return database
+    return open_database(threads=1, utc=True, max_depth=MAX_DEPTH)
 
 
 def split(predicate: str) -> list[Conjunct]:
@@ -78,9 +71,17 @@ def split(predicate: str) -> list[Conjunct]:
 
     Raises RecipeError where it is not one expression, or uses what is not allowed.
     """
-    tree = _parse(predicate)
-    _check(tree, predicate)
-    return [_conjunct(part, predicate) for part in _conjuncts(tree)]
+    if len(predicate) > MAX_CHARS:
+        raise RecipeError(
+            f"the filter {shorten(predicate[:200])} has {len(predicate):,} characters; expected at most {MAX_CHARS:,}: "
+            "put long lists into a file, and the file into `lists`"
+        )
+    try:
+        tree = _parse(predicate)
+        _check(tree, predicate)
+        return [_conjunct(part, predicate) for part in _conjuncts(tree)]
+    except RecursionError:
+        raise RecipeError(f"the filter {shorten(predicate)} is nested too deeply") from None
 
 
 def _conjunct(tree: Node, predicate: str) -> Conjunct:
@@ -102,10 +103,12 @@ def _parse(text: str) -> Node:
         raise RecipeError("a filter has a NUL character in it")
     found = json.loads(_one_value("select json_serialize_sql(?)", f"select {text}"))
     if found["error"]:
-        raise RecipeError(f"cannot read the filter {_short(text)}: {one_line(found['error_message'])}")
+        raise RecipeError(f"cannot read the filter {shorten(text)}: {one_line(found['error_message'])}")
     nodes = [statement["node"] for statement in found["statements"]]
     if len(nodes) != 1 or not _is_bare(nodes[0]):
-        raise RecipeError(f"the filter {_short(text)} is not one expression; expected a condition such as width >= 200")
+        raise RecipeError(
+            f"the filter {shorten(text)} is not one expression; expected a condition such as width >= 200"
+        )
     tree: Node = nodes[0]["select_list"][0]
     return tree
 
@@ -123,12 +126,12 @@ def _check(tree: Node, predicate: str) -> None:
     for node in _nodes(tree):
         if node["class"] not in _ALLOWED:
             what = _REFUSED.get(node["class"], node["class"].lower())
-            raise RecipeError(f"the filter {_short(predicate)} has {what}; expected an expression over columns")
+            raise RecipeError(f"the filter {shorten(predicate)} has {what}; expected an expression over columns")
         if node["class"] == "FUNCTION" and (name := node["function_name"].lower()) not in _functions():
             if name not in _all_functions():
-                raise RecipeError(f"the filter {_short(predicate)}: no function {name!r}{nearest(name, _functions())}")
+                raise RecipeError(f"the filter {shorten(predicate)}: no function {name!r}{nearest(name, _functions())}")
             raise RecipeError(
-                f"the filter {_short(predicate)} may not use {name}(); expected functions of a row's own values"
+                f"the filter {shorten(predicate)} may not use {name}(); expected functions of a row's own values"
             )
 
 
@@ -190,10 +193,11 @@ def _render(tree: Node) -> str:
 def one_line(text: str) -> str:
     """Return a message of DuckDB without the lines that point into the statement."""
     lines = [line.strip() for line in text.split("\n\nLINE ")[0].splitlines()]
-    return " ".join(line for line in lines if line)[:300]
+    return " ".join(line for line in lines if line).partition(' Use "SET ')[0][:300]
 
 
-def _short(text: str) -> str:
+def shorten(text: str) -> str:
+    """Return a predicate as a message shows it."""
     words = " ".join(text.split())
     return repr(words if len(words) <= 80 else words[:77] + "...")
 

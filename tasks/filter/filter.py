@@ -10,14 +10,21 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from catalog import schema
-from catalog.errors import RecipeError, nearest
+from catalog.duck import Limits, limited
+from catalog.errors import QueryError, RecipeError, nearest
 from catalog.schema import DECISIONS
 from tasks.filter._lists import Entries, Listed, Words, fails_list, fails_words, read, text
-from tasks.filter._predicate import Conjunct, Path, connect, one_line, split
+from tasks.filter._predicate import Conjunct, Path, connect, one_line, shorten, split
 from tasks.stage import Batches, Columns, MapStage, Resources, Step, Tables
 
 MAX_VALUE_CHARS: Final = 80
 """No more of a value is shown in the evidence."""
+
+MEMORY_MB: Final = 2000
+"""DuckDB's share for one batch."""
+MAX_CONDITIONS: Final = 500
+BIND_S: Final = 10.0
+"""What a predicate may take before it sees a row: longer, and its constants alone do the work of a build."""
 
 _NOT_FOR_FILTERS: Final = frozenset(["decisions"])
 
@@ -65,6 +72,9 @@ class Filter(MapStage):
         default_factory=dict, description="reason -> file of words, of which a text column of a row to keep has one"
     )
     lists: tuple[Listed, ...] = Field((), description="files of values that rows to keep have, or have not")
+    timeout_s: float = Field(
+        600, gt=0, description="the predicates may take so long for one batch of rows (resources.batch_rows)"
+    )
     resources: Resources = Resources(batch_rows=8192)
 
     @model_validator(mode="after")
@@ -78,6 +88,7 @@ class Filter(MapStage):
     def parameters(self) -> dict[str, Any]:
         """Return the fields; of a list what is in it, and not where it lies."""
         said = super().parameters()
+        del said["timeout_s"]  # it changes no result
         for reason, words in self.words.items():
             said["words"][reason]["file"] = words.digest()
         for one, listed in zip(said["lists"], self.lists, strict=True):
@@ -87,8 +98,12 @@ class Filter(MapStage):
     def conditions(self) -> list[Condition]:
         """Return what must be true, in order. Raises RecipeError where a predicate cannot be read or is not allowed."""
         if self.where is not None:
-            return [Condition(c.text, c) for c in split(self.where)]
-        return [Condition(name, c) for name, predicate in self.rules.items() for c in split(predicate)]
+            found = [Condition(c.text, c) for c in split(self.where)]
+        else:
+            found = [Condition(name, c) for name, predicate in self.rules.items() for c in split(predicate)]
+        if len(found) > MAX_CONDITIONS:
+            raise RecipeError(f"a filter has {len(found):,} conditions; expected at most {MAX_CONDITIONS}")
+        return found
 
     def inputs(self, available: Tables) -> Columns:
         """Return the columns that the conditions name, after binding them against the tables' types."""
@@ -101,7 +116,7 @@ class Filter(MapStage):
         places = dict.fromkeys([*(names.place(path) for c in conditions for path in c.conjunct.paths), *looked_up])
         read = [place for place in places if place[1] != "sample_id"]
         _distinct(read)
-        _bind(conditions, names.types(read))
+        _bind(conditions, names.types(read), self._limits(BIND_S))
         columns: Columns = {}
         for table, column in read:
             columns[table] = (*columns.get(table, ()), column)
@@ -114,15 +129,20 @@ class Filter(MapStage):
         connection = connect()
         conditions = self.conditions()
         lookups = self._lookups()
+        limits = self._limits(self.timeout_s)
 
         def step(batches: Iterator[pa.Table]) -> Batches:
             for batch in batches:
                 verdicts = [(lookup.reason, *lookup.fails(batch, connection)) for lookup in lookups]
-                said = [_judged(conditions, batch, connection), *(_verdict(*verdict) for verdict in verdicts)]
+                said = [_judged(conditions, batch, connection, limits), *(_verdict(*verdict) for verdict in verdicts)]
                 reason = pc.coalesce(*(reasons for reasons, _ in said))
                 yield self._decisions(batch.column("sample_id"), reason, _joined([found for _, found in said]))
 
         return step
+
+    def _limits(self, timeout_s: float) -> Limits:
+        hint = f"; raise `timeout_s` or lower `resources.batch_rows` of the filter {self.name!r}"
+        return Limits(timeout_s, MEMORY_MB, hint if timeout_s == self.timeout_s else "; its constants cost too much")
 
     def _lookups(self) -> "list[_Lookup]":
         return [
@@ -158,12 +178,13 @@ class _Lookup:
         return fails_list(self.asked, self.entries, values, connection)
 
 
-def _judged(conditions: list[Condition], batch: pa.Table, connection: Any) -> tuple[pa.Array, pa.Array]:
+def _judged(conditions: list[Condition], batch: pa.Table, connection: Any, limits: Limits) -> tuple[pa.Array, pa.Array]:
     """Return reason and evidence by the predicates: string (n,), null where all are true."""
     if not conditions:
         return pa.nulls(batch.num_rows, pa.string()), pa.nulls(batch.num_rows, pa.string())
     connection.register("batch", _readable(batch))
-    verdicts = connection.sql(_query(conditions, batch.schema)).to_arrow_table()
+    with limited(connection, limits, "a filter's predicates"):
+        verdicts = connection.sql(_query(conditions, batch.schema)).to_arrow_table()
     connection.unregister("batch")
     return text(verdicts.column("reason")).cast(pa.string()), text(verdicts.column("evidence")).cast(pa.string())
 
@@ -254,20 +275,24 @@ def _distinct(places: Iterable[Place]) -> None:
             raise RecipeError(f"a filter reads both {both}, which have one name; use two filters, one after the other")
 
 
-def _bind(conditions: list[Condition], found: pa.Schema) -> None:
+def _bind(conditions: list[Condition], found: pa.Schema, limits: Limits) -> None:
     """Raise RecipeError where DuckDB cannot make sense of a condition, or it is not true or false."""
     import duckdb
 
     with connect() as connection:
         for condition in conditions:
+            named = f"the filter {shorten(condition.conjunct.text)}"
             try:
                 connection.register("batch", _readable(found.empty_table()))
-                said = connection.execute(f"describe select {_sql(condition, found)} from batch").fetchall()
-                connection.execute(_query([condition], found)).fetchall()
+                with limited(connection, limits, named):
+                    said = connection.execute(f"describe select {_sql(condition, found)} from batch").fetchall()
+                    connection.execute(_query([condition], found)).fetchall()
+            except QueryError as error:
+                raise RecipeError(str(error)) from error
             except duckdb.Error as error:
-                raise RecipeError(f"the filter {condition.conjunct.text!r}: {one_line(str(error))}") from error
+                raise RecipeError(f"{named}: {one_line(str(error))}") from error
             if said[0][1] != "BOOLEAN":
-                raise RecipeError(f"the filter {condition.conjunct.text!r} is {said[0][1]}; expected true or false")
+                raise RecipeError(f"{named} is {said[0][1]}; expected true or false")
 
 
 def _query(conditions: list[Condition], found: pa.Schema) -> str:

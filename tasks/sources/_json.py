@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from catalog.duck import open_database
+
 MAX_OBJECT_BYTES: Final = 16 << 20
 """A longer object counts as broken."""
 SAMPLE_OBJECTS: Final = 1_000
@@ -45,9 +47,7 @@ def extract(objects: pa.Array, schema: pa.Schema) -> pa.Table:
 
 @lru_cache(1)
 def _database() -> Any:
-    import duckdb
-
-    return duckdb.connect(config={"threads": 1, "enable_external_access": "false"})
+    return open_database(threads=1)
 
 
 def _pointer(key: str) -> str:

@@ -340,7 +340,7 @@ def test_limits(birds: Catalog) -> None:
 
 
 def test_large_queries_spill(birds: Catalog) -> None:
-    with connect(birds, threads=1, memory_limit="60MB") as connection:
+    with connect(birds, threads=1, memory_mb=58) as connection:
         rows = query(connection, "select count(*) n from (select range, count(*) from range(3000000) group by 1)")
     assert rows.to_pylist() == [{"n": 3_000_000}]
 
