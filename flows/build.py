@@ -13,9 +13,8 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,11 @@ from catalog.lease import hold
 from catalog.parts import PartFile, describe_part, fingerprint_of, part_path
 from flows.balance import check_balance
 from flows.cluster import open_engine
+from flows.code_version import code_version
 from flows.display import Display
 from flows.engine import Engine
 from flows.plan import NUMBERS, Plan, PlannedPart, PlannedStage, make_plan
-from flows.recipe import Recipe, parse, read_text, resolved_text
+from flows.recipe import Recipe, read_text, resolve
 from flows.worker import clear_scratch, jobs_of, work_of
 from tasks.stage import TableStage
 
@@ -37,7 +37,11 @@ display: ContextVar[Display] = ContextVar("display", default=Display())  # noqa:
 
 @dataclass(frozen=True)
 class Order:
-    """What to build, as a deployment can say it."""
+    """What to build. Its recipe is resolved when the order is made: what it says is planned, built and recorded, even
+    where fragments, variables or the recipe's file change meanwhile.
+
+    Raises RecipeError, with the file and line of what was read.
+    """
 
     recipe: str
     """The YAML text."""
@@ -48,27 +52,49 @@ class Order:
     executor: str = "ray"
     wait_s: float | None = 0.0
     """How long to wait for another builder of the same dataset; None: as long as it takes."""
+    is_resolved: bool = False
+    """Whether the text was resolved before: it then needs no other file and no environment."""
+    _checked: tuple[Recipe, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        checked = resolve(self.recipe, self.name, self.overrides, self.is_resolved)
+        object.__setattr__(self, "_checked", checked)
 
     @classmethod
     def read(cls, path: str | Path, **options: Any) -> "Order":
         """Return the order to build the recipe in a file."""
         return cls(read_text(path), str(path), **options)
 
+    @classmethod
+    def again(cls, version: Version, **options: Any) -> "Order":
+        """Return the order to build what a version was built from: its recorded text."""
+        return cls(version.recipe, f"the recipe of {version.label}", is_resolved=True, **options)
+
     def load(self) -> Recipe:
         """Return the checked recipe."""
-        return parse(self.recipe, self.name, self.overrides)
+        return self._checked[0]
 
     def resolved(self) -> str:
-        """Return the recipe as it is built: with its overrides and variables. `retry` and lineage need no more."""
-        return resolved_text(self.recipe, self.name, self.overrides)
+        """Return the recipe as it is built: with its fragments, variables and overrides."""
+        return self._checked[1]
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the order as a run or a deployment records it, in JSON: with the resolved text."""
+        text = self.resolved()
+        name = self.name if text == self.recipe else f"{self.name} (as it was resolved)"
+        said: dict[str, Any] = {"recipe": text, "name": name, "catalog": self.catalog, "overrides": []}
+        return said | {"executor": self.executor, "wait_s": self.wait_s, "is_resolved": True}
 
     def open(self, recipe: Recipe, create: bool | None = True) -> Dataset:
         """Return the dataset in its catalog: the recipe's, the order's, the environment's, or ./datasets.
 
         `create` as in `Catalog`: None makes nothing, for plans.
         """
-        uri = self.catalog or recipe.catalog or os.environ.get("ESPALIER_CATALOG") or DEFAULT_CATALOG
-        return Catalog(uri, create=create).dataset(recipe.dataset)
+        return Catalog(self.place(), create=create).dataset(recipe.dataset)
+
+    def place(self) -> str:
+        """Return which catalog is meant."""
+        return self.catalog or self.load().catalog or os.environ.get("ESPALIER_CATALOG") or DEFAULT_CATALOG
 
 
 @dataclass(frozen=True)
@@ -239,20 +265,6 @@ def recipe_digest(plan: Plan) -> str:
     """Return the SHA-256 of what a plan would publish: every part of every stage, by fingerprint."""
     parts = [[s.stage.name, part_path(s.stage.table, p.fingerprint)] for s in plan.stages for p in s.parts]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def code_version() -> str:
-    """Return the version of Espalier, with the commit of the checkout that it runs from, if there is one."""
-    version = installed_version("espalier")
-    git = Path(__file__).parent.parent / ".git"
-    head = git / "HEAD"
-    if not head.is_file():
-        return version
-    reference = head.read_text().strip()
-    if reference.startswith("ref: "):
-        named = git / reference.removeprefix("ref: ")
-        reference = named.read_text().strip() if named.is_file() else ""
-    return f"{version}+g{reference[:12]}" if reference else version
 
 
 def report_path(dataset: Dataset, version: Version) -> str | None:

@@ -1,5 +1,8 @@
 """Scheduled builds: a Prefect deployment on a process work pool, which a worker picks up.
 
+A deployment records the recipe as it was resolved when it was deployed: every run builds that text, whatever becomes
+of the recipe's file, its fragments and variables. `espalier deploy` once more replaces it.
+
 Two guards keep a schedule from building one dataset twice at once: the deployment runs one flow at a time and drops
 what comes meanwhile, and the dataset's lease refuses a second builder whoever it is.
 """
@@ -8,7 +11,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from catalog.dataset import DEFAULT_CATALOG
 from catalog.errors import RecipeError, UserError
 from flows.build import Order
 from flows.server import quiet_environment
@@ -61,15 +63,13 @@ def deploy(order: Order, cron: str, timezone: str, pool: str, name: str | None) 
 
 
 def _parameters(order: Order) -> dict[str, object]:
-    """Return the flow's parameters; a worker has another working directory, so the catalog's path is made whole."""
-    uri = order.catalog or order.load().catalog or os.environ.get("ESPALIER_CATALOG") or DEFAULT_CATALOG
-    return {
-        "recipe": order.recipe,
-        "name": order.name,
-        "catalog": uri if "://" in uri else str(Path(uri).absolute()),
-        "overrides": list(order.overrides),
-        "executor": order.executor,
-    }
+    """Return the flow's parameters: the recipe as it is resolved now, whatever becomes of its files and variables.
+
+    A worker has another working directory, so the catalog's path is made whole.
+    """
+    uri = order.place()
+    said = order.parameters() | {"catalog": uri if "://" in uri else str(Path(uri).absolute())}
+    return {name: value for name, value in said.items() if name != "wait_s"}
 
 
 def _lasting_api() -> str:

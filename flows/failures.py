@@ -57,7 +57,7 @@ def order_retry(dataset: Dataset, reasons: Sequence[str], catalog: str | None, e
     if not rows:
         raise UserError(f"no row of {dataset.name!r} failed for {' or '.join(wanted)}{nearest('', there)}")
     version = dataset.version()
-    order = Order(version.recipe, f"the recipe of {version.label}", catalog, (), executor)
+    order = Order.again(version, catalog=catalog, executor=executor)
     plan = make_plan(order.load(), dataset)
     stage = next(s.stage.name for s in plan.stages if s.stage.table == "images")
     dataset.set_state(RETRIES, retry_parts(plan, stage, wanted, [r["number"] for r in rows]))

@@ -23,7 +23,7 @@ from catalog import lookup
 from catalog.dataset import Dataset, Version
 from catalog.errors import UserError, nearest
 from catalog.parts import PartFile, fingerprint_of
-from flows.build import code_version
+from flows.code_version import code_version
 from flows.kept_index import TABLE, Kept, best_device, columns, drop, embedding_column, folder, kept
 from tasks.encoder import encoder_of
 from tasks.index.choose import Budget, Choice, choose

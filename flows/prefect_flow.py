@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 import psutil
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from catalog.parts import PartFile
     from flows.plan import PlannedPart
 
+_ordered: ContextVar[Order | None] = ContextVar("ordered", default=None)
+"""The order that this process was given, which its flow need not read again from its parameters."""
 RETRIES = 2
 """How often a stage is run again after a fault of the infrastructure. Its finished parts are not made again."""
 _UPDATE_S = 5.0
@@ -36,14 +39,12 @@ def build_flow(order: Order) -> Outcome:
     """Run the flow for a local command, tagged with this process, so that a later build can tell that it died."""
     reap_dead_runs()
     with tags(*_own_tags()), _last_words_left_to_the_command():
-        return build.with_options(flow_run_name=order.load().dataset)(
-            recipe=order.recipe,
-            name=order.name,
-            catalog=order.catalog,
-            overrides=list(order.overrides),
-            executor=order.executor,
-            wait_s=order.wait_s,
-        )
+        token = _ordered.set(order)
+        try:
+            outcome: Outcome = build.with_options(flow_run_name=order.load().dataset)(**order.parameters())
+            return outcome
+        finally:
+            _ordered.reset(token)
 
 
 _LAST_WORDS: Final = (
@@ -80,9 +81,12 @@ def build(
     overrides: list[str] | None = None,
     executor: str = "ray",
     wait_s: float | None = 0.0,
+    is_resolved: bool = False,
 ) -> Outcome:
-    """Build a dataset from a recipe's text. What deployments run, too."""
-    order = Order(recipe, name, catalog, tuple(overrides or ()), executor, wait_s)
+    """Build a dataset from a recipe's text. What deployments run, too; theirs is resolved (`flows.deploy`)."""
+    order = _ordered.get()
+    if order is None:
+        order = Order(recipe, name, catalog, tuple(overrides or ()), executor, wait_s, is_resolved)
     token = display.set(Displays(display.get(), _Artifacts()))
     try:
         return build_here(order, _as_task)

@@ -125,7 +125,19 @@ def read_text(path: str | Path) -> str:
 
 def parse(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
     """Check a recipe's text. `name` is what errors call it."""
-    raw, node = _composed(text, name, overrides)
+    return resolve(text, name, overrides)[0]
+
+
+def resolve(
+    text: str, name: str = "recipe", overrides: Sequence[str] = (), resolved: bool = False
+) -> tuple[Recipe, str]:
+    """Check a recipe's text; return the recipe, and the text with fragments, variables and overrides in it: the very
+    text that was checked, so what it says cannot change until it is built.
+
+    `resolved`: the text was resolved before; it is taken as it is, and needs no other file and no environment. Raises
+    RecipeError, with the file and line of what was read.
+    """
+    raw, node, as_written = _composed(text, name, overrides, resolved)
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
@@ -136,13 +148,13 @@ def parse(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> Rec
         recipe.steps()
     except RecipeError as wrong:
         raise RecipeError(f"{name}: {wrong}") from None
-    return recipe
+    return recipe, text if as_written else dump(raw)
 
 
 def resolved_text(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> str:
     """Return a recipe's text with fragments, variables and overrides in it; the text itself where it has none."""
-    resolved, _ = _composed(text, name, overrides)
-    return text if resolved == compose(text, name)[0] else dump(resolved)
+    raw, _, as_written = _composed(text, name, overrides)
+    return text if as_written else dump(raw)
 
 
 def dump(resolved: Mapping[str, Any]) -> str:
@@ -157,16 +169,20 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _composed(text: str, name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], yaml.Node]:
-    """Return what a recipe says once fragments, variables and overrides are in it, and its nodes."""
+def _composed(
+    text: str, name: str, overrides: Sequence[str], resolved: bool = False
+) -> tuple[dict[str, Any], yaml.Node, bool]:
+    """Return what a recipe says once fragments, variables and overrides are in it, its nodes, and whether that is
+    what is written."""
     raw, node = compose(text, name)
     if not isinstance(raw, dict) or node is None:
         raise RecipeError(f"{name}: a recipe is a mapping with `dataset`, `source` and `stages`")
     budget = Budget(name)
-    resolved: dict[str, Any] = _with_environment(expand(raw, node, name, budget), name, budget)
+    filled: dict[str, Any] = raw if resolved else _with_environment(expand(raw, node, name, budget), name, budget)
+    as_written = filled == raw and not overrides
     for override in overrides:
-        _override(resolved, override, budget)
-    return resolved, node
+        _override(filled, override, budget)
+    return filled, node, as_written
 
 
 def _with_environment(value: Any, name: str, budget: Budget) -> Any:

@@ -26,7 +26,8 @@ from catalog.lookup import KEY
 from catalog.parts import PartFile, PartWriter, fingerprint_of
 from catalog.schema import field
 from catalog.shards import ShardReader
-from flows.build import code_version, write_report
+from flows.build import write_report
+from flows.code_version import code_version
 from flows.plan import PlannedPart
 from flows.search import Found
 from flows.worker import Work, make_table

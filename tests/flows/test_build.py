@@ -13,9 +13,10 @@ from catalog.dataset import Catalog
 from catalog.errors import BusyError, EspalierError, PartError, RecipeError, UserError
 from catalog.lease import hold
 from catalog.storage import Storage
-from flows.build import Order, build_here, up_to_date
+from flows.build import Order, build_here, run_stage, up_to_date
+from flows.engine import Engine
 from flows.failures import failures, order_retry
-from flows.plan import make_plan
+from flows.plan import Plan, PlannedStage, make_plan
 from tests.flows.conftest import Web
 from tests.pictures import jpeg
 from tests.stages import content
@@ -169,6 +170,60 @@ def test_a_retry_keeps_what_the_build_was_told(web: Web, monkeypatch: pytest.Mon
     build_here(order)
     assert rows(web, "select count(*), max(width) from web.samples") == [(3, 32)]
     assert rows(web, "select count(*) from web.images where reason = 'server_error'") == [(0,)]
+
+
+def test_what_was_read_is_built_and_recorded(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fragment, a variable and the recipe itself change while the first stage runs."""
+    fragment = web.folder / "wide.yaml"
+    fragment.write_text("- {use: filter, name: wide, where: original_width >= 10}\n")
+    text = '  - include: wide.yaml\n  - {use: prune, method: random, keep_rows: "${KEEP_ROWS}"}\n'
+    recipe = web.recipe(text)
+    monkeypatch.setenv("KEEP_ROWS", "3")
+    order = Order.read(recipe, catalog=web.catalog, executor="inline")
+
+    def changing(plan: Plan, planned: PlannedStage, engine: Engine, run_id: str) -> int:
+        fragment.write_text("- {use: filter, name: narrow, where: original_width < 10}\n")
+        monkeypatch.setenv("KEEP_ROWS", "1")
+        recipe.write_text("no recipe any more")
+        return run_stage(plan, planned, engine, run_id)
+
+    version = build_here(order, changing).version
+    assert version.recipe == order.resolved()
+    assert "original_width >= 10" in version.recipe
+    assert "include" not in version.recipe
+    assert [s["name"] for s in version.stages] == ["parquet", "download", "wide", "prune", "samples"]
+    assert version.stages[3]["parameters"]["keep_rows"] == 3
+    assert rows(web, "select count(*) from web.samples") == [(3,)]
+    monkeypatch.delenv("KEEP_ROWS")
+    fragment.unlink()
+    again = up_to_date(Order.again(version, catalog=web.catalog, executor="inline"))
+    assert again is not None
+    assert again.version.number == version.number
+
+
+def test_a_recorded_recipe_is_taken_as_it_is(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What looks like a variable came out of one."""
+    monkeypatch.setenv("ABOUT", "costs ${PRICE} a row")
+    recipe = web.recipe('  - {use: report, description: "${ABOUT}"}\n')
+    version = build_here(Order.read(recipe, catalog=web.catalog, executor="inline")).version
+    again = Order.again(version, catalog=web.catalog, executor="inline")
+    assert again.load() == Order.read(recipe, catalog=web.catalog, executor="inline").load()
+    assert again.resolved() == version.recipe
+
+
+def test_a_run_and_a_deployment_are_given_the_resolved_text(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = web.recipe(STAGES.replace("keep_rows: 4", "keep_rows: ${KEEP_ROWS}"))
+    monkeypatch.setenv("KEEP_ROWS", "2")
+    order = Order.read(recipe, catalog=web.catalog, executor="inline", overrides=("filter.where=width >= 7",))
+    given = json.loads(json.dumps(order.parameters()))
+    monkeypatch.setenv("KEEP_ROWS", "5")
+    there = Order(**given | {"overrides": tuple(given["overrides"])})
+    assert there.load() == order.load()
+    assert there.resolved() == order.resolved()
+    assert there.name == f"{recipe} (as it was resolved)"
+    monkeypatch.setenv("KEEP_ROWS", "none")
+    with pytest.raises(RecipeError, match=r"recipe.yaml:\d+: stages\[prune\].keep_rows: "):
+        Order.read(recipe, catalog=web.catalog)
 
 
 def test_a_retry_that_cannot_be(web: Web) -> None:
