@@ -56,3 +56,13 @@ def orientation_exif(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif.tobytes()
+
+
+def slow_bmp(width: int = 4000, height: int = 2200) -> bytes:
+    """Return a run-length encoded BMP of 17 MB: every pixel is a run, and for Pillow's decoder a step in Python."""
+    row = b"\1\x42" * width + b"\0\0"
+    palette = b"".join(bytes([i, i ^ 1, i, 0]) for i in range(256))
+    pixels = row * height + b"\0\1"
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(pixels), 0, 0, 256, 0)
+    at = 14 + len(info) + len(palette)
+    return b"BM" + struct.pack("<IHHI", at + len(pixels), 0, 0, at) + info + palette + pixels

@@ -46,6 +46,7 @@ __all__ = [
     "decode",
     "encode",
     "inspect",
+    "is_for_apart",
     "phash",
     "pixels_sha256",
     "resize",
@@ -63,6 +64,11 @@ def inspect(data: bytes) -> Header:
 
 
 _DEFAULT = Limits()
+
+
+def is_for_apart(data: bytes) -> bool:
+    """Return whether bytes are in a format whose very headers should be read in another process: see `Apart`."""
+    return sniff(data) in _others.APART
 
 
 def decode(data: bytes, limits: Limits = _DEFAULT, scale: float = 1.0) -> Pixels:

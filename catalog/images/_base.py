@@ -20,6 +20,8 @@ Pixels = np.ndarray[Any, np.dtype[Any]]
 
 STRIP_ROWS: Final = 256
 """Rows that are converted at a time, so that no second copy of a large picture is made."""
+_STRIP_PIXELS: Final = 1 << 19
+"""The same, for wide pictures."""
 MAX_PIECES: Final = 1 << 16
 """Segments, chunks or blocks of one file. A megabyte of metadata takes 16 JPEG segments; who writes thousands of
 empty ones wants their reader to work."""
@@ -58,14 +60,16 @@ class Header(NamedTuple):
     orientation: int
     """EXIF's 1..8; 1 is upright."""
     pixel_bytes: int = 8
-    """Memory that a pixel takes while it is decoded, the result included."""
+    """Memory that a pixel takes while it is decoded, the result included: measured, see tests."""
+    table_bytes: int = 0
+    """Memory that decoding may take beside it."""
     bounded: bool = True
     """Whether pixels and bytes bound the CPU time of decoding. Where they do not, `decode_apart` has a watchdog."""
 
     @property
     def decode_bytes(self) -> int:
         """Return the memory that decoding takes at most, the compressed bytes aside."""
-        return self.width * self.height * self.pixel_bytes
+        return self.width * self.height * self.pixel_bytes + self.table_bytes
 
 
 def check(header: Header, limits: Limits) -> None:
@@ -144,8 +148,9 @@ def grey_to_rgb(grey: Pixels) -> Pixels:
 def in_strips(height: int, width: int, strip: Callable[[int, int], Pixels]) -> Pixels:
     """Return the picture whose rows `strip(top, bottom)` gives as uint8 (rows, width, 3)."""
     result = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, STRIP_ROWS):
-        bottom = min(height, top + STRIP_ROWS)
+    rows = max(1, min(STRIP_ROWS, _STRIP_PIXELS // width))
+    for top in range(0, height, rows):
+        bottom = min(height, top + rows)
         result[top:bottom] = strip(top, bottom)
     return result
 

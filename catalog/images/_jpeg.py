@@ -16,6 +16,7 @@ from catalog.images._base import (
     Pixels,
     broken,
     imdecode,
+    in_strips,
     orientation_of,
     too_many_pieces,
 )
@@ -127,7 +128,9 @@ def _header(data: bytes, frame: Segment, scan: Segment, orientation: int, ended:
         _check_scans(data, scan.start, samples, width * height)
     if orientation >= 5:
         width, height = height, width
-    pixel_bytes = (3 if count < 4 else 7) + (2 * count if many else 0)
+    coefficients = 2 * count if many else 0
+    # OpenCV holds the picture twice at its end, when the coefficients are free again.
+    pixel_bytes = 8 + coefficients if count == 4 else max(7, 4 + coefficients)
     return Header("jpg", width, height, _MODES[count], orientation, pixel_bytes)
 
 
@@ -220,7 +223,10 @@ def _decode_cmyk(data: bytes, jpeg: Jpeg) -> Pixels:
     try:
         image: Any = JpegImagePlugin.JpegImageFile(io.BytesIO(b"".join(kept)))
         image.load()
-        return np.array(image.convert("RGB"))
+        width, height = image.size
+        return in_strips(
+            height, width, lambda top, bottom: np.asarray(image.crop((0, top, width, bottom)).convert("RGB"))
+        )
     except Exception as error:  # Pillow raises a dozen kinds on hostile bytes
         raise broken(error, "jpg", not jpeg.ended) from error
 

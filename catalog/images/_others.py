@@ -22,7 +22,7 @@ from catalog.images._base import (
 APART: Final = frozenset(["avif", "tiff"])
 """Formats whose reading and decoding is not bounded by pixels and bytes: an AVIF holds frames that are never shown, a
 TIFF any of a dozen compressions and directories of directories."""
-_PIXEL_BYTES: Final = {"gif": 5, "bmp": 7, "tiff": 20, "avif": 20}
+_PIXEL_BYTES: Final = {"gif": 5, "bmp": 8, "tiff": 20, "avif": 20}
 _RLE_PIXEL_BYTES: Final = 10
 _UNCOMPRESSED: Final = (0, 3)
 _GRAPHIC_CONTROL: Final = 0xF9

@@ -36,8 +36,8 @@ _MODES: Final = {
     **{(8, 4): "LA", (16, 4): "RGBA", (8, 6): "RGBA", (16, 6): "RGBA"},
 }
 """By bit depth and colour type: what Pillow decodes to."""
-_PIXEL_BYTES: Final = {"1": 4, "L": 4, "P": 4, "I;16": 5, "LA": 7, "RGB": 7, "RGBA": 7}
-_KEYED_16_BIT_BYTES: Final = 9
+_PIXEL_BYTES: Final = {"1": 5, "L": 5, "P": 5, "I;16": 6, "LA": 8, "RGB": 8, "RGBA": 8}
+_KEYED_16_BIT_BYTES: Final = 10
 _PIECE_BYTES: Final = 1 << 20
 
 

@@ -11,6 +11,7 @@ from catalog.images._base import MAX_PIECES, Header, Pixels, broken, imdecode, o
 
 _ALPHA: Final = 0x10
 _LOSSLESS: Final = 0x2F
+_GROUP_BYTES: Final = 5 * 256 * 4 + 600
 
 
 class Webp(NamedTuple):
@@ -51,9 +52,12 @@ def read(data: bytes) -> Webp:
     transparent = alpha or frame != (width, height)
     if orientation >= 5:
         width, height = height, width
-    # Lossless: libwebp's own pixels, its table of codes (which small files may make large), and ours.
-    pixel_bytes = (7 if transparent else 6) + (8 if b"VP8L" in picture else 2)
-    header = Header("webp", width, height, "RGBA" if transparent else "RGB", orientation, pixel_bytes)
+    lossless = b"VP8L" in picture
+    pixel_bytes = (7 if transparent else 6) + (3 if lossless else 2)
+    tables = _table_bytes(frame[0] * frame[1], len(picture[b"VP8L"])) if lossless else 0
+    header = Header(
+        "webp", width, height, "RGBA" if transparent else "RGB", orientation, pixel_bytes, table_bytes=tables
+    )
     return Webp(header, _still(picture, frame, alpha), place, frame, early)
 
 
@@ -104,6 +108,13 @@ def _still(picture: dict[bytes, memoryview], frame: tuple[int, int], alpha: bool
 
 def _chunk(kind: bytes, body: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
     return kind, struct.pack("<I", len(body)), body, bytes(len(body) & 1)
+
+
+def _table_bytes(pixels: int, size: int) -> int:
+    """Return what the code tables of a lossless picture may take: a group of five for every 4 x 4 pixels, 65,536 at
+    most, of 256 entries of 4 bytes at least; a group takes 20 bits of the file or more."""
+    groups = min(1 << 16, pixels // 16 + 1, size * 8 // 20 + 1)
+    return groups * _GROUP_BYTES
 
 
 def _uint24(data: memoryview, at: int) -> int:

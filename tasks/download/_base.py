@@ -42,6 +42,9 @@ class Settings(Config):
     max_bytes: int = Field(20_000_000, gt=0, description="of a body, as sent and when decompressed")
     max_pixels: int = Field(50_000_000, gt=0, le=1 << 27, description="of a picture, by its header")
     max_side_px: int = Field(32_768, gt=0, le=65_500)
+    decode_cpu_s: float = Field(
+        10, gt=0, description="CPU time of decoding one picture, in formats whose header does not bound it (AVIF, TIFF)"
+    )
     min_size_px: int = Field(0, ge=0, description="reject pictures whose shorter side is below this")
     max_aspect_ratio: float | None = Field(None, ge=1, description="reject pictures that are longer, side to side")
     statistics: Literal["fast", "exact"] = Field(

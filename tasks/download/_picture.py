@@ -1,27 +1,63 @@
 """From the bytes of one image to everything that its row holds, with one decode."""
 
 import hashlib
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
+from threading import Condition, Lock
 from typing import Final
 
 from catalog import images
+from catalog.images.apart import Apart
 from tasks.download._base import LocalFile, Outcome, Settings
 from tasks.download.reasons import FetchError
 
-_LARGE_PX: Final = 8_000_000
+DECODE_BYTES: Final = 256 << 20
+"""What the pictures that are decoded at one time may take together; one that takes more is decoded alone."""
+_RESULT_PIXEL_BYTES: Final = 9
+"""Of the picture that is stored: resized, with its channels in the encoder's order, and encoded."""
 _MEASURED_PX: Final = 256
 """Statistics are taken on no less than this (longer side), however small the stored picture is."""
 
 
+class Room:
+    """Bytes that threads share: each holds what it needs, or waits, first come, first served."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._used = 0
+        self._turn = Lock()
+        self._changed = Condition()
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Hold `size` bytes, as soon as there are so many; more than the limit, as soon as nobody else holds any."""
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: self._used == 0 or self._used + size <= self._limit)
+            self._used += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= size
+                self._changed.notify()
+
+
 class PictureMaker:
-    """Verifies, decodes, measures and encodes. Thread-safe; large pictures take turns, so that memory is bounded."""
+    """Verifies, decodes, measures and encodes. Thread-safe; what pictures take while they are decoded is bounded.
+
+    `close` ends the processes that decode the formats for which time is not bounded by the header.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._limits = images.Limits(settings.max_pixels, settings.max_side_px)
-        self._turn = Lock()
+        self._room = Room(DECODE_BYTES)
+        self._apart = Apart(settings.decode_cpu_s)
+
+    def close(self) -> None:
+        """End what runs beside this process."""
+        self._apart.close()
 
     def fill(self, outcome: Outcome, body: bytes, digest: str | None) -> Outcome:
         """Complete `outcome` from the received bytes; `digest` is what they should hash to. Never raises."""
@@ -50,13 +86,12 @@ class PictureMaker:
             raise FetchError("empty_body")
         outcome.sha256 = hashlib.sha256(body).hexdigest()
         self._verify(outcome.sha256, body, digest)
-        header = images.inspect(body)
+        header = self._apart.inspect(body) if images.is_for_apart(body) else images.inspect(body)
         outcome.original_width, outcome.original_height = header.width, header.height
         images.check(header, self._limits)
         self._check_shape(header)
         target = self._target(header)
-        pixels = max(header.width * header.height, target[0] * target[1])
-        with self._turn if pixels > _LARGE_PX else nullcontext():
+        with self._room.hold(header.decode_bytes + _RESULT_PIXEL_BYTES * target[0] * target[1]):
             self._decode(outcome, body, header, target)
 
     def _verify(self, sha256: str, body: bytes, digest: str | None) -> None:
@@ -89,7 +124,7 @@ class PictureMaker:
         stored_as_is = not s.reencode and header.format in ("jpg", "png", "webp")
         needed_px = _MEASURED_PX if stored_as_is else max(_MEASURED_PX, *target)
         scale = 1.0 if s.statistics == "exact" else needed_px / max(size)
-        pixels = images.decode(body, self._limits, scale)
+        pixels = self._pixels(body, header, scale)
         self._note(outcome, body, header, pixels)
         if stored_as_is:
             outcome.format, (outcome.width, outcome.height), outcome.image = header.format, size, body
@@ -97,6 +132,11 @@ class PictureMaker:
         pixels = images.resize(pixels, s.image_size, s.resize_mode, s.resize_only_if_bigger, original=size)
         outcome.format, (outcome.height, outcome.width) = s.encode_format, pixels.shape[:2]
         outcome.image = images.encode(pixels, s.encode_format, s.quality)
+
+    def _pixels(self, body: bytes, header: images.Header, scale: float) -> images.Pixels:
+        if header.bounded:
+            return images.decode(body, self._limits, scale)
+        return self._apart.decode(body, self._limits)
 
     @staticmethod
     def _note(outcome: Outcome, data: bytes, header: images.Header, pixels: images.Pixels) -> None:

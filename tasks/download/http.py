@@ -91,7 +91,7 @@ class _Fetcher:
         self.budget = ByteBudget(BUDGET_BYTES)
         self._settings = settings
         self._allowed = AllowedHosts(settings.allow_hosts)
-        self._fill = PictureMaker(settings).fill
+        self._pictures = PictureMaker(settings)
         self._decoders = ThreadPoolExecutor(cpus, "decode")
         self._names = ThreadPoolExecutor(_RESOLVER_THREADS, "resolve")
         self._loop = asyncio.new_event_loop()
@@ -115,6 +115,7 @@ class _Fetcher:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._decoders.shutdown(cancel_futures=True)
+        self._pictures.close()
         self._names.shutdown(wait=False, cancel_futures=True)  # a name that hangs must not hold up the build
         self._loop.close()
 
@@ -164,7 +165,7 @@ class _Fetcher:
         try:
             body = await (self._read(request.file, holding) if request.file else self._fetch(request, outcome, holding))
             holding.shrink(len(body))
-            work = partial(self._fill, outcome, body, request.digest)
+            work = partial(self._pictures.fill, outcome, body, request.digest)
             await asyncio.get_running_loop().run_in_executor(self._decoders, work)
         except FetchError as error:
             outcome.failed(error.reason, error.detail)

@@ -63,6 +63,7 @@ REASONS: Final[dict[str, Reason]] = {
     "too_many_pixels": Reason("more pixels than the limit, by its header or after resizing", "never"),
     "too_long_side": Reason("a side is longer than the limit", "never"),
     "too_complex": Reason("decoding would take more work or memory than the limit, by its header and markers", "never"),
+    "decode_timeout": Reason("decoding took more CPU time than the limit", "never"),
     "too_small": Reason("the shorter side is below the recipe's minimum", "never"),
     "too_narrow": Reason("longer against shorter side is above the recipe's maximum", "never"),
     # the engine

@@ -16,7 +16,7 @@ from tasks.download.hosts import DOWN_AFTER
 from tasks.download.http import HttpEngine
 from tasks.download.reasons import REASONS
 from tests.hostile_server import HostileServer
-from tests.pictures import encoded, jpeg, jpeg_bomb, picture, png_bomb
+from tests.pictures import encoded, jpeg, jpeg_bomb, picture, png_bomb, slow_bmp
 from tests.tasks.download.test_addresses import Scripted
 
 JPEG = jpeg()
@@ -204,6 +204,7 @@ def test_images(server):
     check(one(encoded(picture(2000, 1), "PNG"), resize_mode="keep_ratio"), "too_long_side", "512000 x 256")
     check(one(encoded(picture(60, 20), "PNG"), resize_mode="keep_ratio", image_size=5000), "too_many_pixels", "15000 x")
     check(one(jpeg_bomb(1000, 800, 2000)), "too_complex", "scans")
+    check(one(slow_bmp(), decode_cpu_s=1), "decode_timeout", "1 s")
     check(one(jpeg(100, 90), min_size_px=91), "too_small", "100 x 90")
     check(one(jpeg(300, 90), max_aspect_ratio=3), "too_narrow")
     check(one(encoded(picture(20_000, 2), "PNG"), resize_mode="no", encode_format="webp"), "unencodable")

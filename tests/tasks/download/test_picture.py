@@ -1,0 +1,105 @@
+"""What one picture costs: room for it while it is decoded, and an end to what takes too long."""
+
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from catalog import images
+from tasks.download import Download
+from tasks.download._base import Outcome
+from tasks.download._picture import DECODE_BYTES, PictureMaker, Room
+from tests.pictures import encoded, jpeg, jpeg_bomb, picture, slow_bmp
+
+
+@pytest.fixture
+def maker():
+    maker = PictureMaker(Download(decode_cpu_s=1))
+    yield maker
+    maker.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_threads_never_hold_more_than_the_room_has(seed):
+    room, rng, lock = Room(100), random.Random(seed), threading.Lock()
+    held: list[int] = []
+
+    def work(size):
+        with room.hold(size):
+            with lock:
+                held.append(size)
+                assert sum(held) <= 100 or len(held) == 1
+            time.sleep(0.001)
+            with lock:
+                held.remove(size)
+        return size
+
+    sizes = [rng.choice([1, 10, 40, 99, 100, 101, 5000]) for _ in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, sizes)) == sizes
+
+
+def test_a_large_picture_is_not_overtaken_for_ever():
+    room, entered = Room(100), threading.Event()
+    stop = time.monotonic() + 20
+
+    def small():
+        while not entered.is_set() and time.monotonic() < stop:
+            with room.hold(30):
+                time.sleep(0.001)
+
+    threads = [threading.Thread(target=small) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    with room.hold(1000):
+        entered.set()
+    assert time.monotonic() < stop
+    for thread in threads:
+        thread.join()
+
+
+def test_a_room_is_given_back_after_an_error():
+    room = Room(10)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="no"), room.hold(10):
+            raise ValueError("no")
+    with room.hold(10):
+        pass
+
+
+@pytest.mark.parametrize("pil", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_every_format_is_stored(maker, pil):
+    data = encoded(picture(300, 200), pil)
+    outcome = maker.fill(Outcome(), data, None)
+    assert (outcome.status, outcome.reason) == ("success", None)
+    assert (outcome.original_width, outcome.original_height) == (300, 200)
+    assert outcome.pixels_sha256 == images.pixels_sha256(data, images.inspect(data))
+    assert images.decode(outcome.image).shape == (256, 256, 3)
+
+
+def test_only_formats_of_unknown_cost_start_a_process(maker):
+    for pil in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
+        maker.fill(Outcome(), encoded(picture(30, 20), pil), None)
+    assert not maker._apart._idle
+    maker.fill(Outcome(), encoded(picture(30, 20), "AVIF"), None)
+    (child,) = maker._apart._idle
+    maker.close()
+    assert child.poll() is not None
+
+
+def test_what_takes_too_long_has_a_reason_and_the_next_row_goes_on(maker):
+    late = maker.fill(Outcome(), slow_bmp(), None)
+    assert (late.reason, late.image) == ("decode_timeout", None)
+    refused = maker.fill(Outcome(), jpeg_bomb(1000, 800, 3000), None)
+    assert refused.reason == "too_complex"
+    assert "limit" in refused.detail
+    assert maker.fill(Outcome(), encoded(picture(300, 200), "AVIF"), None).status == "success"
+
+
+def test_what_a_picture_of_the_most_pixels_takes_is_known_before(maker):
+    """Of 50 megapixels, every kind is above the room for all, so it is decoded alone."""
+    for data in (jpeg(64, 64), jpeg(64, 64, progressive=True), *(encoded(picture(64, 64), f) for f in ("PNG", "WEBP"))):
+        header = images.inspect(data)._replace(width=10_000, height=5_000)
+        assert DECODE_BYTES < header.decode_bytes < 20 * 50_000_000
