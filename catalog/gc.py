@@ -9,13 +9,13 @@ is collected while somebody builds.
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Final
 
 from catalog import delta
 from catalog.dataset import Dataset, Version
 from catalog.errors import UserError
 from catalog.lease import hold
+from catalog.sizes import stem_of
 from catalog.storage import is_temporary
 
 GRACE_S: Final = 24 * 3600.0
@@ -97,17 +97,12 @@ def _is_garbage(path: str, needed: set[str], shards: set[str], reports: set[str]
     if is_temporary(path) or folder == _WORK:  # while nobody builds, scratch is nobody's, and old checkpoints are too
         return True
     if folder == _SHARDS:
-        return _stem(name) not in shards
+        return stem_of(name) not in shards
     if folder == _REPORTS:
         return name.partition(".")[0] not in reports
     if not name or "/" in name or folder.startswith(("_", ".")):  # the builder's state, and the tables' logs
         return False
     return name.endswith(".parquet") and path not in needed
-
-
-def _stem(name: str) -> str:
-    """Return what a shard and the files beside it have in common: `00003-ab12` of `00003-ab12_stats.json`."""
-    return name.removesuffix("_stats.json").partition(".")[0]
 
 
 def _needed_parts(dataset: Dataset, versions: Iterable[Version]) -> set[str]:
@@ -133,4 +128,4 @@ def _needed_shards(dataset: Dataset, versions: Iterable[Version]) -> set[str]:
     rows = ds.dataset(sorted(parts), format="parquet", filesystem=dataset.storage.filesystem())
     for batch in rows.to_batches(columns=["shard"]):
         named.update(pc.unique(batch.column("shard")).drop_null().to_pylist())
-    return {_stem(PurePosixPath(shard).name) for shard in named}
+    return {stem_of(shard) for shard in named}

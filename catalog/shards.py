@@ -27,6 +27,8 @@ FOLDER: Final = "shards"
 ERASED: Final = "__taken_down__"
 """The member that stands where a sample was erased, all zeros. It has no extension: WebDataset's readers skip it."""
 _BLOCK: Final = tarfile.BLOCKSIZE
+FINGERPRINT_CHARS: Final = 16
+"""How much of its part's fingerprint a shard's name has."""
 _COPIED_BYTES: Final = 8 << 20
 _DECODE_REASONS: Final = (
     "not_an_image",
@@ -43,7 +45,7 @@ _DECODE_REASONS: Final = (
 
 def shard_path(number: int, fingerprint: str) -> str:
     """Return where the shard of a part lies, relative to its dataset."""
-    return f"{FOLDER}/{number:05d}-{fingerprint[:16]}.tar"
+    return f"{FOLDER}/{number:05d}-{fingerprint[:FINGERPRINT_CHARS]}.tar"
 
 
 def sample_key(sample_id: int) -> str:

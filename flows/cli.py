@@ -23,7 +23,7 @@ app = typer.Typer(
     name="espalier",
     help="Build, prune, version and query image-text datasets. A recipe (YAML) says what a dataset is.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -38,6 +38,7 @@ class Executor(StrEnum):
 
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")]
 DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="the name of a dataset in the catalog")]
+Label = Annotated[str, typer.Argument(metavar="DATASET[@N]", help="a dataset, or one version of it")]
 CatalogUri = Annotated[
     str | None,
     typer.Option("--catalog", envvar="ESPALIER_CATALOG", help="folder or object-store URI; default: ./datasets"),
@@ -49,8 +50,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from flows.build import code_version
+
+        print(f"espalier {code_version()}")
+        raise typer.Exit
+
+
 @app.callback()
-def root(debug: Debug = False) -> None:
+def root(
+    debug: Debug = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and stop")
+    ] = False,
+) -> None:
     """Build, prune, version and query image-text datasets. A recipe (YAML) says what a dataset is."""
 
 
@@ -231,25 +245,38 @@ def sql(
 
 
 @app.command()
+def ls(catalog: CatalogUri = None, as_json: AsJson = False) -> None:
+    """List the datasets of the catalog: last version, samples, versions, size with images, last build."""
+    from flows.ls import datasets
+
+    _print_rows(datasets(_catalog(catalog)), as_json)
+
+
+@app.command()
 def versions(dataset: DatasetName, catalog: CatalogUri = None, as_json: AsJson = False) -> None:
-    """List the versions of a dataset."""
+    """List the versions of a dataset, with the size of their tables and images."""
+    from flows.ls import megabytes
+
+    opened = _dataset(dataset, catalog)
+    found = opened.versions()
+    sizes = megabytes(opened, found)
     rows = [
         {
             "version": v.label,
             "created_at": v.created_at.isoformat(timespec="seconds"),
             "samples": v.tables["samples"].rows if "samples" in v.tables else None,
-            "MB": round(v.bytes / 1e6, 2),
+            "MB": sizes[v.number],
             "code": v.code_version,
             "recipe": v.recipe_sha256[:12],
         }
-        for v in _dataset(dataset, catalog).versions()
+        for v in found
     ]
     _print_rows(rows, as_json)
 
 
 @app.command()
 def show(
-    label: Annotated[str, typer.Argument(metavar="DATASET[@N]", help="a dataset, or one version of it")],
+    label: Label,
     catalog: CatalogUri = None,
     as_json: AsJson = False,
 ) -> None:
@@ -309,16 +336,18 @@ def gc(
 
 
 @app.command()
-def errors(dataset: DatasetName, catalog: CatalogUri = None, as_json: AsJson = False) -> None:
+def errors(label: Label, catalog: CatalogUri = None, as_json: AsJson = False) -> None:
     """Show why rows of a dataset failed, and what may be tried again."""
     from flows.failures import failures
 
-    _print_rows(failures(_dataset(dataset, catalog)), as_json)
+    opened = _catalog(catalog)
+    version = opened.resolve(label)
+    _print_rows(failures(opened.existing(version.dataset), version), as_json)
 
 
 @app.command()
 def why(
-    label: Annotated[str, typer.Argument(metavar="DATASET[@N]", help="a dataset, or one version of it")],
+    label: Label,
     row: Annotated[str, typer.Argument(metavar="URL|SAMPLE_ID", help="which row; a URL may name several")],
     catalog: CatalogUri = None,
     as_json: AsJson = False,
@@ -361,7 +390,7 @@ def retry(
 
 @app.command()
 def search(
-    label: Annotated[str, typer.Argument(metavar="DATASET[@N]", help="a dataset, or one version of it")],
+    label: Label,
     text: Annotated[str | None, typer.Option(help="find pictures of this")] = None,
     image: Annotated[str | None, typer.Option(metavar="FILE", help="find pictures like this one")] = None,
     like: Annotated[int | None, typer.Option(metavar="SAMPLE_ID", help="find pictures like this sample's")] = None,
@@ -406,7 +435,7 @@ def search(
 
 @app.command()
 def index(
-    label: Annotated[str, typer.Argument(metavar="DATASET[@N]", help="a dataset, or one version of it")],
+    label: Label,
     catalog: CatalogUri = None,
     column: Annotated[str, typer.Option(help="embedding column; default: the first")] = "",
     kind: Annotated[str, typer.Option(help="auto, flat, ivf, hnsw, ivfpq or opq")] = "auto",
@@ -461,7 +490,7 @@ def takedown(
 
 @app.command()
 def report(
-    label: Annotated[str, typer.Argument(metavar="DATASET[@N]", help="a dataset, or one version of it")],
+    label: Label,
     catalog: CatalogUri = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="write the HTML to this file")] = None,
 ) -> None:

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-    from catalog.dataset import Version
+    from catalog.dataset import Dataset, Version
     from catalog.parts import PartFile
     from flows.plan import Plan, PlannedPart, PlannedStage
 
@@ -89,11 +91,13 @@ class RichDisplay(Display):
 
         self.console = Console(stderr=True)
         self._progress: RichProgress | None = None
+        self._dataset: Dataset | None = None
 
     def message(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def plan(self, plan: "Plan") -> None:
+        self._dataset = plan.dataset
         parts = sum(len(s.parts) for s in plan.stages)
         missing = sum(len(s.missing) for s in plan.stages)
         self.message(f"{plan.recipe.dataset}: {parts} parts in {len(plan.stages)} stages, {missing} to make")
@@ -109,6 +113,8 @@ class RichDisplay(Display):
         with self._bars() as progress:
             bar = _RichBar(progress, progress.add_task(name, total=missing, unit="parts", note=""))
             yield bar
+        if planned.stage.table == "images" and self._dataset is not None:
+            bar.bytes += _images_of(self._dataset, bar.fingerprints)
         kept = f", {len(planned.finished)} cached" if planned.finished else ""
         seconds = time.monotonic() - began_s
         self.console.print(
@@ -148,11 +154,22 @@ class _RichBar(Bar):
         self._progress = progress
         self._task = task
         self.rows = self.bytes = 0
+        self.fingerprints: list[str] = []
 
     def part(self, part: "PlannedPart", file: "PartFile") -> None:
+        self.fingerprints.append(part.fingerprint)
         self.rows += file.rows
         self.bytes += file.bytes
         self._progress.advance(self._task)
 
     def progress(self, done: int, total: int, unit: str) -> None:
         self._progress.update(self._task, completed=done, total=total, unit=unit)
+
+
+def _images_of(dataset: "Dataset", fingerprints: "Collection[str]") -> int:
+    """Return the size in bytes of the shards that parts just made wrote."""
+    from catalog.shards import FINGERPRINT_CHARS
+    from catalog.sizes import shard_bytes
+
+    mine = {fingerprint[:FINGERPRINT_CHARS] for fingerprint in fingerprints}
+    return sum(size for stem, size in shard_bytes(dataset).items() if stem.partition("-")[2] in mine)

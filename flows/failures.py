@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from catalog.database import sql
-from catalog.dataset import Catalog, Dataset
+from catalog.dataset import Catalog, Dataset, Version
 from catalog.errors import NotFoundError, UserError, nearest
 from catalog.takedown import REASON as TAKEN_DOWN
 from flows.build import Order
@@ -12,10 +12,14 @@ from flows.plan import RETRIES, make_plan, retry_parts
 from tasks.download.reasons import REASONS
 
 
-def failures(dataset: Dataset) -> list[dict[str, Any]]:
-    """Return a row a reason: rows, share, whether a retry may help, what it means, an example."""
+def failures(dataset: Dataset, version: Version | None = None) -> list[dict[str, Any]]:
+    """Return a row a reason: rows, share, whether a retry may help, what it means, an example.
+
+    `version` is the one that is looked at, by default the last.
+    """
     rows = _images(
         dataset,
+        version or dataset.version(),
         "select i.reason, count(*) as n, any_value(s.url order by s.sample_id) as example, "
         "any_value(i.detail order by s.sample_id) as detail, (select count(*) from {d}.images) as total "
         "from {d}.images i join {d}.source s using (sample_id) where i.reason is not null "
@@ -38,12 +42,17 @@ def failures(dataset: Dataset) -> list[dict[str, Any]]:
     return found
 
 
-def order_retry(dataset: Dataset, reasons: Sequence[str], catalog: str | None, executor: str) -> tuple[Order, int]:
+def order_retry(
+    dataset: Dataset, reasons: Sequence[str], catalog: str | None, executor: str, version: Version | None = None
+) -> tuple[Order, int]:
     """Raise the attempt of every part that has rows of these reasons; return the build to run, and how many rows.
 
-    The recipe is that of the last version. Raises UserError where a reason is unknown or no row has it.
+    The rows and the recipe are those of `version`, by default the last: a held version is tried again by its number.
+    Raises UserError where a reason is unknown or no row has it.
     """
-    there = {f["reason"] for f in failures(dataset)}
+    asked = version.label if version else dataset.name
+    version = version or dataset.version()
+    there = {f["reason"] for f in failures(dataset, version)}
     if not any(r.strip() for r in reasons):
         raise UserError(f"no reason is named{nearest('', there)}")
     wanted = sorted({_full_name(r.strip(), {*REASONS, *there}) for r in reasons if r.strip()})
@@ -52,11 +61,11 @@ def order_retry(dataset: Dataset, reasons: Sequence[str], catalog: str | None, e
     quoted = ", ".join(f"'{r}'" for r in wanted)
     rows = _images(
         dataset,
+        version,
         f"select sample_id >> 24 as number, count(*) as n from {{d}}.images where reason in ({quoted}) group by 1",
     )
     if not rows:
-        raise UserError(f"no row of {dataset.name!r} failed for {' or '.join(wanted)}{nearest('', there)}")
-    version = dataset.version()
+        raise UserError(f"no row of {asked!r} failed for {' or '.join(wanted)}{nearest('', there)}")
     order = Order.again(version, catalog=catalog, executor=executor)
     plan = make_plan(order.load(), dataset)
     stage = next(s.stage.name for s in plan.stages if s.stage.table == "images")
@@ -64,11 +73,13 @@ def order_retry(dataset: Dataset, reasons: Sequence[str], catalog: str | None, e
     return order, sum(r["n"] for r in rows)
 
 
-def _images(dataset: Dataset, text: str) -> list[dict[str, Any]]:
-    if "images" not in dataset.version().tables:
-        raise NotFoundError(f"dataset {dataset.name!r} has no images table: its recipe downloads nothing")
+def _images(dataset: Dataset, version: Version, text: str) -> list[dict[str, Any]]:
+    if "images" not in version.tables:
+        raise NotFoundError(f"{version.label} has no images table: its recipe downloads nothing")
     catalog = Catalog(dataset.storage.uri.rpartition("/")[0])
-    rows: list[dict[str, Any]] = sql(catalog, text.replace("{d}", f'"{dataset.name}"')).to_pylist()
+    rows: list[dict[str, Any]] = sql(
+        catalog, text.replace("{d}", f'"{dataset.name}"'), {dataset.name: version.number}
+    ).to_pylist()
     return rows
 
 

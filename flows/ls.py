@@ -1,0 +1,40 @@
+"""What a catalog holds: `espalier ls`, and the sizes that `espalier versions` shows."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from catalog.dataset import Catalog, Dataset, Version
+from catalog.sizes import image_bytes, stored_bytes
+
+UNPUBLISHED = "nothing published"
+
+
+def datasets(catalog: Catalog) -> list[dict[str, Any]]:
+    """Return a row a dataset, sorted by name: its last version, samples, versions, MB of all that is stored, last build.
+
+    One that no build has finished yet is there too, with 0 versions. MB counts every version and the images.
+    """
+    with ThreadPoolExecutor(8) as pool:  # each is several requests, on object stores
+        return list(pool.map(lambda name: _row(catalog.dataset(name)), catalog.datasets()))
+
+
+def _row(dataset: Dataset) -> dict[str, Any]:
+    versions = dataset.versions()
+    counted = [version for version in versions if not version.is_held]
+    last = counted[-1] if counted else None
+    held = len(versions) - len(counted)
+    return {
+        "dataset": dataset.name,
+        "last": last.label if last else None,
+        "samples": last.tables["samples"].rows if last and "samples" in last.tables else None,
+        "versions": len(versions),
+        "MB": round(stored_bytes(dataset) / 1e6, 2),
+        "last_build": versions[-1].created_at.isoformat(timespec="seconds") if versions else None,
+        "note": f"{held} held" if held else "" if versions else UNPUBLISHED,
+    }
+
+
+def megabytes(dataset: Dataset, versions: list[Version]) -> dict[int, float]:
+    """Return, by number, the MB that a version's tables and images take."""
+    images = image_bytes(dataset, versions)
+    return {v.number: round((v.bytes + images[v.number]) / 1e6, 2) for v in versions}

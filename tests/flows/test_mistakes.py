@@ -1,0 +1,339 @@
+"""Mistakes of users, at every command: one line, exit code 2, no traceback, and never called a fault of Espalier."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.build import Order, build_here
+from flows.cli import app, main
+from tests.flows.conftest import Web
+from tests.hostile_server import HostileServer
+
+Run = Callable[..., tuple[int, str, str]]
+LABELS = [
+    "",
+    " ",
+    "WEB",
+    "we b",
+    "../web",
+    "web@",
+    "web@0",
+    "web@x",
+    "web@-1",
+    "web@1e3",
+    "web@99",
+    "x" * 300,
+    "wéb",
+    "@1",
+]
+LABELS += ["web/samples", "web@1@2", ".", "\x1b[31m", "a\nb", "wep", "select", "web@" + "9" * 40, "web@²"]
+CATALOGS = ["/no/such/catalog", "{file}", "ftp://x/y", "s3://", "://", "{folder}/x\x07"]
+LABELLED: dict[str, list[str]] = {
+    "versions": [],
+    "show": [],
+    "gc": [],
+    "errors": [],
+    "why": ["0"],
+    "retry": ["--reason", "timeout"],
+    "search": ["--text", "a cat"],
+    "index": [],
+    "takedown": ["--list"],
+    "report": [],
+}
+MISTAKES = [
+    *(["build", path] for path in ("/no/such.yaml", "{folder}", "/dev/zero", "{file}", "", "{binary}", "a\x07b")),
+    ["build", "{recipe}", "--set", "x"],
+    ["build", "{recipe}", "--set", "download.timeout_s=-1"],
+    ["build", "{recipe}", "--set", "seed=1e999"],
+    ["build", "{recipe}", "--set", "source.path=/no/such/folder"],
+    ["build", "{recipe}", "--set", "source.path={binary}"],
+    ["build", "{recipe}", "--set", "catalog={file}/x", "--dry-run"],
+    ["build", "{recipe}", "--executor", "cloud"],
+    ["plan", "/no/such.yaml"],
+    ["plan", "{recipe}", "--probe", "0"],
+    ["plan", "{recipe}", "--probe", "-5"],
+    ["plan", "{recipe}", "--probe", "x"],
+    ["plan", "{recipe}", "--set", "dataset=Web"],
+    ["sql", ""],
+    ["sql", "   "],
+    ["sql", "selct 1"],
+    ["sql", "select"],
+    ["sql", "select 1; select 2"],
+    ["sql", "select \x00"],
+    ["sql", "select * from web.images where widht > 1"],
+    ["sql", "select * from nothing.images"],
+    ["sql", "select 1", "--at", "0"],
+    ["sql", "select 1", "--at", "-1"],
+    ["sql", "select 1", "--at", "x"],
+    ["sql", "select count(*) from web.images", "--at", "99"],
+    ["sql", "select 1", "--limit", "-1"],
+    ["sql", "select 1", "--format", "xml"],
+    ["sql", "select 1", "--timeout", "-1"],
+    ["sql", "select 1", "--timeout", "nan"],
+    ["sql", "select 1", "--memory", "0"],
+    ["sql", "select 1", "-o", "x.xls"],
+    ["sql", "select 1", "-o", "/no/such/folder/x.csv"],
+    ["sql", "select 1", "-o", "{folder}", "--format", "csv"],
+    ["sql", "select 1", "-o", ""],
+    ["sql", "(" * 3000],
+    ["sql", "select " + "(" * 3000 + "1" + ")" * 3000],
+    ["sql", "select error('no')"],
+    ["sql", "select 'x'::int"],
+    ["sql", "select 1 // 0 as a from read_parquet('/etc/passwd')"],
+    ["diff", "web", "web@99"],
+    ["diff", "web", ""],
+    ["diff", "web@1", "web@2", "--examples", "-1"],
+    ["gc", "web", "--keep-versions", "0"],
+    ["gc", "web", "--keep-versions", "-1"],
+    ["gc", "web", "--keep-versions", "x"],
+    ["gc", "web", "--older-than-h", "-1"],
+    ["gc", "web", "--older-than-h", "nan"],
+    ["why", "web", ""],
+    ["why", "web", "-1"],
+    ["why", "web", "99999999999999999999"],
+    ["why", "web", "http://not/there"],
+    ["retry", "web", "--reason", ""],
+    ["retry", "web", "--reason", ",,"],
+    ["retry", "web", "--reason", "nothing"],
+    ["retry", "web", "--reason", "'"],
+    ["retry", "web"],
+    ["search", "web"],
+    ["search", "web", "--text", ""],
+    ["search", "web", "--text", "x", "--like", "1"],
+    ["search", "web", "--text", "x", "--top", "0"],
+    ["search", "web", "--text", "x", "--top", "-1"],
+    ["search", "web", "--text", "x", "--unique", "nan"],
+    ["search", "web", "--text", "x", "--unique", "2"],
+    ["search", "web", "--text", "x", "--save", "Web"],
+    ["search", "web", "--text", "x", "--save", "web"],
+    ["search", "web", "--text", "x", "--save", ""],
+    ["search", "web", "--image", "/no/such.jpg"],
+    ["search", "web", "--image", "{folder}"],
+    ["search", "web", "--text", "x"],
+    ["index", "web"],
+    ["index", "web", "--kind", "tree"],
+    ["index", "web", "--recall", "nan"],
+    ["index", "web", "--recall", "2"],
+    ["index", "web", "--memory-mb", "-1"],
+    ["index", "web", "--memory-mb", "nan"],
+    ["takedown", "web"],
+    ["takedown", "web", "--file", "/no/such.csv"],
+    ["takedown", "web", "--file", "{folder}"],
+    ["takedown", "web", "--file", "{binary}"],
+    ["takedown", "web", "--file", "{binary}.parquet"],
+    ["report", "web@1", "-o", "/no/such/folder/x.html"],
+    ["report", "web@1", "-o", "{folder}"],
+    ["deploy", "/no/such.yaml", "--cron", "0 3 * * *"],
+    ["deploy", "{recipe}"],
+    ["deploy", "{recipe}", "--cron", "every day"],
+    ["deploy", "{recipe}", "--cron", ""],
+    ["deploy", "{recipe}", "--cron", "0 3 * * *", "--timezone", "Mars/Olympus"],
+    ["demo", "--rows", "0"],
+    ["demo", "--rows", "-1"],
+    ["demo", "--rows", "x"],
+    ["nonsense"],
+    ["--nonsense"],
+    ["ls", "extra"],
+    ["schema", "extra"],
+]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs a command and returns (exit code, standard output, standard error)."""
+
+    def run_command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["espalier", *words])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run_command
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    """Two versions of `web`, and `order` and `select`, whose names are words of SQL."""
+    with HostileServer() as server:
+        web = Web(tmp_path_factory.mktemp("mistakes"), server)
+        urls = web.pictures(range(3))
+        web.add_file("a", [*urls, server.body(b"gone", status=404)])
+        for name, keep in (("web", 3), ("web", 2), ("order", 2), ("select", 2)):
+            stages = f"  - {{use: prune, method: random, keep_rows: {keep}}}\n  - use: report\n"
+            recipe = web.recipe(stages)
+            recipe.write_text(recipe.read_text().replace("dataset: web", f"dataset: {name}"))
+            build_here(Order.read(recipe, catalog=web.catalog, executor="inline"))
+        web.recipe("  - {use: prune, method: random, keep_rows: 2}\n")
+        (web.folder / "file").write_text("text\n")
+        for name in ("binary", "binary.parquet"):
+            (web.folder / name).write_bytes(bytes(range(256)) * 9)
+        yield web
+
+
+def filled(built: Web, words: list[str]) -> list[str]:
+    known = {"file": built.folder / "file", "folder": built.folder, "binary": built.folder / "binary"}
+    known["recipe"] = built.folder / "recipe.yaml"
+    for name, path in known.items():
+        words = [word.replace(f"{{{name}}}", str(path)) for word in words]
+    return words
+
+
+def check(words: list[str], code: int, out: str, err: str, codes: tuple[int, ...] = (2,)) -> None:
+    assert code in codes, (words, err)
+    assert out == "", words
+    assert err.startswith("espalier: "), (words, err)
+    assert len(err.splitlines()) == 1, err
+    assert err.strip() != "espalier:", words
+    assert "fault of Espalier" not in err, (words, err)
+    assert "Traceback" not in err
+    assert err.strip().isprintable(), err
+
+
+@pytest.mark.parametrize("words", MISTAKES, ids=lambda words: " ".join(words)[:60].encode("unicode_escape").decode())
+def test_a_mistake_is_one_line(built: Web, run: Run, words: list[str]) -> None:
+    catalog = [] if words[0] in ("nonsense", "--nonsense", "schema") else ["--catalog", built.catalog]
+    check(words, *run(*filled(built, words), *catalog))
+
+
+@pytest.mark.parametrize("command", LABELLED)
+def test_a_wrong_label_or_catalog_is_one_line(built: Web, run: Run, command: str) -> None:
+    rest = LABELLED[command]
+    for label in LABELS:
+        check([command, label], *run(command, label, *rest, "--catalog", built.catalog))
+    for catalog in filled(built, CATALOGS):
+        check([command, catalog], *run(command, "web", *rest, "--catalog", catalog))
+
+
+@pytest.mark.parametrize("words", [["ls"], ["sql", "select 1"], ["diff", "a", "b"]], ids=lambda words: words[0])
+def test_a_wrong_catalog_is_one_line(built: Web, run: Run, words: list[str]) -> None:
+    for catalog in filled(built, CATALOGS):
+        check([*words, catalog], *run(*words, "--catalog", catalog))
+
+
+def test_every_command_is_tried(built: Web) -> None:
+    tried = {words[0] for words in MISTAKES} | set(LABELLED)
+    names = {str(c.name or (c.callback.__name__ if c.callback else "")) for c in app.registered_commands}
+    later = {"approve", "verify"}  # their own tests try them
+    assert names - later <= tried
+
+
+def test_a_store_that_does_not_answer_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+    }.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = run("versions", "web", "--catalog", "s3://nowhere-at-all")
+    check(["versions"], code, out, err, (1,))
+
+
+def test_names_that_are_words_of_sql(built: Web, run: Run) -> None:
+    at = ["--catalog", built.catalog]
+    for name in ("order", "select"):
+        code, out, _ = run("sql", f'select count(*) as n from "{name}".samples', *at, "--format", "csv")
+        assert (code, out.split()) == (0, ['"n"', "2"])
+        code, out, _ = run("sql", f'select count(*) as n from "{name}".samples', *at, "--format", "csv", "--at", "1")
+        assert (code, out.split()) == (0, ['"n"', "2"])
+        for words in (["versions", name], ["show", name], ["diff", name, "web"], ["errors", name], ["why", name, "0"]):
+            assert run(*words, *at)[0] == 0, words
+    code, _, err = run("sql", "select * from order.samples", *at)
+    assert code == 2
+    assert 'write "order"' in err
+    code, out, _ = run("sql", "select count(*) as n from web.samples order by 1", *at, "--format", "csv")
+    assert (code, out.split()) == (0, ['"n"', "2"])
+
+
+def test_what_is_listed(built: Web, run: Run) -> None:
+    import json
+
+    (Path(built.catalog) / "begun" / "source").mkdir(parents=True, exist_ok=True)
+    (Path(built.catalog) / "begun" / "source" / "x.parquet").write_bytes(b"x" * 20_000)
+    code, out, _ = run("ls", "--catalog", built.catalog, "--json")
+    rows = {row["dataset"]: row for row in json.loads(out)}
+    assert (code, list(rows)) == (0, ["begun", "order", "select", "web"])
+    assert (rows["web"]["last"], rows["web"]["samples"], rows["web"]["versions"]) == ("web@2", 2, 2)
+    assert (rows["begun"]["versions"], rows["begun"]["MB"], rows["begun"]["last_build"]) == (0, 0.02, None)
+    assert rows["begun"]["note"] == "nothing published"
+    disk = sum(path.stat().st_size for path in (Path(built.catalog) / "web").rglob("*") if path.is_file())
+    assert rows["web"]["MB"] == round(disk / 1e6, 2)
+    assert "nothing published" in run("ls", "--catalog", built.catalog)[1]
+    _, out, _ = run("versions", "web", "--catalog", built.catalog, "--json")
+    _, shown, _ = run("show", "web@1", "--catalog", built.catalog, "--json")
+    tables = sum(table["bytes"] for table in json.loads(shown)["tables"].values())
+    shards = sum(path.stat().st_size for path in (Path(built.catalog) / "web" / "shards").rglob("*"))
+    assert shards > 3000
+    assert json.loads(out)[0]["MB"] == round((tables + shards) / 1e6, 2)
+
+
+def test_errors_of_a_version(built: Web, run: Run) -> None:
+    import json
+
+    for label in ("web", "web@1"):
+        code, out, _ = run("errors", label, "--catalog", built.catalog, "--json")
+        assert (code, [(row["reason"], row["rows"]) for row in json.loads(out)]) == (0, [("not_found", 1)])
+
+
+def test_the_version_and_completion(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = run("--version")
+    assert code == 0
+    assert out.startswith("espalier 0.")
+    for name, value in {"COMP_WORDS": "espalier ver", "COMP_CWORD": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("_ESPALIER_COMPLETE", "complete_bash")
+    code, out, _ = run()
+    assert (code, "versions" in out.split()) == (0, True)
+
+
+def test_a_read_only_catalog_is_read_by_every_reading_command(built: Web, run: Run, tmp_path: Path) -> None:
+    import subprocess
+
+    mounted = tmp_path / "read_only"
+    mounted.mkdir()
+    commands = [
+        ["mount", "--bind", built.catalog, str(mounted)],
+        ["mount", "-o", "remount,bind,ro", str(mounted)],
+    ]
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            subprocess.run(["umount", "-l", str(mounted)], capture_output=True, check=False)
+            pytest.skip(f"cannot mount read-only: {done.stderr.strip()}")
+    try:
+        with pytest.raises(OSError, match="Read-only"):
+            (mounted / "x").write_text("x")
+        before = sorted(os.listdir(mounted / "web"))
+        at = ["--catalog", str(mounted)]
+        for words in [
+            ["ls"],
+            ["versions", "web"],
+            ["show", "web@1"],
+            ["diff", "web@1", "web@2"],
+            ["sql", "select count(*) from web.verdicts"],
+            ["why", "web", "0"],
+            ["errors", "web"],
+            ["gc", "web"],
+            ["takedown", "web", "--list"],
+            ["plan", str(built.folder / "recipe.yaml")],
+            ["build", "--dry-run", str(built.folder / "recipe.yaml")],
+            ["report", "web@1"],
+            ["report", "web@1", "-o", str(tmp_path / "card.html")],
+        ]:
+            code, out, err = run(*words, *at)
+            assert code == 0, (words, err)
+            assert out, words
+        assert "web" in (tmp_path / "card.html").read_text()
+        code, _, err = run("gc", "web", "--delete", *at)
+        check(["gc"], code, "", err)
+        assert sorted(os.listdir(mounted / "web")) == before
+    finally:
+        subprocess.run(["umount", "-l", str(mounted)], check=True)
