@@ -77,6 +77,8 @@ class Storage:
         if separator and scheme != "file":
             if scheme not in SCHEMES:
                 raise UserError(f"cannot store at {text!r}: unknown scheme {scheme!r}{nearest(scheme, SCHEMES)}")
+            if not urlsplit(text).netloc:
+                raise UserError(f"cannot store at {text!r}: expected {scheme}://BUCKET/PREFIX")
             storage = cls(text.rstrip("/"))
             with _plain(text):
                 next(iter(_store(storage.root).list(chunk_size=1)), None)

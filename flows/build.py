@@ -275,6 +275,16 @@ def report_path(dataset: Dataset, version: Version) -> str | None:
 
 def write_report(dataset: Dataset, version: Version) -> str | None:
     """Draw the version's data card, where its recipe made one; return where it is."""
+    card = draw_report(dataset, version)
+    if card is None:
+        return None
+    path = f"_reports/{version.number}.html"
+    dataset.storage.put(path, card)
+    return f"{dataset.storage.uri}/{path}"
+
+
+def draw_report(dataset: Dataset, version: Version) -> bytes | None:
+    """Return the version's data card as HTML, where its recipe made one. Writes nothing."""
     if "report" not in version.tables:
         return None
     from catalog.inputs import Inputs, Piece, Pieces
@@ -282,9 +292,7 @@ def write_report(dataset: Dataset, version: Version) -> str | None:
 
     schema, files = dataset.contents(version, "report")
     card = Inputs({"report": Pieces(schema, tuple(Piece(f.path) for f in files))}, (), dataset.storage).whole("report")
-    path = f"_reports/{version.number}.html"
-    dataset.storage.put(path, render(card, lineage(version), timings(dataset, version)).encode())
-    return f"{dataset.storage.uri}/{path}"
+    return render(card, lineage(version), timings(dataset, version)).encode()
 
 
 def lineage(version: Version) -> dict[str, Any]:

@@ -52,7 +52,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 def _version(asked: bool) -> None:
     if asked:
-        from flows.build import code_version
+        from flows.code_version import code_version
 
         print(f"espalier {code_version()}")
         raise typer.Exit
@@ -75,7 +75,7 @@ def main() -> None:
     if bad := next((a for a in sys.argv if not _is_text(a)), None):
         fail(f"{os.fsencode(bad)!r} is no UTF-8 text", 2)
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="espalier")
     except SystemExit as exit_:  # typer makes 1 of a closed pipe
         sys.exit(CLOSED if is_closed() else exit_.code)
     except BaseException as error:
@@ -495,22 +495,9 @@ def report(
     output: Annotated[str | None, typer.Option("--output", "-o", help="write the HTML to this file")] = None,
 ) -> None:
     """Write the data card of a version, and say where it is."""
-    from catalog.errors import NotFoundError
-    from flows.build import write_report
+    from flows.card import card_of
 
-    opened = _catalog(catalog)
-    version = opened.resolve(label)
-    path = write_report(opened.existing(version.dataset), version)
-    if path is None:
-        raise NotFoundError(f"{version.label} has no report: add `- use: report` to its recipe")
-    if output:
-        from catalog.storage import Storage
-        from flows.export import target
-
-        folder, _, name = path.rpartition("/")
-        with target(output) as file:
-            file.write(Storage.open(folder).read(name))
-    print(output or path)
+    print(card_of(_catalog(catalog), label, output))
 
 
 @app.command()

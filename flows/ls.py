@@ -10,7 +10,7 @@ UNPUBLISHED = "nothing published"
 
 
 def datasets(catalog: Catalog) -> list[dict[str, Any]]:
-    """Return a row a dataset, sorted by name: its last version, samples, versions, MB of all that is stored, last build.
+    """Return a row a dataset, sorted by name: its last version, samples, versions, MB of what is stored, last build.
 
     One that no build has finished yet is there too, with 0 versions. MB counts every version and the images.
     """

@@ -157,14 +157,19 @@ class Planted:
         return pa.table(columns, schema=_ROW)
 
 
+def check_rows(rows: int) -> None:
+    """Raise UserError where the demo cannot plant so many rows."""
+    if not MIN_ROWS <= rows <= MAX_ROWS:
+        raise UserError(
+            f"the demo plants at least {MIN_ROWS} rows, to hold every hazard, and at most {MAX_ROWS}, not {rows}"
+        )
+
+
 class _Planner:
     """Decides what every row is. Draws from one generator, in one order: the seed settles everything."""
 
     def __init__(self, rows: int, seed: int) -> None:
-        if not MIN_ROWS <= rows <= MAX_ROWS:
-            raise UserError(
-                f"the demo plants at least {MIN_ROWS} rows, to hold every hazard, and at most {MAX_ROWS}, not {rows}"
-            )
+        check_rows(rows)
         self.rows, self.seed = rows, seed
         self.rng = np.random.default_rng(seed)
         self.pictures: list[Picture] = []

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from catalog.database import sql
 from catalog.dataset import DEFAULT_CATALOG, Catalog, Version
 from flows.build import Order, display, timings, up_to_date
-from flows.demo.corpus import plant
+from flows.demo.corpus import check_rows, plant
 from flows.demo.scoreboard import Check, render, score
 from flows.demo.server import serve
 from flows.display import RichDisplay
@@ -25,6 +25,7 @@ KEEP = 0.5
 
 def run(catalog: str | None, rows: int, executor: str, as_json: bool) -> int:
     """Run the demo; return the exit code: 0 where every check passed."""
+    check_rows(rows)
     began_s = time.monotonic()
     show = RichDisplay()
     display.set(show)
