@@ -10,7 +10,9 @@ A field's metadata may carry `role`, which the part writer and the readers act o
 Every table that is about samples begins with `sample_id`, and is sorted by it.
 """
 
+import os
 from typing import Final
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import pyarrow as pa
 
@@ -60,6 +62,29 @@ LOCAL: Final = [
     field("local_size", pa.int64(), "how many bytes"),
 ]
 """Columns that only folder and WebDataset sources may write; other sources rename a column that is called so."""
+
+_BYTES: Final = "bytes:"
+
+
+def local_name(path: str) -> str:
+    """Return a local path as `local_path` holds it: a name that is no UTF-8 becomes `bytes:` and percent-encoded."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return _BYTES + quote_from_bytes(os.fsencode(path))
+    return path
+
+
+def local_file(name: str) -> str:
+    """Return the path that `local_name` was given."""
+    return os.fsdecode(unquote_to_bytes(name.removeprefix(_BYTES))) if name.startswith(_BYTES) else name
+
+
+FAULT: Final = [
+    field("row_fault", pa.string(), "what the source could not read of this row, from a closed list; else null"),
+    field("row_detail", pa.string(), "the evidence: the line that is no record, the files that a sample has"),
+]
+"""The last columns of every source. A row with a fault and without an image fails for that reason in `images`."""
 
 IMAGES: Final = pa.schema(
     [

@@ -28,7 +28,9 @@ from flows.display import Display
 from flows.engine import Engine
 from flows.plan import NUMBERS, Plan, PlannedPart, PlannedStage, make_plan
 from flows.recipe import Recipe, read_text, resolve
+from flows.source_notes import lines, of_file, recorded
 from flows.worker import clear_scratch, jobs_of, work_of
+from tasks.sources import Notes
 from tasks.stage import TableStage
 
 display: ContextVar[Display] = ContextVar("display", default=Display())  # noqa: B039  # it keeps nothing
@@ -168,6 +170,8 @@ def run_stage(plan: Plan, planned: PlannedStage, engine: Engine, run_id: str) ->
                 on_part(planned.missing[0], engine.run_once(work, planned.missing[0], bar.progress))
             else:
                 engine.map_parts(work, jobs_of(planned), on_part)
+    for line in lines(tally.notes.all()):
+        show.message(line)
     return tally.parts
 
 
@@ -177,8 +181,10 @@ class _Tally:
     def __init__(self, planned: PlannedStage) -> None:
         self.cached = len(planned.finished)
         self.parts = self.rows = self.bytes = 0
+        self.notes = Notes()
 
     def add(self, file: PartFile) -> None:
+        self.notes.add_all(of_file(file))
         self.parts += 1
         self.rows += file.rows
         self.bytes += file.bytes
@@ -243,7 +249,7 @@ def publish(plan: Plan, recipe_text: str) -> Version:
                 "parts": len(files),
                 "rows": sum(f.rows for f in files),
                 "bytes": sum(f.bytes for f in files),
-                "notes": {k: v for f in files for k, v in f.notes.items()} if table_stage else {},
+                "notes": _notes(plan, planned, files, last),
             }
         )
     digest = recipe_digest(plan)
@@ -254,6 +260,13 @@ def publish(plan: Plan, recipe_text: str) -> Version:
         tables,
         VersionFacts(recipe_text, digest, code_version(), plan.inputs, facts, plan.recipe.seed),
     )
+
+
+def _notes(plan: Plan, planned: PlannedStage, files: Sequence[PartFile], last: Version | None) -> dict[str, Any]:
+    """Return what a stage noted."""
+    if planned is plan.stages[0]:
+        return recorded(plan.notes, planned.parts, files, last)
+    return {k: v for f in files for k, v in f.notes.items()} if isinstance(planned.stage, TableStage) else {}
 
 
 def _known_parts(dataset: Dataset, last: Version | None) -> dict[str, PartFile]:

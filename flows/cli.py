@@ -176,16 +176,19 @@ def plan(
     from flows.build import Order
     from flows.estimate import estimate, render
     from flows.plan import make_plan
+    from flows.source_notes import lines
 
     order = Order.read(recipe, catalog=catalog, overrides=tuple(set_ or ()), executor=executor.value)
     checked = order.load()
     if probe is not None:
         return _probe(order, probe, as_json)
-    estimates = estimate(make_plan(checked, order.open(checked, create=None)))
+    made = make_plan(checked, order.open(checked, create=None))
+    estimates = estimate(made)
     if as_json:
         _print_json([vars(e) for e in estimates])
     else:
         _print_rich(render(estimates, checked.prices))
+        print(*lines(made.notes), sep="\n", end="\n" if made.notes else "")
     return None
 
 
@@ -571,8 +574,10 @@ def _print_json(value: Any) -> None:
 
 
 def _print_outcome(outcome: "Outcome", **more: Any) -> None:
+    from flows.source_notes import described, of_version
+
     facts = {"version": outcome.version.label, "parts_made": outcome.made, "report": outcome.report}
-    _print_json(facts | more)
+    _print_json(facts | {"source_notes": described(of_version(outcome.version))} | more)
 
 
 def _print_rich(value: Any) -> None:

@@ -101,6 +101,8 @@ class RichDisplay(Display):
         parts = sum(len(s.parts) for s in plan.stages)
         missing = sum(len(s.missing) for s in plan.stages)
         self.message(f"{plan.recipe.dataset}: {parts} parts in {len(plan.stages)} stages, {missing} to make")
+        for note in plan.notes:
+            self.message(f"source: {note}")
 
     @contextmanager
     def stage(self, planned: "PlannedStage") -> Iterator[Bar]:

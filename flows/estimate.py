@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.plan import Plan, PlannedStage
 from flows.recipe import Prices
+from flows.source_notes import described
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,6 +32,8 @@ class Estimate:
     bytes: int | None
     seconds: float | None
     cost: float | None
+    notes: Sequence[Mapping[str, Any]] = ()
+    """For the source: what its files have beside its rows."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,9 @@ def _estimate(planned: PlannedStage, plan: Plan, rate: _Rate | None) -> Estimate
         cost = _cost(seconds, planned, plan.recipe.prices)
     elif rows is not None and planned is plan.stages[0]:
         expected = rows
-    return Estimate(
-        stage.name, stage.use, planned.status, len(planned.parts), len(planned.missing), expected, size, seconds, cost
-    )
+    notes = described(plan.notes) if planned is plan.stages[0] else ()
+    parts = len(planned.parts), len(planned.missing)
+    return Estimate(stage.name, stage.use, planned.status, *parts, expected, size, seconds, cost, notes)
 
 
 def _source_rows(planned: PlannedStage, plan: Plan) -> int | None:

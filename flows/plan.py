@@ -22,7 +22,7 @@ from catalog.parts import fingerprint_of, part_path, written_schema
 from catalog.takedown import check_none_pending
 from flows.identity import Identities
 from flows.recipe import Recipe
-from tasks.sources import Chunk, Source
+from tasks.sources import Chunk, Note, Source
 from tasks.stage import Columns, Stage, TableStage
 
 NUMBERS = "numbers"
@@ -41,10 +41,20 @@ class PlannedPart:
     """Rows of the source in it, where that is known before it ran."""
     chunk: Mapping[str, Any] | None = None
     """For a source: the chunk's descriptor."""
+    core: str | None = None
+    """For a source: what the part is but for its columns."""
+    made_of: Mapping[str, str] | None = None
+    """For a source: column -> what its values are made from; None where columns are not told apart."""
     previous: str | None = None
     """For a retry: the path of the attempt before."""
     reasons: tuple[str, ...] = ()
     """For a retry: the reasons whose rows are tried again."""
+
+    def seen_by(self, columns: Sequence[str]) -> str:
+        """Return the fingerprint of what a stage sees that reads some columns of this part."""
+        if self.core is None or self.made_of is None:
+            return self.fingerprint
+        return fingerprint_of(self.core, {name: self.made_of.get(name) for name in columns})
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,8 @@ class Plan:
     inputs: tuple[Mapping[str, Any], ...]
     """The source's files: uri, sha256, rows."""
     numbers: Mapping[str, int]
+    notes: tuple[Note, ...] = ()
+    """What the source's files have beside its rows."""
 
     @property
     def is_cached(self) -> bool:
@@ -106,7 +118,8 @@ def make_plan(recipe: Recipe, dataset: Dataset, identify: Callable[[str], str] |
     rewritten = check_none_pending(dataset).rewritten()
     source = recipe.source
     identities = Identities(dataset)
-    chunks = source.chunks(identify or identities)
+    survey = source.survey(identify or identities)
+    chunks = survey.chunks
     if not dataset.storage.is_local or Path(dataset.storage.root).is_dir():
         identities.save()
     if not chunks:
@@ -118,7 +131,7 @@ def make_plan(recipe: Recipe, dataset: Dataset, identify: Callable[[str], str] |
     planned: list[PlannedStage] = []
     for stage in recipe.steps():
         if isinstance(stage, Source):
-            schema = stage.output({})
+            schema = survey.schema
             parts = _source_parts(stage, schema, chunks, [ledger[key] for key in keys])
             planned.append(_planned(dataset, stage, schema, parts, {}, {}, ()))
         else:
@@ -129,7 +142,9 @@ def make_plan(recipe: Recipe, dataset: Dataset, identify: Callable[[str], str] |
     rows: dict[str, int] = {}
     for c in chunks:
         rows[c.uri] = rows.get(c.uri, 0) + c.rows
-    return Plan(recipe, dataset, tuple(planned), tuple(f | {"rows": rows[u]} for u, f in files.items()), ledger)
+    return Plan(
+        recipe, dataset, tuple(planned), tuple(f | {"rows": rows[u]} for u, f in files.items()), ledger, survey.notes
+    )
 
 
 @dataclass(frozen=True)
@@ -146,13 +161,13 @@ class _Table:
         return replace(self, entries=(*self.entries, (stage, parts)))
 
     @cached_property
-    def aligned(self) -> dict[int, list[str]]:
-        """Part number -> fingerprints, of the stages that work part by part."""
-        found: dict[int, list[str]] = {}
+    def aligned(self) -> dict[int, list[PlannedPart]]:
+        """Part number -> parts, of the stages that work part by part."""
+        found: dict[int, list[PlannedPart]] = {}
         for _, parts in self.entries:
             for part in parts:
                 if part.number is not None:
-                    found.setdefault(part.number, []).append(part.fingerprint)
+                    found.setdefault(part.number, []).append(part)
         return found
 
     @cached_property
@@ -167,11 +182,14 @@ class _Table:
         lost = [(path, self.rewritten[path]) for path in self.paths() if path in self.rewritten]
         return fingerprint_of(parts, lost) if lost else fingerprint_of(parts)
 
-    def read_by(self, number: int | None) -> list[str]:
-        """Return the fingerprints that part `number` (None: a whole table) of a later stage reads."""
+    def read_by(self, number: int | None, columns: Sequence[str] = ()) -> list[str]:
+        """Return the fingerprints of what part `number` (None: a whole table) of a later stage reads.
+
+        A part that reads some columns of a source does not depend on the others.
+        """
         if number is None:
             return [self.digest]
-        return [*self.aligned.get(number, []), *self.unaligned]
+        return [*(part.seen_by(columns) for part in self.aligned.get(number, [])), *self.unaligned]
 
     def paths(self) -> list[str]:
         """Return where its parts lie."""
@@ -198,7 +216,7 @@ def _plan_stage(
     about = _about(stage, recipe.seed, schema)
 
     def fingerprint(number: int | None) -> str:
-        read = [[n, tables[n].read_by(number)] for n in sorted(columns)]
+        read = [[n, tables[n].read_by(number, columns[n])] for n in sorted(columns)]
         sides = [[n, tables[n].digest] for n in sorted(stage.sides())]
         return fingerprint_of(about, read, sides, [t.read_by(number) for t in judging])
 
@@ -245,13 +263,15 @@ def stage_seed(recipe_seed: int, name: str) -> int:
 def _source_parts(
     stage: Source, schema: pa.Schema, chunks: Sequence[Chunk], numbers: Sequence[int]
 ) -> list[PlannedPart]:
+    # Where the file lies changes nothing that is in the part, unless the rows say where their bytes are.
+    hidden = {"layout"} if "local_path" in schema.names else {"layout", "uri"}
     parts = []
     for chunk, number in zip(chunks, numbers, strict=True):
-        facts = asdict(chunk)
-        # Where the file lies changes nothing that is in the part, unless the rows say where their bytes are.
-        identity = facts if "local_path" in schema.names else {k: v for k, v in facts.items() if k != "uri"}
-        fingerprint = fingerprint_of(_about(stage, 0, schema), identity, number)
-        parts.append(PlannedPart(fingerprint, number, chunk.rows, facts))
+        facts, made_of = asdict(chunk), stage.made_of(chunk)
+        identity = {k: v for k, v in facts.items() if k not in hidden}
+        core = fingerprint_of(stage.use, stage.version, stage.parameters(), identity, number)
+        fingerprint = fingerprint_of(_about(stage, 0, schema), core, made_of)
+        parts.append(PlannedPart(fingerprint, number, chunk.rows, facts, core, made_of))
     return sorted(parts, key=lambda p: p.number or 0)
 
 
@@ -282,7 +302,7 @@ def _retried(part: PlannedPart, stage: Stage, retries: Mapping[str, Any]) -> Pla
     for reasons in retries.get(part.fingerprint, []):
         fingerprint = fingerprint_of("retry", part.fingerprint, reasons)
         previous = part_path(stage.table, part.fingerprint)
-        part = PlannedPart(fingerprint, part.number, part.rows, None, previous, tuple(reasons))
+        part = PlannedPart(fingerprint, part.number, part.rows, previous=previous, reasons=tuple(reasons))
     return part
 
 

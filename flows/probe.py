@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -36,7 +37,7 @@ from flows.plan import Plan, PlannedPart, PlannedStage, make_plan
 from flows.recipe import Recipe
 from tasks.cluster import Cluster
 from tasks.cluster.centroids import Auto
-from tasks.sources import Chunk, Folder, Source
+from tasks.sources import Chunk, Folder, Source, Survey
 from tasks.stage import Resources, Stage, TableStage
 
 LEAST_ROWS: Final = 16
@@ -109,6 +110,7 @@ class _Runner:
     def __init__(self, plan: Plan, catalog: Catalog, engine: Engine, show: Display, source_rows: int) -> None:
         self._recipe = plan.recipe
         self._identify = Identities(plan.dataset)
+        self._schema = plan.stages[0].schema
         self._catalog = catalog
         self._engine = engine
         self._show = show
@@ -134,7 +136,7 @@ class _Runner:
             stages = tuple(smaller(s, rows, self._source_rows, name == "warm_up") for s in stages)
         recipe = self._recipe.model_copy(update={"dataset": name, "stages": stages})
         dataset = self._catalog.dataset(name)
-        plan = _plan_of(recipe, dataset, chunks)
+        plan = _plan_of(recipe, dataset, chunks, self._schema)
         clock = _Clock()
         token = display.set(Displays(clock, self._show))
         try:
@@ -280,12 +282,14 @@ def _wholes(plan: Plan, engine: Engine, source_rows: int) -> list[Whole]:
     return found
 
 
-def _plan_of(recipe: Recipe, dataset: Dataset, chunks: Sequence[Chunk]) -> Plan:
+def _plan_of(recipe: Recipe, dataset: Dataset, chunks: Sequence[Chunk], schema: pa.Schema) -> Plan:
     """Return the plan of a recipe over these chunks of its source alone."""
     source = recipe.source
     # A plan asks the source for its chunks: a source of the same fields that knows only these, and stays here.
     kind: Any = type(
-        "Sampled", (type(source),), {"chunks": lambda self, identify: list(chunks), "__module__": __name__}
+        "Sampled",
+        (type(source),),
+        {"survey": lambda self, identify: Survey(list(chunks), schema, ()), "__module__": __name__},
     )
     plan = make_plan(recipe.model_copy(update={"source": kind(**dict(source))}), dataset)
     first = replace(plan.stages[0], stage=source)

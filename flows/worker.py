@@ -20,12 +20,15 @@ from catalog.parts import PartFile, PartWriter, number_rows
 from catalog.storage import Storage
 from catalog.takedown import Ledger
 from flows.plan import PlannedPart, PlannedStage, stage_seed
+from tasks.sources import Notes
 from tasks.stage import Columns, MapStage, Reducer, Stage, Step, TableStage
 
 T = TypeVar("T")
 R = TypeVar("R")
 Progress = Callable[[int, int, str], None]
 
+SOURCE_NOTES = "source"
+"""Among the notes of a part of the source: what became of its values, a list of (count, what, example)."""
 _WORK = "_work"
 """The folder of a dataset where its stages keep what is not part of it."""
 
@@ -136,9 +139,11 @@ class PartMaker:
         stage, step = self._work.stage, self._open()
         seen: list[np.ndarray] = []
         made: list[np.ndarray] = []
+        found = Notes()
         writer = PartWriter(self._work.storage, stage.table, part.fingerprint, self._work.schema, part.number or 0)
         with writer:
             for piece in step(_watched(batches, seen)):
+                found.add_all(piece.schema)
                 rows = self._without_taken(piece)
                 if part.chunk is not None:
                     rows = number_rows(rows, part.number or 0, writer.rows)
@@ -146,6 +151,8 @@ class PartMaker:
                 writer.write(rows)
             if part.chunk is None:
                 check_balance(f"part {part.number} of {stage.name!r}", seen, made)
+            if notes := found.all():
+                writer.notes[SOURCE_NOTES] = notes
         return writer.part()
 
     def _without_taken(self, piece: pa.Table) -> pa.Table:

@@ -4,20 +4,23 @@ Every row of the source comes out once. A row that gets no image keeps its reaso
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import repeat
 from typing import Any, ClassVar, Final, Literal, Self
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from catalog.errors import RecipeError, nearest
-from catalog.schema import IMAGES, LOCAL, field
+from catalog.schema import FAULT, IMAGES, LOCAL, field, local_file
 from tasks.download._base import Engine, LocalFile, Outcome, Request, Settings
+from tasks.download.reasons import REASONS
 from tasks.stage import Batches, Columns, MapStage, Step, Tables
 
 _PIECE_ROWS: Final = 1000
 _PIECE_BYTES: Final = 64 << 20
 _PLACE: Final = ("shard", "byte_offset", "byte_size")
 _LOCAL: Final = tuple(f.name for f in LOCAL)
+_FAULT: Final = tuple(f.name for f in FAULT)
 
 SCHEMA: Final = pa.schema(
     [f for f in IMAGES if f.name not in _PLACE]
@@ -59,9 +62,9 @@ class Download(Settings, MapStage):
         return self
 
     def inputs(self, available: Tables) -> Columns:
-        """Return url, caption, the place of local files, and the digest to verify."""
+        """Return url, caption, the place of local files, what the source could not read, and the digest to verify."""
         columns = available["source"].names
-        wanted = ["url", "caption", *(name for name in _LOCAL if name in columns)]
+        wanted = ["url", "caption", *(name for name in (*_LOCAL, *_FAULT) if name in columns)]
         if self.verify_hash:
             if self.verify_hash.column not in columns:
                 near = nearest(self.verify_hash.column, columns)
@@ -121,12 +124,16 @@ class _Rows:
     def _requests_of(self, batch: pa.Table) -> Iterator[Request]:
         urls = [_text(url) for url in batch.column("url").cast(pa.binary()).to_pylist()]
         digests = batch.column(self._digest).to_pylist() if self._digest else [None] * len(urls)
+        faults = _faults(batch)
         if "local_path" not in batch.column_names:
-            yield from map(Request, urls, digests)
+            yield from (
+                Request(url, digest, None, fault) for url, digest, fault in zip(urls, digests, faults, strict=True)
+            )
             return
         places = zip(*(batch.column(name).to_pylist() for name in _LOCAL), strict=True)
-        for url, digest, (path, offset, size) in zip(urls, digests, places, strict=True):
-            yield Request(url, digest, None if path is None else LocalFile(path, offset or 0, size))
+        for url, digest, (path, offset, size), fault in zip(urls, digests, places, faults, strict=True):
+            file = None if path is None else LocalFile(local_file(path), offset or 0, size)
+            yield Request(url, digest, file, None if file else fault)
 
     def pieces(self, outcomes: Iterable[Outcome]) -> Iterator[pa.Table]:
         ready: list[Outcome] = []
@@ -154,6 +161,15 @@ class _Rows:
         rows = pa.concat_tables(self._waiting)
         self._waiting = [rows.slice(count)] if rows.num_rows > count else []
         return rows.slice(0, count)
+
+
+def _faults(batch: pa.Table) -> Iterator[tuple[str, str] | None]:
+    """Yield why the source could not read a row, for every row: reason and detail."""
+    if "row_fault" not in batch.column_names or batch.column("row_fault").null_count == batch.num_rows:
+        yield from repeat(None, batch.num_rows)
+        return
+    for fault, detail in zip(*(batch.column(name).to_pylist() for name in _FAULT), strict=True):
+        yield (fault, detail or "") if fault in REASONS else None
 
 
 _SIDES: Final = pa.schema([SCHEMA.field(name) for name in ("sample_id", "url", "caption")])

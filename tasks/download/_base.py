@@ -121,6 +121,8 @@ class Request(NamedTuple):
     url: str | None
     digest: str | None = None
     file: LocalFile | None = None
+    fault: tuple[str, str] | None = None
+    """Reason and detail, where the source could not read the row: there is nothing to fetch."""
 
 
 @dataclass(slots=True)

@@ -184,6 +184,8 @@ class _Fetcher:
 
     async def _fetch(self, request: Request, outcome: Outcome, holding: Holding) -> bytes:
         """Ask until it is there, or until asking again makes no sense."""
+        if request.fault:
+            raise FetchError(*request.fault)
         if not request.url:
             raise FetchError("bad_url", "no URL")
         url = check_url(request.url, self._allowed)

@@ -199,6 +199,9 @@ def _refused(requests: list[Request], allowed: AllowedHosts) -> dict[int, Outcom
     for i, request in enumerate(requests):
         if request.file:
             continue
+        if request.fault:
+            refused[i] = Outcome().failed(*request.fault)
+            continue
         try:
             urls[i] = check_url(request.url or "", allowed)
         except FetchError as error:

@@ -18,6 +18,10 @@ class Reason(NamedTuple):
 
 
 REASONS: Final[dict[str, Reason]] = {
+    # the source (column row_fault of table `source`)
+    "bad_row": Reason("a line of the source that is no record", "never"),
+    "no_image_member": Reason("a sample of a tar that has no image", "never"),
+    "sparse_member": Reason("a file of a tar that is stored with holes", "never"),
     # the URL
     "bad_url": Reason("there is no URL, or it cannot be parsed", "never"),
     "bad_scheme": Reason("neither http nor https", "never"),

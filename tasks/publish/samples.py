@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import pyarrow as pa
 
-from catalog.schema import LOCAL, SAMPLE_ID, role
+from catalog.schema import FAULT, LOCAL, SAMPLE_ID, role
 from tasks.stage import Batches, Columns, MapStage, Step, Tables
 
 
@@ -21,7 +21,7 @@ class Samples(MapStage):
 
     def inputs(self, available: Tables) -> Columns:
         tables = {n: s for n, s in available.items() if n != "decisions" and "sample_id" in s.names}
-        taken = {"sample_id"} | {f.name for f in LOCAL}
+        taken = {"sample_id"} | {f.name for f in (*LOCAL, *FAULT)}
         columns: Columns = {}
         for table, schema in sorted(tables.items(), key=lambda named: named[0] == "source"):
             names = [f.name for f in schema if f.name.lower() not in taken and role(f) != "vector"]

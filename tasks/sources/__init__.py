@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.sources._base import Chunk, Identify, Source
+from tasks.sources._base import Chunk, Identify, Source, Survey
+from tasks.sources._notes import Note, Notes
 from tasks.sources.csv import Csv
 from tasks.sources.folder import Folder
 from tasks.sources.jsonl import Jsonl
@@ -14,4 +15,17 @@ from tasks.sources.webdataset import Webdataset
 AnySource = Annotated[Parquet | Csv | Jsonl | Folder | Webdataset, Field(discriminator="use")]
 """Every source that a recipe may name."""
 
-__all__ = ["AnySource", "Chunk", "Csv", "Folder", "Identify", "Jsonl", "Parquet", "Source", "Webdataset"]
+__all__ = [
+    "AnySource",
+    "Chunk",
+    "Csv",
+    "Folder",
+    "Identify",
+    "Jsonl",
+    "Note",
+    "Notes",
+    "Parquet",
+    "Source",
+    "Survey",
+    "Webdataset",
+]

@@ -1,51 +1,140 @@
-"""Which files a source's path names, and how they are opened: a local folder or an object store, the same way."""
+"""Which files a source's path names, and how they are opened: a local folder or an object store, the same way.
+
+Only regular files are read. What else lies in a folder is counted: links (which are followed where the recipe says
+`follow_links: true`), devices, pipes and sockets, hidden files, files of another kind.
+"""
 
 import io
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
 from catalog.errors import NotFoundError, UserError, nearest
 from catalog.storage import SCHEMES, Storage
+from tasks.sources._notes import Notes
 
 COMPRESSED: Final = (".gz", ".bz2", ".zst", ".lz4")
-"""Endings of compressed text files that are read as they are."""
+"""Endings of compressed text files. What a file is compressed with is known by its first bytes."""
 
+_MAGIC: Final = ((b"\x1f\x8b", "gzip"), (b"BZh", "bz2"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\x04\x22\x4d\x18", "lz4"))
+_NOT_TEXT: Final = (
+    (b"PAR1", "a Parquet file"), (b"ARROW1", "an Arrow file"), (b"\x89HDF", "an HDF5 file"), (b"PK\3\4", "a zip file"),
+    (b"\x89PNG", "a PNG picture"), (b"\xff\xd8\xff", "a JPEG picture"), (b"%PDF", "a PDF document"),
+    (b"SQLite format 3\0", "an SQLite database"), (b"\x80\x04\x95", "a Python pickle"), (b"Obj\1", "an Avro file"),
+    (b"\xd0\xcf\x11\xe0", "an Excel or Word document"), (b"7z\xbc\xaf", "a 7z archive"), (b"ORC", "an ORC file"),
+)  # fmt: skip
 _GLOB = re.compile(r"[*?\[]")
 
+HIDDEN: Final = "hidden files or folders passed over"
+LINKS: Final = "links not followed (`follow_links: true` reads through them)"
+SPECIAL: Final = "devices, pipes and sockets passed over"
+UNREADABLE: Final = "files or folders that could not be looked at"
+MARKED: Final = "files whose names begin with _ passed over, as what table writers keep beside their data"
 
-def find(paths: Sequence[str], suffixes: Sequence[str], folders_only: bool = False) -> list[str]:
-    """Return the absolute paths or URIs of the files that `paths` name, sorted, each once.
 
-    A path is a file (whatever its ending), a folder (searched at all depths for `suffixes`), or a glob
-    (`*`, `?`, `[ab]`, and `**` for any depth). Names that begin with `.` or `_` are left out of folders and globs:
-    they are what other writers put beside their data. Raises NotFoundError where a path names nothing, UserError
-    where it is not a folder and `folders_only`.
+class Found(NamedTuple):
+    """One regular file."""
+
+    uri: str
+    """Absolute path, or URI on an object store."""
+    below: str
+    """Its path below the folder that was searched; its name where it was named itself."""
+    bytes: int
+
+
+class Kind(NamedTuple):
+    """Which files a source takes from folders."""
+
+    suffixes: tuple[str, ...]
+    """Endings in lower case. Files of others may be somebody's backups or unfinished: they are counted."""
+    marked: bool = False
+    """Whether names that begin with `_` are data."""
+
+    def takes(self, found: Found) -> bool:
+        """Say whether a file is one of this kind."""
+        return found.below.lower().endswith(self.suffixes)
+
+
+def find(paths: Sequence[str], kind: Kind, notes: Notes, follow_links: bool = False) -> list[Found]:
+    """Return the files that `paths` name, sorted, each once; count in `notes` what was passed over.
+
+    A path is a file (whatever its ending), a folder (searched at all depths), or a glob (`*`, `?`, `[ab]`, and `**` for
+    any depth). Raises NotFoundError where a path names nothing, UserError where it cannot be understood.
     """
-    return sorted({file for path in paths for file in _expand(path, tuple(suffixes), folders_only)})
+    files = {file.uri: file for path in paths for file in _expand(path, kind, notes, follow_links)}
+    return [files[uri] for uri in sorted(files)]
 
 
-def names_in(folder: str) -> list[str]:
-    """Return the names of the files right in one folder, in no order."""
-    storage = Storage(folder)
-    local = storage.local()
-    if local is None:
-        return [entry.path for entry in storage.scan() if "/" not in entry.path]
-    try:
-        return [entry.name for entry in os.scandir(local) if entry.is_file()]
-    except OSError as error:
-        raise NotFoundError(f"{folder} is not there: {one_line(error)}") from error
+def walk(place: str, notes: Notes, follow_links: bool = False) -> Iterator[tuple[str, list[Found]]]:
+    """Yield (folder, its regular files that are not hidden, by name) of a tree. Memory is that of the largest folder.
+
+    Raises NotFoundError where there is no such folder.
+    """
+    if "://" in place:
+        yield from _walk_remote(place, notes)
+        return
+    if not Path(place).is_dir():
+        raise NotFoundError(f"{place} is {'not a folder' if Path(place).exists() else 'not there'}")
+    folders, seen = [place], {_identity(place)}
+    while folders:
+        folder = folders.pop()
+        files, below = _look(folder, place, notes, follow_links)
+        folders += reversed(_new(below, seen) if follow_links else below)
+        yield folder, files
+
+
+def absolute(path: str) -> str:
+    """Return a path as an absolute one, or as a URI without a slash at its end."""
+    if not path.strip():
+        raise UserError("an empty path; expected a file, a folder or a glob")
+    local = path.removeprefix("file://")
+    if "://" not in local:
+        return str(Path(local).expanduser().absolute())
+    scheme, _, rest = local.partition("://")
+    if scheme not in SCHEMES:
+        raise UserError(f"cannot read {path!r}: unknown scheme {scheme!r}{nearest(scheme, SCHEMES)}")
+    return f"{scheme}://{rest.strip('/')}"
+
+
+def is_file(place: str) -> bool:
+    """Say whether there is a file of that name."""
+    if place.count("/") < 3 and "://" in place:  # a bucket
+        return False
+    storage, name = split(place)
+    return storage.exists(name)
+
+
+def is_glob(place: str) -> bool:
+    """Say whether a path that is no file is a pattern."""
+    return _GLOB.search(place) is not None
+
+
+def not_there(place: str) -> NotFoundError:
+    """Return the error for a folder that does not exist, with the nearest that does."""
+    parent = Path(place).parent
+    beside = [entry.name for entry in os.scandir(parent)] if "://" not in place and parent.is_dir() else []
+    return NotFoundError(f"{place} is not there{nearest(Path(place).name, beside)}")
 
 
 def split(uri: str) -> tuple[Storage, str]:
     """Return the storage of the folder that holds a file, and the file's name."""
     folder, _, name = uri.rpartition("/")
     return Storage(folder or "/"), name
+
+
+def head_of(uri: str, size: int) -> bytes:
+    """Return the first bytes of a file, none where it cannot be read."""
+    storage, name = split(uri)
+    try:
+        return storage.read_range(name, 0, size)
+    except Exception:  # noqa: BLE001  (a file that cannot be read is of no kind; whoever reads it says why)
+        return b""
 
 
 def open_random(uri: str) -> pa.NativeFile:
@@ -62,21 +151,18 @@ def open_random(uri: str) -> pa.NativeFile:
 
 @contextmanager
 def open_text(uri: str) -> Iterator[io.BufferedReader]:
-    """Give the bytes of a text file, decompressed by its ending, without a UTF-8 byte order mark.
+    """Give the bytes of a text file, decompressed, without a UTF-8 byte order mark.
 
-    Raises UserError for UTF-16 and for a compressed file that is damaged, at the byte where that shows.
+    Raises UserError for UTF-16, for what is no text, and for a compressed file that is damaged, at the byte where that
+    shows.
     """
     with open_random(uri) as raw:
         stream: Any = raw
-        if uri.lower().endswith(COMPRESSED):
-            stream = pa.CompressedInputStream(raw, pa.Codec.detect(uri.lower()).name)
+        if codec := _codec(uri, raw):
+            stream = pa.CompressedInputStream(raw, codec)
         with io.BufferedReader(stream, 1 << 20) as file:
             try:
-                mark = file.peek(4)[:4]
-                if mark.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise UserError(f"{uri} is UTF-16; expected UTF-8: convert it first")
-                if mark.startswith(b"\xef\xbb\xbf"):
-                    file.read(3)
+                _check_text(uri, file)
                 yield file
             except OSError as error:
                 raise UserError(f"{uri} is damaged: {one_line(error)}") from error
@@ -87,60 +173,144 @@ def one_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _expand(path: str, suffixes: tuple[str, ...], folders_only: bool) -> list[str]:
-    place = _absolute(path)
-    is_file = _is_file(place)
-    is_glob = not is_file and _GLOB.search(place) is not None
-    if folders_only and (is_file or is_glob):
-        raise UserError(f"{path} is a {'file' if is_file else 'pattern'}; expected a folder")
-    if is_glob:
-        return _expand_glob(place)
-    return [place] if is_file else _expand_folder(place, suffixes)
+def _codec(uri: str, raw: pa.NativeFile) -> str | None:
+    head = bytes(raw.read_at(min(4, raw.size()), 0))
+    raw.seek(0)
+    found = next((codec for magic, codec in _MAGIC if head.startswith(magic)), None)
+    if found is None and uri.lower().endswith(COMPRESSED):
+        return str(pa.Codec.detect(uri.lower()).name)  # which then says that it is damaged
+    return found
 
 
-def _absolute(path: str) -> str:
-    if not path.strip():
-        raise UserError("an empty path; expected a file, a folder or a glob")
-    local = path.removeprefix("file://")
-    if "://" not in local:
-        return str(Path(local).expanduser().absolute())
-    scheme, _, rest = local.partition("://")
-    if scheme not in SCHEMES:
-        raise UserError(f"cannot read {path!r}: unknown scheme {scheme!r}{nearest(scheme, SCHEMES)}")
-    return f"{scheme}://{rest.strip('/')}"
+def _check_text(uri: str, file: io.BufferedReader) -> None:
+    head = file.peek(512)[:512]
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{uri} is UTF-16; expected UTF-8: convert it first")
+    if found := next((name for magic, name in _NOT_TEXT if head.startswith(magic)), None):
+        raise UserError(f"{uri} is {found}; expected text")
+    if head.startswith(b"\xef\xbb\xbf"):
+        file.read(3)
 
 
-def _is_file(place: str) -> bool:
-    if place.count("/") < 3 and "://" in place:  # a bucket
-        return False
-    storage, name = split(place)
-    return storage.exists(name)
+def _expand(path: str, kind: Kind, notes: Notes, follow_links: bool) -> list[Found]:
+    place = absolute(path)
+    if is_file(place):
+        return [Found(place, place.rpartition("/")[2], 1)]
+    if is_glob(place):
+        return _expand_glob(place, kind, notes, follow_links)
+    return _expand_folder(place, kind, notes, follow_links)
 
 
-def _expand_glob(place: str) -> list[str]:
+def _expand_glob(place: str, kind: Kind, notes: Notes, follow_links: bool) -> list[Found]:
     from fsspec.utils import glob_translate
 
     fixed = _GLOB.split(place, maxsplit=1)[0].rpartition("/")[0]
     matches = re.compile(glob_translate(place[len(fixed) + 1 :])).match
-    found = [f"{fixed}/{name}" for name in Storage.open(fixed or "/").list() if matches(name) and _is_data(name)]
-    if not found:
-        raise NotFoundError(f"no file matches {place}")
-    return found
-
-
-def _expand_folder(place: str, suffixes: tuple[str, ...]) -> list[str]:
+    seen = Notes()
     try:
-        names = list(Storage.open(place).list())
-    except NotFoundError as error:
-        parent = Path(place).parent
-        beside = [entry.name for entry in os.scandir(parent)] if parent.is_dir() else []
-        raise NotFoundError(f"{place} is not there{nearest(Path(place).name, beside)}") from error
-    found = [f"{place}/{name}" for name in names if name.lower().endswith(suffixes) and _is_data(name)]
+        tree = [file for _, files in walk(fixed or "/", seen, follow_links) for file in files]
+    except NotFoundError:
+        raise NotFoundError(f"no file matches {place}: {fixed} is not there") from None
+    found = _data([file for file in tree if matches(file.below)], kind, notes)
     if not found:
-        problem = "is not there, or is a folder without" if "://" in place else "is a folder without"
-        raise NotFoundError(f"{place} {problem} {', '.join(suffixes)} files")
+        raise NotFoundError(f"no file matches {place}{_beside(seen)}")
+    for note in seen.all():
+        if note.what in (LINKS, SPECIAL, UNREADABLE):  # what is hidden no pattern asked for
+            notes.add(*note)
     return found
 
 
-def _is_data(name: str) -> bool:
-    return not any(piece.startswith((".", "_")) for piece in name.split("/"))
+def _expand_folder(place: str, kind: Kind, notes: Notes, follow_links: bool) -> list[Found]:
+    seen = Notes()
+    try:
+        found = [file for _, files in walk(place, seen, follow_links) for file in _data(files, kind, seen)]
+    except NotFoundError as error:
+        raise not_there(place) from error
+    mine = [file for file in found if kind.takes(file)]
+    if not mine:
+        problem = "is not there, or is a folder without" if "://" in place else "is a folder without"
+        raise NotFoundError(f"{place} {problem} {', '.join(kind.suffixes)} files{_beside(seen)}")
+    taken = {file.uri for file in mine}
+    others = [file for file in found if file.uri not in taken]
+    if others:
+        seen.add(len(others), f"files passed over, which are no {' or '.join(kind.suffixes[:2])} files", others[0].uri)
+    for note in seen.all():
+        notes.add(*note)
+    return mine
+
+
+def _beside(notes: Notes) -> str:
+    found = "; ".join(str(note) for note in notes.all())
+    return f" ({found})" if found else ""
+
+
+def _data(files: list[Found], kind: Kind, notes: Notes) -> list[Found]:
+    """Return the files that are not marked as somebody's own; count the others."""
+    if kind.marked:
+        return files
+    own = [any(piece.startswith("_") for piece in file.below.split("/")) for file in files]
+    if any(own):
+        notes.add(sum(own), MARKED, files[own.index(True)].uri)
+    return [file for file, marked in zip(files, own, strict=True) if not marked]
+
+
+def _look(folder: str, root: str, notes: Notes, follow_links: bool) -> tuple[list[Found], list[str]]:
+    """Return the regular files of one local folder, sorted by name, and the folders in it."""
+    files, folders = [], []
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        notes.add(1, UNREADABLE, f"{printable(folder)[-200:]} ({os.strerror(error.errno or 0)})")
+        return [], []
+    for entry in names:
+        try:
+            if entry.name.startswith("."):
+                notes.add(1, HIDDEN, printable(entry.path))
+            elif entry.is_symlink() and not follow_links:
+                notes.add(1, LINKS, printable(entry.path))
+            elif entry.is_dir():
+                folders.append(entry.path)
+            else:
+                found = entry.stat()
+                if stat.S_ISREG(found.st_mode):
+                    files.append(Found(entry.path, entry.path[len(root) :].lstrip("/"), found.st_size))
+                else:
+                    notes.add(1, SPECIAL, printable(entry.path))
+        except OSError as error:
+            notes.add(1, UNREADABLE, f"{printable(entry.path)[-200:]} ({os.strerror(error.errno or 0)})")
+    return files, folders
+
+
+def _walk_remote(place: str, notes: Notes) -> Iterator[tuple[str, list[Found]]]:
+    folders: dict[str, list[Found]] = {}
+    for name, size in Storage.open(place).list().items():
+        if any(piece.startswith(".") for piece in name.split("/")):
+            notes.add(1, HIDDEN, f"{place}/{name}")
+        else:
+            folders.setdefault(name.rpartition("/")[0], []).append(Found(f"{place}/{name}", name, size))
+    for folder, files in folders.items():
+        yield f"{place}/{folder}" if folder else place, files
+
+
+def _new(folders: list[str], seen: set[tuple[int, int]]) -> list[str]:
+    """Return the folders that were not seen before, as a link may lead to where it is; note them as seen."""
+    new = []
+    for folder in folders:
+        if (known := _identity(folder)) not in seen:
+            seen.add(known)
+            new.append(folder)
+    return new
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    try:
+        found = Path(folder).stat()
+    except OSError:
+        return -1, hash(folder)
+    return found.st_dev, found.st_ino
+
+
+def printable(path: str) -> str:
+    """Return a path as text: a byte of its name that is no UTF-8 becomes a question mark."""
+    return path.encode("utf-8", "replace").decode()

@@ -8,18 +8,21 @@ from typing import Any, Final
 import pyarrow as pa
 
 from catalog.duck import open_database
+from tasks.sources._captions import is_list
 
 MAX_OBJECT_BYTES: Final = 16 << 20
 """A longer object counts as broken."""
 SAMPLE_OBJECTS: Final = 1_000
 """Objects that the columns and their types are taken from."""
+TEXTS: Final = pa.list_(pa.string())
+"""The type of a key that is a list of texts or numbers in some object."""
 
 
 def columns_of(objects: Iterable[bytes]) -> pa.Schema:
     """Return the keys of some objects, in the order in which they first appear, with their types.
 
-    Whole numbers are int64, numbers float64, true and false bool, everything else string: nested values, and keys whose
-    values differ in kind, keep their JSON text.
+    Whole numbers are int64, numbers float64, true and false bool, lists of such and of text TEXTS, everything else
+    string: nested values, and keys whose values differ in kind, keep their JSON text. Keys without a value are null.
     """
     kinds: dict[str, set[pa.DataType]] = {}
     for text in objects:
@@ -28,21 +31,29 @@ def columns_of(objects: Iterable[bytes]) -> pa.Schema:
     return pa.schema([(key.encode("utf-8", "replace").decode(), _common(found)) for key, found in kinds.items()])
 
 
-def extract(objects: pa.Array, schema: pa.Schema) -> pa.Table:
+def extract(objects: pa.Array, schema: pa.Schema) -> tuple[pa.Table, dict[str, pa.Array], pa.Array]:
     """Return the columns `schema` of JSON objects (string array of n): n rows, null where a value is missing or of
-    another type, and in every column where the text is not a JSON object."""
-    if not len(schema):
-        return pa.table({"": objects}).select([])
-    pointers = ", ".join(_pointer(name) for name in schema.names)
-    chosen = ", ".join(f"{_expression(i + 1, f.type)} as c{i}" for i, f in enumerate(schema))
+    another type; for the columns that have some of another type, which they are, bool (n,); and which texts are JSON
+    objects, bool (n,).
+
+    A column of type TEXTS holds the items of lists, and anything else as a list of one.
+    """
+    pointers = ", ".join(_pointer(name) for name in schema.names) or "'/'"
+    chosen = "".join(f", {_expression(i + 1, f.type)} as c{i}" for i, f in enumerate(schema))
+    lost = "".join(f", {_lost(i + 1, f.type)} as l{i}" for i, f in enumerate(schema))
     query = f"""
         with valid as (select case when json_valid(o) then o end as o from objects),
-        parsed as (select json_extract_string(o, [{pointers}]) as v, json_type(o, [{pointers}]) as t from valid)
-        select {chosen} from parsed"""
+        parsed as (select json_extract_string(o, [{pointers}]) as v, json_type(o, [{pointers}]) as t,
+            coalesce(json_type(o) = 'OBJECT', false) as ok from valid)
+        select ok{chosen}{lost} from parsed"""
     with _database().cursor() as connection:
         connection.register("objects", pa.table({"o": objects}))
         found = connection.sql(query).to_arrow_table()
-    return pa.table([found.column(i).cast(f.type) for i, f in enumerate(schema)], schema=schema)
+    ok = found.column("ok").combine_chunks()
+    others = {f.name: found.column(f"l{i}") for i, f in enumerate(schema)}
+    columns = [found.column(f"c{i}").cast(f.type) for i, f in enumerate(schema)]
+    lost_ = {name: bad.combine_chunks() for name, bad in others.items() if bad.null_count < len(bad)}
+    return pa.table(columns, schema=schema), lost_, ok
 
 
 @lru_cache(1)
@@ -57,10 +68,20 @@ def _pointer(key: str) -> str:
 
 def _expression(at: int, type_: pa.DataType) -> str:
     """Return what makes a value of a type from the text `v` and the JSON type `t` at one place."""
+    if is_list(type_):
+        items = f"""try(from_json(v[{at}], '["VARCHAR"]'))"""
+        return f"case when t[{at}] = 'ARRAY' then {items} when v[{at}] is not null then [v[{at}]] end"
     if pa.types.is_string(type_):
         return f"v[{at}]"
     kinds, sql = _SQL[type_]
     return f"case when t[{at}] in {kinds} then try_cast(v[{at}] as {sql}) end"
+
+
+def _lost(at: int, type_: pa.DataType) -> str:
+    """Return whether a value is there, but not of the type; null where it is."""
+    if type_ not in _SQL:
+        return "null::boolean"
+    return f"case when v[{at}] is not null and ({_expression(at, type_)}) is null then true end"
 
 
 _SQL: Final = {
@@ -83,10 +104,16 @@ def _kind(value: Any) -> pa.DataType:
         return pa.bool_()
     if isinstance(value, int):
         return pa.int64() if -(1 << 63) <= value < 1 << 63 else pa.string()
+    if isinstance(value, list) and not any(isinstance(item, list | dict) for item in value):
+        return TEXTS
     return pa.float64() if isinstance(value, float) else pa.string()
 
 
 def _common(found: set[pa.DataType]) -> pa.DataType:
-    if found <= {pa.int64(), pa.float64()} and found:
+    if not found:
+        return pa.null()
+    if TEXTS in found:
+        return TEXTS
+    if found <= {pa.int64(), pa.float64()}:
         return pa.float64() if pa.float64() in found else pa.int64()
     return next(iter(found)) if len(found) == 1 else pa.string()

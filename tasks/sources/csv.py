@@ -14,74 +14,76 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from catalog.errors import UserError
-from tasks.sources._base import PIECE_BYTES, PIECE_ROWS, Tabular
-from tasks.sources._files import COMPRESSED, open_text
+from tasks.sources._base import PIECE_BYTES, PIECE_ROWS
+from tasks.sources._columns import (
+    BAD_ROW,
+    DETAIL_AT,
+    DETAIL_CHARS,
+    FAULT_AT,
+    TYPES,
+    Layout,
+    TypeName,
+    fold,
+    guessed,
+    with_text_urls,
+)
+from tasks.sources._files import COMPRESSED, Kind, open_text
+from tasks.sources._tabular import Facts, Tabular
 
 MAX_FIELD_CHARS: Final = 16 << 20
 """A longer field is a quote that never closes: the record is broken, and reading goes on with the next line."""
 SAMPLE_ROWS: Final = 10_000
-"""Rows of the first file that its columns' types are guessed from."""
-
-_INTEGER: Final = r"^-?(0|[1-9][0-9]{0,17})$"  # with leading zeros it is a code, not a number
-_NUMBER: Final = r"^-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?$|^-?(inf|Inf|nan|NaN)$"
-_BOOLEAN: Final = r"^([tT]rue|TRUE|[fF]alse|FALSE)$"
-
-_Types = Literal["integer", "number", "boolean", "text"]
-_ARROW: Final[dict[_Types, pa.DataType]] = {
-    "integer": pa.int64(),
-    "number": pa.float64(),
-    "boolean": pa.bool_(),
-    "text": pa.string(),
-}
-_PATTERNS: Final[dict[_Types, str]] = {"integer": _INTEGER, "number": _NUMBER, "boolean": _BOOLEAN}
+"""Rows of a file that its columns' types are guessed from."""
 
 
 class Csv(Tabular):
     """CSV and TSV (RFC 4180 quoting), read as Python's `csv` does: quotes count only where a field begins.
 
-    Types are guessed from the first rows of the first file; a value that does not parse is null, and so is an empty
-    one. A record with too few or too many fields is kept, as a row of nulls. Rows are counted when a build is planned,
-    which reads every file once: for hundreds of GB, write Parquet.
+    Types are guessed from the first 10,000 rows of each file; a value that is not of its column's type is null, and
+    counted; an empty one is null. A record with too few or too many fields is kept, as a row without values whose
+    fault is `bad_row`, with its text. Rows are counted when a build is planned, which reads every file once: for
+    hundreds of GB, write Parquet.
     """
 
-    suffixes: ClassVar[tuple[str, ...]] = tuple(s + c for s in (".csv", ".tsv") for c in ("", *COMPRESSED))
+    version: ClassVar[int] = 2
+    kind: ClassVar[Kind] = Kind(tuple(s + c for s in (".csv", ".tsv") for c in ("", *COMPRESSED)))
 
     use: Literal["csv"] = "csv"
     delimiter: str | None = Field(None, min_length=1, max_length=1, description="default: tab for .tsv, else comma")
     quoting: bool = Field(True, description='false: `"` is a character like any other (Conceptual Captions)')
     names: tuple[str, ...] | None = Field(None, description="the columns, for files without a header row")
-    types: dict[str, _Types] = Field(default_factory=dict, description="column -> type, where the guess is wrong")
 
-    def columns(self, uri: str) -> pa.Schema:
+    def look(self, uri: str) -> Facts:
         with self._records(uri) as (names, records):
-            rows = [r for r in islice(records, SAMPLE_ROWS) if len(r) == len(names)]
-        if unknown := sorted(set(self.types) - set(names)):
-            raise UserError(f"{uri} has no column {unknown[0]!r} (types); there is: {', '.join(names)}")
-        texts = _as_text(rows, names)
-        return pa.schema([(n, _ARROW[self.types.get(n) or _guess(texts.column(n))]) for n in names])
-
-    def count(self, uri: str) -> tuple[int, pa.Schema | None]:
-        with self._records(uri) as (names, records):
-            return sum(1 for _ in records), pa.schema([(n, pa.string()) for n in names])
+            first = list(islice(records, SAMPLE_ROWS))
+            rows = len(first) + sum(1 for _ in records)
+        texts = _as_text([r for r in first if len(r) == len(names)], names)
+        columns = pa.schema([(n, self._type(n, texts.column(n))) for n in names])
+        return Facts(rows, with_text_urls(columns, self.url))
 
     def restart(self, uri: str, row: int) -> int:
         return 0
 
-    def stream(self, uri: str, row: int, columns: pa.Schema) -> Iterator[pa.Table]:
-        types = {f.name.casefold(): f.type for f in columns}
+    def stream(self, uri: str, row: int, layout: Layout) -> Iterator[pa.Table]:
         with self._records(uri) as (names, records):
             for rows in _pieces(records):
-                texts = _as_text(rows, names)
-                yield pa.table({n: _parse(texts.column(n), types.get(n.casefold(), pa.string())) for n in names})
+                yield _with_faults(_as_text(rows, names), rows, len(names), self._delimiter(uri))
+
+    def _type(self, name: str, texts: pa.ChunkedArray) -> pa.DataType:
+        known: dict[str, TypeName] = {fold(column): kind for column, kind in self.types.items()}
+        return TYPES[known[fold(name)]] if fold(name) in known else guessed(texts)
+
+    def _delimiter(self, uri: str) -> str:
+        tab = any(uri.lower().removesuffix(c).endswith(".tsv") for c in COMPRESSED)
+        return self.delimiter or ("\t" if tab else ",")
 
     @contextmanager
     def _records(self, uri: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
         """Give the column names and the records of a file; an empty file has neither."""
         with open_text(uri) as file, io.TextIOWrapper(file, "utf-8", errors="replace", newline="") as text:
-            tab = any(uri.lower().removesuffix(c).endswith(".tsv") for c in COMPRESSED)
             quoting: Any = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
             csv.field_size_limit(MAX_FIELD_CHARS)  # one setting a process; nothing else here reads CSV
-            reader = csv.reader(text, delimiter=self.delimiter or ("\t" if tab else ","), quoting=quoting)
+            reader = csv.reader(text, delimiter=self._delimiter(uri), quoting=quoting)
             records = _tolerant(reader)
             names = list(self.names or next(records, []))
             if len(set(names)) < len(names):
@@ -91,7 +93,7 @@ class Csv(Tabular):
 
 
 def _tolerant(reader: Iterator[list[str]]) -> Iterator[list[str]]:
-    """Yield records; one that cannot be read is empty-handed (`[""]`), a blank line is none."""
+    """Yield records; one that cannot be read has no field, a blank line is none."""
     while True:
         try:
             yield from filter(None, reader)
@@ -125,18 +127,19 @@ def _as_text(rows: list[list[str]], names: list[str]) -> pa.Table:
     return pa.table([pc.if_else(pc.equal(a, ""), None, a) for a in arrays], names=names)
 
 
-def _guess(texts: pa.ChunkedArray) -> _Types:
-    """Return the narrowest type that every value has; text where there is no value."""
-    if texts.null_count == len(texts):
-        return "text"
-    fits = (kind for kind, pattern in _PATTERNS.items() if pc.all(pc.match_substring_regex(texts, pattern)).as_py())
-    return next(fits, "text")
-
-
-def _parse(texts: pa.ChunkedArray, type_: pa.DataType) -> pa.ChunkedArray:
-    """Return values of a type, null where a text is not one."""
-    kind: _Types = next((k for k, t in _ARROW.items() if t == type_), "text")
-    if kind == "text":
+def _with_faults(texts: pa.Table, rows: list[list[str]], width: int, delimiter: str) -> pa.Table:
+    """Return records with what is wrong with those of another length."""
+    bad = [len(row) != width for row in rows]
+    if not any(bad):
         return texts
-    fits = pc.match_substring_regex(texts, _PATTERNS[kind])
-    return pc.if_else(fits, texts, None).cast(type_)
+    faults = [BAD_ROW if wrong else None for wrong in bad]
+    details = [_detail(row, width, delimiter) if wrong else None for row, wrong in zip(rows, bad, strict=True)]
+    return texts.append_column(FAULT_AT, pa.array(faults, pa.string())).append_column(
+        DETAIL_AT, pa.array(details, pa.string())
+    )
+
+
+def _detail(row: list[str], width: int, delimiter: str) -> str:
+    if not row:
+        return f"a field of more than {MAX_FIELD_CHARS} characters, or a line that cannot be read"
+    return f"{len(row)} fields, expected {width}: {delimiter.join(row)[:DETAIL_CHARS]}"

@@ -1,9 +1,9 @@
 """`folder`: image files in a folder tree, captions in text files beside them, classes as the names of folders."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Final, Literal
 
@@ -11,63 +11,101 @@ import pyarrow as pa
 from pydantic import Field
 
 from catalog.errors import NotFoundError, UserError
-from catalog.schema import LOCAL, SOURCE
+from catalog.image_formats import DECODED, HEAD_BYTES, sniff
+from catalog.schema import FAULT, LOCAL, SOURCE, local_file, local_name
 from catalog.storage import Storage
-from tasks.sources._base import PIECE_ROWS, Chunk, Identify, Source
-from tasks.sources._files import find, names_in
-from tasks.stage import Batches, Step, Tables
+from tasks.sources._base import PIECE_ROWS, Chunk, Identify, Source, Survey, batches_of
+from tasks.sources._files import Found, absolute, head_of, is_file, is_glob, not_there, printable, walk
+from tasks.sources._notes import Notes
+from tasks.stage import Batches, Step
 
-IMAGES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Endings of image files, in any case."""
+IMAGES: Final = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib",
+    ".tif", ".tiff", ".avif", ".avifs", ".heic", ".heif", ".jxl", ".jp2",
+)  # fmt: skip
+"""Endings of image files, in any case; a file of another ending is one where its first bytes say so."""
+_NO_IMAGES: Final = (
+    ".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".md", ".html", ".htm", ".xml", ".yaml", ".yml", ".tar",
+    ".zip", ".gz", ".npy", ".npz", ".pt", ".py", ".log",
+)  # fmt: skip
+"""Endings that are not looked into: captions, and what commonly lies beside pictures."""
 MAX_CAPTION_BYTES: Final = 1 << 20
 """No more of a caption file is read."""
+NO_PICTURES: Final = "files that are no pictures"
+NO_PICTURE: Final = "text files that belong to no picture"
 
 
 class Folder(Source):
     """Folder trees of images. A chunk lies within one folder, so a new file makes new parts only there, and only from
     its place in the sorted listing on; a new folder makes its own.
 
-    `url` is the file's path, to be read by people; the bytes are read through `local_path`. The caption of `a.jpg`
-    is the text in `a.txt`, the label the name of the folder that it lies in.
+    `url` is the file's path, to be read by people; the bytes are read through `local_path`. Every file that is a
+    picture by its ending or by its first bytes is a row; others are counted, as are hidden files and links. The caption
+    of `a.jpg` is the text in `a.txt` (of all pictures called `a`), or in `a.jpg.txt`; the case of the text file's name
+    does not matter where no other picture's name fits it better. The label is the name of the folder.
     """
 
-    SCHEMA: ClassVar[pa.Schema] = pa.schema([*SOURCE, *LOCAL])
+    SCHEMA: ClassVar[pa.Schema] = pa.schema([*SOURCE, *LOCAL, *FAULT])
+
+    version: ClassVar[int] = 2
 
     use: Literal["folder"] = "folder"
     label: Literal["folder", "none"] = Field("folder", description="folder: the class is the name of the folder")
 
-    def output(self, available: Tables) -> pa.Schema:
+    def survey(self, identify: Identify) -> Survey:
+        notes = Notes()
+        chunks = []
+        for folder, files in self._folders(notes):
+            listing = _Listing.of(folder, [file.below.rpartition("/")[2] for file in files])
+            others, unread = listing.others(), listing.unread()
+            notes.add(len(others), NO_PICTURES, printable(f"{folder}/{others[0]}") if others else "")
+            notes.add(len(unread), NO_PICTURE, printable(f"{folder}/{unread[0]}") if unread else "")
+            chunks += list(self._chunks(listing, identify))
+        chunks.sort(key=lambda chunk: (chunk.uri, chunk.start))
+        return Survey(self.some(chunks, notes.all()), self.SCHEMA, notes.all())
+
+    def output(self, available: Any) -> pa.Schema:
         return self.SCHEMA
 
-    def chunks(self, identify: Identify) -> list[Chunk]:
-        folders: dict[str, list[str]] = {}
-        for uri in find(self.paths, (*IMAGES, ".txt"), folders_only=True):
-            folder, _, name = uri.rpartition("/")
-            folders.setdefault(folder, []).append(name)
-        return self.some([c for f in sorted(folders) for c in self._chunks(_Listing.of(f, folders[f]), identify)])
+    def _folders(self, notes: Notes) -> Iterator[tuple[str, list[Found]]]:
+        """Yield every folder once, with its files."""
+        seen: set[str] = set()
+        for path in self.paths:
+            place = absolute(path)
+            if is_file(place) or is_glob(place):
+                raise UserError(f"{path} is a {'file' if is_file(place) else 'pattern'}; expected a folder")
+            try:
+                for folder, files in walk(place, notes, self.follow_links):
+                    if folder not in seen:
+                        seen.add(folder)
+                        yield folder, files
+            except NotFoundError as error:
+                raise not_there(place) from error
 
     def _chunks(self, listing: "_Listing", identify: Identify) -> Iterator[Chunk]:
         for at in range(0, len(listing.images), self.rows_per_part):
             names = listing.images[at : at + self.rows_per_part]
             captions = [c for name in names if (c := listing.caption(name))]
             contents = [identify(f"{listing.folder}/{name}") for name in (*names, *captions)]
-            identity = f"{_digest([listing.folder, *names, *captions, *contents])}-{_digest(names)[:16]}"
-            yield Chunk(listing.folder, identity, at, len(names))
+            identity = _digest([listing.folder, *names, *captions, *contents])
+            layout = json.dumps([names[0], names[-1], _digest([*names, *captions])])
+            yield Chunk(local_name(listing.folder), identity, at, len(names), layout)
 
     def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
         def step(batches: Iterator[pa.Table]) -> Batches:
-            for batch in batches:
-                for chunk in Chunk.read(batch):
-                    yield from self._read(chunk)
+            return batches_of(self._read, batches)
 
         return step
 
-    def _read(self, chunk: Chunk) -> Batches:
-        listing = _Listing.of(chunk.uri, names_in(chunk.uri))
-        names = listing.images[chunk.start : chunk.start + chunk.rows]
-        if not chunk.identity.endswith("-" + _digest(names)[:16]):
-            raise UserError(f"{chunk.uri}: files came or went since the plan; plan again")
-        label = PurePosixPath(chunk.uri).name if self.label == "folder" else None
+    def _read(self, chunk: Chunk) -> Iterator[pa.Table]:
+        folder = local_file(chunk.uri)
+        first, last, digest = json.loads(chunk.layout)
+        files = next((files for at, files in walk(folder, Notes(), self.follow_links) if at == folder), [])
+        listing = _Listing.of(folder, [file.below.rpartition("/")[2] for file in files], first, last)
+        names = listing.images
+        if digest != _digest([*names, *(c for name in names if (c := listing.caption(name)))]):
+            raise UserError(f"{printable(folder)}: files came or went since the plan; plan again")
+        label = printable(PurePosixPath(folder).name) if self.label == "folder" else None
         schema = pa.schema(list(self.SCHEMA)[1:])
         for at in range(0, len(names), PIECE_ROWS):
             rows = [_row(listing, name, label) for name in names[at : at + PIECE_ROWS]]
@@ -79,23 +117,39 @@ class _Listing:
     """The images right in one folder, sorted, and the text files beside them."""
 
     folder: str
+    names: list[str]
     images: list[str]
-    texts: frozenset[str]
+    exact: dict[str, str]
+    """What a text file's name says before `.txt` -> its name."""
+    folded: dict[str, str]
+    """The same in lower case, of text files that are no picture's own."""
 
     @classmethod
-    def of(cls, folder: str, names: Iterable[str]) -> "_Listing":
-        shown = sorted(n for n in names if not n.startswith((".", "_")))
-        images = [n for n in shown if n.lower().endswith(IMAGES)]
-        return cls(folder, images, frozenset(n for n in shown if n.endswith(".txt")))
-
-    @cached_property
-    def storage(self) -> Storage:
-        return Storage(self.folder)
+    def of(cls, folder: str, names: Iterable[str], first: str = "", last: str | None = None) -> "_Listing":
+        """Return the listing of a folder's files; only the images from `first` to `last` are looked for."""
+        names = sorted(names)
+        images = [n for n in names if first <= n and (last is None or n <= last) and _is_image(folder, n)]
+        exact = {n[: -len(".txt")]: n for n in reversed(names) if n.lower().endswith(".txt")}
+        exact |= {n.removesuffix(".txt"): n for n in names if n.endswith(".txt")}
+        own = {n for name in names if not name.lower().endswith(".txt") for n in (name, name.rpartition(".")[0])}
+        folded = {stem.casefold(): n for stem, n in sorted(exact.items(), reverse=True) if stem not in own}
+        return cls(folder, names, images, exact, folded)
 
     def caption(self, name: str) -> str | None:
         """Return the name of an image's caption file, if there is one."""
-        beside = f"{name.rpartition('.')[0]}.txt"
-        return beside if beside in self.texts else None
+        stems = (name, name.rpartition(".")[0] or name)
+        found = next((self.exact[stem] for stem in stems if stem in self.exact), None)
+        return found or next((self.folded[s.casefold()] for s in stems if s.casefold() in self.folded), None)
+
+    def others(self) -> list[str]:
+        """Return the names of the files that are neither images nor text files."""
+        images = set(self.images)
+        return [n for n in self.names if n not in images and not n.lower().endswith(".txt")]
+
+    def unread(self) -> list[str]:
+        """Return the names of the text files that are no image's caption."""
+        read = {self.caption(name) for name in self.images}
+        return [n for n in self.names if n.lower().endswith(".txt") and n not in read]
 
     def read_caption(self, name: str) -> str | None:
         """Return an image's caption."""
@@ -103,15 +157,27 @@ class _Listing:
         if beside is None:
             return None
         try:
-            text = self.storage.read_range(beside, 0, MAX_CAPTION_BYTES)
+            text = Storage(self.folder).read_range(beside, 0, MAX_CAPTION_BYTES)
         except NotFoundError:
             return None
         return text.decode("utf-8-sig", "replace").replace("\0", "").strip() or None
 
 
+def _is_image(folder: str, name: str) -> bool:
+    lower = name.lower()
+    if lower.endswith(IMAGES):
+        return True
+    return not lower.endswith(_NO_IMAGES) and sniff(head_of(f"{folder}/{name}", HEAD_BYTES)) in DECODED
+
+
 def _row(listing: _Listing, name: str, label: str | None) -> dict[str, Any]:
-    path = f"{listing.folder}/{name}".encode("utf-8", "replace").decode()  # a name that is no UTF-8 is not found later
-    return {"url": path, "caption": listing.read_caption(name), "label": label, "local_path": path}
+    path = f"{listing.folder}/{name}"
+    return {
+        "url": printable(path),
+        "caption": listing.read_caption(name),
+        "label": label,
+        "local_path": local_name(path),
+    }
 
 
 def _digest(texts: list[str]) -> str:

@@ -1,57 +1,92 @@
-"""`jsonl`: one JSON object a line (NDJSON), plain or compressed."""
+"""`jsonl`: JSON objects, one a line (NDJSON), or in an array, or as lists; plain or compressed."""
 
-import io
 from collections.abc import Iterator
 from itertools import islice
 from typing import ClassVar, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from tasks.sources._base import PIECE_BYTES, PIECE_ROWS, Tabular
-from tasks.sources._columns import text_of
-from tasks.sources._files import COMPRESSED, open_text
-from tasks.sources._json import MAX_OBJECT_BYTES, SAMPLE_OBJECTS, columns_of, extract
+from catalog.errors import UserError
+from tasks.sources._base import PIECE_BYTES, PIECE_ROWS
+from tasks.sources._columns import (
+    BAD_ROW,
+    DETAIL_AT,
+    DETAIL_CHARS,
+    FAULT_AT,
+    LOST_AT,
+    Layout,
+    choose,
+    text_of,
+    with_text_urls,
+)
+from tasks.sources._files import COMPRESSED, Kind, open_text
+from tasks.sources._json import SAMPLE_OBJECTS, TEXTS, columns_of, extract
+from tasks.sources._json_forms import objects
+from tasks.sources._tabular import Facts, Tabular
 
 
 class Jsonl(Tabular):
-    """JSON lines. The keys of the first file's first 1,000 lines are the columns; nested values keep their JSON text.
+    """JSON lines, arrays of objects, or one object of lists of one length (see `_json_forms`).
 
-    A line that is not a JSON object (or is longer than 16 MiB) is kept, as a row of nulls; an empty line is no row.
-    Lines are counted when a build is planned, which reads every file once.
+    The keys of each file's first 1,000 objects are the columns; nested values keep their JSON text. A line that is not
+    a JSON object (or is longer than 16 MiB) is kept, as a row without values whose fault is `bad_row`, with its text;
+    an empty line is no row. Rows are counted when a build is planned, which reads every file once.
     """
 
-    suffixes: ClassVar[tuple[str, ...]] = tuple(
-        s + c for s in (".jsonl", ".ndjson", ".json") for c in ("", *COMPRESSED)
-    )
+    version: ClassVar[int] = 2
+    kind: ClassVar[Kind] = Kind(tuple(s + c for s in (".jsonl", ".ndjson", ".json") for c in ("", *COMPRESSED)))
 
     use: Literal["jsonl"] = "jsonl"
 
-    def columns(self, uri: str) -> pa.Schema:
+    def look(self, uri: str) -> Facts:
         with open_text(uri) as file:
-            return columns_of(islice(_lines(file), SAMPLE_OBJECTS))
+            rows = objects(uri, file)
+            first = list(islice(rows, SAMPLE_OBJECTS))
+            columns = self._columns(columns_of(first), uri)
+            count = len(first) + sum(1 for _ in rows)
+        if count and not len(columns):
+            raise UserError(f"{uri} has no JSON object in its first {len(first):,} rows; found {_shown(first[0])}")
+        return Facts(count, columns)
 
-    def count(self, uri: str) -> tuple[int, pa.Schema | None]:
-        with open_text(uri) as file:
-            return sum(1 for _ in _lines(file)), None
+    def _columns(self, found: pa.Schema, uri: str) -> pa.Schema:
+        """Return the columns, of which the caption alone is read as a list."""
+        caption = choose("caption", self.caption, found, uri)
+        texts = [pa.field(f.name, pa.string()) if f.type == TEXTS and f.name != caption else f for f in found]
+        return with_text_urls(pa.schema(texts), self.url)
 
     def restart(self, uri: str, row: int) -> int:
         return 0
 
-    def stream(self, uri: str, row: int, columns: pa.Schema) -> Iterator[pa.Table]:
+    def stream(self, uri: str, row: int, layout: Layout) -> Iterator[pa.Table]:
+        wanted = pa.schema([_read_as(f, layout) for f in layout.wanted()])
         with open_text(uri) as file:
-            for lines in _pieces(_lines(file)):
-                yield extract(text_of(lines), columns)
+            for texts in _pieces(objects(uri, file)):
+                yield _read(texts, wanted)
 
 
-def _lines(file: io.BufferedReader) -> Iterator[bytes]:
-    """Yield the lines that are not empty; one that is too long as an empty one."""
-    while line := file.readline(MAX_OBJECT_BYTES):
-        if len(line) == MAX_OBJECT_BYTES and not line.endswith(b"\n"):
-            while (rest := file.readline(MAX_OBJECT_BYTES)) and not rest.endswith(b"\n"):
-                pass
-            yield b""
-        elif line not in {b"\n", b"\r\n"}:
-            yield line
+def _read_as(f: pa.Field, layout: Layout) -> pa.Field:
+    caption = next((c.origin for c in layout.columns if c.field.name == "caption"), None)
+    return pa.field(f.name, TEXTS if f.name == caption else f.type)
+
+
+def _read(texts: list[bytes], wanted: pa.Schema) -> pa.Table:
+    rows, lost, ok = extract(text_of(texts), wanted)
+    for name, values in lost.items():
+        rows = rows.append_column(LOST_AT + name, values)
+    if pc.all(ok).as_py():
+        return rows
+    details = [None if fine else _detail(text) for text, fine in zip(texts, ok.to_pylist(), strict=True)]
+    faults = pc.if_else(ok, pa.scalar(None, pa.string()), BAD_ROW)
+    return rows.append_column(FAULT_AT, faults).append_column(DETAIL_AT, pa.array(details, pa.string()))
+
+
+def _detail(text: bytes) -> str:
+    return text.decode("utf-8", "replace").strip()[:DETAIL_CHARS]
+
+
+def _shown(text: bytes) -> str:
+    return repr(" ".join(text[:60].decode("utf-8", "replace").split()))
 
 
 def _pieces(lines: Iterator[bytes]) -> Iterator[list[bytes]]:

@@ -8,35 +8,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catalog.errors import UserError
-from tasks.sources._base import PIECE_ROWS, Tabular
-from tasks.sources._files import one_line, open_random
+from tasks.sources._base import PIECE_ROWS
+from tasks.sources._columns import Layout, fold
+from tasks.sources._files import Kind, one_line, open_random
+from tasks.sources._tabular import Facts, Tabular
 
 
 class Parquet(Tabular):
     """Parquet files. Counting reads footers only; a part decodes the row groups that it needs, in bounded pieces."""
 
-    suffixes: ClassVar[tuple[str, ...]] = (".parquet", ".pq")
+    version: ClassVar[int] = 2
+    kind: ClassVar[Kind] = Kind((".parquet", ".pq"))
 
     use: Literal["parquet"] = "parquet"
 
-    def columns(self, uri: str) -> pa.Schema:
+    def look(self, uri: str) -> Facts:
         with _opened(uri) as file:
-            return file.schema_arrow
-
-    def count(self, uri: str) -> tuple[int, pa.Schema | None]:
-        with _opened(uri) as file:
-            return file.metadata.num_rows, file.schema_arrow
+            return Facts(file.metadata.num_rows, file.schema_arrow)
 
     def restart(self, uri: str, row: int) -> int:
         with _opened(uri) as file:
             return _group_of(file, row)[1]
 
-    def stream(self, uri: str, row: int, columns: pa.Schema) -> Iterator[pa.Table]:
+    def stream(self, uri: str, row: int, layout: Layout) -> Iterator[pa.Table]:
         with _opened(uri) as file:
             group, _ = _group_of(file, row)
             groups = range(group, file.num_row_groups)
-            known = {name.casefold() for name in columns.names}
-            names = [name for name in file.schema_arrow.names if name.casefold() in known]
+            known = {fold(name) for name in layout.names}
+            names = [name for name in file.schema_arrow.names if fold(name) in known]
             for batch in file.iter_batches(PIECE_ROWS, row_groups=groups, columns=names, use_threads=False):
                 yield pa.Table.from_batches([batch])
 

@@ -1,147 +1,180 @@
-"""`webdataset`: tar files in which the files of a sample follow each other and share the name up to its first dot."""
+"""`webdataset`: tar files in which the files of a sample share the name up to its first dot."""
 
 import hashlib
-import re
-import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import groupby, islice
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import ClassVar, Final, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from catalog.errors import UserError
-from catalog.schema import LOCAL, SOURCE
-from tasks.sources._base import PIECE_BYTES, PIECE_ROWS, Chunk, Identify, Source
-from tasks.sources._columns import KNOWN, Column, clean, others, text_of
-from tasks.sources._files import find, one_line, open_random
-from tasks.sources._json import MAX_OBJECT_BYTES, SAMPLE_OBJECTS, columns_of, extract
-from tasks.stage import Batches, Step, Tables
+from catalog.schema import FAULT, LOCAL, SAMPLE_ID, SOURCE
+from tasks.sources._base import PIECE_BYTES, PIECE_ROWS, Chunk, Identify, Source, Survey, batches_of
+from tasks.sources._captions import ABOUT, CaptionFrom
+from tasks.sources._columns import TYPES_OF, Column, File, Layout, Wanted, digest, layouts, text_of
+from tasks.sources._files import Kind, find
+from tasks.sources._json import MAX_OBJECT_BYTES, SAMPLE_OBJECTS, TEXTS, columns_of, extract
+from tasks.sources._notes import Notes
+from tasks.sources._samples import DUPLICATE, NO_IMAGE, SPARSE, Keys, Sample, samples, scattered
+from tasks.sources._tabular import unpacked
+from tasks.sources._tar import Member, opened
+from tasks.stage import Batches, Step
 
-IMAGES: Final = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-"""Extensions of a sample's image, best first."""
-CAPTIONS: Final = ("txt", "caption", "text")
-LABELS: Final = ("cls", "label")
-"""Extensions whose content is the caption, and the class."""
-
-_NAME: Final = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-_META: Final = re.compile(r"__[^/]*__($|/)")
-# both as the webdataset library has them
+_FEW_OBJECTS: Final = 20
+"""Objects of each tar but the first that the columns are taken from."""
+_ABOUT: Final[Mapping[str, str]] = {
+    NO_IMAGE: "samples without a picture",
+    DUPLICATE: "pictures whose caption cannot be told, as the tar has a file of their sample twice",
+    SPARSE: "pictures that are stored with holes, and cannot be read",
+}
+NO_OBJECT: Final = "json files in tars that are no objects"
 
 
 class Webdataset(Source):
     """WebDataset tars, as img2dataset writes them. Images stay where they are: rows say which bytes of which tar.
 
-    `url` is `tar#member`, to be read by people. The caption comes from `.txt`, the label from `.cls` (or from
-    `.json` where there is none), and the other keys of `.json` become columns (its `url` becomes `source_url`), as the
-    first 1,000 samples of the first tar have them. A sample without an image is kept, with no place. A tar that ends
-    in the middle gives the samples before. Compressed tars are refused: no single image can be read from them.
-    Headers are read when a build is planned.
+    `url` is `tar#member`, to be read by people. The caption comes from `.txt` (or from `.json` where there is none),
+    the label from `.cls`, and the other keys of `.json` become columns (its `url` becomes `source_url`), as the first
+    1,000 samples of the first tar and the first 20 of every other have them. The members of a sample may lie anywhere
+    in their tar. The image is known by its ending (`002.image.jpg` too) or by its bytes. Rows that are not whole say
+    why in `row_fault`: `no_image_member`, `duplicate_key` (the picture is there, but which text is its own cannot be
+    told), `sparse_member`. A tar that is damaged gives the samples before. Compressed tars are refused: no single
+    image can be read from them. Headers are read when a build is planned.
     """
 
-    suffixes: ClassVar[tuple[str, ...]] = (".tar",)
+    version: ClassVar[int] = 2
+    kind: ClassVar[Kind] = Kind((".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz"), marked=True)
 
     use: Literal["webdataset"] = "webdataset"
+    caption_from: CaptionFrom = Field("first", description=ABOUT)
 
-    def output(self, available: Tables) -> pa.Schema:
-        return pa.schema([*SOURCE, *LOCAL, *(c.field for c in self._layout().others)])
-
-    def chunks(self, identify: Identify) -> list[Chunk]:
-        digest = self._layout().digest()
-        chunks = []
-        for uri in find(self.paths, self.suffixes):
-            with _opened(uri) as file:
-                rows = sum(1 for _ in _samples(file, uri))
-            if rows:
+    def survey(self, identify: Identify) -> Survey:
+        notes = Notes()
+        files = [file.uri for file in find(self.paths, self.kind, notes, self.follow_links)]
+        most = [SAMPLE_OBJECTS] + [_FEW_OBJECTS] * (len(files) - 1)
+        with ThreadPoolExecutor(8) as pool:
+            looks = list(pool.map(_look, files, most))
+        layout = _layout(
+            [File(uri, look.columns) for uri, look in zip(files, looks, strict=True)], self.caption_from, notes
+        )
+        text = layout.packed()
+        chunks: list[Chunk] = []
+        for uri, look in zip(files, looks, strict=True):
+            for note in look.notes.all():
+                notes.add(*note)
+            if look.rows:
                 place = hashlib.sha256(f"{uri}\n{identify(uri)}".encode()).hexdigest()
-                chunks += self.cut(uri, f"{place}-{digest}", rows)
-        return self.some(chunks)
+                chunks += self.cut(uri, place, look.rows, text)
+            else:
+                notes.add(1, "tars without a sample", uri)
+        return Survey(self.some(chunks, notes.all()), _schema(layout), notes.all())
+
+    def made_of(self, chunk: Chunk) -> dict[str, str]:
+        return unpacked(chunk.layout).made_of()
+
+    def parameters(self) -> dict[str, object]:
+        """Without the rule for captions: that is in the layout of each chunk."""
+        return {k: v for k, v in super().parameters().items() if k != "caption_from"}
 
     def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
-        layout = self._layout()
+        apart: dict[tuple[str, str], Keys] = {}
+
+        def read(chunk: Chunk) -> Iterator[pa.Table]:
+            with opened(chunk.uri) as file:
+                place = (chunk.uri, chunk.identity)
+                if place not in apart:
+                    apart.clear()  # one tar after the other: each is looked through once
+                    apart[place] = scattered(file, chunk.uri, Notes())
+                yield from _read(file, chunk, apart[place])
 
         def step(batches: Iterator[pa.Table]) -> Batches:
-            for batch in batches:
-                for chunk in Chunk.read(batch):
-                    if not chunk.identity.endswith(layout.digest()):
-                        raise UserError(f"{chunk.uri}: the first tar's columns changed since the plan; plan again")
-                    yield from _read(chunk, layout)
+            return batches_of(read, batches)
 
         return step
 
-    def _layout(self) -> "_Layout":
-        for uri in find(self.paths, self.suffixes):
-            with _opened(uri) as file:
-                samples = islice(_samples(file, uri), SAMPLE_OBJECTS)
-                found = columns_of(s.text(file, ("json",)) or b"" for s in samples)
-            if len(found):
-                return _Layout.of(found)
-        return _Layout.of(pa.schema([]))
+
+class _Look(NamedTuple):
+    """What a look at one tar tells."""
+
+    rows: int
+    columns: pa.Schema
+    notes: Notes
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """What becomes of the keys of `.json` members."""
-
-    caption: str | None
-    label: str | None
-    others: tuple[Column, ...]
-
-    @classmethod
-    def of(cls, found: pa.Schema) -> "_Layout":
-        caption, label = (next((n for n in KNOWN[ours] if n in found.names), None) for ours in ("caption", "label"))
-        return cls(caption, label, others(f for f in found if f.name not in {caption, label}))
-
-    def digest(self) -> str:
-        said = "\n".join([f"{self.caption!r} {self.label!r}", *(f"{c.origin!r} {c.field}" for c in self.others)])
-        return hashlib.sha256(said.encode()).hexdigest()[:16]
-
-    def schema(self) -> pa.Schema:
-        """Return what is to be extracted: caption and label first, where there are such keys."""
-        ours = [pa.field(name, pa.string()) for name in (self.caption, self.label) if name is not None]
-        return pa.schema([*ours, *(pa.field(str(c.origin), c.field.type) for c in self.others)])
+def _look(uri: str, most: int) -> _Look:
+    notes = Notes()
+    with opened(uri) as file:
+        rows = samples(file, uri, scattered(file, uri, notes), notes)
+        first = list(islice(rows, most))
+        columns = columns_of(_text(file, s.json) or b"" for s in first)
+        count = len(first)
+        for sample in first:
+            _note(sample, uri, notes)
+        for sample in rows:
+            _note(sample, uri, notes)
+            count += 1
+    return _Look(count, columns, notes)
 
 
-class _Sample(NamedTuple):
-    """Where the files of one sample lie in their tar: extension -> (member, offset, size)."""
+def _note(sample: Sample, uri: str, notes: Notes) -> None:
+    if sample.fault is not None:
+        notes.add(1, f"{_ABOUT[sample.fault]} ({sample.fault})", f"{uri}#{sample.key}")
 
-    key: str
-    files: dict[str, tuple[str, int, int]]
 
-    def text(self, file: pa.NativeFile, extensions: tuple[str, ...]) -> bytes | None:
-        """Return the content of the first file with one of the extensions; None where there is none, or a huge one."""
-        for extension in extensions:
-            if extension in self.files:
-                _, offset, size = self.files[extension]
-                return bytes(file.read_at(size, offset)) if size <= MAX_OBJECT_BYTES else None
-        return None
+def _layout(files: list[File], rule: CaptionFrom, notes: Notes) -> Layout:
+    """Return one layout for all tars: a key that only later samples of a tar have is read there, too."""
+    found = Notes()
+    planned = layouts(files, Wanted({}, {}, rule, needs_url=False), found)
+    for note in found.all():
+        if note.what.startswith(TYPES_OF):  # which tars lack which keys is of no use: few samples of each were seen
+            notes.add(*note)
+    columns = []
+    for at, column in enumerate(planned[0].columns):
+        origin = next((p.columns[at].origin for p in planned if p.columns[at].origin is not None), None)
+        columns.append(Column(column.field, origin))
+    return Layout(tuple(columns), rule)
+
+
+def _schema(layout: Layout) -> pa.Schema:
+    others = [c.field for c in layout.columns if c.field.name not in SOURCE.names]
+    return pa.schema([*SOURCE, *LOCAL, *others, *FAULT])
 
 
 class _Texts(NamedTuple):
-    sample: _Sample
+    sample: Sample
     caption: bytes | None
     label: bytes | None
     json: bytes | None
 
 
-def _read(chunk: Chunk, layout: _Layout) -> Batches:
-    rows = 0
-    with _opened(chunk.uri) as file:
-        samples = islice(_samples(file, chunk.uri), chunk.start, chunk.start + chunk.rows)
-        for piece in _pieces(file, samples):
-            yield _table(chunk.uri, piece, layout)
-            rows += len(piece)
-    if rows < chunk.rows:
-        raise UserError(f"{chunk.uri} changed since the plan: {rows} samples, not {chunk.rows}; plan again")
+def _text(file: pa.NativeFile, member: Member | None) -> bytes | None:
+    """Return the content of a member; None where there is none, or a huge one."""
+    if member is None or member.size > MAX_OBJECT_BYTES:
+        return None
+    return bytes(file.read_at(member.size, member.offset))
 
 
-def _pieces(file: pa.NativeFile, samples: Iterator[_Sample]) -> Iterator[list[_Texts]]:
+def _read(file: pa.NativeFile, chunk: Chunk, apart: Keys) -> Iterator[pa.Table]:
+    rows = chunk.start
+    layout = unpacked(chunk.layout)
+    found = islice(samples(file, chunk.uri, apart, Notes()), chunk.start, chunk.start + chunk.rows)
+    for piece in _pieces(file, found):
+        yield _table(chunk, piece, layout, rows)
+        rows += len(piece)
+    if rows < chunk.start + chunk.rows:
+        raise UserError(
+            f"{chunk.uri} changed since the plan: it ends at sample {rows}, not {chunk.start + chunk.rows}; plan again"
+        )
+
+
+def _pieces(file: pa.NativeFile, found: Iterator[Sample]) -> Iterator[list[_Texts]]:
     piece: list[_Texts] = []
     size = 0
-    for sample in samples:
-        texts = _Texts(sample, sample.text(file, CAPTIONS), sample.text(file, LABELS), sample.text(file, ("json",)))
+    for sample in found:
+        texts = _Texts(sample, _text(file, sample.caption), _text(file, sample.label), _text(file, sample.json))
         piece.append(texts)
         size += sum(len(text or b"") for text in texts[1:])
         if len(piece) == PIECE_ROWS or size > PIECE_BYTES:
@@ -151,93 +184,34 @@ def _pieces(file: pa.NativeFile, samples: Iterator[_Sample]) -> Iterator[list[_T
         yield piece
 
 
-def _table(uri: str, piece: list[_Texts], layout: _Layout) -> pa.Table:
-    found = extract(text_of(t.json for t in piece), layout.schema())
-    nothing = pa.nulls(len(piece), pa.string())
+def _table(chunk: Chunk, piece: list[_Texts], layout: Layout, first_row: int) -> pa.Table:
+    caption_key = next((c.origin for c in layout.columns if c.field.name == "caption"), None)
+    wanted = pa.schema([pa.field(f.name, TEXTS if f.name == caption_key else f.type) for f in layout.wanted()])
+    objects = text_of(t.json for t in piece)
+    values, _, ok = extract(objects, wanted)
+    if not len(wanted):
+        values = pa.table({"": objects})
+    notes = Notes()
+    broken = len(piece) - objects.null_count - pc.sum(ok).as_py()
+    notes.add(broken, NO_OBJECT, f"{chunk.uri}, near sample {first_row:,}")
+    rows = layout.apply(values, chunk.uri, digest(chunk.identity), first_row)
+    for note in Notes.of(rows.schema).all():
+        notes.add(*note)
+    images = [t.sample.image for t in piece]
     caption, label = text_of(t.caption for t in piece), text_of(t.label and t.label.strip() for t in piece)
-    images = [next((t.sample.files[e] for e in IMAGES if e in t.sample.files), None) for t in piece]
     own = {
-        "url": pa.array(
-            [f"{uri}#{image[0] if image else t.sample.key}" for t, image in zip(piece, images, strict=True)]
+        "url": text_of(
+            f"{chunk.uri}#{t.sample.image.name if t.sample.image else t.sample.key}".encode("utf-8", "replace")
+            for t in piece
         ),
-        "caption": pc.coalesce(caption, found.column(layout.caption) if layout.caption else nothing),
-        "label": pc.coalesce(label, found.column(layout.label) if layout.label else nothing),
-        "local_path": pa.array([uri if image else None for image in images], pa.string()),
-        "local_offset": pa.array([image and image[1] for image in images], pa.int64()),
-        "local_size": pa.array([image and image[2] for image in images], pa.int64()),
+        "caption": pc.coalesce(caption, rows.column("caption")),
+        "label": pc.coalesce(label, rows.column("label")),
+        "local_path": pa.array([chunk.uri if image else None for image in images], pa.string()),
+        "local_offset": pa.array([image and image.offset for image in images], pa.int64()),
+        "local_size": pa.array([image and image.size for image in images], pa.int64()),
+        "row_fault": pa.array([t.sample.fault for t in piece], pa.string()),
+        "row_detail": text_of((t.sample.detail or "").encode() if t.sample.detail else None for t in piece),
     }
-    own |= {c.field.name: found.column(c.origin) for c in layout.others}
-    return pa.table({name: clean(column) for name, column in own.items()})
-
-
-@contextmanager
-def _opened(uri: str) -> Iterator[pa.NativeFile]:
-    with open_random(uri) as file:
-        if file.read_at(2, 0) == b"\x1f\x8b" or file.read_at(4, 0) == b"\x28\xb5\x2f\xfd":
-            raise UserError(f"{uri} is compressed; expected a plain tar: unpack it first")
-        yield file
-
-
-def _samples(file: pa.NativeFile, uri: str) -> Iterator[_Sample]:
-    """Yield the samples of a tar, in order; those before the damage where it is damaged."""
-    for key, members in groupby(_members(file, uri), key=lambda found: found[0]):
-        yield _Sample(key, {extension: place for _, extension, place in members})
-
-
-def _members(file: pa.NativeFile, uri: str) -> Iterator[tuple[str, str, tuple[str, int, int]]]:
-    """Yield (key, extension, (name, offset, size)) of the regular files that are whole."""
-    end = file.size()
-    for name, offset, size in _files(file, uri):
-        if offset + size > end:
-            return
-        split = _NAME.match(name)
-        if split is not None and not _META.match(name):
-            yield split[1], split[2].lower(), (name, offset, size)
-
-
-def _files(file: pa.NativeFile, uri: str) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, offset, size) of the regular files.
-
-    Plain headers are read here, several times faster than by tarfile, which reads the others (long names, links).
-    """
-    if file.size() == 0:
-        return
-    file.seek(0)
-    try:
-        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # the file is the caller's
-    except tarfile.TarError as error:
-        raise UserError(f"{uri} is not a tar file: {one_line(error)}") from error
-    at = 0
-    try:
-        while True:
-            plain = _plain_header(file.read_at(tarfile.BLOCKSIZE, at))
-            if plain is not None:
-                name, size = plain
-                yield name, at + tarfile.BLOCKSIZE, size
-                at += tarfile.BLOCKSIZE + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                continue
-            file.seek(at)
-            archive.offset, archive.firstmember = at, None  # type: ignore[attr-defined]
-            member = archive.next()
-            if member is None:
-                return
-            archive.members = []  # type: ignore[attr-defined]  # else it remembers every header
-            if member.isreg():
-                yield member.name.encode("utf-8", "replace").decode(), member.offset_data, member.size
-            at = archive.offset
-    except (tarfile.TarError, OSError):
-        return
-
-
-def _plain_header(block: bytes) -> tuple[str, int] | None:
-    """Return name and size from the header (POSIX.1-1988 ustar) of a regular file; None for anything unusual."""
-    if len(block) < tarfile.BLOCKSIZE or block[156:157] not in {b"0", b"\0"} or block[345:346] != b"\0":
-        return None
-    name = block[:100].partition(b"\0")[0]
-    try:
-        size, checksum = int(block[124:135], 8), int(block[148:155].rstrip(b"\0 "), 8)
-    except ValueError:
-        return None
-    if checksum != sum(block[:148]) + 8 * ord(" ") + sum(block[156:]) or name.endswith(b"/"):
-        return None
-    return name.decode("utf-8", "replace"), size
+    schema = pa.schema([f for f in _schema(layout) if f.name != SAMPLE_ID.name])
+    columns = [own[f.name] if f.name in own else rows.column(f.name) for f in schema]
+    return pa.table(columns, schema=schema).replace_schema_metadata(notes.packed())

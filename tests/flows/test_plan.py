@@ -4,10 +4,13 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from catalog.errors import RecipeError
 from flows.plan import Plan, make_plan
+from tasks.filter import Filter
 from tasks.stage import Stage
 from tests.stages import DropOdd, Lengths, dataset_in, recipe_of, write_source
 
@@ -107,3 +110,52 @@ def test_status_is_that_of_the_files(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / f"{plan.stages[1].parts[0].fingerprint}.parquet").touch()
     assert [s.status for s in plan_of(tmp_path, Lengths()).stages] == ["to run", "partly", "to run"]
+
+
+def test_a_file_with_other_columns_makes_nothing_anew_that_does_not_read_them(tmp_path: Path) -> None:
+    """The source's parts get the column, as any reader of the table expects; downloads and the like are kept."""
+    write_source(tmp_path / "urls", files=2)
+    reads_width = Filter(name="wide", where="width is null or width >= 0")
+    before_plan = plan_of(tmp_path, Lengths(), DropOdd())
+    before_plan.dataset.set_state("numbers", before_plan.numbers)
+    before = prints(before_plan)
+    urls, texts = ["http://h/9/9.jpg"], ["caption"]
+    pq.write_table(pa.table({"URL": urls, "TEXT": texts, "width": [640]}), tmp_path / "urls" / "0009.parquet")
+    plan = plan_of(tmp_path, Lengths(), DropOdd(), reads_width)
+    plan.dataset.set_state("numbers", plan.numbers)
+    after = prints(plan)
+    assert {p.number for p in before_plan.stages[0].parts} <= {p.number for p in plan.stages[0].parts}
+    assert not set(before["parquet"]) & set(after["parquet"])
+    assert set(before["lengths"]) < set(after["lengths"])
+    assert "width" in plan.stages[0].schema.names
+    assert [str(note) for note in plan.notes] == [
+        f"files without column 'width', which is null there: 2 (e.g. {tmp_path}/urls/0000.parquet)"
+    ]
+    # Another type of a column that one stage reads: that stage sees other values.
+    pq.write_table(pa.table({"URL": urls, "TEXT": ["b"], "width": [0.5]}), tmp_path / "urls" / "0010.parquet")
+    widened = prints(plan_of(tmp_path, Lengths(), DropOdd(), reads_width))
+    assert set(after["lengths"]) < set(widened["lengths"])
+    assert not set(after["wide"]) & set(widened["wide"])
+    # The same columns again: nothing at all.
+    plan = plan_of(tmp_path, Lengths(), DropOdd(), reads_width)
+    plan.dataset.set_state("numbers", plan.numbers)
+    pq.write_table(pa.table({"URL": urls, "TEXT": ["c"], "width": [1.5]}), tmp_path / "urls" / "0011.parquet")
+    same = prints(plan_of(tmp_path, Lengths(), DropOdd(), reads_width))
+    assert set(widened["parquet"]) < set(same["parquet"])
+    assert set(widened["lengths"]) < set(same["lengths"])
+
+
+def test_which_column_is_the_caption_changes_what_reads_it(tmp_path: Path) -> None:
+    folder = tmp_path / "urls"
+    folder.mkdir()
+    pq.write_table(pa.table({"url": ["u"], "caption": ["a"], "text": ["b"], "n": [1]}), folder / "a.parquet")
+
+    def planned(**options: object) -> dict[str, list[str]]:
+        recipe = recipe_of(folder, Lengths(), Filter(name="n", where="n > 0"))
+        source = recipe.source.model_copy(update=options)
+        return prints(make_plan(recipe.model_copy(update={"source": source}), dataset_in(tmp_path / "catalog")))
+
+    default, other = planned(), planned(caption="text")
+    assert default == planned(caption="CAPTION", url="url")  # what is found by itself, named
+    assert default["lengths"] != other["lengths"]
+    assert default["n"] == other["n"]

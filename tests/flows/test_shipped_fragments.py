@@ -171,7 +171,7 @@ def test_the_top_fraction_is_of_the_whole_pool() -> None:
     (stage,) = stages("datacomp_clip_score_top", {"fraction": 0.25, "column": "embeddings.mclip"})
     assert (stage.method, stage.column, stage.keep, stage.of) == ("score", "embeddings.mclip", 0.25, "all")
     (default,) = stages("datacomp_clip_score_top")
-    assert (default.column, default.keep) == ("clip_score", 0.3)
+    assert (default.column, default.keep) == ("embeddings.clip_score", 0.3)
 
 
 def test_image_based_asks_for_targets() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tasks.sources import Chunk, Source
+from tasks.sources import Chunk, Notes, Source
 
 
 def sha256(uri: str) -> str:
@@ -16,7 +16,10 @@ def sha256(uri: str) -> str:
 
 
 def run(source: Source, identify: Callable[[str], str] = sha256) -> pa.Table:
-    """Return all rows, in chunk order, after checking that the step keeps its contract."""
+    """Return all rows, in chunk order, after checking that the step keeps its contract.
+
+    Without the columns `row_fault` and `row_detail` where no row has a fault. The schema's metadata has the notes.
+    """
     chunks = source.chunks(identify)
     schema = source.output({})
     assert schema.names[:4] == ["sample_id", "url", "caption", "label"]
@@ -25,17 +28,34 @@ def run(source: Source, identify: Callable[[str], str] = sha256) -> pa.Table:
     for chunk in chunks:
         pieces = list(step(iter([chunk.table()])))
         assert all(0 < p.num_rows <= 16_384 for p in pieces)
+        assert schema.names[-2:] == ["row_fault", "row_detail"]
         assert all(p.schema.equals(pa.schema(list(schema)[1:])) for p in pieces)
         assert sum(p.num_rows for p in pieces) == chunk.rows
         for piece in pieces:
             piece.validate(full=True)
         parts += pieces
-    return pa.concat_tables(parts)
+    notes = Notes(note for piece in parts for note in Notes.of(piece.schema).all())
+    rows = pa.concat_tables([piece.replace_schema_metadata() for piece in parts])
+    if rows.column("row_fault").null_count == rows.num_rows:
+        rows = rows.drop_columns(["row_fault", "row_detail"])
+    return rows.replace_schema_metadata(notes.packed())
+
+
+def said(source: Source) -> list[str]:
+    """Return what a source notes when it is planned and read, a line each."""
+    notes = Notes(source.survey(sha256).notes)
+    notes.add_all(run(source).schema)
+    return [str(note) for note in notes.all()]
 
 
 @pytest.fixture
 def rows_of() -> Callable[..., pa.Table]:
     return run
+
+
+@pytest.fixture
+def notes_of() -> Callable[[Source], list[str]]:
+    return said
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from catalog.errors import RecipeError, UserError
-from tasks.sources import Csv
+from tasks.sources import Csv, _columns
 from tasks.sources import csv as module
 
 
@@ -47,6 +47,12 @@ def test_stray_quotes_within_a_field_are_text(lines: Any, rows_of: Any) -> None:
 def test_broken_records_are_kept_as_nulls(lines: Any, rows_of: Any) -> None:
     rows = rows_of(Csv(path=lines("a.csv", "url,caption\nu1,a\nu2\n\nu3,b,c,d\nu4,d\n")))
     assert texts(rows.select(["url", "caption"])) == [("u1", "a"), (None, None), (None, None), ("u4", "d")]
+    assert texts(rows.select(["row_fault", "row_detail"])) == [
+        (None, None),
+        ("bad_row", "1 fields, expected 2: u2"),
+        ("bad_row", "4 fields, expected 2: u3,b,c,d"),
+        (None, None),
+    ]
 
 
 def test_a_quote_that_never_closes(lines: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,11 +76,14 @@ def test_bad_text(lines: Any, rows_of: Any) -> None:
         rows_of(Csv(path=lines("a.csv", "url,caption\n".encode("utf-16"))))
 
 
-def test_types_are_guessed_and_values_that_do_not_fit_are_null(lines: Any, rows_of: Any) -> None:
+def test_types_are_guessed_and_values_that_do_not_fit_are_null_and_counted(
+    lines: Any, rows_of: Any, notes_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SAMPLE_ROWS", 2)
     first = "url,n,x,flag,zip,word\n" + "u,12,1.5e3,true,00123,a\nu,-3,2,False,45,\n"
     a = lines("a.csv", first)
-    b = lines("b.csv", "url,n,x,flag,zip,word\nu,12.5,nan,maybe,7,9\nu,99999999999999999999,-.5,TRUE,,x\n")
-    rows = rows_of(Csv(path=(a, b)))
+    later = "u,12.5,nan,maybe,7,9\nu,99999999999999999999,-.5,TRUE,,x\n"
+    rows = rows_of(Csv(path=lines("b.csv", first + later)))
     assert [str(rows.schema.field(n).type) for n in ("n", "x", "flag", "zip", "word")] == [
         "int64", "double", "bool", "string", "string",
     ]  # fmt: skip
@@ -83,11 +92,69 @@ def test_types_are_guessed_and_values_that_do_not_fit_are_null(lines: Any, rows_
     assert rows.column("x").to_pylist()[3] == -0.5
     assert rows.column("flag").to_pylist() == [True, False, None, True]
     assert rows.column("zip").to_pylist() == ["00123", "45", "7", None]
+    assert [note.partition(" (")[0] for note in notes_of(Csv(path=lines("b.csv", first + later)))] == [
+        "values of column 'n' that are no int64 and became null: 2",
+        "values of column 'flag' that are no bool and became null: 1",
+    ]
     chosen = rows_of(Csv(path=a, types={"n": "text", "zip": "integer"}))
     assert chosen.column("n").to_pylist() == ["12", "-3"]
     assert chosen.column("zip").to_pylist() == [None, 45]
     with pytest.raises(UserError, match="has no column 'm'"):
         rows_of(Csv(path=a, types={"m": "text"}))
+
+
+def test_types_widen_from_file_to_file(lines: Any, rows_of: Any, notes_of: Any) -> None:
+    a = lines("a.csv", "url,n,k,late,flag\nu,12,1,,true\n")
+    b = lines("b.csv", " URL , N,K,other,flag\nv,12.5,x,1,7\n")
+    source = Csv(path=(a, b))
+    rows = rows_of(source)
+    assert rows.to_pylist() == [
+        {"url": "u", "caption": None, "label": None, "n": 12.0, "k": "1", "late": None, "flag": "true", "other": None},
+        {"url": "v", "caption": None, "label": None, "n": 12.5, "k": "x", "late": None, "flag": "7", "other": 1},
+    ]
+    assert notes_of(source) == [
+        f"types of column 'n' in different files, read as double: 2 (e.g. int64 ({a}), double ({b}))",
+        f"types of column 'k' in different files, read as string: 2 (e.g. int64 ({a}), string ({b}))",
+        f"types of column 'flag' in different files, read as string: 2 (e.g. bool ({a}), int64 ({b}))",
+        f"files without column 'late', which is null there: 1 (e.g. {b})",
+        f"files without column 'other', which is null there: 1 (e.g. {a})",
+    ]
+
+
+def test_bytes_say_what_a_file_is_compressed_with(lines: Any, rows_of: Any, plan: Any) -> None:
+    content = b"url,caption\nu1,a\n"
+    for name, data in (
+        ("a.csv", gzip.compress(content)),
+        ("b.csv", bz2.compress(content)),
+        ("c.CSV.gz", bz2.compress(content)),
+    ):
+        assert rows_of(Csv(path=lines(name, data))).column("url").to_pylist() == ["u1"]
+    for name, data, found in (
+        ("p.csv", b"PAR1" + bytes(99), "a Parquet file"),
+        ("z.csv", b"PK\3\4" + bytes(99), "a zip file"),
+        ("j.csv.gz", gzip.compress(b"\xff\xd8\xff" + bytes(99)), "a JPEG picture"),
+    ):
+        with pytest.raises(UserError, match=f"is {found}; expected text"):
+            plan(Csv(path=lines(name, data)))
+
+
+@pytest.mark.parametrize("column", ["caption", "text", "TITLE", " Alt_Text "])
+def test_captions_that_look_like_numbers_are_text(lines: Any, rows_of: Any, column: str) -> None:
+    for values in (["7", "2012"], ["true", "false"], ["1.50", "nan"], ["007", "8"]):
+        rows = rows_of(Csv(path=lines("a.csv", f"url,{column}\n" + "".join(f"u,{v}\n" for v in values))))
+        assert rows.column("caption").to_pylist() == values
+
+
+def test_folders_in_hives_way_are_columns(lines: Any, rows_of: Any, tmp_path: Any) -> None:
+    lines("d/year=2024/month=01/a.csv", "url,n\nu1,1\n")
+    lines("d/year=2025/month=__HIVE_DEFAULT_PARTITION__/a.csv", "url,n\nu2,2\n")
+    lines("d/year=2026/n=7/a%3D.csv", "url,n\nu3,3\n")
+    rows = rows_of(Csv(path=str(tmp_path / "d"))).to_pylist()
+    assert [(r["url"], r["year"], r["month"], r["n"]) for r in rows] == [
+        ("u1", 2024, "01", 1), ("u2", 2025, None, 2), ("u3", 2026, None, 3),
+    ]  # fmt: skip
+    rows = rows_of(Csv(path=f"{tmp_path}/d/year=*/**/a.csv")).to_pylist()
+    assert [(r["url"], r["year"]) for r in rows] == [("u1", 2024), ("u2", 2025)]
 
 
 def test_chunks_in_any_order(lines: Any, plan: Any, rows_of: Any) -> None:
@@ -142,8 +209,8 @@ def test_what_a_csv_writer_wrote_comes_back(lines: Any, rows_of: Any, table: lis
 @given(text=st.from_regex(r"-?[0-9.+]{1,20}([eE][+-]?[0-9]{1,4})?|-?[iInNaAfF]{3}|[tTfF][a-zA-Z]{3,4}", fullmatch=True))
 def test_a_text_that_looks_like_a_value_parses(text: str) -> None:
     column = pa.chunked_array([[text, None, "word"]])
-    for kind, type_ in module._ARROW.items():
-        found = module._parse(column, type_).to_pylist()
+    for kind, type_ in _columns.TYPES.items():
+        found = _columns.cast(column, type_)[0].to_pylist()
         assert found[1] is None
         if found[0] is not None and kind in {"integer", "number"}:
             value = int(text) if kind == "integer" else float(text)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from catalog.errors import RecipeError, UserError
 from tasks.sources import Jsonl
+from tasks.sources import _json_forms as forms
 from tasks.sources import jsonl as module
 
 
@@ -29,24 +30,140 @@ def test_broken_lines_are_kept_as_nulls(lines: Any, rows_of: Any) -> None:
     rows = rows_of(Jsonl(path=lines("a.jsonl", content)))
     assert rows.column("url").to_pylist() == ["u1", None, None, None, None, None, "u3", None]
     assert rows.column("n").to_pylist() == [1, None, None, None, None, None, 2, 3]
+    assert rows.column("row_fault").to_pylist() == [None, *["bad_row"] * 5, None, None]
+    assert rows.column("row_detail").to_pylist()[1:6] == ["{broken", "[1, 2]", "7", '"url"', '{"url": "u2"']
 
 
 def test_a_line_without_end(lines: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_OBJECT_BYTES", 64)
+    monkeypatch.setattr(forms, "MAX_OBJECT_BYTES", 64)
     content = dump({"url": "u1"}, {"url": "x" * 1000}, {"url": "u3"}) + '{"url": "' + "y" * 500
     assert rows_of(Jsonl(path=lines("a.jsonl", content))).column("url").to_pylist() == ["u1", None, "u3", None]
 
 
 def test_values_of_another_kind(lines: Any, rows_of: Any) -> None:
+    """From file to file, types widen: nothing is rounded, and nothing is lost."""
     first = dump({"url": "u", "n": 1, "x": 1.5, "mixed": 1, "deep": {"a": [1, "é"]}, "big": 2**70, "flag": False})
     odd = dump({"url": 5, "n": 1.7, "x": 2, "mixed": "b", "deep": [1], "big": 1, "flag": "true"}, {"n": "3", "x": "4"})
     rows = rows_of(Jsonl(path=(lines("a.jsonl", first), lines("b.jsonl", odd))))
     assert rows.column("url").to_pylist() == ["u", "5", None]
-    assert rows.column("n").to_pylist() == [1, None, None]  # never rounded, never guessed
-    assert rows.column("x").to_pylist() == [1.5, 2.0, None]
-    assert rows.column("flag").to_pylist() == [False, None, None]
+    assert rows.column("n").to_pylist() == ["1", "1.7", "3"]
+    assert rows.column("x").to_pylist() == ["1.5", "2", "4"]
+    assert rows.column("flag").to_pylist() == ["false", "true", None]
     assert [json.loads(t) if t else t for t in rows.column("deep").to_pylist()] == [{"a": [1, "é"]}, [1], None]
     assert rows.column("big").to_pylist() == [str(2**70), "1", None]
+
+
+def test_values_that_the_first_objects_did_not_announce(
+    lines: Any, rows_of: Any, notes_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SAMPLE_OBJECTS", 1)
+    first = {"url": "u", "n": 1, "x": 1.5, "flag": False}
+    odd = [{"url": 5, "n": 1.7, "x": 2, "flag": "true"}, {"n": "3", "x": "4"}, {"url": "u", "n": None, "x": None}]
+    source = Jsonl(path=lines("a.jsonl", dump(first, *odd)))
+    rows = rows_of(source)
+    assert rows.column("url").to_pylist() == ["u", "5", None, "u"]
+    assert rows.column("n").to_pylist() == [1, None, None, None]  # never rounded, never guessed
+    assert rows.column("x").to_pylist() == [1.5, 2.0, None, None]
+    assert rows.column("flag").to_pylist() == [False, None, None, None]
+    assert [note.partition(" (")[0] for note in notes_of(source)] == [
+        "values of column 'n' that are no int64 and became null: 2",
+        "values of column 'x' that are no double and became null: 1",
+        "values of column 'flag' that are no bool and became null: 1",
+    ]
+
+
+ROWS = [
+    {"url": "u1", "caption": 'a, "b"', "n": 1},
+    {"url": "u2", "caption": "é]}\n[{", "n": None},
+    {"url": "u3", "x": {"y": [1]}},
+]
+LISTS = {"image_urls": ["u1", "u2", "u3"], "captions": ["a", "b", None]}
+FORMS = {
+    "array": json.dumps(ROWS),
+    "array on many lines": json.dumps(ROWS, indent=2, ensure_ascii=False),
+    "array with space": f" \n\t[\r\n {json.dumps(ROWS)[1:-1]} ] \n",
+    "a value a line, with commas": "[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]\n",
+    "values on many lines": "\n".join(json.dumps(row, indent=1) for row in ROWS) + "\n",
+    "lines": dump(*ROWS),
+    "lines without a last end": dump(*ROWS)[:-1],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_the_forms_of_json(lines: Any, rows_of: Any, plan: Any, form: str, pack: Any) -> None:
+    source = Jsonl(path=lines("a.json", pack(FORMS[form].encode())), rows_per_part=2)
+    rows = rows_of(source).to_pylist()
+    assert [(r["url"], r["caption"]) for r in rows] == [(r["url"], r.get("caption")) for r in ROWS]
+    assert [r["n"] for r in rows] == [1, None, None]
+    assert [json.loads(r["x"]) if r["x"] else None for r in rows] == [None, None, {"y": [1]}]
+    assert [c.rows for c in plan(source)] == [2, 1]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_one_object_of_lists(lines: Any, rows_of: Any, plan: Any, indent: int | None) -> None:
+    rows = rows_of(Jsonl(path=lines("sbu.json", json.dumps(LISTS, indent=indent)))).to_pylist()
+    assert [(r["url"], r["caption"]) for r in rows] == [("u1", "a"), ("u2", "b"), ("u3", None)]
+    with pytest.raises(UserError, match=r"differ in length \(image_urls 3, captions 1\)"):
+        plan(Jsonl(path=lines("b.json", json.dumps(LISTS | {"captions": ["a"]}, indent=indent))))
+    assert rows_of(Jsonl(path=lines("one.json", json.dumps(ROWS[0], indent=indent)))).num_rows == 1
+
+
+@pytest.mark.parametrize("sizes", [(64, 300, 1 << 20), (16 << 20, 512 << 20, 7)])
+def test_long_objects_and_short_reads(
+    lines: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int, int]
+) -> None:
+    for name, size in zip(("MAX_OBJECT_BYTES", "MAX_LISTS_BYTES", "_CHUNK_BYTES"), sizes, strict=True):
+        monkeypatch.setattr(forms, name, size)
+    for form in FORMS.values():
+        rows = rows_of(Jsonl(path=lines("a.json", form))).to_pylist()
+        assert [r["url"] for r in rows] == ["u1", "u2", "u3"]
+    many = {"image_urls": [f"u{i}" for i in range(20)]}
+    assert rows_of(Jsonl(path=lines("b.json", json.dumps(many)))).num_rows == 20
+
+
+def test_arrays_that_break(lines: Any, plan: Any, rows_of: Any) -> None:
+    for text in ('[{"url": "u"}, {"url"', '[{"url": "u"}, {"url": "v"}', '[{"url": "u"}, {broken}]'):
+        with pytest.raises(UserError, match=r"a\.json: no JSON value from character"):
+            plan(Jsonl(path=lines("a.json", text)))
+    for text, found in (("7\n8\n", "'7'"), ("<html>\n<body>", "'<html>'"), ("[1, 2]\n[3]\n", r"'\[1, 2\]'")):
+        with pytest.raises(UserError, match=f"has no JSON object in its first 2 rows; found {found}"):
+            plan(Jsonl(path=lines("a.json", text)))
+    with pytest.raises(UserError, match="the source is empty"):
+        plan(Jsonl(path=lines("a.json", "[]")))
+    rows = rows_of(Jsonl(path=lines("a.json", '[{"url": "u"}, 7, null, [1], {"url": "v"}]')))
+    assert rows.column("url").to_pylist() == ["u", None, None, None, "v"]
+    assert rows.column("row_fault").to_pylist() == [None, "bad_row", "bad_row", "bad_row", None]
+
+
+def test_an_array_is_streamed(lines: Any) -> None:
+    """The memory of a million rows is that of a few."""
+    import tracemalloc
+
+    row = json.dumps({"url": "u" * 50, "caption": "c" * 50})
+    path = lines("a.json", "[" + ",".join([row] * 100_000) + "]")
+    from tasks.sources._files import open_text
+
+    tracemalloc.start()
+    with open_text(path) as file:
+        assert sum(1 for _ in forms.objects(path, file)) == 100_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 << 20
+
+
+def test_captions_that_are_lists(lines: Any, rows_of: Any) -> None:
+    captions = [["a cat", " two cats"], ["a dog"], [], None, "plain", [None, " ", 7, True], [["x"]]]
+    path = lines("a.jsonl", dump(*({"url": f"u{i}", "captions": c} for i, c in enumerate(captions))))
+    rows = rows_of(Jsonl(path=path)).column("caption").to_pylist()
+    assert rows == ["a cat", "a dog", None, None, "plain", "7", '["x"]']
+    joined = rows_of(Jsonl(path=path, caption_from="join")).column("caption").to_pylist()
+    assert joined == ["a cat  two cats", "a dog", None, None, "plain", "7 true", '["x"]']
+    drawn = rows_of(Jsonl(path=path, caption_from="random", rows_per_part=2)).column("caption").to_pylist()
+    assert drawn == rows_of(Jsonl(path=path, caption_from="random")).column("caption").to_pylist()
+    assert all(d is None or d in {"a cat", " two cats", "a dog", "plain", "7", "true", '["x"]'} for d in drawn)
+    others = rows_of(Jsonl(path=lines("b.jsonl", dump({"url": "u", "caption": "c", "tags": ["a", "b"]}))))
+    assert others.column("tags").to_pylist() == ['["a","b"]']  # what is no caption keeps its JSON text
 
 
 def test_bad_text(lines: Any, rows_of: Any) -> None:
@@ -77,9 +194,11 @@ def test_odd_keys(lines: Any, rows_of: Any) -> None:
 def test_missing_url_and_nothing(lines: Any, plan: Any) -> None:
     with pytest.raises(RecipeError, match=r"no column that is known to hold a URL.*link"):
         plan(Jsonl(path=lines("a.jsonl", dump({"link": "u"}))))
-    for content in ("", "\n\n", "broken\n"):
+    for content in ("", "\n\n"):
         with pytest.raises(UserError, match="the source is empty"):
             plan(Jsonl(path=lines("a.jsonl", content)))
+    with pytest.raises(UserError, match="has no JSON object in its first 1 rows; found 'broken'"):
+        plan(Jsonl(path=lines("a.jsonl", "broken\n")))
     with pytest.raises(UserError, match=r"a\.jsonl\.gz is damaged"):
         plan(Jsonl(path=lines("a.jsonl.gz", gzip.compress(dump({"url": "u"}).encode())[:-12])))
 

@@ -8,6 +8,7 @@ from typing import Any
 import boto3
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
@@ -112,27 +113,109 @@ def test_identity_is_content_not_place(tmp_path: Path, plan: Any) -> None:
     assert moved.parameters() == source.parameters()
 
 
-def test_other_columns_in_the_first_file_change_every_identity(tmp_path: Path, plan: Any) -> None:
+def test_other_columns_in_another_file_change_how_columns_are_read_and_no_identity(tmp_path: Path, plan: Any) -> None:
     write(tmp_path / "b.parquet", url=urls(2), w=[1, 2])
     source = Parquet(path=str(tmp_path))
-    before = plan(source)
-    step = source.open("cpu", {})
-    write(tmp_path / "a.parquet", url=urls(2), w=["1", "2"])
-    after = plan(source)
-    assert before[0].uri == after[1].uri
-    assert before[0].identity != after[1].identity
-    with pytest.raises(UserError, match="columns changed since the plan"):
-        list(step(iter([after[1].table()])))
+    (before,) = plan(source)
+    write(tmp_path / "a.parquet", url=urls(2), w=[1.5, 2])
+    _, after = plan(source)
+    assert before.uri == after.uri
+    assert before.identity == after.identity  # so its part keeps its number
+    changed = {k for k, v in source.made_of(before).items() if source.made_of(after)[k] != v}
+    assert changed == {"w"}
+    write(tmp_path / "c.parquet", url=urls(2), more=["x", "y"])
+    assert source.made_of(plan(source)[1]).items() - source.made_of(after).items() == {("more", "None None string")}
 
 
-def test_later_files_follow_the_first(tmp_path: Path, rows_of: Any) -> None:
-    write(tmp_path / "a.parquet", URL=["u1"], width=pa.array([1], pa.int64()), tag=["t"])
-    write(tmp_path / "b.parquet", width=pa.array([2], pa.int32()), url=["u2"], extra=[1])
+def test_columns_of_all_files(tmp_path: Path, rows_of: Any, notes_of: Any) -> None:
+    a = write(tmp_path / "a.parquet", URL=["u1"], width=pa.array([1], pa.int64()), tag=["t"])
+    b = write(tmp_path / "b.parquet", WIDTH=pa.array([2], pa.int32()), url=["u2"], extra=[1])
     rows = rows_of(Parquet(path=str(tmp_path))).to_pylist()
     assert rows == [
-        {"url": "u1", "caption": None, "label": None, "width": 1, "tag": "t"},
-        {"url": "u2", "caption": None, "label": None, "width": 2, "tag": None},
+        {"url": "u1", "caption": None, "label": None, "width": 1, "tag": "t", "extra": None},
+        {"url": "u2", "caption": None, "label": None, "width": 2, "tag": None, "extra": 1},
     ]
+    assert notes_of(Parquet(path=str(tmp_path))) == [
+        f"types of column 'width' in different files, read as int64: 2 (e.g. int64 ({a}), int32 ({b}))",
+        f"files without column 'tag', which is null there: 1 (e.g. {b})",
+        f"files without column 'extra', which is null there: 1 (e.g. {a})",
+    ]
+
+
+def test_names_are_compared_without_space_and_case(tmp_path: Path, rows_of: Any) -> None:
+    write(tmp_path / "a.parquet", **{" URL ": ["u1"], "\ufeffText": ["a"], " Width": [1]})
+    write(tmp_path / "b.parquet", **{"url": ["u2"], "TEXT\t": ["b"], "width ": [2]})
+    assert rows_of(Parquet(path=str(tmp_path))).to_pylist() == [
+        {"url": "u1", "caption": "a", "label": None, "Width": 1},
+        {"url": "u2", "caption": "b", "label": None, "Width": 2},
+    ]
+    rows = rows_of(Parquet(path=str(tmp_path), caption="Width", url="Url "))
+    assert rows.column("caption").to_pylist() == ["1", "2"]
+
+
+_TYPES = [
+    (pa.null(), pa.float64(), pa.float64()),
+    (pa.int64(), pa.float64(), pa.float64()),
+    (pa.int8(), pa.int32(), pa.int32()),
+    (pa.float32(), pa.float64(), pa.float64()),
+    (pa.int64(), pa.string(), pa.string()),
+    (pa.bool_(), pa.int64(), pa.string()),
+    (pa.string(), pa.binary(), pa.string()),
+    (pa.string(), pa.large_string(), pa.string()),
+    (pa.dictionary(pa.int8(), pa.string()), pa.string(), pa.string()),
+    (pa.uint64(), pa.int64(), pa.decimal128(20, 0)),
+    (pa.timestamp("ns"), pa.timestamp("s"), pa.timestamp("us")),
+    (pa.timestamp("us"), pa.string(), pa.string()),
+    (pa.list_(pa.int64()), pa.list_(pa.float64()), pa.list_(pa.float64())),
+    (pa.list_(pa.int64()), pa.large_list(pa.int64()), pa.list_(pa.int64())),
+    (pa.struct([("a", pa.int32())]), pa.struct([("a", pa.int64())]), pa.struct([("a", pa.int64())])),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "common"), _TYPES, ids=lambda t: str(t)[:20])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_types_end_as_the_common_one(
+    tmp_path: Path, rows_of: Any, one: pa.DataType, other: pa.DataType, common: pa.DataType, swapped: bool
+) -> None:
+    samples = {
+        "null": None, "string": "7", "large_string": "7", "binary": b"7", "bool": True, "list": [7],
+        "struct": {"a": 7}, "timestamp": datetime.datetime(2024, 1, 2), "dictionary": "7",
+    }  # fmt: skip
+
+    def column(type_: pa.DataType) -> pa.Array:
+        kind = next((k for k in samples if str(type_).startswith(k)), None)
+        value = samples[kind] if kind else 7
+        value = [7] if "list" in str(type_) else value
+        return pa.array([value, None], type_) if kind != "dictionary" else pa.array(["7", None]).cast(type_)
+
+    files = [("a", one), ("b", other)] if not swapped else [("a", other), ("b", one)]
+    for name, type_ in files:
+        write(tmp_path / f"{name}.parquet", url=urls(2, name), c=column(type_))
+    rows = rows_of(Parquet(path=str(tmp_path)))
+    assert rows.schema.field("c").type == common
+    for name, type_ in files:
+        alone = rows_of(Parquet(path=str(tmp_path / f"{name}.parquet"))).column("c")
+        both = rows.filter(pc.starts_with(rows.column("url"), name)).column("c")
+        if not pa.types.is_null(type_):
+            assert alone.cast(common, safe=False).to_pylist() == both.to_pylist()
+        assert both.null_count == (2 if pa.types.is_null(type_) else 1)
+
+
+def test_values_that_cannot_be_of_the_common_type_are_null_and_counted(
+    tmp_path: Path, rows_of: Any, notes_of: Any
+) -> None:
+    write(tmp_path / "a.parquet", url=urls(3), hash=[2**60 + 1, 2**53, None], width=["640", "wide", None])
+    write(tmp_path / "b.parquet", url=urls(2), hash=[0.5, float("nan")], width=["1e2", "007"])
+    source = Parquet(path=str(tmp_path), types={"Width": "integer"})
+    rows = rows_of(source)
+    assert rows.column("hash").to_pylist()[:4] == [None, float(2**53), None, 0.5]
+    assert rows.column("width").to_pylist() == [640, None, None, None, None]
+    assert [note.partition(" (")[0] for note in notes_of(source)[1:]] == [
+        "values of column 'hash' that are no double and became null: 1",
+        "values of column 'width' that are no int64 and became null: 3",
+    ]
+    with pytest.raises(UserError, match="has no column 'height' \\(types\\)"):
+        rows_of(Parquet(path=str(tmp_path), types={"height": "text"}))
 
 
 def test_impossible_casts_name_file_and_column(tmp_path: Path, plan: Any) -> None:
@@ -140,14 +223,72 @@ def test_impossible_casts_name_file_and_column(tmp_path: Path, plan: Any) -> Non
     bad = write(tmp_path / "b.parquet", url=["u2"], width=[[1, 2]])
     with pytest.raises(UserError, match=r"b\.parquet: column 'width' is list<.*cannot become int64"):
         plan(Parquet(path=str(tmp_path)))
-    write(Path(bad), url=["u2"], width=["wide"])  # by type it could: only the value shows
-    source = Parquet(path=str(tmp_path))
-    step = source.open("cpu", {})
-    with pytest.raises(UserError, match=r"b\.parquet: column 'width' is string.*cannot become int64"):
-        list(step(iter([plan(source)[1].table()])))
     write(Path(bad), link=["u2"])
-    with pytest.raises(UserError, match=r"b\.parquet has no column 'url'"):
-        plan(source)
+    with pytest.raises(UserError, match=r"b\.parquet has no column that is known to hold a URL"):
+        plan(Parquet(path=str(tmp_path)))
+
+
+def test_captions_of_other_types(tmp_path: Path, rows_of: Any) -> None:
+    for values, expected in (
+        ([["a cat", "two cats"], ["a dog"], [], None, [None, " ", "x"]], ["a cat", "a dog", None, None, "x"]),
+        ([7, 2012, None], ["7", "2012", None]),
+        ([1.5, 2.0], ["1.5", "2"]),
+        ([True, False], ["true", "false"]),
+        ([[1, 2], [3]], ["1", "3"]),
+    ):
+        path = write(tmp_path / "a.parquet", url=urls(len(values)), captions=values)
+        assert rows_of(Parquet(path=path)).column("caption").to_pylist() == expected
+    path = write(tmp_path / "b.parquet", url=["u"], caption=[{"a": 1}], text=["b"])
+    row = rows_of(Parquet(path=path)).to_pylist()[0]
+    assert (row["caption"], row["source_caption"]) == ("b", {"a": 1})
+
+
+def test_a_random_caption_is_the_rows_own_whatever_the_chunks(tmp_path: Path, rows_of: Any) -> None:
+    captions = [[f"{i}-{j}" for j in range(1 + i % 5)] for i in range(500)]
+    path = write(tmp_path / "a.parquet", 70, url=urls(500), caption=captions)
+    drawn = [
+        rows_of(Parquet(path=path, caption_from="random", rows_per_part=size)).column("caption").to_pylist()
+        for size in (7, 100, 10_000)
+    ]
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert all(caption in choices for caption, choices in zip(drawn[0], captions, strict=True))
+    shares = [
+        sum(c == choices[j] for c, choices in zip(drawn[0], captions, strict=True) if len(choices) == 5)
+        for j in range(5)
+    ]
+    assert min(shares) > 5  # of 100 rows with five captions each is drawn some 20 times
+    joined = rows_of(Parquet(path=path, caption_from="join")).column("caption").to_pylist()
+    assert joined == [" ".join(choices) for choices in captions]
+
+
+def test_every_file_is_read_or_counted(tmp_path: Path, rows_of: Any, notes_of: Any) -> None:
+    write(tmp_path / "d" / "a.parquet", url=["u1"])
+    write(tmp_path / "d" / "empty.parquet", url=pa.array([], pa.string()))
+    write(tmp_path / "d" / "_tmp" / "b.parquet", url=["u2"])
+    write(tmp_path / "d" / ".c.parquet", url=["u3"])
+    write(tmp_path / "d" / "e.parquet.bak", url=["u4"])
+    write(tmp_path / "f.parquet", url=["u5"])
+    (tmp_path / "d" / "link.parquet").symlink_to(tmp_path / "f.parquet")
+    (tmp_path / "d" / "loop").symlink_to(tmp_path / "d")
+    os.mkfifo(tmp_path / "d" / "pipe.parquet")
+    source = Parquet(path=str(tmp_path / "d"))
+    assert rows_of(source).column("url").to_pylist() == ["u1"]
+    assert notes_of(source) == [
+        f"hidden files or folders passed over: 1 (e.g. {tmp_path}/d/.c.parquet)",
+        f"links not followed (`follow_links: true` reads through them): 2 (e.g. {tmp_path}/d/link.parquet)",
+        f"devices, pipes and sockets passed over: 1 (e.g. {tmp_path}/d/pipe.parquet)",
+        "files whose names begin with _ passed over, as what table writers keep beside their data: 1 "
+        f"(e.g. {tmp_path}/d/_tmp/b.parquet)",
+        f"files passed over, which are no .parquet or .pq files: 1 (e.g. {tmp_path}/d/e.parquet.bak)",
+        f"files without a row: 1 (e.g. {tmp_path}/d/empty.parquet)",
+    ]
+    followed = Parquet(path=str(tmp_path / "d"), follow_links=True)
+    assert rows_of(followed).column("url").to_pylist() == ["u1", "u5"]
+    assert rows_of(Parquet(path=str(tmp_path / "d" / "link.parquet"))).num_rows == 1  # who names it means it
+    (tmp_path / "d" / "a.parquet").unlink()
+    (tmp_path / "d" / "empty.parquet").unlink()
+    with pytest.raises(NotFoundError, match=r"folder without .*links not followed .*: 2"):
+        rows_of(source)
 
 
 def test_types_that_not_every_reader_has(tmp_path: Path, rows_of: Any) -> None:

@@ -1,0 +1,175 @@
+"""The forms in which a file holds JSON objects: one a line, one array of them, values after each other, lists.
+
+    {"url": ...}\\n{"url": ...}            lines
+    [{"url": ...}, {"url": ...}]          array, on one line or many
+    {\\n "url": ...\\n}\\n{ ...             values, as `jq` prints them
+    {"image_urls": [...], "captions": [...]}    lists of one length (SBU)
+
+All but the last are streamed: memory is that of one object.
+"""
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Final
+
+from catalog.errors import UserError
+from tasks.sources._json import MAX_OBJECT_BYTES
+
+MAX_LISTS_BYTES: Final = 512 << 20
+"""A file of lists is read whole, and may not be larger. SBU's has 140 MB."""
+_CHUNK_BYTES: Final = 1 << 20
+_SPACE: Final = re.compile(r"[ \t\r\n]*")
+_ARRAY: Final = re.compile(rb"\s*\[\s*[{\]]")
+_Bytes = BinaryIO | io.BufferedIOBase
+_DECODE: Final = json.JSONDecoder(strict=False).raw_decode
+
+
+def objects(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
+    """Yield the JSON text of every row of a file, as bytes; of one that is too long, in a file of lines, no JSON.
+
+    Raises UserError where a file that is no file of lines cannot be read to its end.
+    """
+    head = file.peek(1 << 16)
+    first, newline, _ = head.lstrip().partition(b"\n")
+    if _ARRAY.match(head):
+        yield from _values(uri, file, array=True)
+    elif not first.startswith(b"{") or (newline and _is_object(first)):
+        yield from _lines_or_lists(uri, file)
+    else:
+        yield from _long(uri, file)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _lines_or_lists(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
+    lines = _lines(file)
+    first = next(lines, None)
+    if first is None:
+        return
+    second = next(lines, None)
+    lists = _lists(first) if second is None else None
+    if lists is not None:
+        yield from _of_lists(uri, lists)
+        return
+    yield first
+    if second is not None:
+        yield second
+    yield from lines
+
+
+def _long(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
+    """Read a file whose first line is no whole object: an object is on several lines, or is long, or is broken."""
+    data, most = file.read(MAX_OBJECT_BYTES), MAX_OBJECT_BYTES
+    while True:
+        text = data.decode("utf-8", "replace")
+        try:
+            value, end = _DECODE(text, _after_space(text, 0))
+            break
+        except (ValueError, RecursionError) as error:
+            place = getattr(error, "pos", 0)
+            if most == MAX_LISTS_BYTES or len(text) - place > _CHUNK_BYTES or not file.peek(1):
+                yield from _lines(io.BufferedReader(_Joined(data, file)))
+                return
+        most = MAX_LISTS_BYTES
+        data += file.read(most - len(data))
+    if not text[end:].strip() and not file.peek(1):
+        yield from _of_lists(uri, value) if _is_lists(value) else [text.strip().encode("utf-8", "replace")]
+        return
+    several = "\n" in text[:end].strip()
+    del text, value
+    joined = io.BufferedReader(_Joined(data, file))
+    del data
+    yield from _values(uri, joined, array=False) if several else _lines(joined)
+
+
+class _Joined(io.RawIOBase):
+    """Bytes that were read, then what follows."""
+
+    def __init__(self, before: bytes, after: io.BufferedReader) -> None:
+        self._before = io.BytesIO(before)
+        self._after = after
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._before.read(len(buffer)) or self._after.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _lines(file: _Bytes) -> Iterator[bytes]:
+    """Yield the lines that are not blank; of one that is too long, its beginning, which is no JSON."""
+    while line := file.readline(MAX_OBJECT_BYTES):
+        if len(line) == MAX_OBJECT_BYTES and not line.endswith(b"\n"):
+            while (rest := file.readline(MAX_OBJECT_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            yield line[:200] + b" ... (longer than %d bytes)" % MAX_OBJECT_BYTES
+        elif line.strip():
+            yield line
+
+
+def _lists(line: bytes) -> dict[str, list[Any]] | None:
+    """Return the only line of a file, if it is an object of lists."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and _is_lists(value) else None
+
+
+def _is_lists(value: dict[str, Any]) -> bool:
+    return bool(value) and all(isinstance(item, list) for item in value.values())
+
+
+def _of_lists(uri: str, lists: dict[str, list[Any]]) -> Iterator[bytes]:
+    lengths = {len(items) for items in lists.values()}
+    if len(lengths) > 1:
+        shown = ", ".join(f"{key} {len(items)}" for key, items in list(lists.items())[:5])
+        raise UserError(f"{uri} is one object of lists, but they differ in length ({shown}); expected one item a row")
+    for items in zip(*lists.values(), strict=True):
+        yield json.dumps(dict(zip(lists, items, strict=True)), ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _values(uri: str, file: _Bytes, array: bool) -> Iterator[bytes]:
+    """Yield the elements of an array, or values that follow each other."""
+    decode = codecs.getincrementaldecoder("utf-8")("replace")
+    text, at, place, ended, opened = "", 0, 0, False, not array
+    while True:
+        at = _after_space(text, at)
+        if array and at < len(text) and text[at] in ("," if opened else "["):
+            at, opened = at + 1, True
+            continue
+        if array and at < len(text) and text[at] == "]":
+            return
+        try:
+            _, end = _DECODE(text, at) if at < len(text) else (None, at)
+        except (ValueError, RecursionError):
+            end = at
+        if end > at and (ended or end < len(text)):
+            yield text[at:end].encode("utf-8", "replace")
+            at = end
+            continue
+        if ended and not array and at == len(text):
+            return
+        if ended or len(text) - at > MAX_OBJECT_BYTES:
+            shown = " ".join(text[at : at + 40].split())
+            found = f"{shown!r}" if shown else "its end"
+            raise UserError(f"{uri}: no JSON value from character {place + at:,} on: found {found}")
+        data = file.read(_CHUNK_BYTES)
+        place, text, at = place + at, text[at:] + decode.decode(data, final=not data), 0
+        ended = not data
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found is not None  # it matches nothing, too
+    return found.end()

@@ -1,0 +1,150 @@
+"""The members of a tar file: where the bytes of each regular file lie. Reads headers only, and trusts none of them.
+
+The place only ever moves forward, extended headers are bounded, and whatever tarfile makes of a broken one ends the
+reading there: members before the damage are given.
+"""
+
+import io
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
+
+from catalog.errors import UserError
+from tasks.sources._files import one_line, open_random
+from tasks.sources._notes import Notes
+
+BLOCK: Final = tarfile.BLOCKSIZE
+MAX_EXTENDED_BYTES: Final = 1 << 20
+"""A longer header of PAX or GNU (a name, attributes) is damage."""
+MAX_EXTENDED: Final = 16
+"""More extended headers in a row are damage: tarfile calls itself for each."""
+MAX_NAME_CHARS: Final = 4096
+
+DAMAGED: Final = "tars that are damaged, of which what comes before the damage is read"
+LINKS: Final = "links in tars"
+SPECIAL: Final = "devices and pipes in tars"
+
+_OCTAL: Final = re.compile(rb"^[ \0]*([0-7]+)[ \0]*$")
+_EXTENDED: Final = frozenset(b"xgXLK")
+_LINKS: Final = (tarfile.LNKTYPE, tarfile.SYMTYPE)
+
+
+class Member(NamedTuple):
+    """One regular file."""
+
+    name: str
+    offset: int
+    size: int
+    sparse: bool = False
+    """Whether its bytes do not lie there in one piece."""
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[pa.NativeFile]:
+    """Give a tar to read at random. Raises UserError where it is compressed, or no tar."""
+    with open_random(uri) as file:
+        head = bytes(file.read_at(min(file.size(), 6), 0))
+        if head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\0")):
+            raise UserError(f"{uri} is compressed; expected a plain tar: unpack it first")
+        yield file
+
+
+def members(file: pa.NativeFile, uri: str, notes: Notes) -> Iterator[Member]:
+    """Yield the regular files that are whole, in order; count links, devices and damage in `notes`.
+
+    Plain headers are read here, several times faster than by tarfile, which reads the others (long names, links).
+    Raises UserError where the file does not begin as a tar does.
+    """
+    end = file.size()
+    if end == 0:
+        return
+    archive = tarfile.open(fileobj=io.BytesIO(bytes(2 * BLOCK)), mode="r:")  # noqa: SIM115  # it holds nothing open
+    archive.fileobj = file  # from here on it is asked for one header at a time
+    at, before = 0, -1
+    while at > before:
+        before = at
+        block = bytes(file.read_at(BLOCK, at)) if at < end else b""
+        plain = _plain_header(block)
+        if plain is not None:
+            name, size = plain
+            at += BLOCK + _padded(size)
+            if before + BLOCK + size > end:
+                break
+            yield Member(name, before + BLOCK, size)
+            continue
+        try:
+            found = _by_tarfile(file, archive, at, end)
+        except Exception as error:  # tarfile raises a dozen kinds on hostile headers
+            if at == 0:
+                raise UserError(f"{uri} is not a tar file: {one_line(error)}") from error
+            break
+        if found is None:
+            if block.strip(b"\0"):
+                break
+            return
+        at = archive.offset
+        if (
+            found.size < 0
+            or found.offset_data < before
+            or (found.isreg() and found.offset_data + _stored(found, at) > end)
+        ):
+            break
+        if found.isreg():
+            name = found.name.encode("utf-8", "replace").decode()[:MAX_NAME_CHARS]
+            yield Member(name, found.offset_data, found.size, found.sparse is not None)
+        elif found.type in _LINKS:
+            notes.add(1, LINKS, f"{uri}#{_shown(found.name)}")
+        elif not found.isdir():
+            notes.add(1, SPECIAL, f"{uri}#{_shown(found.name)}")
+    notes.add(1, DAMAGED, f"{uri} at byte {before:,}")
+
+
+def _stored(found: tarfile.TarInfo, after: int) -> int:
+    """Return how many bytes a member takes in the tar."""
+    return after - found.offset_data if found.sparse is not None else found.size
+
+
+def _by_tarfile(file: pa.NativeFile, archive: Any, at: int, end: int) -> tarfile.TarInfo | None:
+    """Return the member whose headers begin at a place, None at the end of the tar. Raises whatever tarfile raises."""
+    place = at
+    for _ in range(MAX_EXTENDED):
+        block = bytes(file.read_at(BLOCK, place)) if place < end else b""
+        if len(block) < BLOCK or block[156] not in _EXTENDED:
+            break
+        size = tarfile.nti(block[124:136])  # type: ignore[attr-defined]
+        if not 0 <= size <= MAX_EXTENDED_BYTES:
+            raise tarfile.HeaderError(f"an extended header of {size} bytes")
+        place += BLOCK + _padded(size)
+    else:
+        raise tarfile.HeaderError("too many extended headers")
+    file.seek(at)
+    archive.offset, archive.firstmember = at, None
+    found: tarfile.TarInfo | None = archive.next()
+    archive.members = []  # else it remembers every header
+    return found
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _plain_header(block: bytes) -> tuple[str, int] | None:
+    """Return name and size from the header (POSIX.1-1988 ustar) of a regular file; None for anything unusual."""
+    if len(block) < BLOCK or block[156:157] not in {b"0", b"\0"} or block[345:346] != b"\0":
+        return None
+    size, checksum = _OCTAL.match(block[124:136]), _OCTAL.match(block[148:156])
+    if size is None or checksum is None:
+        return None
+    name = block[:100].partition(b"\0")[0]
+    if int(checksum[1], 8) != sum(block[:148]) + 8 * ord(" ") + sum(block[156:]) or name.endswith(b"/"):
+        return None
+    return name.decode("utf-8", "replace"), int(size[1], 8)
+
+
+def _shown(name: str) -> str:
+    text = name.encode("utf-8", "replace").decode()
+    return "".join(c if c.isprintable() else "?" for c in text)[:200]
