@@ -529,6 +529,17 @@ def deploy(
 
 
 @app.command()
+def worker(
+    pool: Annotated[str, typer.Option(help="Prefect work pool of the deployments")] = "espalier",
+    limit: Annotated[int | None, typer.Option(min=1, help="builds at once; default: no limit")] = None,
+) -> None:
+    """Run scheduled builds, until stopped. Runs that were killed are marked as crashed, so the next one may start."""
+    from flows.prefect_worker import work
+
+    sys.exit(work(pool, limit, lambda line: print(line, file=sys.stderr)))
+
+
+@app.command()
 def demo(
     catalog: CatalogUri = None,
     rows: Annotated[int, typer.Option(help="images to plant")] = 3000,

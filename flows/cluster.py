@@ -3,18 +3,18 @@
 import json
 import logging
 import os
-import tempfile
 import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
 from catalog.errors import BuildError, PartError, UserError
 from catalog.parts import PartFile
 from flows.engine import Engine, Failures, InlineEngine, OnPart
 from flows.plan import PlannedPart
+from flows.ray_access import check_reachable, check_token_in_force, on_loopback, private_folder, require_token
 from flows.worker import Job, PartMaker, Progress, Spread, Work, make_table
 from tasks.stage import Resources
 
@@ -46,23 +46,34 @@ class RayEngine(Engine):
     @classmethod
     def start(cls) -> "RayEngine":
         """Join RAY_ADDRESS, or start a local Ray that nobody else can reach. Raises RayUnavailableError."""
+        address = os.environ.get("RAY_ADDRESS")
+        with nullcontext() if address else on_loopback():
+            import ray
+
+            if ray.is_initialized():
+                return cls(owns_ray=False)
+            return cls._join(address) if address else cls._start_local()
+
+    @classmethod
+    def _join(cls, address: str) -> "RayEngine":
+        """Join a running cluster. Raises UserError where nobody answers within seconds, or our token is refused."""
         import ray
 
-        if ray.is_initialized():
-            return cls(owns_ray=False)
-        address = os.environ.get("RAY_ADDRESS")
-        if address:
-            try:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="espalier")
-            except Exception as error:
-                raise UserError(f"cannot join the Ray cluster RAY_ADDRESS={address!r}: {_first_line(error)}") from error
-            return cls(owns_ray=True)
-        return cls._start_local()
+        check_reachable(address)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="espalier")
+        except Exception as error:
+            raise UserError(
+                f"cannot join the Ray cluster RAY_ADDRESS={address!r}: {_first_line(error)} (is RAY_AUTH_TOKEN, or the "
+                f"file RAY_AUTH_TOKEN_PATH, the cluster's token?)"
+            ) from error
+        return cls(owns_ray=True)
 
     @classmethod
     def _start_local(cls) -> "RayEngine":
         import ray
 
+        require_token()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait must not burn the others' cores
@@ -78,12 +89,14 @@ class RayEngine(Engine):
                     namespace="espalier",
                     object_store_memory=_OBJECT_STORE_BYTES,
                     _node_ip_address="127.0.0.1",
-                    _temp_dir=str(Path(tempfile.gettempdir()) / "espalier-ray"),
+                    _temp_dir=str(private_folder()),
                 )
-                return cls(owns_ray=True)
             except Exception as error:  # noqa: BLE001  # Ray raises bare Exception here
                 last = error
                 ray.shutdown()
+            else:
+                check_token_in_force()
+                return cls(owns_ray=True)
         raise RayUnavailableError(_first_line(last))
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ def deploy(order: Order, cron: str, timezone: str, pool: str, name: str | None) 
     Raises UserError where no lasting Prefect API is configured: a schedule needs a server that outlives the command.
     """
     quiet_environment()
-    api = _lasting_api()
+    api = lasting_api()
     recipe = order.load()
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
@@ -33,12 +33,14 @@ def deploy(order: Order, cron: str, timezone: str, pool: str, name: str | None) 
     from prefect.schedules import Cron
     from prefect.types.entrypoint import EntrypointType
 
+    from flows.dead_runs import reap_dead_runs
     from flows.prefect_flow import build
 
     try:
         CronSchedule(cron=cron, timezone=timezone)
     except ValueError as error:
         raise RecipeError(f"--cron {cron!r} or --timezone {timezone!r} is wrong: {_reason(error)}") from None
+    reap_dead_runs()
     with get_client(sync_client=True) as client:
         try:
             client.read_work_pool(pool)
@@ -58,7 +60,7 @@ def deploy(order: Order, cron: str, timezone: str, pool: str, name: str | None) 
     )
     deployment.apply()
     yield f"registered build/{deployment.name} at {api}: {cron} ({timezone})"
-    yield f"start a worker:  PREFECT_API_URL={api} prefect worker start --pool {pool}"
+    yield f"start a worker:  PREFECT_API_URL={api} espalier worker --pool {pool}"
     yield f"build it now:    PREFECT_API_URL={api} prefect deployment run build/{deployment.name}"
 
 
@@ -72,7 +74,8 @@ def _parameters(order: Order) -> dict[str, object]:
     return {name: value for name, value in said.items() if name != "wait_s"}
 
 
-def _lasting_api() -> str:
+def lasting_api() -> str:
+    """Return the URL of the configured Prefect API. Raises UserError where there is none."""
     from prefect.settings import PREFECT_API_URL
 
     api = os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value()

@@ -1,24 +1,19 @@
-"""The Prefect side of a build: one flow, a task a stage, progress and table artifacts, and the reaping of dead runs."""
+"""The Prefect side of a build: one flow, a task a stage, progress and table artifacts."""
 
-import contextlib
 import logging
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
-import psutil
-from prefect import flow, get_client, tags, task
+from prefect import flow, tags, task
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-from prefect.client.schemas.objects import StateType
-from prefect.states import Crashed
 
 from catalog.errors import BalanceError, PartError, UserError
 from flows.build import Order, Outcome, build_here, display, run_stage
+from flows.dead_runs import own_tags, reap_dead_runs, tag_own_run
 from flows.display import Bar, Display, Displays
 from flows.engine import Engine
 from flows.plan import Plan, PlannedStage
@@ -38,7 +33,7 @@ _UPDATE_S = 5.0
 def build_flow(order: Order) -> Outcome:
     """Run the flow for a local command, tagged with this process, so that a later build can tell that it died."""
     reap_dead_runs()
-    with tags(*_own_tags()), _last_words_left_to_the_command():
+    with tags(*own_tags()), _last_words_left_to_the_command():
         token = _ordered.set(order)
         try:
             outcome: Outcome = build.with_options(flow_run_name=order.load().dataset)(**order.parameters())
@@ -84,6 +79,7 @@ def build(
     is_resolved: bool = False,
 ) -> Outcome:
     """Build a dataset from a recipe's text. What deployments run, too; theirs is resolved (`flows.deploy`)."""
+    tag_own_run()
     order = _ordered.get()
     if order is None:
         order = Order(recipe, name, catalog, tuple(overrides or ()), executor, wait_s, is_resolved)
@@ -174,27 +170,3 @@ class _ArtifactBar(Bar):
         """Send a percentage to the API."""
         self._told_s = time.monotonic()
         update_progress_artifact(self._artifact, min(percent, 100.0))
-
-
-def _own_tags() -> list[str]:
-    me = psutil.Process()
-    return [f"host:{socket.gethostname()}", f"pid:{me.pid}", f"started:{me.create_time():.0f}"]
-
-
-def reap_dead_runs() -> int:
-    """Mark runs of this host as crashed whose process is gone: nobody else would. Return how many."""
-    reaped = 0
-    running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])))
-    with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=running):
-            facts = dict(tag.split(":", 1) for tag in run.tags if ":" in tag)
-            if facts.get("host") == socket.gethostname() and "pid" in facts and not _is_alive(facts):
-                client.set_flow_run_state(run.id, Crashed(message="its process is gone"), force=True)
-                reaped += 1
-    return reaped
-
-
-def _is_alive(facts: dict[str, str]) -> bool:
-    with contextlib.suppress(psutil.Error, ValueError):
-        return f"{psutil.Process(int(facts['pid'])).create_time():.0f}" == facts.get("started")
-    return False

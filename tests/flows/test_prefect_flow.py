@@ -89,13 +89,13 @@ def test_a_fault_of_the_data_is_not(web: Web, client: Any, monkeypatch: pytest.M
 
 
 def test_runs_of_dead_processes_are_marked_crashed(client: Any, tmp_path: Path) -> None:
-    from flows.prefect_flow import reap_dead_runs
+    from flows.dead_runs import reap_dead_runs
 
     marker = tmp_path / "running"
     script = (
-        "import sys, time, pathlib\nfrom prefect import flow, tags\nfrom flows.prefect_flow import _own_tags\n"
+        "import sys, time, pathlib\nfrom prefect import flow, tags\nfrom flows.dead_runs import own_tags\n"
         "@flow(name='doomed')\ndef doomed():\n    pathlib.Path(sys.argv[1]).touch()\n    time.sleep(600)\n"
-        "with tags(*_own_tags()):\n    doomed()\n"
+        "with tags(*own_tags()):\n    doomed()\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(marker)], env=os.environ | {"PYTHONPATH": "."})
     wait_for(marker.exists)

@@ -1,0 +1,88 @@
+"""Mark runs as crashed whose process is gone: a process that is killed reports nothing, and Prefect waits for ever.
+
+Every run is tagged with its process, and only runs of this host are judged. Marking a run as crashed also frees the
+concurrency slot of its deployment.
+"""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import UUID
+
+import psutil
+from prefect import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Crashed
+
+SUBMISSION_S: Final = 60.0
+"""How long a worker may take from claiming a run to starting its process, in seconds."""
+_UNFINISHED: Final = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+_PAGE: Final = 200
+
+
+def own_tags() -> list[str]:
+    """Return the tags by which a run of this process can be recognised."""
+    me = psutil.Process()
+    return ["espalier", f"host:{socket.gethostname()}", f"pid:{me.pid}", f"started:{me.create_time():.0f}"]
+
+
+def tag_own_run() -> None:
+    """Tag the run of this process, where a worker started it: Prefect records no host and no start of the process."""
+    from prefect.runtime import flow_run
+
+    if flow_run.id is None or any(tag.startswith("pid:") for tag in flow_run.tags):
+        return
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(flow_run.id), tags=[*flow_run.tags, *own_tags()])
+
+
+def reap_dead_runs() -> int:
+    """Mark unfinished runs of this host whose process is gone as crashed; return how many."""
+    with get_client(sync_client=True) as client:
+        dead = [run for run in _unfinished(client) if _is_dead(run)]
+        for run in dead:
+            client.set_flow_run_state(run.id, Crashed(message="its process is gone"), force=True)
+    return len(dead)
+
+
+def _unfinished(client: Any) -> Iterator[FlowRun]:
+    """Yield all unfinished runs that Espalier started: the API returns at most one page at a time."""
+    wanted = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_UNFINISHED)),
+        tags=FlowRunFilterTags(any_=["espalier", f"host:{socket.gethostname()}"]),
+    )
+    offset = 0
+    while page := client.read_flow_runs(flow_run_filter=wanted, limit=_PAGE, offset=offset):
+        yield from page
+        offset += len(page)
+
+
+def _is_dead(run: FlowRun) -> bool:
+    """Say whether a run's process is gone for certain. False for runs of other hosts."""
+    facts = dict(tag.split(":", 1) for tag in run.tags if ":" in tag)
+    if "pid" in facts:
+        return facts.get("host") == socket.gethostname() and not _is_started_at(facts)
+    return _is_unclaimed(run)
+
+
+def _is_started_at(facts: dict[str, str]) -> bool:
+    """Say whether a process still runs, and is no other one of the same number."""
+    with contextlib.suppress(psutil.Error, ValueError):
+        process = psutil.Process(int(facts["pid"]))
+        return f"{process.create_time():.0f}" == facts.get("started") and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _is_unclaimed(run: FlowRun) -> bool:
+    """Say whether a worker claimed a run and then died before it started a process."""
+    if run.state is None or run.state.type != StateType.PENDING or run.deployment_id is None or run.infrastructure_pid:
+        return False
+    return (datetime.now(UTC) - run.state.timestamp).total_seconds() > SUBMISSION_S

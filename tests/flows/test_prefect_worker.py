@@ -1,0 +1,75 @@
+"""A worker and its run are killed: the next worker marks the run as crashed, and the deployment can be run again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from catalog.errors import UserError
+from flows.build import Order
+from tests.flows.conftest import Web
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+QUIET: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
+def wait_for(condition: Callable[[], Any], limit_s: float = 240) -> Any:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise AssertionError("it did not happen in time")
+
+
+def test_a_worker_wants_a_lasting_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.prefect_worker import work
+
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr("flows.deploy.os.environ", {})
+    with pytest.raises(UserError, match="needs a Prefect server that keeps running"):
+        work("espalier", None, print)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_and_run_give_their_slot_back(web: Web, prefect_server: str) -> None:
+    from prefect import get_client
+
+    from flows.deploy import deploy
+
+    pool = "espalier-killed"
+    slow = web.server.drips(b"\xff" * 4000, step=1, pause_s=0.2)
+    web.add_file("slow", [slow])
+    recipe = web.recipe()
+    recipe.write_text(recipe.read_text().replace("timeout_s: 5", "timeout_s: 600"))
+    list(deploy(Order.read(recipe, catalog=web.catalog, executor="inline"), "0 3 * * *", "UTC", pool, "killed"))
+    command = [sys.executable, "-m", "flows.cli", "worker", "--pool", pool]
+    env = os.environ | {"PREFECT_API_URL": prefect_server}
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("build/killed")
+        state = lambda run: client.read_flow_run(run.id).state.type.value  # noqa: E731
+        with subprocess.Popen(command, env=env, start_new_session=True, **QUIET) as worker:
+            doomed = client.create_flow_run_from_deployment(deployment.id)
+            wait_for(lambda: state(doomed) == "RUNNING")
+            for process in [*psutil.Process(worker.pid).children(recursive=True), worker]:
+                process.send_signal(signal.SIGKILL)
+        assert state(doomed) == "RUNNING"
+        with subprocess.Popen(command, env=env, start_new_session=True, **QUIET) as worker:
+            begin = time.monotonic()
+            wait_for(lambda: state(doomed) == "CRASHED")
+            assert time.monotonic() - begin < 60
+            following = client.create_flow_run_from_deployment(deployment.id)
+            wait_for(lambda: state(following) in {"RUNNING", "CANCELLED"})
+            assert state(following) == "RUNNING"
+            for process in psutil.Process(worker.pid).children(recursive=True):
+                process.kill()
+            worker.kill()
+    from flows.dead_runs import reap_dead_runs
+
+    reap_dead_runs()
