@@ -167,14 +167,18 @@ def mentioned(catalog: Catalog, text: str) -> list[str]:
 
 
 def query(
-    connection: "duckdb.DuckDBPyConnection", text: str, timeout_s: float | None = None, max_rows: int | None = None
+    connection: "duckdb.DuckDBPyConnection",
+    text: str,
+    timeout_s: float | None = None,
+    max_rows: int | None = None,
+    limits: Limits | None = None,
 ) -> pa.Table:
     """Run one SELECT (or EXPLAIN, SHOW, DESCRIBE, SUMMARIZE) and return at most `max_rows` rows.
 
     Raises QueryError, one line with the nearest table or column, where it is wrong, takes longer than `timeout_s`
-    seconds, or is any other kind of statement.
+    seconds (or passes another of `limits`), or is any other kind of statement.
     """
-    with _explained(connection), limited(connection, Limits(timeout_s)):
+    with _explained(connection), limited(connection, limits or Limits(timeout_s)):
         relation = _relation(connection, text)
         return (relation if max_rows is None else relation.limit(max_rows)).to_arrow_table()
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="espalier",
-    help="Build, prune, version and query image-text datasets. A recipe (YAML) says what a dataset is.",
+    help="Build, prune, version and query image-text datasets. A recipe (YAML) defines a dataset.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -65,7 +65,7 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and stop")
     ] = False,
 ) -> None:
-    """Build, prune, version and query image-text datasets. A recipe (YAML) says what a dataset is."""
+    """Build, prune, version and query image-text datasets. A recipe (YAML) defines a dataset."""
 
 
 def main() -> None:
@@ -158,7 +158,7 @@ def plan(
     as_json: AsJson = False,
     probe: Annotated[
         int | None,
-        typer.Option(metavar="ROWS", help="build so many rows (1000, say) for real and foretell the whole from them"),
+        typer.Option(metavar="ROWS", help="build so many rows (1000, say) for real and estimate the whole from them"),
     ] = None,
     executor: Annotated[Executor, typer.Option(help="where a probe's parts are made")] = Executor.RAY,
 ) -> None:
@@ -171,7 +171,7 @@ def plan(
     real, downloads too, and half as many again to see how much times vary;
     all of it is thrown away. From that come rows, bytes, time, GPU hours and
     cost of building the whole from nothing, with their 90 % intervals.
-    Costs want `prices` in the recipe.
+    Costs require `prices` in the recipe.
     """
     from flows.build import Order
     from flows.estimate import estimate, render
@@ -206,7 +206,7 @@ def _probe(order: "Order", rows: int, as_json: bool) -> None:
         facts = {"probe_rows": found.rows, "source_rows": found.source_rows, "notes": list(found.notes)}
         _print_json(facts | describe(found.told, prices))
         return
-    whole = "all of them were built" if found.is_whole else f"foretold from {found.rows:,} of them"
+    whole = "all of them were built" if found.is_whole else f"estimated from {found.rows:,} of them"
     print(f"for {found.source_rows:,} rows, built from nothing; {whole}\n")
     _print_rich(render(found.told, prices))
     for line in found.notes:
@@ -217,7 +217,7 @@ def _probe(order: "Order", rows: int, as_json: bool) -> None:
 def sql(
     query: Annotated[str, typer.Argument(help="SQL over DATASET.TABLE; read-only")],
     catalog: CatalogUri = None,
-    at: Annotated[int | None, typer.Option(min=1, help="read the datasets as of this version")] = None,
+    at: Annotated[int | None, typer.Option(min=1, help="read this version of the datasets")] = None,
     format_: Annotated[
         Format | None, typer.Option("--format", help="default: as the ending of --output, else a table")
     ] = None,
@@ -316,9 +316,9 @@ def diff(
 def gc(
     dataset: DatasetName,
     catalog: CatalogUri = None,
-    delete: Annotated[bool, typer.Option("--delete", help="delete it; without, only show what would go")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="delete it; default: only show what it is")] = False,
     keep_versions: Annotated[int | None, typer.Option(help="keep only this many of the newest versions")] = None,
-    older_than_h: Annotated[float, typer.Option(help="leave what is younger: a build may be about to use it")] = 24.0,
+    older_than_h: Annotated[float, typer.Option(help="keep younger files: a build may use them")] = 24.0,
     as_json: AsJson = False,
 ) -> None:
     """Remove what no version needs. A dry run unless --delete is given."""
@@ -355,7 +355,7 @@ def why(
     catalog: CatalogUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell the story of a row: where it came from, what each stage said of it, and why it is in or out."""
+    """Explain a row: where it came from, what each stage decided, and why it was kept or rejected."""
     from flows.why import render, stories
 
     told = stories(_catalog(catalog), label, row)
@@ -394,22 +394,22 @@ def retry(
 @app.command()
 def search(
     label: Label,
-    text: Annotated[str | None, typer.Option(help="find pictures of this")] = None,
-    image: Annotated[str | None, typer.Option(metavar="FILE", help="find pictures like this one")] = None,
-    like: Annotated[int | None, typer.Option(metavar="SAMPLE_ID", help="find pictures like this sample's")] = None,
+    text: Annotated[str | None, typer.Option(help="find images that this text describes")] = None,
+    image: Annotated[str | None, typer.Option(metavar="FILE", help="find images similar to this file")] = None,
+    like: Annotated[int | None, typer.Option(metavar="SAMPLE_ID", help="find images similar to this sample's")] = None,
     catalog: CatalogUri = None,
     column: Annotated[str, typer.Option(help="embedding column; default: the first")] = "",
-    top: Annotated[int, typer.Option(help="results")] = 20,
+    top: Annotated[int, typer.Option(help="how many results")] = 20,
     where: Annotated[str, typer.Option(metavar="SQL", help="only rows of `samples` for which this holds")] = "",
     exact: Annotated[bool, typer.Option("--exact", help="compare every row, without the index")] = False,
-    unique: Annotated[float | None, typer.Option(metavar="COSINE", help="leave out near-duplicates: 0.94")] = None,
+    unique: Annotated[float | None, typer.Option(metavar="COSINE", help="show one of near-duplicates: 0.94")] = None,
     all_: Annotated[bool, typer.Option("--all", help="also rows that were rejected")] = False,
     save: Annotated[str | None, typer.Option(metavar="NAME", help="make a dataset of the results")] = None,
-    html: Annotated[str | None, typer.Option(metavar="FILE", help="write the results as a page of pictures")] = None,
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="write the results as an HTML page")] = None,
     open_: Annotated[bool, typer.Option("--open", help="show that page in the browser")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find samples by words, by a picture, or by one of them."""
+    """Find samples by text, by an image, or by another sample."""
     from flows.search import Query
     from flows.search import search as run_search
 
@@ -442,11 +442,11 @@ def index(
     catalog: CatalogUri = None,
     column: Annotated[str, typer.Option(help="embedding column; default: the first")] = "",
     kind: Annotated[str, typer.Option(help="auto, flat, ivf, hnsw, ivfpq or opq")] = "auto",
-    memory_mb: Annotated[float, typer.Option(help="what the index may take in memory")] = 4000,
+    memory_mb: Annotated[float, typer.Option(help="memory that the index may use")] = 4000,
     recall: Annotated[float, typer.Option(help="share of the 10 nearest that a search must find")] = 0.95,
     as_json: AsJson = False,
 ) -> None:
-    """Make or grow the index that makes `search` fast, and measure how well it finds."""
+    """Make or extend the index that `search` uses, and measure its recall."""
     from flows.display import RichDisplay
     from flows.index import budget_of, counted, render, update
 
@@ -497,7 +497,7 @@ def report(
     catalog: CatalogUri = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="write the HTML to this file")] = None,
 ) -> None:
-    """Write the data card of a version, and say where it is."""
+    """Write the data card of a version, and print its path."""
     from flows.card import card_of
 
     print(card_of(_catalog(catalog), label, output))
@@ -515,9 +515,9 @@ def deploy(
     cron: Annotated[str, typer.Option(help='when to build, like "0 3 * * *"')],
     catalog: CatalogUri = None,
     set_: Overrides = None,
-    timezone: Annotated[str, typer.Option(help="of the schedule")] = "UTC",
+    timezone: Annotated[str, typer.Option(help="time zone of the schedule")] = "UTC",
     pool: Annotated[str, typer.Option(help="Prefect work pool; made if it is not there")] = "espalier",
-    name: Annotated[str | None, typer.Option(help="of the deployment; default: the dataset")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the deployment; default: the dataset")] = None,
 ) -> None:
     """Register a scheduled build with Prefect; a worker picks it up."""
     from flows.build import Order
@@ -542,11 +542,11 @@ def worker(
 @app.command()
 def demo(
     catalog: CatalogUri = None,
-    rows: Annotated[int, typer.Option(help="images to plant")] = 3000,
+    rows: Annotated[int, typer.Option(help="rows of the source")] = 3000,
     executor: Annotated[Executor, typer.Option(help="where parts are made")] = Executor.RAY,
     as_json: AsJson = False,
 ) -> None:
-    """Build a dataset from a small web of our own, with every hazard of a crawl, and check it against the truth."""
+    """Build a dataset from a small local web server with every hazard of a crawl, and check the result."""
     from flows.demo.run import run
 
     sys.exit(run(catalog, rows, executor.value, as_json))

@@ -24,6 +24,7 @@ import pyarrow as pa
 from catalog import lookup
 from catalog.database import connect, query
 from catalog.dataset import Catalog, Dataset, Version
+from catalog.duck import Limits
 from catalog.errors import NotFoundError, QueryError, UserError
 from catalog.inputs import read_parquet
 from catalog.lookup import KEY, among
@@ -37,6 +38,8 @@ from tasks.kmeans import usable
 if TYPE_CHECKING:
     import duckdb
 
+WHERE_LIMITS: Final = Limits(600, 8000, "; ask less of --where")
+"""Of the statement that selects rows."""
 EXACT_ROWS: Final = 10_000
 """So few rows are compared one by one: as fast, and exact."""
 EXACT_SHARE: Final = 0.01
@@ -207,7 +210,7 @@ class Searcher:
         _check_condition(asked.where)
         rows = _every_row(self._dataset, self.version) if asked.all else "select * from samples"
         text = f"select {KEY} from (\n{rows}\n) as samples\nwhere (\n{asked.where}\n)"
-        found = query(self._connection, text)
+        found = query(self._connection, text, limits=WHERE_LIMITS)
         return np.unique(np.asarray(found.column(KEY).to_numpy(), np.int64))
 
     def _vector(self, asked: Query) -> np.ndarray:

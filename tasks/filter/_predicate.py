@@ -26,6 +26,7 @@ _ALLOWED: Final = frozenset(
 _REFUSED: Final = {"SUBQUERY": "a subquery", "WINDOW": "a window function", "STAR": "*", "PARAMETER": "a parameter"}
 
 MAX_CHARS: Final = 200_000
+MAX_CONDITIONS: Final = 500
 MAX_DEPTH: Final = 100
 """Expressions inside each other; AND and OR of any number count as one."""
 
@@ -79,7 +80,10 @@ def split(predicate: str) -> list[Conjunct]:
     try:
         tree = _parse(predicate)
         _check(tree, predicate)
-        return [_conjunct(part, predicate) for part in _conjuncts(tree)]
+        parts = list(_conjuncts(tree))
+        if len(parts) > MAX_CONDITIONS:
+            raise RecipeError(f"a filter has {len(parts):,} conditions; expected at most {MAX_CONDITIONS}")
+        return [_conjunct(part, predicate) for part in parts]
     except RecursionError:
         raise RecipeError(f"the filter {shorten(predicate)} is nested too deeply") from None
 

@@ -14,7 +14,7 @@ from catalog.duck import Limits, limited
 from catalog.errors import QueryError, RecipeError, nearest
 from catalog.schema import DECISIONS
 from tasks.filter._lists import Entries, Listed, Words, fails_list, fails_words, read, text
-from tasks.filter._predicate import Conjunct, Path, connect, one_line, shorten, split
+from tasks.filter._predicate import MAX_CONDITIONS, Conjunct, Path, connect, one_line, shorten, split
 from tasks.stage import Batches, Columns, MapStage, Resources, Step, Tables
 
 MAX_VALUE_CHARS: Final = 80
@@ -22,7 +22,6 @@ MAX_VALUE_CHARS: Final = 80
 
 MEMORY_MB: Final = 2000
 """DuckDB's share for one batch."""
-MAX_CONDITIONS: Final = 500
 BIND_S: Final = 10.0
 """What a predicate may take before it sees a row: longer, and its constants alone do the work of a build."""
 

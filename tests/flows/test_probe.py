@@ -242,7 +242,7 @@ def test_the_command(crawl: Web, run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert "probe, 1 of 3: 16 of 640 rows" in err
     code, out, _ = run(*words, "64")
     assert code == 0
-    assert "for 640 rows, built from nothing; foretold from 64 of them" in out
+    assert "for 640 rows, built from nothing; estimated from 64 of them" in out
     with monkeypatch.context() as patch:
         patch.setattr(probes, "run_stage", interrupted)
         code, out, err = run(*words, "64")
