@@ -420,6 +420,10 @@ def search(
         from flows.save import save as save_as
 
         check_target(opened, save)
+    if html:
+        from flows.export import check_target as check_file
+
+        check_file(html)
     found = run_search(opened, label, asked)
     print(f"{found.version.label}, {found.column}: {found.how}", file=sys.stderr)
     if html or open_:

@@ -77,6 +77,8 @@ def write_query(
     `limit`: as many are shown as a table on standard output; files get all. Raises UserError where the file cannot be
     written, and QueryError.
     """
+    if output is not None:
+        check_target(output)
     shape = {Format.CSV: _csv_columns, Format.JSON: _json_lines, Format.JSONL: _json_lines}.get(format_)
     with streamed(catalog, text, at, limits, shape) as found, target(output) as file:
         if format_ is Format.TABLE:
@@ -110,6 +112,19 @@ def target(output: str | None) -> Iterator[IO[bytes]]:
         reason = getattr(error, "strerror", None) or error
         kind = BuildError if getattr(error, "errno", None) in (28, 122) else UserError  # ENOSPC, EDQUOT
         raise kind(f"cannot write {output!r}: {reason}") from error
+
+
+def check_target(output: str) -> None:
+    """Raise UserError where `target` cannot write: worth asking before the work."""
+    try:
+        if Path(output).is_dir():
+            raise UserError(f"cannot write {output!r}: it is a folder")
+        if not Path(output).resolve().parent.is_dir():
+            raise UserError(f"cannot write {output!r}: No such file or directory")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot write {output!r}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _is_stdout(output: str) -> bool:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 WHERE_LIMITS: Final = Limits(600, 8000, "; ask less of --where")
 """Of the statement that selects rows."""
+MAX_IMAGE_BYTES: Final = 256 << 20
 EXACT_ROWS: Final = 10_000
 """So few rows are compared one by one: as fast, and exact."""
 EXACT_SHARE: Final = 0.01
@@ -464,10 +465,17 @@ def _every_row(dataset: Dataset, version: Version) -> str:
 
 
 def _read_image(path: str | None) -> bytes:
+    file = Path(path or "")
     try:
-        return Path(path or "").read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the image {path!r}: {error.strerror}") from error
+        if file.exists() and not file.is_file():
+            raise UserError(f"cannot read the image {path!r}: it is no file")  # a pipe or a device may never end
+        if file.stat().st_size > MAX_IMAGE_BYTES:
+            raise UserError(f"cannot read the image {path!r}: it is larger than {MAX_IMAGE_BYTES:,} bytes")
+        return file.read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot read the image {path!r}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _model(rows: _Rows, device: str | None) -> Any:

@@ -1,6 +1,7 @@
 """Mistakes of users, at every command: one line, exit code 2, no traceback, and never called a fault of Espalier."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -116,6 +117,8 @@ MISTAKES = [
     ["search", "web", "--text", "x", "--save", ""],
     ["search", "web", "--image", "/no/such.jpg"],
     ["search", "web", "--image", "{folder}"],
+    ["search", "web", "--text", "x", "--html", "/no/such/folder/x.html"],
+    ["search", "web", "--text", "x", "--html", "{folder}"],
     ["search", "web", "--text", "x"],
     ["index", "web"],
     ["index", "web", "--kind", "tree"],
@@ -219,6 +222,46 @@ def test_a_wrong_label_or_catalog_is_one_line(built: Web, run: Run, command: str
 def test_a_wrong_catalog_is_one_line(built: Web, run: Run, words: list[str]) -> None:
     for catalog in filled(built, CATALOGS):
         check([*words, catalog], *run(*words, "--catalog", catalog))
+
+
+BIRDS = [
+    ["search", "--top", "0"],
+    ["search", "--unique", "nan"],
+    ["search", "--unique", "-5"],
+    ["search", "--where", "widht > 1"],
+    ["search", "--where", "("],
+    ["search", "--where", "1; 2"],
+    ["search", "--where", "sum(width) > 1"],
+    ["search", "--where", "width > (select count(*) from read_csv('/etc/passwd'))"],
+    ["search", "--where", "error('x')"],
+    ["search", "--column", "nope"],
+    ["search", "--html", "/no/such/folder/x.html"],
+    ["search", "--html", "{folder}"],
+    ["search", "--save", "birds"],
+    ["search", "--save", "x" * 99],
+    ["search", "--like", "99999"],
+    ["search", "--like", "-1"],
+    ["search", "--like", "9" * 30],
+    ["index", "--recall", "nan"],
+    ["index", "--recall", "0"],
+    ["index", "--memory-mb", "nan"],
+    ["index", "--memory-mb", "-1"],
+    ["index", "--kind", "tree"],
+    ["index", "--column", "nope"],
+]
+
+
+def test_a_mistake_about_vectors_is_one_line(built: Web, run: Run, tmp_path: Path) -> None:
+    Planted(tmp_path / "catalog").publish([0])
+    at = ["--catalog", str(tmp_path / "catalog")]
+    for command, *words in (filled(built, words) for words in BIRDS):
+        like = ["--like", "3"] if command == "search" and "--like" not in words else []
+        check([command, *words], *run(command, "birds", *like, *words, *at))
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for image in ("/dev/zero", str(tmp_path / "pipe.jpg"), str(tmp_path), "/no/such.jpg"):
+        check(["search", image], *run("search", "birds", "--image", image, *at))
+    code, out, _ = run("search", "birds", "--like", "3", "--top", "1000000000", "--json", *at)
+    assert (code, len(json.loads(out)["hits"])) == (0, 299)
 
 
 def test_every_command_is_tried(built: Web) -> None:
