@@ -158,12 +158,13 @@ def _batches(reader: pa.RecordBatchReader, connection: "duckdb.DuckDBPyConnectio
 
 
 def mentioned(catalog: Catalog, text: str) -> list[str]:
-    """Return the datasets whose names stand in a statement; those that are SQL keywords, in double quotes."""
+    """Return the datasets whose names stand in a statement; those that are SQL keywords, in double
+    quotes or before a dot."""
     words = set(re.findall(r"\w+", text.lower()))
-    quoted_words = set(re.findall(r'"(\w+)"', text.lower()))
+    named_words = set(re.findall(r'(\w+)(?:"|\s*\.)', text.lower()))
     found = [name for name in catalog.datasets() if name in words]
     keywords = _keywords() if found else frozenset()
-    return [name for name in found if name not in keywords or name in quoted_words]
+    return [name for name in found if name not in keywords or name in named_words]
 
 
 def query(
@@ -207,6 +208,8 @@ def open_connection(
 ) -> "duckdb.DuckDBPyConnection":
     """Return an empty connection that can read the catalog's files. Call `shut_in` before a user's SQL runs."""
     connection = open_database(threads, memory_mb, outside=True)
+    # DuckDB calls its own database `memory`, and `memory.images` would be ambiguous where a dataset is called so.
+    connection.execute("attach ':memory:' as _espalier; use _espalier; detach memory")
     if not catalog.storage.is_local:
         connection.register_filesystem(catalog.storage.fsspec())
     return connection

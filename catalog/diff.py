@@ -132,7 +132,8 @@ def _changes(connection: "duckdb.DuckDBPyConnection", key: str, examples: int, j
 def _verdicts(name: str, key: str, there: bool) -> str:
     """Return SQL for (key, stage, verdict): the reason, or `kept`. Rows with one URL count as one, kept if any is."""
     if not there:
-        return "select null::bigint as key, ''::varchar as stage, ''::varchar as verdict where false"
+        type_ = "bigint" if key == "sample_id" else "varchar"
+        return f"select null::{type_} as key, ''::varchar as stage, ''::varchar as verdict where false"
     verdict = f"case when bool_or(keep) then '{KEPT}' else coalesce(min(reason), 'rejected') end"
     if key == "sample_id":
         return f"select sample_id as key, stage, {verdict} as verdict from {name}.decisions group by all"

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from catalog.database import sql
 from catalog.dataset import Catalog, Dataset, TableState, VersionFacts
 from catalog.diff import KEPT, NOT_JUDGED, Diff, Example, diff
 from catalog.errors import NotFoundError, UserError
-from catalog.parts import PartFile
-from catalog.schema import DECISIONS, IMAGES, SOURCE
+from catalog.parts import PartFile, PartWriter
+from catalog.schema import DECISIONS, IMAGES, SAMPLE_ID, SOURCE
 
 WritePart = Callable[..., PartFile]
 Decisions = dict[str, dict[int, str | None]]
@@ -112,3 +115,18 @@ def test_what_cannot_be_compared(local_dataset: Dataset, facts: VersionFacts) ->
         diff(catalog, "birds@1", "birds@1")
     with pytest.raises(NotFoundError, match="no version 2"):
         diff(catalog, "birds@1", "birds@2")
+
+
+@pytest.mark.parametrize("name", ["memory", "table", "default", "a", "source"])
+def test_datasets_of_any_name_are_compared_and_queried(tmp_path: Path, name: str) -> None:
+    """Words of SQL, of DuckDB's and of ours; none of them has decisions."""
+    schema = pa.schema([SAMPLE_ID, ("url", pa.string())])
+    catalog = Catalog(tmp_path)
+    for dataset in (catalog.dataset(name), catalog.dataset("other")):
+        with (writer := PartWriter(dataset.storage, "source", "0" * 32, schema, 0)):
+            rows = pa.table([pa.array([1, 2]), pa.array(["u", dataset.name])], schema=schema)
+            writer.write(rows)
+        dataset.publish({"source": TableState(schema, [writer.part()])}, VersionFacts("x", dataset.name, "z"))
+    assert sql(catalog, f'select url from "{name}".source order by 1 desc limit 1').to_pylist() == [{"url": "u"}]
+    found = diff(catalog, name, "other")
+    assert [(rows.table, rows.added, rows.removed) for rows in found.rows] == [("source", 1, 1)]
