@@ -143,9 +143,9 @@ class PartMaker:
         writer = PartWriter(self._work.storage, stage.table, part.fingerprint, self._work.schema, part.number or 0)
         with writer:
             for piece in step(_watched(batches, seen)):
-                found.add_all(piece.schema)
                 rows = self._without_taken(piece)
                 if part.chunk is not None:
+                    found.add_all(piece.schema)
                     rows = number_rows(rows, part.number or 0, writer.rows)
                 made.append(rows.column("sample_id").to_numpy())
                 writer.write(rows)

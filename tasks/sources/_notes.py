@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
-NOTES: Final = b"espalier.notes"
+NOTES: Final = b"espalier.source_notes"
 """In the schema metadata of a piece that a source yields: what became of values of it, as `Notes.packed` gives it."""
 
 
