@@ -9,11 +9,11 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from catalog.parts import describe_part
+from catalog.delta import statistics_of
+from catalog.parts import PartFile, describe_part
 from catalog.storage import Storage
 
 _LOG: Final = "_delta_log"
-Fact = Mapping[str, int]
 
 
 def amend(storage: Storage, table: str, paths: Collection[str]) -> list[str]:
@@ -22,7 +22,7 @@ def amend(storage: Storage, table: str, paths: Collection[str]) -> list[str]:
     Only for whoever holds the dataset. Each log file is replaced whole, so it is safe to repeat after a kill.
     """
     parts = [describe_part(storage, path) for path in paths if storage.exists(path)]
-    facts = {part.path.removeprefix(f"{table}/"): {"rows": part.rows, "bytes": part.bytes} for part in parts}
+    facts = {part.path.removeprefix(f"{table}/"): part for part in parts}
     if not facts:
         return []
     changed = []
@@ -38,7 +38,7 @@ def amend(storage: Storage, table: str, paths: Collection[str]) -> list[str]:
     return changed
 
 
-def _amended(line: bytes, facts: Mapping[str, Fact]) -> bytes:
+def _amended(line: bytes, facts: Mapping[str, PartFile]) -> bytes:
     if not line.strip():
         return line
     action: dict[str, Any] = json.loads(line)
@@ -47,10 +47,10 @@ def _amended(line: bytes, facts: Mapping[str, Fact]) -> bytes:
         fact = facts.get(said["path"]) if said else None
         if said is None or fact is None:
             continue
-        stats = json.dumps({"numRecords": fact["rows"]})  # smallest and largest values may repeat what was in the rows
-        if said.get("size") in (None, fact["bytes"]) and said.get("stats") in (None, stats):
+        stats = statistics_of(fact)  # smallest and largest values may repeat what was in the rows
+        if said.get("size") in (None, fact.bytes) and said.get("stats") in (None, stats):
             continue
-        said["size"] = fact["bytes"]
+        said["size"] = fact.bytes
         if said.get("stats") is not None:
             said["stats"] = stats
         return json.dumps(action, separators=(",", ":")).encode()

@@ -4,6 +4,7 @@
     <catalog>/<dataset>/shards/*.tar                                          image bytes
     <catalog>/<dataset>/versions/   runs/                                     what was published; what ran
     <catalog>/<dataset>/_state/*.json   _lease                                the builder's notes; who builds now
+    <catalog>/<dataset>/_copies/                                              of the logs and the notes (`verify`)
 
 A version is one row of `versions`, and that row is one commit: it is there or not. Tables are committed before it, so
 a build that is killed between leaves commits that no version names, and the last version as it was.
@@ -23,11 +24,12 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalog import delta
+from catalog import delta, log_copies
 from catalog.amend import amend
-from catalog.errors import BalanceError, BuildError, NotFoundError, UserError, nearest
-from catalog.parts import PartFile
+from catalog.errors import BalanceError, BuildError, NotFoundError, UserError, damaged, nearest, reading
+from catalog.parts import PartFile, describe_part
 from catalog.schema import field
+from catalog.seal import opened_json, sealed_json, sealed_parquet
 from catalog.storage import Storage, is_temporary
 
 DEFAULT_CATALOG: Final = "datasets"
@@ -35,6 +37,11 @@ DEFAULT_CATALOG: Final = "datasets"
 NOT_TABLES: Final = ("shards", "versions", "runs")
 """Folders of a dataset that hold no table of a stage. Those that begin with `_` do not either."""
 
+QUARANTINE: Final = "_quarantine"
+"""The folder of a dataset where `verify --repair` puts what is damaged."""
+
+_STATE: Final = "_state"
+_STATE_COPIES: Final = "_copies/state"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _RESERVED: Final = frozenset({"main", "temp", "system", "pg_catalog", "information_schema"})
 
@@ -370,21 +377,12 @@ class Dataset:
 
     def record_run(self, *runs: Mapping[str, Any]) -> None:
         """Append rows to `runs` (columns of RUNS; what is missing is null). Many processes may do so at once."""
-        from deltalake import write_deltalake
-
-        place = self.storage.child("runs")
         known = set(RUNS.names)
         if unknown := sorted({name for run in runs for name in run} - known):
             raise ValueError(f"runs have no column {unknown[0]!r}{nearest(unknown[0], known)}")
-        rows = pa.Table.from_pylist([dict(run) for run in runs], schema=RUNS)
-        with delta.plain_errors(place.uri):
-            write_deltalake(
-                place.uri,
-                rows,
-                mode="append",
-                configuration=dict(delta.CONFIGURATION),
-                storage_options=place.delta_options(),
-            )
+        path = f"runs/{secrets.token_hex(16)}.parquet"
+        self.storage.put(path, sealed_parquet(pa.Table.from_pylist([dict(run) for run in runs], schema=RUNS)))
+        delta.add(self.storage, "runs", RUNS, describe_part(self.storage, path))
 
     def runs(self) -> pa.Table:
         """Return what ran: the columns of RUNS, oldest first."""
@@ -392,22 +390,32 @@ class Dataset:
             paths = [part.path for part in delta.files(self.storage, "runs")]
         except NotFoundError:
             return RUNS.empty_table()
-        rows = pq.read_table(paths, schema=RUNS, filesystem=self.storage.filesystem())
+        with reading(self.storage.uri, "runs"):
+            rows = pq.read_table(paths, schema=RUNS, filesystem=self.storage.filesystem())
         return rows.sort_by([("started_at", "ascending"), ("run_id", "ascending")])
 
     def state(self, name: str) -> dict[str, Any]:
-        """Return what `set_state` kept under a name; empty where nothing was."""
+        """Return what `set_state` kept under a name; empty where nothing was. Raises DamagedError."""
+        path = f"{_STATE}/{name}.json"
         try:
-            kept: dict[str, Any] = json.loads(self.storage.read(f"_state/{name}.json"))
-        except NotFoundError:
+            return opened_json(self.storage.read(path))
+        except NotFoundError as error:
+            if self.storage.exists(f"{_STATE_COPIES}/{name}.json"):
+                raise damaged(self.storage.uri, path, "it is not there") from error
             return {}
         except ValueError as error:
-            raise BuildError(f"{self.storage.uri}/_state/{name}.json is not JSON ({error}); remove it") from error
-        return kept
+            raise damaged(self.storage.uri, path, f"{error}") from error
 
     def set_state(self, name: str, state: Mapping[str, Any]) -> None:
-        """Keep a JSON object under a name, atomically, over what was there."""
-        self.storage.put(f"_state/{name}.json", json.dumps(dict(state), sort_keys=True, indent=1).encode())
+        """Keep a JSON object under a name, atomically, over what was there; and a copy of it, for `verify --repair`."""
+        data = sealed_json(state)
+        self.storage.put(f"{_STATE}/{name}.json", data)
+        self.storage.put(f"{_STATE_COPIES}/{name}.json", data)
+
+    def states(self) -> tuple[str, ...]:
+        """Return the names under which something is kept, sorted."""
+        paths = (path.removeprefix(f"{_STATE}/") for path in self.storage.list(_STATE))
+        return tuple(path.removesuffix(".json") for path in paths if path.endswith(".json") and "/" not in path)
 
     def _commit(self, table: str, state: TableState, before: TableVersion | None) -> TableVersion:
         uniform = self._look(table, state, before)
@@ -428,10 +436,8 @@ class Dataset:
         filesystem = None if self.storage.is_local else self.storage.filesystem()
 
         def same_columns(part: PartFile) -> bool:
-            try:
+            with reading(self.storage.uri, part.path):
                 footer = pq.read_metadata(self.storage.local(part.path) or part.path, filesystem=filesystem)
-            except FileNotFoundError as error:
-                raise BuildError(f"part {part.path} of {self.name!r} is not there; build again") from error
             if footer.num_rows != part.rows:
                 raise BalanceError(f"part {part.path} has {footer.num_rows} rows, expected {part.rows}")
             return bool(footer.schema.to_arrow_schema().names == state.schema.names)
@@ -486,13 +492,15 @@ class Dataset:
         path = f"versions/{version.number:08d}-{secrets.token_hex(8)}.parquet"
         self.storage.put(path, data)
         try:
+            part = describe_part(self.storage, path)
             if old is None:
-                delta.append(self.storage, "versions", VERSIONS, PartFile(path, 1, len(data)), after)
+                delta.append(self.storage, "versions", VERSIONS, part, after)
             else:
-                delta.replace(self.storage, "versions", old, PartFile(path, 1, len(data)), after)
+                delta.replace(self.storage, "versions", old, part, after)
         except delta.OvertakenError:
             self.storage.delete([path])
             return False
+        log_copies.keep(self.storage, (*self.tables(), "versions", "runs"))
         return True
 
     def _version_files(self, at: int | None = None) -> list[PartFile]:
@@ -503,7 +511,8 @@ class Dataset:
             return []
 
     def _read_version(self, path: str) -> Version:
-        row: dict[str, Any] = pq.read_table(io.BytesIO(self.storage.read(path))).to_pylist()[0]
+        with reading(self.storage.uri, path):
+            row: dict[str, Any] = pq.read_table(io.BytesIO(self.storage.read(path))).to_pylist()[0]
         tables = {table.pop("name"): TableVersion(**table) for table in row.pop("tables")}
         inputs, stages = json.loads(row.pop("inputs")), json.loads(row.pop("stages"))
         held = tuple(row.pop("held", None) or ())  # rows of older releases say nothing of it
@@ -524,6 +533,4 @@ def _to_parquet(version: Version) -> bytes:
         "held": list(version.held),
     }
     del row["dataset"]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([row], schema=VERSIONS), buffer, compression="zstd")
-    return buffer.getvalue()
+    return sealed_parquet(pa.Table.from_pylist([row], schema=VERSIONS))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 from catalog.errors import BalanceError, BuildError, EspalierError, NotFoundError, UserError
-from catalog.parts import PartFile
+from catalog.parts import PartFile, describe_part
 from catalog.storage import Storage
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ def commit(
         try:
             current = _open(storage, table)
             if current is None:
-                return _create(storage, table, registered, list(wanted.values()), properties)
-            return _change(current, table, registered, wanted, properties)
+                parts = [_sealed(storage, part) for part in wanted.values()]
+                return _create(storage, table, registered, parts, properties)
+            return _change(storage, current, table, registered, wanted, properties)
         except OvertakenError:
             time.sleep(random.uniform(0, _PAUSE_S * min(attempt + 1, 10)))  # noqa: S311
     raise BuildError(f"table {table!r}: {_ATTEMPTS} commits were overtaken by other writers; build again")
@@ -118,6 +119,16 @@ def widen(storage: Storage, table: str, schema: pa.Schema) -> None:
 def is_widened(registered: pa.Schema) -> bool:
     """Return whether columns were added after the table was made: some of its parts lack them."""
     return any(key in (field.metadata or {}) for field in registered for key in _WIDENED)
+
+
+def add(storage: Storage, table: str, schema: pa.Schema, part: PartFile) -> int:
+    """Add one part, after whatever else was committed; return the commit's number."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return append(storage, table, schema, part, latest(storage, table))
+        except OvertakenError:
+            time.sleep(random.uniform(0, _PAUSE_S * min(attempt + 1, 10)))  # noqa: S311
+    raise BuildError(f"table {table!r}: {_ATTEMPTS} commits were overtaken by other writers; try again")
 
 
 def remove(storage: Storage, table: str, paths: Sequence[str]) -> None:
@@ -276,6 +287,7 @@ def _create(
 
 
 def _change(
+    storage: Storage,
     current: "deltalake.DeltaTable",
     table: str,
     registered: pa.Schema,
@@ -291,7 +303,7 @@ def _change(
         current.update_incremental()
     there = {part.path: part for part in _parts(current, table)}
     actions = [_remove(table, part) for path, part in there.items() if path not in wanted]
-    actions += [_add(table, part) for path, part in wanted.items() if path not in there]
+    actions += [_add(table, _sealed(storage, part)) for path, part in wanted.items() if path not in there]
     return _transact(current, table, actions, "append", new_schema, properties) if actions else current.version()
 
 
@@ -323,8 +335,17 @@ def _properties(properties: Mapping[str, Any] | None) -> Any:
 def _add(table: str, part: PartFile) -> Any:
     from deltalake.transaction import AddAction
 
-    statistics = json.dumps({"numRecords": part.rows})
+    statistics = statistics_of(part)
     return AddAction(part.path.removeprefix(f"{table}/"), part.bytes, {}, _now_ms(), True, statistics)
+
+
+def statistics_of(part: PartFile) -> str:
+    """Return what the log says of a part beside its size: Delta's `stats`, and its seal under a key of ours."""
+    return json.dumps({"numRecords": part.rows} | ({"sha256": part.sha256} if part.sha256 else {}))
+
+
+def _sealed(storage: Storage, part: PartFile) -> PartFile:
+    return part if part.sha256 else describe_part(storage, part.path)
 
 
 def _remove(table: str, part: PartFile) -> Any:

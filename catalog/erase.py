@@ -6,7 +6,6 @@ lists of files stay as they are, and no version can give back what is gone. In `
 stays as a bare sample_id with the reason; from every other table the row goes.
 """
 
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,12 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from catalog import log_copies
 from catalog.amend import amend
-from catalog.dataset import Dataset
+from catalog.dataset import QUARANTINE, Dataset
 from catalog.errors import UserError
 from catalog.lookup import among, rows_of
-from catalog.parts import NOTES, PartWriter
+from catalog.parts import PartWriter, describe_part
 from catalog.schema import SAMPLE_BITS
+from catalog.seal import digest_of, sealed_parquet
 from catalog.shards import FOLDER, Span, erase, erase_sidecars, span_of
 from catalog.storage import Storage, is_temporary
 from catalog.takedown import REASON, STATE, TAKEN_URL, Ledger, blank
@@ -99,6 +100,8 @@ class Order:
     """Versions that hold any of these parts."""
     clusters: Sequence[int] = ()
     """Clusters that a row is in, of any clustering: their names may be made of its caption."""
+    damaged: Sequence[str] = ()
+    """Shards, and files beside them, that were damaged before: their recorded digests stay, so that they are found."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the record will say beside: when, who, why."""
 
@@ -194,7 +197,17 @@ def order_for(dataset: Dataset, found: Found) -> Order:
     for shard, offset in sorted(places):
         if dataset.storage.exists(shard):
             spans.setdefault(shard, []).append(span_of(dataset.storage, shard, offset))
-    return Order(ids.tolist(), rows, parts, spans, _versions_with(dataset, parts), sorted(clusters))
+    damaged = _damaged(dataset.storage, parts)
+    return Order(ids.tolist(), rows, parts, spans, _versions_with(dataset, parts), sorted(clusters), damaged)
+
+
+def _damaged(storage: Storage, parts: Sequence[str]) -> list[str]:
+    """Return the shards of some parts, and the files beside, that are not what was recorded of them."""
+    said: dict[str, Mapping[str, Any]] = {}
+    for path in parts:
+        said |= describe_part(storage, path).files
+    now = _recorded(storage, said, {})
+    return sorted(path for path in said if now[path] != said[path])
 
 
 def _versions_with(dataset: Dataset, parts: Collection[str]) -> list[int]:
@@ -225,18 +238,37 @@ def _number_of(shard: str) -> int:
 def erase_parts(dataset: Dataset, order: Order) -> None:
     """Rewrite every part that holds such a row, under its own name, without the row or its content."""
     ids = order.ids
+    digests: dict[str, Mapping[str, Any]] = {}
+    kept = set(order.damaged)
     for path in order.parts:
         table, _, name = path.partition("/")
+        described = describe_part(dataset.storage, path)
         with _opened(dataset.storage, path) as file:
-            notes = json.loads((file.metadata.metadata or {}).get(NOTES, b"{}"))
             fingerprint = name.removesuffix(".parquet")
             schema = file.schema_arrow.remove_metadata()
             with PartWriter(dataset.storage, table, fingerprint, schema) as writer:
-                writer.notes |= notes
+                writer.notes |= described.notes
+                writer.files |= described.files
+                sound = {name: facts for name, facts in described.files.items() if name not in kept}
+                writer.files |= _recorded(dataset.storage, sound, digests)
                 for group in range(file.num_row_groups):
                     rows = file.read_row_group(group, use_threads=False)
                     gone = among(np.asarray(rows.column("sample_id").to_numpy(), np.int64), ids)
                     writer.write(blank(table, rows, gone) if table in KEPT else rows.filter(pa.array(~gone)))
+
+
+def _recorded(
+    storage: Storage, files: Mapping[str, Mapping[str, Any]], known: dict[str, Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
+    """Return the size and digest of shards, and of the files beside them, as they are now; each is read once."""
+    there = storage.list(FOLDER) if files.keys() - known.keys() else {}
+    for path, facts in files.items():
+        if path not in known and path in there:
+            *_, digest = digest_of(storage, path, there[path])
+            known[path] = {"bytes": there[path], "sha256": digest}
+        elif path not in known:
+            known[path] = facts
+    return {path: known[path] for path in files}
 
 
 def scrub(dataset: Dataset, order: Order, ledger: Ledger) -> None:
@@ -253,13 +285,12 @@ def scrub(dataset: Dataset, order: Order, ledger: Ledger) -> None:
         if path.partition("/")[0] == _CONCEPTS:
             after = _unnamed(after, order)
         if not after.equals(before):
-            with dataset.storage.writer(path) as out:
-                pq.write_table(after, out, compression="zstd")
-    for path in dataset.storage.list("_state"):
-        if path.endswith(".json") and path != f"_state/{STATE}.json":
-            told = json.loads(dataset.storage.read(path))
+            dataset.storage.put(path, sealed_parquet(after))
+    for name in dataset.states():
+        if name != STATE:
+            told = dataset.state(name)
             if (clean := _scrubbed_json(told, ledger)) != told:
-                dataset.storage.put(path, json.dumps(clean, sort_keys=True, indent=1).encode())
+                dataset.set_state(name, clean)
 
 
 def _unnamed(concepts: pa.Table, order: Order) -> pa.Table:
@@ -305,7 +336,7 @@ def sweep(dataset: Dataset) -> None:
                     named |= set(pc.unique(rows.column("shard")).drop_null().to_pylist())
     stems = {shard.removesuffix(".tar") for shard in named}
     paths = list(storage.list())
-    gone = [p for p in paths if is_temporary(p) or p.startswith("_work/")]
+    gone = [p for p in paths if is_temporary(p) or p.startswith(("_work/", f"{QUARANTINE}/"))]
     gone += [p for p in paths if p.startswith(f"{FOLDER}/") and _stem(p) not in stems]
     storage.delete(gone)
 
@@ -321,6 +352,7 @@ def settle(dataset: Dataset, order: Order) -> None:
     for table in tables:
         amend(dataset.storage, table, [path for path in paths if path.startswith(f"{table}/")])
     dataset.restate(tables)
+    log_copies.renew(dataset.storage, (*dataset.tables(), "versions", "runs"))
 
 
 def remaining(dataset: Dataset, order: Order, ledger: Ledger) -> list[str]:

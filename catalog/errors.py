@@ -7,6 +7,7 @@
     │   ├── NotFoundError    a dataset, version, table or file that is not there
     │   └── BusyError        somebody else is building this dataset now
     └── BuildError           a build that could not finish: exit code 1
+        ├── DamagedError     a file of a dataset is not what was written: `espalier verify` names it
         ├── PartError        one part kept failing; carries its traceback
         ├── BalanceError     rows were lost or doubled between two stages
         └── HeldError        the version is stored, and a guard keeps it from being the latest
@@ -14,12 +15,16 @@
 A message says what was found, what was expected and the nearest right thing, on one line.
 """
 
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Final
 
 _LISTED: Final = 40
 """So many names fit into a message."""
+_NO_DAMAGE: Final = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Why a file cannot be read that may be sound."""
 
 
 class EspalierError(Exception):
@@ -50,6 +55,10 @@ class BuildError(EspalierError):
     """A build that could not finish. Exit code 1."""
 
 
+class DamagedError(BuildError):
+    """A file of a dataset that is not there, cannot be read, or is not what was written."""
+
+
 class PartError(BuildError):
     """A part that kept failing. `traceback` is the worker's, as text."""
 
@@ -67,6 +76,39 @@ class BalanceError(BuildError):
 
 class HeldError(BuildError):
     """A version that a guard holds back: it is stored, and not the latest until somebody approves it."""
+
+
+def damaged(place: str, path: str, why: str) -> DamagedError:
+    """Return the error for a damaged file. `place`: the dataset's URI; `path`: relative to it."""
+    name = place.rstrip("/").rpartition("/")[2]
+    return DamagedError(
+        f"{place}/{path} is damaged: {why}; `espalier verify {name} --repair` sets aside what is damaged, "
+        "and the next build makes it again"
+    )
+
+
+@contextmanager
+def reading(place: str, path: str) -> Iterator[None]:
+    """Raise DamagedError where the block, which reads one of our own files, finds that it is not there or cannot be
+    decoded. `place`: the dataset's URI; `path`: relative to it."""
+    try:
+        yield
+    except (FileNotFoundError, NotFoundError) as error:
+        raise damaged(place, path, "it is not there") from error
+    except EspalierError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno in _NO_DAMAGE:
+            raise
+        raise damaged(place, path, _one_line(error)) from error
+    except Exception as error:
+        if not type(error).__name__.startswith("Arrow"):  # Arrow's errors, without importing Arrow
+            raise
+        raise damaged(place, path, _one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catalog.duck import open_database
-from catalog.errors import NotFoundError, nearest
+from catalog.errors import NotFoundError, nearest, reading
 from catalog.schema import SAMPLE_BITS, SUCCESS
 from catalog.vector_pages import is_vector, read_vectors
 
@@ -46,16 +46,17 @@ class Piece:
         if span is None or self.number is not None:
             return read_parquet(storage, self.path, columns)
         filters = (pc.field("sample_id") >= span[0]) & (pc.field("sample_id") <= span[1])
-        return pq.read_table(self.path, columns=list(columns), filesystem=storage.filesystem(), filters=filters)
+        with reading(storage.uri, self.path):
+            return pq.read_table(self.path, columns=list(columns), filesystem=storage.filesystem(), filters=filters)
 
     def batches(self, storage: "Storage | None", columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
         """Yield some columns, at most `rows` at a time; a plain file is decoded no further than was asked for."""
         local = None if self.memory is not None or storage is None else storage.local(self.path)
-        if local is None:
+        if local is None or storage is None:
             whole = self.read(storage, columns)
             yield from (whole.slice(start, rows) for start in range(0, whole.num_rows, rows))
             return
-        for group in _row_groups(local, columns):
+        for group in _groups(storage, self.path, local, columns):
             yield from (group.slice(start, rows) for start in range(0, group.num_rows, rows))
 
 
@@ -63,9 +64,21 @@ def read_parquet(storage: "Storage", path: str, columns: Sequence[str] | None = 
     """Return one Parquet file. A plain file is read without a filesystem layer: 4 times cheaper for small parts."""
     local = storage.local(path)
     if local is not None:
-        groups = list(_row_groups(local, columns))
+        groups = list(_groups(storage, path, local, columns))
         return groups[0] if len(groups) == 1 else pa.concat_tables(groups)
-    return pq.read_table(path, columns=None if columns is None else list(columns), filesystem=storage.filesystem())
+    with reading(storage.uri, path):
+        return pq.read_table(path, columns=None if columns is None else list(columns), filesystem=storage.filesystem())
+
+
+def _groups(storage: "Storage", path: str, local: Path, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    """Yield what `_row_groups` does. Raises DamagedError; what the caller does with a group is not caught."""
+    groups = _row_groups(local, columns)
+    while True:
+        with reading(storage.uri, path):
+            group = next(groups, None)
+        if group is None:
+            return
+        yield group
 
 
 def _row_groups(path: Path, columns: Sequence[str] | None) -> Iterator[pa.Table]:

@@ -15,12 +15,16 @@ from typing import Any, Final, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from catalog.errors import reading
 from catalog.schema import SAMPLE_BITS, SAMPLE_ID, role
 from catalog.schema import field as schema_field
-from catalog.shards import ShardWriter, shard_path
+from catalog.seal import KEY, SealingFile
+from catalog.shards import ShardWriter, shard_path, stem
 from catalog.storage import Storage
 
 NOTES: Final = b"espalier.notes"
+FILES: Final = b"espalier.files"
+"""Of a footer: JSON, path -> bytes and sha256 of the shards that the part's rows name, and of the files beside them."""
 _ROW_GROUP_ROWS: Final = 65_536
 _ROW_GROUP_BYTES: Final = 64 << 20
 _PLACE: Final = [
@@ -40,6 +44,10 @@ class PartFile:
     bytes: int
     notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """What the stage noted: deterministic facts, never times."""
+    sha256: str | None = field(default=None, compare=False)
+    """Its seal (`catalog.seal`); None where it has none, or where a Delta log was asked, whose reader leaves it out."""
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
+    """Path -> bytes and sha256 of the shards that its rows name, and of the files beside them."""
 
 
 def part_path(table: str, fingerprint: str) -> str:
@@ -67,11 +75,12 @@ def written_schema(schema: pa.Schema) -> pa.Schema:
 def describe_part(storage: Storage, path: str) -> PartFile:
     """Return what a finished part holds, from its footer."""
     local = storage.local(path)
-    source = pq.ParquetFile(local) if local else pq.ParquetFile(storage.filesystem().open_input_file(path))
-    with source as file:
-        notes = json.loads((file.metadata.metadata or {}).get(NOTES, b"{}"))
+    with reading(storage.uri, path), pq.ParquetFile(local or storage.filesystem().open_input_file(path)) as file:
+        said = file.metadata.metadata or {}
         size = local.stat().st_size if local else storage.filesystem().get_file_info(path).size
-        return PartFile(path, file.metadata.num_rows, size, notes)
+        notes, files = (json.loads(said.get(key, b"{}")) for key in (NOTES, FILES))
+        sha256 = said[KEY].decode() if KEY in said else None
+        return PartFile(path, file.metadata.num_rows, size, notes, sha256, files)
 
 
 class PartWriter:
@@ -80,6 +89,7 @@ class PartWriter:
     def __init__(self, storage: Storage, table: str, fingerprint: str, schema: pa.Schema, number: int = 0) -> None:
         self.path = part_path(table, fingerprint)
         self.notes: dict[str, Any] = {}
+        self.files: dict[str, Mapping[str, Any]] = {}
         self.rows = 0
         self._storage = storage
         self._given = schema
@@ -90,10 +100,10 @@ class PartWriter:
         self._shard: ShardWriter | None = None
         self._held: list[pa.Table] = []
         self._bytes = 0
+        self._sha256 = ""
 
     def __enter__(self) -> Self:
-        # Closed in the reverse order: first the shard appears, then the part that names it.
-        self._file = self._stack.enter_context(self._storage.writer(self.path))
+        self._file = SealingFile(self._stack.enter_context(self._storage.writer(self.path)))
         self._parquet = pq.ParquetWriter(self._file, self._schema, **_encoding(self._schema))
         if self._images:
             self._shard = self._stack.enter_context(ShardWriter(self._storage, self._shard_path))
@@ -106,23 +116,36 @@ class PartWriter:
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
+            if self._shard is not None:  # first the shard appears, then the part that names it, and says its digest
+                self.files |= self._shard.finish()
             self._flush()
             self._parquet.add_key_value_metadata({NOTES: json.dumps(self.notes, sort_keys=True, default=str)})
+            if self.files:
+                self._parquet.add_key_value_metadata({FILES: json.dumps(self.files, sort_keys=True)})
+            self._file.hold(self._parquet)
             self._parquet.close()
+            self._sha256 = self._file.seal()
             self._bytes = self._file.tell()
 
     def write(self, piece: pa.Table) -> None:
         """Append rows. Raises ArrowInvalid where they do not fit the declared schema."""
         self._append(self._stored(piece))
 
-    def write_merged(self, kept: pa.Table, pieces: Iterable[pa.Table]) -> None:
-        """Write rows of an earlier attempt and new ones, by `sample_id`. Bytes of kept rows stay where they are."""
+    def write_merged(
+        self, kept: pa.Table, pieces: Iterable[pa.Table], files: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        """Write rows of an earlier attempt and new ones, by `sample_id`. Bytes of kept rows stay where they are.
+
+        `files` are those of the earlier attempt.
+        """
+        stems = {stem(shard) for shard in kept.column("shard").unique().drop_null().to_pylist()} if files else set()
+        self.files |= {path: facts for path, facts in (files or {}).items() if stem(path) in stems}
         merged = pa.concat_tables([kept.cast(self._schema), *(self._stored(piece) for piece in pieces)])
         self._append(merged.sort_by("sample_id"))
 
     def part(self) -> PartFile:
         """Return what was written, after the writer was closed."""
-        return PartFile(self.path, self.rows, self._bytes, self.notes)
+        return PartFile(self.path, self.rows, self._bytes, self.notes, self._sha256, self.files)
 
     def _stored(self, piece: pa.Table) -> pa.Table:
         """Return rows as the table holds them; their image bytes go to the shard."""

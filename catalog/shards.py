@@ -5,6 +5,7 @@ A shard holds, for each sample, `<key>.<format>`, `<key>.txt` (the caption) and 
 where in the tar an image begins, so one image is one range read.
 """
 
+import hashlib
 import io
 import json
 import mmap
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from catalog.errors import damaged, reading
 from catalog.schema import SAMPLE_BITS, SUCCESS
 from catalog.storage import Storage
 
@@ -53,8 +55,18 @@ def sample_key(sample_id: int) -> str:
     return f"{sample_id >> SAMPLE_BITS:05d}{sample_id & ((1 << SAMPLE_BITS) - 1):08d}"
 
 
+def stem(path: str) -> str:
+    """Return what a shard and the files beside it have in common: `shards/00003-ab12`."""
+    return path.removesuffix("_stats.json").removesuffix(".tar").removesuffix(".parquet")
+
+
+def record_of(data: bytes) -> dict[str, Any]:
+    """Return what is recorded of a file: its size and its SHA-256."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
 class ShardWriter:
-    """Writes one shard as rows come; its files appear when it is closed without an error."""
+    """Writes one shard as rows come; its files appear when it is finished, or closed without an error."""
 
     def __init__(self, storage: Storage, path: str) -> None:
         self.path = path
@@ -62,16 +74,24 @@ class ShardWriter:
         self._stack = ExitStack()
         self._file: Any = None
         self._position = 0
+        self._digest = hashlib.sha256()
         self._rows: list[pa.Table] = []
+        self._records: dict[str, dict[str, Any]] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if kind is None:
-            self._close()
+            self.finish()
         else:
             self._stack.__exit__(kind, error, trace)
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """Write what is left; return path -> bytes and sha256 of the shard and the files beside it, if there is one."""
+        if self._records is None:
+            self._records = self._close()
+        return self._records
 
     def add(self, rows: pa.Table, image: str) -> tuple[pa.Array, pa.Array, pa.Array]:
         """Append rows whose bytes are in column `image`; return their place in it (null where no bytes)."""
@@ -102,22 +122,41 @@ class ShardWriter:
         info = tarfile.TarInfo(name)
         info.size = len(data)
         header = info.tobuf(tarfile.USTAR_FORMAT)
-        self._file.write(header + data + b"\0" * (-len(data) % _BLOCK))
+        self._put(header + data + b"\0" * (-len(data) % _BLOCK))
         begin = self._position + len(header)
         self._position = begin + len(data) + (-len(data) % _BLOCK)
         return begin
 
-    def _close(self) -> None:
+    def _put(self, data: bytes) -> None:
+        self._digest.update(data)
+        self._file.write(data)
+
+    def _close(self) -> dict[str, dict[str, Any]]:
         if self._file is None:
             self._stack.close()
-            return
-        self._file.write(b"\0" * (2 * _BLOCK))
+            return {}
+        self._put(b"\0" * (2 * _BLOCK))
+        size = self._position + 2 * _BLOCK
         self._stack.close()
-        rows = pa.concat_tables(self._rows)
-        stem = self.path.removesuffix(".tar")
-        with self._storage.writer(f"{stem}.parquet") as file:
-            pq.write_table(_img2dataset_rows(rows), file, compression="zstd")
-        self._storage.put(f"{stem}_stats.json", json.dumps(_img2dataset_stats(rows), indent=1).encode())
+        shard = {self.path: {"bytes": size, "sha256": self._digest.hexdigest()}}
+        return shard | write_sidecars(self._storage, self.path, pa.concat_tables(self._rows))
+
+
+def write_sidecars(storage: Storage, path: str, rows: pa.Table) -> dict[str, dict[str, Any]]:
+    """Write the files beside a shard; return path -> bytes and sha256. `rows`: a row for every row of the part."""
+    return _put_sidecars(storage, path, _img2dataset_rows(rows), rows.column("reason").to_pylist())
+
+
+def _put_sidecars(
+    storage: Storage, path: str, rows: pa.Table, reasons: Sequence[str | None]
+) -> dict[str, dict[str, Any]]:
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, compression="zstd")
+    stats = json.dumps(_stats_of(rows.column("status").to_pylist(), reasons), indent=1)
+    made = {f"{stem(path)}.parquet": buffer.getvalue(), f"{stem(path)}_stats.json": stats.encode()}
+    for name, data in made.items():
+        storage.put(name, data)
+    return {name: record_of(data) for name, data in made.items()}
 
 
 def _img2dataset_rows(rows: pa.Table) -> pa.Table:
@@ -136,10 +175,6 @@ def _img2dataset_status(status: str, reason: str | None) -> str:
     if status == SUCCESS:
         return SUCCESS
     return "failed_to_resize" if (reason or "").startswith(_DECODE_REASONS) else "failed_to_download"
-
-
-def _img2dataset_stats(rows: pa.Table) -> dict[str, Any]:
-    return _stats_of(_img2dataset_rows(rows).column("status").to_pylist(), rows.column("reason").to_pylist())
 
 
 def _stats_of(statuses: Sequence[str], reasons: Sequence[str | None]) -> dict[str, Any]:
@@ -168,19 +203,28 @@ class ShardReader:
         if self._storage.is_local:
             return [None if s is None else self._slice(s, o, n) for s, o, n in places]
         with ThreadPoolExecutor(16) as pool:
-            return list(pool.map(lambda p: None if p[0] is None else self._storage.read_range(*p), places))
+            return list(pool.map(lambda p: None if p[0] is None else self._range(*p), places))
 
     def _slice(self, path: str, offset: int, size: int) -> bytes:
         if path != self._path:
-            with (self._storage.local(path) or _refuse(path)).open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            local = self._storage.local(path)
+            assert local is not None
+            self._map = None
+            with reading(self._storage.uri, path), local.open("rb") as file:
+                size_of_file = os.fstat(file.fileno()).st_size
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size_of_file else None
             self._path = path
-        assert self._map is not None
-        return self._map[offset : offset + size]
+        data = self._map[offset : offset + size] if self._map is not None else b""
+        return self._whole(path, offset, size, data)
 
+    def _range(self, path: str, offset: int, size: int) -> bytes:
+        with reading(self._storage.uri, path):
+            return self._whole(path, offset, size, self._storage.read_range(path, offset, size))
 
-def _refuse(path: str) -> Any:
-    raise FileNotFoundError(path)
+    def _whole(self, path: str, offset: int, size: int, data: bytes) -> bytes:
+        if len(data) != size:
+            raise damaged(self._storage.uri, path, f"it ends before byte {offset + size}")
+        return data
 
 
 Span = tuple[int, int]
@@ -254,10 +298,9 @@ def _rewrite(storage: Storage, path: str, spans: Sequence[Span]) -> None:
 
 def erase_sidecars(storage: Storage, path: str, sample_ids: Iterable[int], reason: str) -> None:
     """Take samples out of the files beside a shard: their rows keep the key, as rows that failed for `reason`."""
-    stem = path.removesuffix(".tar")
-    if not storage.exists(f"{stem}.parquet"):
+    if not storage.exists(f"{stem(path)}.parquet"):
         return
-    rows = pq.read_table(io.BytesIO(storage.read(f"{stem}.parquet")))
+    rows = pq.read_table(io.BytesIO(storage.read(f"{stem(path)}.parquet")))
     keys = pa.array([sample_key(sample_id) for sample_id in sample_ids], pa.string())
     gone = pc.is_in(rows.column("key"), keys)
     said = {"status": "failed_to_download", "error_message": reason}
@@ -265,7 +308,4 @@ def erase_sidecars(storage: Storage, path: str, sample_ids: Iterable[int], reaso
         if field.name != "key":
             value = pa.scalar(said.get(field.name), field.type)
             rows = rows.set_column(at, field, pc.if_else(gone, value, rows.column(at)))
-    with storage.writer(f"{stem}.parquet") as file:
-        pq.write_table(rows, file, compression="zstd")
-    stats = _stats_of(rows.column("status").to_pylist(), rows.column("error_message").to_pylist())
-    storage.put(f"{stem}_stats.json", json.dumps(stats, indent=1).encode())
+    _put_sidecars(storage, path, rows, rows.column("error_message").to_pylist())

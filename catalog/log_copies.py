@@ -1,0 +1,147 @@
+"""Copies of Delta logs and of the rows of versions: few bytes on which everything else depends.
+
+    _copies/logs/00000001.json.gz     file (relative to the dataset) -> its content, base64
+
+Each file of copies follows a publish, and holds the commits that the files before it lack. So a commit, or the row of
+a version, that was damaged can be restored byte by byte; and that a commit differs from its copy is how damage to it
+is found. It carries its own digest (`catalog.seal`).
+"""
+
+import base64
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from catalog.errors import NotFoundError
+from catalog.seal import opened_json, sealed_json
+from catalog.storage import Storage
+
+FOLDER: Final = "_copies/logs"
+_LOG: Final = "_delta_log"
+_COMMIT: Final = re.compile(r"(\d{20})\.json")
+_NAME: Final = re.compile(r"(\d{8})\.json\.gz")
+
+
+@dataclass(frozen=True)
+class Copies:
+    """One file of copies."""
+
+    number: int
+    files: Mapping[str, bytes]
+    """Path -> content."""
+    until: Mapping[str, int]
+    """Table -> the last commit of which there is a copy, here or in a file before."""
+
+
+def commit_path(table: str, number: int) -> str:
+    """Return where a commit lies, relative to its dataset."""
+    return f"{table}/{_LOG}/{number:020d}.json"
+
+
+def commit_number(path: str) -> int | None:
+    """Return the number of the commit that a file of a log is; None where it is another file."""
+    found = _COMMIT.fullmatch(path.rpartition("/")[2])
+    return int(found[1]) if found else None
+
+
+def keep(storage: Storage, tables: Iterable[str]) -> None:
+    """Copy what was committed since the last copies, and the parts of `versions` that these commits add."""
+    names = list(tables)
+    for _ in range(100):
+        last = newest(storage)
+        copies = _copied(storage, names, last)
+        if not copies.files or storage.create(_path(copies.number), _packed(copies)):
+            return
+
+
+def renew(storage: Storage, tables: Iterable[str]) -> None:
+    """Copy everything anew, and remove the older copies: files were rewritten in place.
+
+    Only for whoever holds the dataset. Safe to repeat after a kill.
+    """
+    old = [path for path in storage.list(FOLDER) if _number(path)]
+    copies = _copied(storage, list(tables), None)
+    number = max([_number(path) for path in old], default=0) + 1
+    if copies.files:
+        storage.put(_path(number), _packed(Copies(number, copies.files, copies.until)))
+    storage.delete(old)
+
+
+def newest(storage: Storage) -> Copies | None:
+    """Return the newest sound file of copies; None where there is none."""
+    for path in sorted(storage.list(FOLDER), reverse=True):
+        if _number(path):
+            try:
+                return read(storage, path)
+            except ValueError:  # `verify` names it
+                continue
+    return None
+
+
+def paths(storage: Storage) -> list[str]:
+    """Return the files of copies, oldest first."""
+    return [path for path in storage.list(FOLDER) if _number(path)]
+
+
+def read(storage: Storage, path: str) -> Copies:
+    """Return a file of copies. Raises ValueError where it is damaged."""
+    try:
+        value = opened_json(gzip.decompress(storage.read(path)))
+        files = {name: base64.b64decode(data, validate=True) for name, data in value["files"].items()}
+        return Copies(value["number"], files, value["until"])
+    except (OSError, EOFError, zlib.error, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is no file of copies ({error})") from error
+
+
+def added(entry: bytes) -> Iterator[str]:
+    """Yield the names of the parts that a commit adds. Raises ValueError where it is no commit."""
+    for line in entry.splitlines():
+        action = json.loads(line) if line.strip() else {}
+        if add := action.get("add"):
+            yield str(add["path"])
+
+
+def _copied(storage: Storage, tables: list[str], last: Copies | None) -> Copies:
+    files: dict[str, bytes] = {}
+    until = dict(last.until) if last else {}
+    for table in tables:
+        there = {commit_number(path): path for path in storage.list(f"{table}/{_LOG}")}
+        fresh = sorted(n for n in there if n is not None and n > until.get(table, -1))
+        for number in fresh:
+            entry = storage.read(there[number])
+            files[there[number]] = entry
+            until[table] = number
+            if table == "versions":
+                files |= _rows(storage, entry)
+    number = max([_number(path) for path in storage.list(FOLDER)], default=0) + 1
+    return Copies(number, files, until)
+
+
+def _rows(storage: Storage, entry: bytes) -> dict[str, bytes]:
+    found = {}
+    for name in added(entry):
+        try:
+            found[f"versions/{name}"] = storage.read(f"versions/{name}")
+        except NotFoundError:  # a version that was given up since
+            continue
+    return found
+
+
+def _packed(copies: Copies) -> bytes:
+    files = {path: base64.b64encode(data).decode() for path, data in copies.files.items()}
+    value = {"number": copies.number, "until": dict(copies.until), "files": files}
+    return gzip.compress(sealed_json(value), 6, mtime=0)
+
+
+def _number(path: str) -> int:
+    """Return the number of a file of copies; 0 where it is another file."""
+    found = _NAME.fullmatch(path.rpartition("/")[2])
+    return int(found[1]) if found else 0
+
+
+def _path(number: int) -> str:
+    return f"{FOLDER}/{number:08d}.json.gz"
