@@ -248,7 +248,7 @@ class Dataset:
         """
         delta.widen(self.storage, "versions", VERSIONS)
         before = self._version_files()
-        base = self._read_version(before[-1].path).tables if before else {}
+        base = self.read_version(before[-1].path).tables if before else {}
         committed = {name: self._commit(name, tables[name], base.get(name)) for name in sorted(tables)}
         for _ in range(100):
             after = delta.latest(self.storage, "versions")
@@ -264,7 +264,7 @@ class Dataset:
 
     def versions(self) -> list[Version]:
         """Return all versions, oldest first; none where nothing was published."""
-        return [self._read_version(part.path) for part in self._version_files()]
+        return [self.read_version(part.path) for part in self._version_files()]
 
     def last(self) -> Version | None:
         """Return the last version that is not held, or None where there is none.
@@ -297,7 +297,7 @@ class Dataset:
         if number not in files:
             known = ", ".join(map(str, files)) if len(files) < 10 else f"{min(files)} to {max(files)}"
             raise NotFoundError(f"dataset {self.name!r} has no version {number}; there is: {known}")
-        return self._read_version(files[number])
+        return self.read_version(files[number])
 
     def approve(self, number: int) -> Version:
         """Let a held version count like any other; return it. It is the latest where no later version counts.
@@ -353,7 +353,7 @@ class Dataset:
         delta.widen(self.storage, "versions", VERSIONS)
         changed: dict[str, int] = {}
         for part in self._version_files():
-            version = self._read_version(part.path)
+            version = self.read_version(part.path)
             now = {name: self._counted(name, t) if name in tables else t for name, t in version.tables.items()}
             if now != version.tables:
                 self.storage.put(part.path, _to_parquet(replace(version, tables=now)))
@@ -464,7 +464,7 @@ class Dataset:
     def _newest(self, files: Sequence[PartFile]) -> Iterator[Version]:
         """Yield the newest version, the one before it, ..., and end with the first that is not held."""
         for part in reversed(files):
-            version = self._read_version(part.path)
+            version = self.read_version(part.path)
             yield version
             if not version.is_held:
                 return
@@ -510,9 +510,10 @@ class Dataset:
         except NotFoundError:
             return []
 
-    def _read_version(self, path: str) -> Version:
+    def read_version(self, path: str, data: bytes | None = None) -> Version:
+        """Return the version that a file of `versions` holds; `data`: its bytes, where they are at hand."""
         with reading(self.storage.uri, path):
-            row: dict[str, Any] = pq.read_table(io.BytesIO(self.storage.read(path))).to_pylist()[0]
+            row: dict[str, Any] = pq.read_table(io.BytesIO(data or self.storage.read(path))).to_pylist()[0]
         tables = {table.pop("name"): TableVersion(**table) for table in row.pop("tables")}
         inputs, stages = json.loads(row.pop("inputs")), json.loads(row.pop("stages"))
         held = tuple(row.pop("held", None) or ())  # rows of older releases say nothing of it

@@ -54,7 +54,7 @@ def keep(storage: Storage, tables: Iterable[str]) -> None:
     for _ in range(100):
         last = newest(storage)
         copies = _copied(storage, names, last)
-        if not copies.files or storage.create(_path(copies.number), _packed(copies)):
+        if not copies.files or storage.create(path_of(copies.number), _packed(copies)):
             return
 
 
@@ -67,7 +67,7 @@ def renew(storage: Storage, tables: Iterable[str]) -> None:
     copies = _copied(storage, list(tables), None)
     number = max([_number(path) for path in old], default=0) + 1
     if copies.files:
-        storage.put(_path(number), _packed(Copies(number, copies.files, copies.until)))
+        storage.put(path_of(number), _packed(Copies(number, copies.files, copies.until)))
     storage.delete(old)
 
 
@@ -143,5 +143,6 @@ def _number(path: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _path(number: int) -> str:
+def path_of(number: int) -> str:
+    """Return where a file of copies lies, relative to its dataset."""
     return f"{FOLDER}/{number:08d}.json.gz"

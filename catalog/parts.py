@@ -143,6 +143,10 @@ class PartWriter:
         merged = pa.concat_tables([kept.cast(self._schema), *(self._stored(piece) for piece in pieces)])
         self._append(merged.sort_by("sample_id"))
 
+    def end_group(self) -> None:
+        """End the row group here."""
+        self._flush()
+
     def part(self) -> PartFile:
         """Return what was written, after the writer was closed."""
         return PartFile(self.path, self.rows, self._bytes, self.notes, self._sha256, self.files)

@@ -12,7 +12,7 @@ import mmap
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, Final, Self
@@ -139,24 +139,26 @@ class ShardWriter:
         size = self._position + 2 * _BLOCK
         self._stack.close()
         shard = {self.path: {"bytes": size, "sha256": self._digest.hexdigest()}}
-        return shard | write_sidecars(self._storage, self.path, pa.concat_tables(self._rows))
+        return shard | put_recorded(self._storage, sidecars(self.path, pa.concat_tables(self._rows)))
 
 
-def write_sidecars(storage: Storage, path: str, rows: pa.Table) -> dict[str, dict[str, Any]]:
-    """Write the files beside a shard; return path -> bytes and sha256. `rows`: a row for every row of the part."""
-    return _put_sidecars(storage, path, _img2dataset_rows(rows), rows.column("reason").to_pylist())
+def sidecars(path: str, rows: pa.Table) -> dict[str, bytes]:
+    """Return path -> content of the files beside a shard. `rows`: a row for every row of the part."""
+    return _sidecars(path, _img2dataset_rows(rows), rows.column("reason").to_pylist())
 
 
-def _put_sidecars(
-    storage: Storage, path: str, rows: pa.Table, reasons: Sequence[str | None]
-) -> dict[str, dict[str, Any]]:
+def _sidecars(path: str, rows: pa.Table, reasons: Sequence[str | None]) -> dict[str, bytes]:
     buffer = io.BytesIO()
     pq.write_table(rows, buffer, compression="zstd")
     stats = json.dumps(_stats_of(rows.column("status").to_pylist(), reasons), indent=1)
-    made = {f"{stem(path)}.parquet": buffer.getvalue(), f"{stem(path)}_stats.json": stats.encode()}
-    for name, data in made.items():
+    return {f"{stem(path)}.parquet": buffer.getvalue(), f"{stem(path)}_stats.json": stats.encode()}
+
+
+def put_recorded(storage: Storage, files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Write files; return path -> bytes and sha256."""
+    for name, data in files.items():
         storage.put(name, data)
-    return {name: record_of(data) for name, data in made.items()}
+    return {name: record_of(data) for name, data in files.items()}
 
 
 def _img2dataset_rows(rows: pa.Table) -> pa.Table:
@@ -308,4 +310,4 @@ def erase_sidecars(storage: Storage, path: str, sample_ids: Iterable[int], reaso
         if field.name != "key":
             value = pa.scalar(said.get(field.name), field.type)
             rows = rows.set_column(at, field, pc.if_else(gone, value, rows.column(at)))
-    _put_sidecars(storage, path, rows, rows.column("error_message").to_pylist())
+    put_recorded(storage, _sidecars(path, rows, rows.column("error_message").to_pylist()))

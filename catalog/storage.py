@@ -205,6 +205,19 @@ class Storage:
             with _plain(self.uri), suppress(FileNotFoundError):
                 _store(self.root).delete(keys)
 
+    def move(self, path: str, target: str) -> None:
+        """Rename a file, over what is there. On object stores it is copied, then removed."""
+        with _plain(self._name(path)):
+            if self.is_local:
+                final = self._path(target)
+                final.parent.mkdir(parents=True, exist_ok=True)
+                self._path(path).replace(final)
+                _sync_folder(final.parent)
+                _sync_folder(self._path(path).parent)
+                return
+            _store(self.root).copy(self._key(path), self._key(target))
+        self.delete([path])
+
     @contextmanager
     def writer(self, path: str) -> Iterator[IO[bytes]]:
         """Give a binary file to write to; it appears under `path` when the block ends without an error."""

@@ -1,0 +1,297 @@
+"""Mending damage: what has a copy is restored, and what a build can make is set aside, so that it makes it again.
+
+Nothing is deleted: a damaged file moves to `_quarantine/<time>/` under its own path. What was set aside is written down
+in the dataset's state `repairs` until a build has settled it:
+
+    parts     path -> the SHA-256 that it should have (null where nobody knows). A part that is not there is made again
+              under its name, and `settle` lets the logs say what it is now.
+    shards    path -> bytes and SHA-256. Their pictures are fetched again (`flows.mend`).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from catalog import delta, log_copies
+from catalog.amend import amend
+from catalog.dataset import QUARANTINE, RUNS, VERSIONS, Dataset
+from catalog.errors import EspalierError
+from catalog.inputs import read_parquet
+from catalog.lease import hold
+from catalog.lookup import rows_of
+from catalog.parts import PartFile, PartWriter, describe_part
+from catalog.seal import opened_json
+from catalog.shards import FOLDER, record_of, sidecars, stem
+from catalog.verify import LOGS, REPAIRS, STATE_FOLDERS, Damage, Findings, Progress, Verifier
+
+_REGENERATED: Final = ("identities",)
+"""States that a build makes anew."""
+
+
+@dataclass
+class Mended:
+    """What was done about the damages."""
+
+    restored: list[str] = field(default_factory=list)
+    """Files that are again what was written."""
+    set_aside: list[str] = field(default_factory=list)
+    """Files that the next build makes again."""
+    lost: list[str] = field(default_factory=list)
+    """Sentences: what cannot be had again, and what to do."""
+
+
+def repair(dataset: Dataset, progress: Progress = lambda done, total: None) -> tuple[Findings, Mended]:
+    """Verify a dataset, restore what has a copy, and set aside what a build can make. Return what was found and done.
+
+    Raises BusyError while somebody builds.
+    """
+    with hold(dataset) as lease:
+        verifier = Verifier(dataset, progress)
+        findings = verifier.run()
+        lease.check()
+        mended = _Repairer(verifier).run(findings.damages)
+    return findings, mended
+
+
+def pending(dataset: Dataset) -> dict[str, dict[str, Any]]:
+    """Return what was set aside and is not settled: `parts` and `shards`, by path."""
+    state = dataset.state(REPAIRS)
+    return {"parts": dict(state.get("parts", {})), "shards": dict(state.get("shards", {}))}
+
+
+def settle(dataset: Dataset) -> None:
+    """Make the logs agree with the parts that were made again. Only for whoever holds the dataset."""
+    waiting = pending(dataset)
+    made = [path for path in waiting["parts"] if dataset.storage.exists(path)]
+    if not made:
+        return
+    tables = {path.partition("/")[0] for path in made}
+    changed = [table for table in tables if amend(dataset.storage, table, made_of(table, made))]
+    if changed:
+        dataset.restate(changed)
+        log_copies.renew(dataset.storage, (*dataset.tables(), *LOGS))
+    set_pending(dataset, {p: s for p, s in waiting["parts"].items() if p not in made}, waiting["shards"])
+
+
+def made_of(table: str, paths: list[str]) -> list[str]:
+    """Return the paths of one table."""
+    return [path for path in paths if path.startswith(f"{table}/")]
+
+
+def set_pending(dataset: Dataset, parts: Mapping[str, Any], shards: Mapping[str, Any]) -> None:
+    """Write down what is set aside."""
+    dataset.set_state(REPAIRS, {"parts": dict(parts), "shards": dict(shards)})
+
+
+class _Repairer:
+    def __init__(self, verifier: Verifier) -> None:
+        self._found = verifier
+        self._dataset = verifier.dataset
+        self._storage = verifier.storage
+        self._time = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+        self._mended = Mended()
+        self._parts: dict[str, Any] = {}
+        self._shards: dict[str, Any] = {}
+
+    def run(self, damages: list[Damage]) -> Mended:
+        # The builder's notes first, then the logs: what follows reads both.
+        for damage in sorted(damages, key=lambda d: (not d.path.startswith(STATE_FOLDERS), not _is_log(d.path), d)):
+            self._mend(damage.path)
+        for log in self._found.logs.values():
+            if log.lost:
+                self._cut(log.table, min(log.lost))
+        if self._parts or self._shards:
+            before = pending(self._dataset)
+            set_pending(self._dataset, before["parts"] | self._parts, before["shards"] | self._shards)
+        if any(damage.path.startswith(log_copies.FOLDER) for damage in damages):
+            log_copies.renew(self._storage, (*self._dataset.tables(), *LOGS))
+        else:
+            log_copies.keep(self._storage, (*self._dataset.tables(), *LOGS))
+        for each in (self._mended.restored, self._mended.set_aside, self._mended.lost):
+            each.sort()
+        return self._mended
+
+    def _mend(self, path: str) -> None:
+        folder = path.partition("/")[0]
+        if path.startswith(STATE_FOLDERS):
+            self._mend_state(path)
+        elif path.startswith(log_copies.FOLDER):
+            self._aside(path)
+            self._mended.restored.append(path)
+        elif _is_log(path) or folder == "versions":
+            self._mend_log(path)
+        elif folder == "runs":
+            self._unlist(path, "what it says of a run is lost")
+        elif folder == "_index":
+            self._mend_index(path)
+        elif folder == FOLDER:
+            self._mend_shard(path)
+        else:
+            self._parts[path] = self._expected(path)
+            self._aside(path)
+            self._mended.set_aside.append(path)
+
+    def _aside(self, path: str) -> None:
+        """Move a file to the quarantine, if it is there."""
+        if self._storage.exists(path):
+            self._storage.move(path, f"{QUARANTINE}/{self._time}/{path}")
+
+    def _restore(self, path: str, data: bytes) -> None:
+        self._aside(path)
+        self._storage.put(path, data)
+        self._mended.restored.append(path)
+
+    def _mend_state(self, path: str) -> None:
+        main, copies = STATE_FOLDERS
+        name = path.rpartition("/")[2]
+        other = f"{copies if path.startswith(f'{main}/') else main}/{name}"
+        try:
+            data = self._storage.read(other)
+            opened_json(data)
+        except (EspalierError, ValueError):
+            if name.removesuffix(".json") in _REGENERATED:
+                self._aside(path)
+                self._mended.set_aside.append(path)
+            elif path.startswith(f"{main}/"):
+                self._mended.lost.append(f"{path} has no copy: restore it from a backup of the catalog")
+            return
+        self._restore(path, data)
+
+    def _mend_log(self, path: str) -> None:
+        if (copy := self._found.copied.get(path)) is not None:
+            self._restore(path, copy)
+        elif log_copies.commit_number(path) is None and _is_log(path):  # a checkpoint: it repeats the commits
+            self._aside(path)
+            self._mended.restored.append(path)
+        elif not _is_log(path):
+            self._unlist(path, "the version is lost; the next build publishes another")
+        # A commit without a copy: `_cut`.
+
+    def _unlist(self, path: str, said: str) -> None:
+        """Take a part of `versions` or `runs` that is lost out of its table."""
+        self._aside(path)
+        delta.remove(self._storage, path.partition("/")[0], [path])
+        self._mended.lost.append(f"{path} has no copy: {said}")
+
+    def _cut(self, table: str, first: int) -> None:
+        """Set aside a table's commits from one on that is lost and has no copy, and the versions that need them."""
+        log = self._found.logs[table]
+        for number in range(first if table not in LOGS else 0, log.last + 1):
+            self._aside(log_copies.commit_path(table, number))
+        for path in self._storage.list(f"{table}/_delta_log"):
+            if log_copies.commit_number(path) is None:
+                self._aside(path)
+        if table in LOGS:  # each of their parts says all of itself
+            parts = [describe_part(self._storage, f"{table}/{n}.parquet") for n in self._dataset.finished(table)]
+            delta.commit(self._storage, table, VERSIONS if table == "versions" else RUNS, parts)
+            self._mended.restored.append(log_copies.commit_path(table, first))
+            return
+        gone = [v.number for v in self._found.versions if table in v.tables and v.tables[table].delta_version >= first]
+        rows = [p for p in self._version_rows() if int(PurePosixPath(p).name.partition("-")[0]) in gone]
+        delta.remove(self._storage, "versions", rows)
+        for row in rows:
+            self._aside(row)
+        said = ", ".join(map(str, sorted(gone))) or "none"
+        self._mended.lost.append(
+            f"{log_copies.commit_path(table, first)} has no copy: versions that need it are lost ({said}); "
+            "the next build publishes one from the parts that are there"
+        )
+
+    def _version_rows(self) -> list[str]:
+        return [part.path for part in delta.files(self._storage, "versions")]
+
+    def _mend_index(self, path: str) -> None:
+        folder = "/".join(path.split("/")[:2])
+        for each in self._storage.list(folder):
+            self._aside(each)
+        column = folder.rpartition("/")[2]
+        said = f"the index of {column} was set aside: `espalier index {self._dataset.name} --column {column}` makes it"
+        if said not in self._mended.lost:
+            self._mended.lost.append(said)
+
+    def _expected(self, path: str) -> str | None:
+        """Return the SHA-256 that a log says of a part."""
+        log = self._found.logs.get(path.partition("/")[0])
+        for number in range(log.last, -1, -1) if log else ():
+            if (add := log.adds(number).get(path) if log else None) is not None:
+                said: str | None = json.loads(add.get("stats") or "{}").get("sha256")
+                return said
+        return None
+
+    def _mend_shard(self, path: str) -> None:
+        if path.endswith(".tar"):
+            part = self._found.recorded_by.get(path)
+            self._shards[path] = describe_part(self._storage, part).files[path] if part else None
+            self._aside(path)
+            self._mended.set_aside.append(path)
+            return
+        part = self._found.recorded_by[path]
+        described = describe_part(self._storage, part)
+        data = self._sidecar(path, part)
+        self._restore(path, data)
+        if (record := record_of(data)) != described.files[path]:
+            _record(self._dataset, described, {**described.files, path: record})
+
+    def _sidecar(self, path: str, part: str) -> bytes:
+        """Return what lay beside a shard, from the part and the source's rows of it."""
+        rows = read_parquet(self._storage, part)
+        ids = np.asarray(rows.column("sample_id").to_numpy(), np.int64)
+        sources = [f"source/{name}.parquet" for name in self._dataset.finished("source")]
+        for name in ("url", "caption"):
+            if name in rows.column_names:
+                continue
+            told = rows_of(self._storage, sources, ids, [name])
+            at = np.searchsorted(told.column("sample_id").to_numpy(), ids)
+            if told.num_rows and (at < told.num_rows).all():
+                rows = rows.append_column(name, told.column(name).take(pa.array(at)))
+        return sidecars(f"{stem(path)}.tar", rows)[path]
+
+
+def _record(dataset: Dataset, part: PartFile, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Rewrite a part, with the same rows, so that it says other digests of files; and what logs say of it."""
+    table, _, name = part.path.partition("/")
+    rewrite(dataset, part.path, name.removesuffix(".parquet"), part.notes, files, {})
+    if amend(dataset.storage, table, [part.path]):
+        dataset.restate([table])
+        log_copies.renew(dataset.storage, (*dataset.tables(), *LOGS))
+
+
+def rewrite(
+    dataset: Dataset,
+    path: str,
+    fingerprint: str,
+    notes: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Any]],
+    shards: Mapping[str, str],
+) -> PartFile:
+    """Write the rows of a part as another one of the same table, with shards under other names; return it."""
+    table = path.partition("/")[0]
+    source = dataset.storage.local(path) or dataset.storage.filesystem().open_input_file(path)
+    with pq.ParquetFile(source) as file:
+        schema = file.schema_arrow.remove_metadata()
+        with PartWriter(dataset.storage, table, fingerprint, schema) as writer:
+            writer.notes |= notes
+            writer.files |= files
+            for group in range(file.num_row_groups):
+                writer.write(_renamed(file.read_row_group(group, use_threads=False), shards))
+                writer.end_group()
+    return writer.part()
+
+
+def _renamed(rows: pa.Table, shards: Mapping[str, str]) -> pa.Table:
+    if not shards or "shard" not in rows.column_names:
+        return rows
+    names = [shards.get(name, name) for name in rows.column("shard").to_pylist()]
+    at = rows.column_names.index("shard")
+    return rows.set_column(at, rows.schema.field(at), pa.array(names, pa.string()))
+
+
+def _is_log(path: str) -> bool:
+    return "/_delta_log/" in path

@@ -1,0 +1,499 @@
+"""Finding damage: every file of a dataset against the sizes and digests that were recorded where it was written.
+
+    what                          found to be damaged by
+    commit of a Delta log         its copy (`catalog.log_copies`)
+    row of a version, run, part   its own digest (`catalog.seal`), and the log's
+    shard, and files beside it    the digest in the footer of the part that was written with it
+    the builder's notes           their own digest
+
+Every file is read once. One of an older release that has no digest is decoded to the end: a Parquet file page by page,
+a shard member by member and picture by picture. Nothing is changed; `catalog.repair` does that.
+"""
+
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from threading import Lock
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from catalog import delta, log_copies
+from catalog.dataset import QUARANTINE, Dataset, Version
+from catalog.errors import EspalierError, NotFoundError
+from catalog.log_copies import Copies, commit_number, commit_path
+from catalog.parts import describe_part
+from catalog.seal import Seal, digest_of, is_sealed, opened_json, read_seal
+from catalog.shards import FOLDER
+from catalog.storage import is_temporary
+
+Progress = Callable[[int, int], None]
+"""Bytes that were read, and how many there are."""
+LOGS: Final = ("versions", "runs")
+REPAIRS: Final = "repairs"
+"""The dataset's state that says what `--repair` set aside and no build has settled yet (`catalog.repair`)."""
+STATE_FOLDERS: Final = ("_state", "_copies/state")
+_THREADS: Final = 4
+_LEAST_BYTES: Final = 12
+"""Of a Parquet file: two magics and a length."""
+
+
+@dataclass(frozen=True, order=True)
+class Damage:
+    """One damaged file."""
+
+    path: str
+    """Relative to the dataset."""
+    kind: str
+    """missing, size, digest or unreadable."""
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.kind}: {self.detail}"
+
+
+@dataclass
+class Findings:
+    """What was checked, and what is damaged."""
+
+    label: str
+    files: int = 0
+    bytes: int = 0
+    without_digest: int = 0
+    """Files of an older release: decoded, as they have no digest."""
+    damages: list[Damage] = field(default_factory=list)
+
+    @property
+    def is_sound(self) -> bool:
+        return not self.damages
+
+
+@dataclass(frozen=True)
+class Log:
+    """The commits of one table: those that are sound, or can be restored."""
+
+    table: str
+    entries: Mapping[int, bytes]
+    restored: frozenset[int]
+    """Commits that are damaged and of which there is a copy."""
+    lost: frozenset[int]
+    """Commits that are damaged and of which there is none."""
+
+    def adds(self, number: int) -> dict[str, dict[str, Any]]:
+        """Return path (relative to the dataset) -> Delta's `add`, of the parts at a commit, as far as can be read."""
+        found: dict[str, dict[str, Any]] = {}
+        for at in range(number + 1):
+            for action in _actions(self.entries.get(at, b"")):
+                if "add" in action:
+                    found[f"{self.table}/{action['add']['path']}"] = action["add"]
+                elif "remove" in action:
+                    found.pop(f"{self.table}/{action['remove']['path']}", None)
+        return found
+
+    @property
+    def last(self) -> int:
+        """The number of the last commit; -1 where there is none."""
+        return max((*self.entries, *self.lost), default=-1)
+
+
+class Verifier:
+    """Checks one dataset; keeps what it has read of the logs and copies, for `catalog.repair`."""
+
+    def __init__(self, dataset: Dataset, progress: Progress = lambda done, total: None) -> None:
+        self.dataset = dataset
+        self.storage = dataset.storage
+        self.findings = Findings(dataset.name)
+        self.copied: dict[str, bytes] = {}
+        self.logs: dict[str, Log] = {}
+        self.versions: list[Version] = []
+        self.recorded_by: dict[str, str] = {}
+        """Shard, or file beside one -> the part that says its digest."""
+        self.sizes = {
+            path: size
+            for path, size in dataset.storage.list().items()
+            if not is_temporary(path) and not path.startswith((f"{QUARANTINE}/", "_work/"))
+        }
+        self._progress = progress
+        self._lock = Lock()
+        self._done = self._total = 0
+
+    def run(self, number: int | None = None) -> Findings:
+        """Check every version, and whatever else the dataset keeps; with `number`, just what that version needs.
+
+        Raises NotFoundError where there is no such version.
+        """
+        copies = self._check_copies()
+        tables = sorted({*self.dataset.tables(), *LOGS, *copies})
+        for table in tables:
+            self._check_log(table, copies)
+        self._check_versions(number)
+        wanted = self._wanted(number)
+        self._total = sum(self.sizes.get(path, 0) for path in wanted)
+        recorded: dict[str, Mapping[str, Any]] = {}
+        unrecorded: dict[str, list[str]] = {}
+        for found in self._each(lambda item: self._check_part(*item), wanted.items()):
+            recorded |= found[0]
+            for shard, part in found[1]:
+                unrecorded.setdefault(shard, []).append(part)
+        unrecorded = {shard: parts for shard, parts in unrecorded.items() if shard not in recorded}
+        self._total += sum(self.sizes.get(path, 0) for path in (*recorded, *unrecorded))
+        self._each(lambda item: self._check_recorded(*item), recorded.items())
+        self._each(lambda item: self._check_shard(*item), unrecorded.items())
+        self._check_states()
+        if number is None:
+            self._check_indexes()
+        else:
+            self.findings.label = f"{self.dataset.name}@{number}"
+        self.findings.damages.sort()
+        return self.findings
+
+    def _each(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        with ThreadPoolExecutor(_THREADS if self.storage.is_local else 16) as pool:
+            return list(pool.map(function, list(items)))
+
+    def _damaged(self, path: str, kind: str, detail: str) -> None:
+        with self._lock:
+            self.findings.damages.append(Damage(path, kind, detail))
+
+    def _count(self, path: str, sealed: bool = True) -> None:
+        with self._lock:
+            self.findings.files += 1
+            self.findings.bytes += self.sizes.get(path, 0)
+            self.findings.without_digest += not sealed
+
+    def _read(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            self._progress(self._done, max(self._total, self._done))
+
+    # The logs.
+
+    def _check_copies(self) -> dict[str, int]:
+        """Read the copies of the logs; return table -> the last commit of which there is one."""
+        until: dict[str, int] = {}
+        numbers = []
+        for path in log_copies.paths(self.storage):
+            self._count(path)
+            numbers.append(int(PurePosixPath(path).name[:8]))
+            try:
+                copies: Copies = log_copies.read(self.storage, path)
+            except ValueError as error:
+                self._damaged(path, "digest", str(error))
+                continue
+            self.copied |= copies.files
+            until |= copies.until
+        for number in sorted(set(range(min(numbers, default=0), max(numbers, default=-1))) - set(numbers)):
+            self._damaged(log_copies.path_of(number), "missing", "it is not there")
+        there = {name for name in self.sizes if name.startswith("versions/_delta_log/")}
+        uncopied = [p for p in there if (n := commit_number(p)) is not None and n > until.get("versions", -1)]
+        if until and uncopied and not self.findings.damages:
+            self._damaged(log_copies.path_of(max(numbers) + 1), "missing", f"there is no copy of {min(uncopied)}")
+        return until
+
+    def _check_log(self, table: str, until: Mapping[str, int]) -> None:
+        folder = f"{table}/_delta_log/"
+        there = {n: path for path in self.sizes if path.startswith(folder) and (n := commit_number(path)) is not None}
+        entries: dict[int, bytes] = {}
+        restored, lost = set(), set()
+        for number in range(max((*there, until.get(table, -1)), default=-1) + 1):
+            path = commit_path(table, number)
+            entry, fault = self._entry(path, self.copied.get(path))
+            if fault is None:
+                entries[number] = entry
+                continue
+            self._damaged(path, *fault)
+            if (copy := self.copied.get(path)) is not None:
+                entries[number] = copy
+                restored.add(number)
+            else:
+                lost.add(number)
+        self.logs[table] = Log(table, entries, frozenset(restored), frozenset(lost))
+        checkpoints = sorted(p for p in self.sizes if p.startswith(folder) and "checkpoint" in p)
+        if checkpoints and not (restored or lost) and not self._agrees(table):
+            for path in checkpoints:
+                self._damaged(path, "unreadable", "it does not say what the commits say")
+
+    def _entry(self, path: str, copy: bytes | None) -> tuple[bytes, tuple[str, str] | None]:
+        """Return a commit, and what is wrong with it: kind and detail."""
+        if path not in self.sizes:
+            return b"", ("missing", "it is not there")
+        entry = self.storage.read(path)
+        self._count(path, copy is not None)
+        if copy is not None and entry != copy:
+            kind = "size" if len(entry) != len(copy) else "digest"
+            said = (
+                f"{len(entry)} bytes, expected {len(copy)}" if kind == "size" else "its bytes are not those of its copy"
+            )
+            return entry, (kind, said)
+        try:
+            _actions(entry, strict=True)
+        except ValueError as error:
+            return entry, ("unreadable", f"it is no Delta commit ({error})")
+        return entry, None
+
+    def _agrees(self, table: str) -> bool:
+        log = self.logs[table]
+        try:
+            return sorted(log.adds(log.last)) == [part.path for part in delta.files(self.storage, table)]
+        except EspalierError:
+            return False
+
+    def _check_versions(self, number: int | None) -> None:
+        """Check the rows of versions, and read them (from their copies where they are damaged)."""
+        log = self.logs["versions"]
+        for path, add in log.adds(log.last).items():
+            if number is not None and int(PurePosixPath(path).name.partition("-")[0]) != number:
+                continue
+            self._check_part(path, add)
+            try:
+                data = self.copied.get(path)
+                self.versions.append(self.dataset.read_version(path, data))
+            except EspalierError:
+                continue  # it is damaged, and named, and there is no copy
+        if number is not None and not self.versions:
+            self.dataset.version(number)  # raises NotFoundError, with what there is
+        if not self.versions and not log.entries and not log.lost:
+            raise NotFoundError(f"dataset {self.dataset.name!r} has no version yet; `espalier build` makes one")
+
+    def _wanted(self, number: int | None) -> dict[str, dict[str, Any] | None]:
+        """Return path -> Delta's `add` of the parts to check; None for those that no log names."""
+        pending = self.pending()
+        wanted: dict[str, dict[str, Any] | None] = {}
+        for version in self.versions:
+            for table, state in version.tables.items():
+                wanted |= self.logs[table].adds(state.delta_version) if table in self.logs else {}
+        if number is None:
+            for table, log in self.logs.items():
+                if table != "versions":
+                    wanted |= log.adds(log.last)
+            for table in self.dataset.tables():
+                parts = (f"{table}/{name}.parquet" for name in self.dataset.finished(table))
+                wanted |= {path: None for path in parts if path not in wanted}
+        return {path: None if path in pending and path in self.sizes else add for path, add in wanted.items()}
+
+    def pending(self) -> dict[str, Any]:
+        """Return the parts that were set aside and may have been made again: the logs do not know them yet."""
+        try:
+            return dict(self.dataset.state(REPAIRS).get("parts", {}))
+        except EspalierError:
+            return {}
+
+    # Parts and shards.
+
+    def _check_part(
+        self, path: str, add: Mapping[str, Any] | None
+    ) -> tuple[Mapping[str, Mapping[str, Any]], list[tuple[str, str]]]:
+        """Check a part. Return what it records of files, and (shard, part) for shards of which nothing is recorded."""
+        size = self.sizes.get(path)
+        if size is None:
+            self._damaged(path, "missing", "it is not there")
+            return {}, []
+        try:
+            fault, sealed = self._part_fault(path, size, add)
+            self._count(path, sealed)
+            if fault is None:
+                files = describe_part(self.storage, path).files
+                with self._lock:
+                    self.recorded_by |= dict.fromkeys(files, path)
+                return files, [] if files or sealed else [(shard, path) for shard in self._shards(path)]
+        except EspalierError as error:
+            fault = ("unreadable", str(error).partition(" is damaged: ")[2].partition("; `")[0] or str(error))
+        self._damaged(path, *fault)
+        return {}, []
+
+    def _part_fault(self, path: str, size: int, add: Mapping[str, Any] | None) -> tuple[tuple[str, str] | None, bool]:
+        """Return what is wrong with a part (kind, detail; None where nothing is), and whether it has a digest."""
+        if add is not None and add["size"] != size:
+            return ("size", f"{size:,} bytes, expected {add['size']:,}"), True
+        if size < _LEAST_BYTES:
+            return ("unreadable", f"{size} bytes are no Parquet file"), True
+        expected = json.loads(add.get("stats") or "{}").get("sha256") if add is not None else None
+        seal = self._last(path, read_seal(self.storage, path, size))
+        assert isinstance(seal, Seal)
+        if seal.recorded is None and expected is None:
+            return self._undecodable(path), False
+        recorded = expected or seal.recorded
+        if seal.found == recorded == seal.recorded:
+            return None, True
+        if seal.recorded is None:
+            return ("digest", f"its footer has no SHA-256, expected {recorded}"), True
+        wrong = seal.found if seal.found != recorded else seal.recorded
+        return ("digest", f"SHA-256 is {wrong[:16]}..., expected {str(recorded)[:16]}..."), True
+
+    def _last(self, path: str, steps: Iterator[Any]) -> Any:
+        """Return what steps end with; the numbers before are bytes read so far."""
+        before, last = 0, None
+        for last in steps:
+            if isinstance(last, int):
+                self._read(last - before)
+                before = last
+        self._read(self.sizes.get(path, before) - before)
+        return last
+
+    def _undecodable(self, path: str) -> tuple[str, str] | None:
+        """Decode a Parquet file without a digest to its end; return what is wrong with it."""
+        try:
+            source = self.storage.local(path) or self.storage.filesystem().open_input_file(path)
+            with pq.ParquetFile(source, page_checksum_verification=True) as file:
+                for group in range(file.num_row_groups):
+                    file.read_row_group(group, use_threads=False)
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            return "unreadable", " ".join(str(error).split())[:200]
+        return None
+
+    def _shards(self, path: str) -> list[str]:
+        if path.partition("/")[0] != "images":
+            return []
+        with pq.ParquetFile(self.storage.local(path) or self.storage.filesystem().open_input_file(path)) as file:
+            if "shard" not in file.schema_arrow.names:
+                return []
+            found: list[str] = pc.unique(file.read(["shard"]).column("shard")).drop_null().to_pylist()
+            return found
+
+    def _check_recorded(self, path: str, record: Mapping[str, Any]) -> None:
+        size = self.sizes.get(path)
+        if size is None:
+            return self._damaged(path, "missing", "it is not there")
+        self._count(path)
+        if size != record["bytes"]:
+            return self._damaged(path, "size", f"{size:,} bytes, expected {record['bytes']:,}")
+        digest = self._last(path, digest_of(self.storage, path, size))
+        if digest != record["sha256"]:
+            self._damaged(path, "digest", f"SHA-256 is {digest[:16]}..., expected {record['sha256'][:16]}...")
+        return None
+
+    def _check_shard(self, path: str, parts: Sequence[str]) -> None:
+        """Check a shard of which nothing is recorded: its members, and the pictures that parts say are in it."""
+        if path not in self.sizes:
+            return self._damaged(path, "missing", "it is not there")
+        self._count(path, sealed=False)
+        if fault := shard_fault(self.dataset, path, parts):
+            self._damaged(path, "unreadable", fault)
+        self._read(self.sizes[path])
+        return None
+
+    # Notes and indexes.
+
+    def _check_states(self) -> None:
+        main, _ = STATE_FOLDERS
+        names = {p.rpartition("/")[2] for f in STATE_FOLDERS for p in self.sizes if p.startswith(f"{f}/")}
+        for name in sorted(names):
+            sealed = False
+            for folder in STATE_FOLDERS:
+                path = f"{folder}/{name}"
+                if path not in self.sizes:
+                    if folder == main or sealed:
+                        self._damaged(path, "missing", "it is not there")
+                    continue
+                data = self.storage.read(path)
+                sealed = is_sealed(data)
+                self._count(path, sealed)
+                try:
+                    opened_json(data)
+                except ValueError as error:
+                    self._damaged(path, "digest" if sealed else "unreadable", str(error))
+
+    def _check_indexes(self) -> None:
+        for path in sorted(p for p in self.sizes if p.startswith("_index/") and p.endswith("/index.json")):
+            data = self.storage.read(path)
+            self._count(path, is_sealed(data))
+            try:
+                facts = opened_json(data)
+                digests: Mapping[str, Mapping[str, Any]] = facts.get("digests", {})
+            except ValueError as error:
+                self._damaged(path, "digest", str(error))
+                continue
+            for name, record in digests.items():
+                self._check_recorded(f"{path.rpartition('/')[0]}/{name}", record)
+
+
+def _actions(entry: bytes, strict: bool = False) -> list[dict[str, Any]]:
+    """Return the actions of a commit; those lines that can be read, unless `strict` (then it raises ValueError)."""
+    found = []
+    for line in entry.splitlines():
+        try:
+            action = json.loads(line) if line.strip() else {}
+            if not isinstance(action, dict):
+                raise ValueError("a line is no object")
+            found.append(action)
+        except ValueError:
+            if strict:
+                raise
+    if strict and not found:
+        raise ValueError("it is empty")
+    return found
+
+
+def shard_fault(dataset: Dataset, path: str, parts: Sequence[str]) -> str | None:
+    """Return what is wrong with a shard of which no digest was recorded; None where nothing was found.
+
+    Walks its members, and decodes every picture that `parts` say is in it.
+    """
+    from catalog.images import ImageError, decode
+    from catalog.inputs import read_parquet
+
+    storage = dataset.storage
+    try:
+        with tarfile.open(fileobj=_file(dataset, path), mode="r:") as tar:
+            places = {member.offset_data: member.size for member in tar}
+    except (tarfile.TarError, OSError, EOFError) as error:
+        return f"it is no whole tar ({error})"
+    size = storage.list(path.rpartition("/")[0])[path]
+    if any(begin + length > size for begin, length in places.items()) or not _ends(dataset, path, size):
+        return "it ends early"
+    for part in parts:
+        rows = read_parquet(storage, part, ["sample_id", "shard", "byte_offset", "byte_size"])
+        rows = rows.filter(pc.equal(rows.column("shard"), path))
+        for row in rows.to_pylist():
+            if places.get(row["byte_offset"]) != row["byte_size"]:
+                return f"the picture of sample {row['sample_id']} is not where {part} says"
+            try:
+                decode(storage.read_range(path, row["byte_offset"], row["byte_size"]))
+            except ImageError as error:
+                return f"the picture of sample {row['sample_id']} cannot be decoded: {error.reason}"
+    return None
+
+
+def _file(dataset: Dataset, path: str) -> Any:
+    local = dataset.storage.local(path)
+    return local.open("rb") if local else dataset.storage.filesystem().open_input_file(path)
+
+
+def _ends(dataset: Dataset, path: str, size: int) -> bool:
+    """Return whether a tar ends as every shard does: with two empty blocks."""
+    end = 2 * tarfile.BLOCKSIZE
+    return size >= end and not any(dataset.storage.read_range(path, size - end, end))
+
+
+def check_shards(dataset: Dataset, parts: Sequence[str], sample_id: int) -> Damage | None:
+    """Return the damage of the shard that holds a sample's picture, which could not be decoded; None where the shard
+    is what was written: then it is the decoder that is another."""
+    import numpy as np
+
+    from catalog.lookup import rows_of
+
+    storage = dataset.storage
+    for part in parts:
+        found = rows_of(storage, [part], np.array([sample_id]), ["shard"]).column("shard").drop_null().to_pylist()
+        for shard in found:
+            size = storage.list(FOLDER).get(shard)
+            record = describe_part(storage, part).files.get(shard)
+            if size is None:
+                return Damage(shard, "missing", "it is not there")
+            if record is None:
+                fault = shard_fault(dataset, shard, [part])
+                return Damage(shard, "unreadable", fault) if fault else None
+            *_, digest = digest_of(storage, shard, size)
+            if (size, digest) != (record["bytes"], record["sha256"]):
+                return Damage(shard, "digest", "its bytes are not those that were written")
+    return None
+
+
+def verify(dataset: Dataset, number: int | None = None, progress: Progress = lambda done, total: None) -> Findings:
+    """Check a dataset, or one version of it. Raises NotFoundError where there is no such version."""
+    return Verifier(dataset, progress).run(number)
