@@ -11,7 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,11 +21,13 @@ from typing import Any
 from catalog.dataset import DEFAULT_CATALOG, Catalog, Dataset, TableState, Version, VersionFacts
 from catalog.lease import hold
 from catalog.parts import PartFile, describe_part, fingerprint_of, part_path
+from catalog.repair import pending, settle
 from flows.balance import check_balance
 from flows.cluster import open_engine
 from flows.code_version import code_version
 from flows.display import Display
 from flows.engine import Engine
+from flows.mend import mend
 from flows.plan import NUMBERS, Plan, PlannedPart, PlannedStage, make_plan
 from flows.recipe import Recipe, read_text, resolve
 from flows.source_notes import lines, of_file, recorded
@@ -119,7 +121,7 @@ def up_to_date(order: Order) -> Outcome | None:
     recipe = order.load()
     dataset = order.open(recipe)
     plan = make_plan(recipe, dataset)
-    if not plan.is_cached:
+    if not plan.is_cached or any(pending(dataset).values()):
         return None
     last = dataset.last()
     if last is None or last.recipe_sha256 != recipe_digest(plan):
@@ -136,6 +138,9 @@ def build_here(order: Order, stage_runner: StageRunner | None = None) -> Outcome
         clear_scratch(dataset.storage)
         plan = make_plan(recipe, dataset)
         dataset.set_state(NUMBERS, plan.numbers)
+        with ExitStack() as stack:
+            if mend(plan, lambda: stack.enter_context(open_engine(order.executor, show.message)), show.message):
+                plan = make_plan(recipe, dataset)
         show.plan(plan)
         made = 0
         if not plan.is_cached:
@@ -228,6 +233,7 @@ def publish(plan: Plan, recipe_text: str) -> Version:
     Raises BalanceError, and publishes nothing, where the published rows are not those that every stage keeps.
     """
     dataset = plan.dataset
+    settle(dataset)
     last = dataset.last()
     known = _known_parts(dataset, last)
     tables: dict[str, TableState] = {}

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from catalog.errors import BalanceError
 from catalog.inputs import Inputs, Piece, Pieces, read_parquet
-from catalog.parts import PartFile, PartWriter, number_rows
+from catalog.parts import PartFile, PartWriter, describe_part, number_rows
 from catalog.storage import Storage
 from catalog.takedown import Ledger
 from flows.plan import PlannedPart, PlannedStage, stage_seed
@@ -29,6 +29,8 @@ Progress = Callable[[int, int, str], None]
 
 SOURCE_NOTES = "source"
 """Among the notes of a part of the source: what became of its values, a list of (count, what, example)."""
+LOST = "lost:"
+"""What a reason of a retry begins with that means no reason: rows whose shard is lost (`flows.mend`)."""
 _WORK = "_work"
 """The folder of a dataset where its stages keep what is not part of it."""
 
@@ -162,9 +164,11 @@ class PartMaker:
         return self._taken.hide_images(piece) if self._work.stage.table == "images" else piece
 
     def _retry(self, job: Job) -> PartFile:
-        """Try the rows of some reasons again; every other row stays as the attempt before left it."""
+        """Try the rows of some reasons, or of lost shards, again; others stay as the attempt before left them."""
         before = read_parquet(self._work.storage, str(job.part.previous))
+        lost = [reason.removeprefix(LOST) for reason in job.part.reasons if reason.startswith(LOST)]
         again = pc.fill_null(pc.is_in(before.column("reason"), pa.array(job.part.reasons)), False)
+        again = pc.or_(again, pc.is_in(before.column("shard"), pa.array(lost, pa.string()), skip_nulls=True))
         wanted = before.filter(again).column("sample_id")
         batches = (
             b.filter(pc.is_in(b.column("sample_id"), wanted.combine_chunks()))
@@ -175,7 +179,8 @@ class PartMaker:
         part = job.part
         writer = PartWriter(self._work.storage, stage.table, part.fingerprint, self._work.schema, part.number or 0)
         with writer:
-            writer.write_merged(kept, map(self._without_taken, step(b for b in batches if b.num_rows)))
+            files = describe_part(self._work.storage, str(job.part.previous)).files
+            writer.write_merged(kept, map(self._without_taken, step(b for b in batches if b.num_rows)), files)
             if writer.rows != before.num_rows:
                 raise BalanceError(f"a retry of {stage.name!r} gave {writer.rows} rows for {before.num_rows}")
         return writer.part()
