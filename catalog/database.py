@@ -20,7 +20,7 @@ import pyarrow as pa
 from catalog import delta
 from catalog.dataset import Catalog, Dataset, Version
 from catalog.duck import Limits, limited, lock, open_database, quoted
-from catalog.errors import NotFoundError, QueryError, nearest
+from catalog.errors import NotFoundError, QueryError, damage_in_sql, nearest
 from catalog.parts import PartFile
 from catalog.schema import SUCCESS, role
 
@@ -200,7 +200,7 @@ def _explained(connection: "duckdb.DuckDBPyConnection") -> Iterator[None]:
     try:
         yield
     except (duckdb.Error, pa.ArrowException) as error:
-        raise QueryError(_one_line(error, connection)) from error
+        raise damage_in_sql(error) or QueryError(_one_line(error, connection)) from error
 
 
 def open_connection(
@@ -257,6 +257,8 @@ def _show(
     parts: Sequence[PartFile],
     uniform: bool,
 ) -> None:
+    import duckdb
+
     if not parts:
         connection.register("_empty", columns.empty_table())
         connection.execute(f"create table {name} as select * from _empty")
@@ -264,7 +266,10 @@ def _show(
         return
     files = ", ".join(quoted(f"{dataset.storage.uri}/{part.path}") for part in parts)
     union = "" if uniform else ", union_by_name = true"
-    connection.execute(f"create view {name} as select * from read_parquet([{files}]{union})")
+    try:
+        connection.execute(f"create view {name} as select * from read_parquet([{files}]{union})")
+    except duckdb.Error as error:  # it reads a footer
+        raise damage_in_sql(error) or error from error
 
 
 def _scores(schema: str, schemas: Mapping[str, pa.Schema]) -> str | None:

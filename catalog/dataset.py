@@ -246,6 +246,7 @@ class Dataset:
         later held version says, for the same reasons, returns that one: so it is safe to repeat, after a kill too.
         Raises BuildError (nothing is published) where a part is missing, or the disk is full.
         """
+        log_copies.check(self.storage)
         delta.widen(self.storage, "versions", VERSIONS)
         before = self._version_files()
         base = self.read_version(before[-1].path).tables if before else {}
@@ -321,15 +322,24 @@ class Dataset:
 
     def files(self, version: Version, table: str) -> list[PartFile]:
         """Return the parts of a table in a version (paths relative to the dataset), sorted by path."""
-        return delta.files(self.storage, table, self._of(version, table).delta_version)
+        return self.contents(version, table)[1]
 
     def schema(self, version: Version, table: str) -> pa.Schema:
         """Return a table's schema in a version, in Delta's types (see `catalog.delta`), with our field metadata."""
-        return delta.schema(self.storage, table, self._of(version, table).delta_version)
+        return self.contents(version, table)[0]
 
     def contents(self, version: Version, table: str) -> tuple[pa.Schema, list[PartFile]]:
-        """Return `schema` and `files`, reading the log once."""
-        return delta.contents(self.storage, table, self._of(version, table).delta_version)
+        """Return `schema` and `files`, reading the log once. Raises DamagedError where it does not hold them."""
+        state = self._of(version, table)
+        log = f"{table}/_delta_log"
+        try:
+            schema, parts = delta.contents(self.storage, table, state.delta_version)
+        except NotFoundError as error:
+            raise damaged(self.storage.uri, log, f"it has no commit {state.delta_version}") from error
+        if len(parts) != state.files:  # an empty commit is passed over by its readers
+            said = f"it lists {len(parts)} parts at commit {state.delta_version}, expected {state.files}"
+            raise damaged(self.storage.uri, log, said)
+        return schema, parts
 
     def republish(self) -> Version:
         """Publish the last version once more, under the next number: its files are not what they were.

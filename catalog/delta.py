@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from catalog.errors import BalanceError, BuildError, EspalierError, NotFoundError, UserError
+from catalog.errors import BalanceError, BuildError, EspalierError, NotFoundError, UserError, damaged
 from catalog.parts import PartFile, describe_part
 from catalog.storage import Storage
 
@@ -53,7 +53,7 @@ def commit(
 ) -> int:
     """Make a table consist of exactly `parts`, in one commit; return its number. No change: no commit.
 
-    `storage` is the dataset's. Raises BuildError where a part is not there or has another size, BalanceError where
+    `storage` is the dataset's. Raises DamagedError where a part is not there or has another size, BalanceError where
     one is named twice. `properties` go into the log beside the commit. Safe to repeat after a kill at any moment.
     """
     wanted = _checked(storage, table, parts)
@@ -223,7 +223,7 @@ def _checked(storage: Storage, table: str, parts: Sequence[PartFile]) -> dict[st
     for part in parts:
         if there.get(part.path) != part.bytes:
             found = f"has {there[part.path]} bytes" if part.path in there else "is not there"
-            raise BuildError(f"part {part.path} {found}, expected {part.bytes} bytes; build again")
+            raise damaged(storage.uri, part.path, f"it {found}, expected {part.bytes} bytes")
     return wanted
 
 
@@ -377,4 +377,7 @@ def plain_errors(uri: str) -> Iterator[None]:
             raise UserError(f"may not write {uri}: {text[:200]}") from error
         if "not the same as the specified end version" in text:
             raise NotFoundError(f"{uri} has no such commit") from error
+        if "Kernel error" in text:
+            place, _, table = uri.removeprefix("file://").rstrip("/").rpartition("/")
+            raise damaged(place, f"{table}/_delta_log", text[:200]) from error
         raise BuildError(f"cannot use the Delta table {uri}: {text[:300]}") from error

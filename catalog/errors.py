@@ -16,6 +16,7 @@ A message says what was found, what was expected and the nearest right thing, on
 """
 
 import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -23,6 +24,9 @@ from typing import Final
 
 _LISTED: Final = 40
 """So many names fit into a message."""
+_READ_ERRORS: Final = {"IOException", "InvalidInputException", "SerializationException", "Error"}
+"""Of DuckDB: what a damaged file gives."""
+_PARQUET: Final = re.compile(r"""['"]([^'"]+)/([a-z][a-z0-9_]*/[^/'"]+\.parquet)['"]""")
 _NO_DAMAGE: Final = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Why a file cannot be read that may be sound."""
 
@@ -59,6 +63,18 @@ class DamagedError(BuildError):
     """A file of a dataset that is not there, cannot be read, or is not what was written."""
 
 
+class StoredImageError(DamagedError):
+    """A stored picture that cannot be decoded, though it was when it was stored."""
+
+    def __init__(self, sample_id: int, reason: str) -> None:
+        super().__init__(f"the stored picture of sample {sample_id} cannot be decoded ({reason})")
+        self.sample_id = sample_id
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["StoredImageError"], tuple[int, str]]:
+        return StoredImageError, (self.sample_id, self.reason)
+
+
 class PartError(BuildError):
     """A part that kept failing. `traceback` is the worker's, as text."""
 
@@ -85,6 +101,17 @@ def damaged(place: str, path: str, why: str) -> DamagedError:
         f"{place}/{path} is damaged: {why}; `espalier verify {name} --repair` sets aside what is damaged, "
         "and the next build makes it again"
     )
+
+
+def damage_in_sql(error: Exception) -> DamagedError | None:
+    """Return the error for the damaged Parquet file that an error of DuckDB's is about; None where it is another."""
+    text, kind = _one_line(error), type(error).__name__
+    found = _PARQUET.search(text)
+    if found and kind in _READ_ERRORS:
+        return damaged(found[1], found[2], text.partition(": ")[2].replace(f"{found[1]}/", ""))
+    if kind == "Error":  # DuckDB's Parquet reader, which then does not name the file
+        return DamagedError(f"a file that the query reads is damaged ({text}): `espalier verify DATASET` names it")
+    return None
 
 
 @contextmanager

@@ -17,13 +17,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catalog.duck import open_database
-from catalog.errors import NotFoundError, nearest, reading
+from catalog.errors import NotFoundError, StoredImageError, damage_in_sql, damaged, nearest, reading
 from catalog.schema import SAMPLE_BITS, SUCCESS
 from catalog.vector_pages import is_vector, read_vectors
 
 if TYPE_CHECKING:
     from catalog.storage import Storage
 
+STORED: Final = b"espalier.stored"
+"""Key of the metadata of rows whose `image` was read from shards that nobody has checked: see `stored_error`."""
 IMAGE: Final = "image"
 """The virtual column of `images` that holds the encoded bytes."""
 _PLACE: Final = ("shard", "byte_offset", "byte_size")
@@ -128,6 +130,7 @@ class Inputs:
         self._tables = dict(tables)
         self._judges = tuple(judges)
         self._storage = storage
+        self._trusted = False
 
     @classmethod
     def of(cls, alive_only: bool = True, **tables: pa.Table) -> "Inputs":
@@ -136,6 +139,25 @@ class Inputs:
         judging = [pieces[name] for name in ("images", "decisions") if name in pieces]
         judges = [p for p in judging if {"status", "keep"} & set(p.schema.names)] if alive_only else []
         return cls(pieces, judges)
+
+    def trusting(self) -> "Inputs":
+        """Return the same inputs, of which a stored picture that cannot be decoded is no damage: it was checked."""
+        same = Inputs(self._tables, self._judges, self._storage)
+        same._trusted = True
+        return same
+
+    def check_stored(self, sample_id: int) -> None:
+        """Raise DamagedError if the shard that holds a sample's picture is not what was written.
+
+        For whoever cannot decode a stored picture. Reads the shard once.
+        """
+        if self._storage is None or "images" not in self or self._trusted:
+            return
+        from catalog.verify import check_shards
+
+        paths = [p.path for p in self._pieces("images").pieces if p.memory is None]
+        if damage := check_shards(self._storage, paths, sample_id):
+            raise damaged(self._storage.uri, damage.path, damage.detail)
 
     def __contains__(self, table: str) -> bool:
         return table in self._tables
@@ -238,7 +260,10 @@ class Inputs:
                 connection.register("alive", pa.table({"sample_id": self.ids()}))
             for name, table in views.items():
                 connection.register(name, table)
-            return connection.sql(query).to_arrow_table()
+            try:
+                return connection.sql(query).to_arrow_table()
+            except Exception as error:
+                raise damage_in_sql(error) or error from error
 
     def _register(self, connection: Any, name: str, pieces: Pieces) -> None:
         paths = [p.path for p in pieces.pieces if p.memory is None]
@@ -248,7 +273,10 @@ class Inputs:
         if not self._storage.is_local and not connection.filesystem_is_registered(self._storage.fsspec().protocol):
             connection.register_filesystem(self._storage.fsspec())
         files = ", ".join("'" + f"{self._storage.uri}/{path}".replace("'", "''") + "'" for path in paths)
-        connection.execute(f'create view "{name}" as select * from read_parquet([{files}])')
+        try:
+            connection.execute(f'create view "{name}" as select * from read_parquet([{files}])')
+        except Exception as error:  # it reads a footer
+            raise damage_in_sql(error) or error from error
 
     def _pieces(self, table: str) -> Pieces:
         if table not in self._tables:
@@ -330,7 +358,8 @@ class Inputs:
             return rows
         data = pa.array(self._shards.read(rows), pa.large_binary())
         keep = [c for c in rows.column_names if c not in _PLACE or c in columns["images"]]
-        return rows.select(keep).append_column(IMAGE, data)
+        found = rows.select(keep).append_column(IMAGE, data)
+        return found if self._trusted else found.replace_schema_metadata({STORED: b"1"})
 
     @cached_property
     def _shards(self) -> Any:
@@ -346,6 +375,14 @@ class Inputs:
             virtual = pa.field(IMAGE, pa.large_binary())
             fields += [virtual if n == IMAGE and n not in schema.names else schema.field(n) for n in names]
         return pa.schema(fields).empty_table()
+
+
+def stored_error(rows: pa.Table, row: int, reason: str) -> StoredImageError | None:
+    """Return the error for a row whose image cannot be decoded, if it was read from a shard that nobody has checked;
+    None where it has none, or it is known that the decoder is at fault. It was decoded once when it was stored."""
+    if STORED in (rows.schema.metadata or {}) and rows.column(IMAGE)[row].is_valid:
+        return StoredImageError(rows.column("sample_id")[row].as_py(), reason)
+    return None
 
 
 def _widened(table: pa.Table) -> pa.Table:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from catalog.errors import NotFoundError
+from catalog.errors import NotFoundError, damaged
 from catalog.seal import opened_json, sealed_json
 from catalog.storage import Storage
 
@@ -56,6 +56,15 @@ def keep(storage: Storage, tables: Iterable[str]) -> None:
         copies = _copied(storage, names, last)
         if not copies.files or storage.create(path_of(copies.number), _packed(copies)):
             return
+
+
+def check(storage: Storage) -> None:
+    """Raise DamagedError where the last commit of a table that there was is not there: the next one would take its
+    number, and versions that name it would mean another."""
+    last = newest(storage)
+    for table, number in last.until.items() if last else ():
+        if not storage.exists(commit_path(table, number)):
+            raise damaged(storage.uri, commit_path(table, number), "it is not there")
 
 
 def renew(storage: Storage, tables: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from catalog.errors import reading
 from catalog.inputs import as_matrix
 
 if TYPE_CHECKING:
@@ -163,8 +164,9 @@ def _selected(
 @contextmanager
 def _open(storage: "Storage", path: str) -> Iterator[pq.ParquetFile]:
     local = storage.local(path)
-    source = local if local else storage.filesystem().open_input_file(path)
-    with pq.ParquetFile(source, memory_map=local is not None) as file:
+    with reading(storage.uri, path):
+        source = local if local else storage.filesystem().open_input_file(path)
+    with reading(storage.uri, path), pq.ParquetFile(source, memory_map=local is not None) as file:
         yield file
 
 

@@ -30,7 +30,7 @@ from catalog.log_copies import Copies, commit_number, commit_path
 from catalog.parts import describe_part
 from catalog.seal import Seal, digest_of, is_sealed, opened_json, read_seal
 from catalog.shards import FOLDER
-from catalog.storage import is_temporary
+from catalog.storage import Storage, is_temporary
 
 Progress = Callable[[int, int], None]
 """Bytes that were read, and how many there are."""
@@ -374,7 +374,7 @@ class Verifier:
         if path not in self.sizes:
             return self._damaged(path, "missing", "it is not there")
         self._count(path, sealed=False)
-        if fault := shard_fault(self.dataset, path, parts):
+        if fault := shard_fault(self.storage, path, parts):
             self._damaged(path, "unreadable", fault)
         self._read(self.sizes[path])
         return None
@@ -431,7 +431,7 @@ def _actions(entry: bytes, strict: bool = False) -> list[dict[str, Any]]:
     return found
 
 
-def shard_fault(dataset: Dataset, path: str, parts: Sequence[str]) -> str | None:
+def shard_fault(storage: Storage, path: str, parts: Sequence[str]) -> str | None:
     """Return what is wrong with a shard of which no digest was recorded; None where nothing was found.
 
     Walks its members, and decodes every picture that `parts` say is in it.
@@ -439,14 +439,13 @@ def shard_fault(dataset: Dataset, path: str, parts: Sequence[str]) -> str | None
     from catalog.images import ImageError, decode
     from catalog.inputs import read_parquet
 
-    storage = dataset.storage
     try:
-        with tarfile.open(fileobj=_file(dataset, path), mode="r:") as tar:
+        with _file(storage, path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             places = {member.offset_data: member.size for member in tar}
     except (tarfile.TarError, OSError, EOFError) as error:
         return f"it is no whole tar ({error})"
     size = storage.list(path.rpartition("/")[0])[path]
-    if any(begin + length > size for begin, length in places.items()) or not _ends(dataset, path, size):
+    if any(begin + length > size for begin, length in places.items()) or not _ends(storage, path, size):
         return "it ends early"
     for part in parts:
         rows = read_parquet(storage, part, ["sample_id", "shard", "byte_offset", "byte_size"])
@@ -461,25 +460,24 @@ def shard_fault(dataset: Dataset, path: str, parts: Sequence[str]) -> str | None
     return None
 
 
-def _file(dataset: Dataset, path: str) -> Any:
-    local = dataset.storage.local(path)
-    return local.open("rb") if local else dataset.storage.filesystem().open_input_file(path)
+def _file(storage: Storage, path: str) -> Any:
+    local = storage.local(path)
+    return local.open("rb") if local else storage.filesystem().open_input_file(path)
 
 
-def _ends(dataset: Dataset, path: str, size: int) -> bool:
+def _ends(storage: Storage, path: str, size: int) -> bool:
     """Return whether a tar ends as every shard does: with two empty blocks."""
     end = 2 * tarfile.BLOCKSIZE
-    return size >= end and not any(dataset.storage.read_range(path, size - end, end))
+    return size >= end and size % tarfile.BLOCKSIZE == 0 and not any(storage.read_range(path, size - end, end))
 
 
-def check_shards(dataset: Dataset, parts: Sequence[str], sample_id: int) -> Damage | None:
+def check_shards(storage: Storage, parts: Sequence[str], sample_id: int) -> Damage | None:
     """Return the damage of the shard that holds a sample's picture, which could not be decoded; None where the shard
     is what was written: then it is the decoder that is another."""
     import numpy as np
 
     from catalog.lookup import rows_of
 
-    storage = dataset.storage
     for part in parts:
         found = rows_of(storage, [part], np.array([sample_id]), ["shard"]).column("shard").drop_null().to_pylist()
         for shard in found:
@@ -488,7 +486,7 @@ def check_shards(dataset: Dataset, parts: Sequence[str], sample_id: int) -> Dama
             if size is None:
                 return Damage(shard, "missing", "it is not there")
             if record is None:
-                fault = shard_fault(dataset, shard, [part])
+                fault = shard_fault(storage, shard, [part])
                 return Damage(shard, "unreadable", fault) if fault else None
             *_, digest = digest_of(storage, shard, size)
             if (size, digest) != (record["bytes"], record["sha256"]):

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +139,14 @@ def build_here(order: Order, stage_runner: StageRunner | None = None) -> Outcome
         clear_scratch(dataset.storage)
         plan = make_plan(recipe, dataset)
         dataset.set_state(NUMBERS, plan.numbers)
+        run_id = uuid.uuid4().hex
         with ExitStack() as stack:
-            if mend(plan, lambda: stack.enter_context(open_engine(order.executor, show.message)), show.message):
+            mending = cache(lambda: stack.enter_context(open_engine(order.executor, show.message)))
+            if mend(plan, mending, lambda planned: run_stage(plan, planned, mending(), run_id), show.message):
                 plan = make_plan(recipe, dataset)
         show.plan(plan)
         made = 0
         if not plan.is_cached:
-            run_id = uuid.uuid4().hex
             with open_engine(order.executor, show.message) as engine:
                 for planned in plan.stages:
                     made += (stage_runner or run_stage)(plan, planned, engine, run_id)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
-from catalog.errors import BuildError, PartError, UserError
+from catalog.errors import BuildError, DamagedError, PartError, UserError
 from catalog.parts import PartFile
 from flows.engine import Engine, Failures, InlineEngine, OnPart
 from flows.plan import PlannedPart
@@ -273,7 +273,7 @@ class _Round:
             on_part(job.part, outcome)
             return False
         fault, trace = outcome
-        if isinstance(fault, UserError):
+        if isinstance(fault, UserError | DamagedError):
             raise fault
         return self._failures.add(job.part, fault, trace)
 

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from catalog.errors import PartError, UserError
+from catalog.errors import DamagedError, PartError, UserError
 from catalog.inputs import Inputs
 from catalog.parts import PartFile
 from flows.plan import PlannedPart
@@ -85,7 +85,7 @@ class InlineEngine(Engine):
                 try:
                     on_part(job.part, maker.make(job))
                     break
-                except UserError:
+                except (UserError, DamagedError):
                     raise
                 except Exception as error:  # noqa: BLE001  # a stage may raise anything; the other parts go on
                     failures.add(job.part, error, traceback.format_exc())

@@ -8,7 +8,6 @@ Both files are written under new names before the JSON names them, so a reader s
 to no version: it holds some parts, and whoever searches a version leaves out those that are not of it.
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from catalog import lookup
 from catalog.dataset import Dataset, Version
 from catalog.errors import UserError, nearest
 from catalog.parts import PartFile, fingerprint_of
+from catalog.seal import digest_of, sealed_json
 from flows.code_version import code_version
 from flows.kept_index import TABLE, Kept, best_device, columns, drop, embedding_column, folder, kept
 from tasks.encoder import encoder_of
@@ -402,9 +402,13 @@ def _keep(dataset: Dataset, column: str, facts: dict[str, Any], index: VectorInd
     files = {"index": f"{name}.faiss", "held_out": f"{name}.npz"}
     with dataset.storage.writer(f"{place}/{files['index']}") as file:
         index.write(file)
-    size = dataset.storage.list(place)[f"{place}/{files['index']}"]
     dataset.storage.put(f"{place}/{files['held_out']}", held_out.write())
-    facts = facts | {"files": files, "bytes": size}
-    dataset.storage.put(f"{place}/index.json", json.dumps(facts, indent=1, sort_keys=True).encode())
+    sizes = dataset.storage.list(place)
+    digests = {}
+    for file_name in files.values():
+        *_, sha256 = digest_of(dataset.storage, f"{place}/{file_name}", sizes[f"{place}/{file_name}"])
+        digests[file_name] = {"bytes": sizes[f"{place}/{file_name}"], "sha256": sha256}
+    facts = facts | {"files": files, "bytes": digests[files["index"]]["bytes"], "digests": digests}
+    dataset.storage.put(f"{place}/index.json", sealed_json(facts))
     dataset.storage.delete(path for path in before if path.rpartition("/")[2] not in files.values())
     return Kept(dataset, column, facts)

@@ -3,12 +3,12 @@
 Reading alone, so that a search need not import what builds (`flows.index`).
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any, Final
 
 from catalog.dataset import Dataset, Version
 from catalog.errors import NotFoundError, UserError
+from catalog.seal import opened_json
 from tasks.index.choose import Choice
 from tasks.index.held_out import HeldOut
 from tasks.index.vector_index import VectorIndex
@@ -58,7 +58,7 @@ def kept(dataset: Dataset, column: str) -> Kept | None:
     """Return the index of a column; None where there is none. Raises UserError where its JSON is damaged."""
     path = f"{folder(column)}/index.json"
     try:
-        facts = json.loads(dataset.storage.read(path))
+        facts = opened_json(dataset.storage.read(path))
         return Kept(dataset, column, facts) if facts["parts"] is not None else None
     except NotFoundError:
         return None

@@ -26,10 +26,16 @@ from flows.worker import LOST, jobs_of, work_of
 _IMAGES: Final = "images"
 
 
-def mend(plan: Plan, engine: Callable[[], Engine], message: Callable[[str], object]) -> bool:
+def mend(
+    plan: Plan,
+    engine: Callable[[], Engine],
+    make: Callable[[PlannedStage], object],
+    message: Callable[[str], object],
+) -> bool:
     """Fetch again the pictures that `verify --repair` set aside; return whether the plan must be made anew.
 
-    Only for whoever holds the dataset. Safe to repeat after a kill.
+    `make` makes what is missing of a stage: those before the pictures' are needed first. Only for whoever holds the
+    dataset. Safe to repeat after a kill.
     """
     dataset = plan.dataset
     waiting = pending(dataset)
@@ -37,6 +43,9 @@ def mend(plan: Plan, engine: Callable[[], Engine], message: Callable[[str], obje
     if planned is None or not (waiting["shards"] or any(p.startswith(f"{_IMAGES}/") for p in waiting["parts"])):
         return False
     trials = dict(_trials(planned, dataset, waiting))
+    for earlier in plan.stages[: plan.stages.index(planned)]:
+        if earlier.missing:
+            make(earlier)
     message(f"fetching the pictures of {len(trials)} damaged files again")
     _make(plan, planned, list(trials.values()), engine)
     adopted: dict[int, list[str]] = {}

@@ -11,7 +11,7 @@ from prefect import flow, tags, task
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
-from catalog.errors import BalanceError, PartError, UserError
+from catalog.errors import BalanceError, DamagedError, PartError, UserError
 from flows.build import Order, Outcome, build_here, display, run_stage
 from flows.dead_runs import own_tags, reap_dead_runs, tag_own_run
 from flows.display import Bar, Display, Displays
@@ -113,7 +113,7 @@ def _is_infrastructure(_task: Any, _run: Any, state: Any) -> bool:
     """Say whether a failed stage may do better when run again: not where the user or the data are at fault."""
     try:
         state.result()
-    except (UserError, PartError, BalanceError):
+    except (UserError, DamagedError, PartError, BalanceError):
         return False
     except Exception:  # noqa: BLE001  # whatever else happened to the stage
         return True

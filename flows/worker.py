@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catalog.errors import BalanceError
+from catalog.errors import BalanceError, StoredImageError
 from catalog.inputs import Inputs, Piece, Pieces, read_parquet
 from catalog.parts import PartFile, PartWriter, describe_part, number_rows
 from catalog.storage import Storage
@@ -111,10 +111,19 @@ class PartMaker:
         self._taken = Ledger.read(work.storage)
 
     def make(self, job: Job) -> PartFile:
-        """Make one part; return what was written. Raises BalanceError where rows were lost, doubled or reordered."""
+        """Make one part; return what was written. Raises BalanceError where rows were lost, doubled or reordered, and
+        DamagedError where a stored picture is not what was written."""
+        inputs = self._inputs(job)
+        try:
+            return self._make(job, inputs)
+        except StoredImageError as error:
+            inputs.check_stored(error.sample_id)
+            return self._make(job, inputs.trusting())  # its bytes are those that were written: the decoder is another
+
+    def _make(self, job: Job, inputs: Inputs) -> PartFile:
         if job.part.previous is not None and self._work.storage.exists(job.part.previous):
-            return self._retry(job)
-        return self._write(job.part, self._batches(job, self._inputs(job)))
+            return self._retry(job, inputs)
+        return self._write(job.part, self._batches(job, inputs))
 
     def _inputs(self, job: Job) -> Inputs:
         work = self._work
@@ -163,7 +172,7 @@ class PartMaker:
             return self._taken.hide_source(piece)
         return self._taken.hide_images(piece) if self._work.stage.table == "images" else piece
 
-    def _retry(self, job: Job) -> PartFile:
+    def _retry(self, job: Job, inputs: Inputs) -> PartFile:
         """Try the rows of some reasons, or of lost shards, again; others stay as the attempt before left them."""
         before = read_parquet(self._work.storage, str(job.part.previous))
         lost = [reason.removeprefix(LOST) for reason in job.part.reasons if reason.startswith(LOST)]
@@ -171,8 +180,7 @@ class PartMaker:
         again = pc.or_(again, pc.is_in(before.column("shard"), pa.array(lost, pa.string()), skip_nulls=True))
         wanted = before.filter(again).column("sample_id")
         batches = (
-            b.filter(pc.is_in(b.column("sample_id"), wanted.combine_chunks()))
-            for b in self._batches(job, self._inputs(job))
+            b.filter(pc.is_in(b.column("sample_id"), wanted.combine_chunks())) for b in self._batches(job, inputs)
         )
         stage, step = self._work.stage, self._open()
         kept = before.filter(pc.invert(again))

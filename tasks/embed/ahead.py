@@ -62,11 +62,14 @@ class Prepared:
         from PIL import Image
 
         from catalog.images import ImageError, decode
+        from catalog.inputs import stored_error
 
         data = self._rows["image"][row].as_py()
         try:
             picture = Image.fromarray(decode(data or b""))
-        except ImageError:
+        except ImageError as error:
+            if damage := stored_error(self._rows, row, error.reason):
+                raise damage from error
             return
         for encoder, model in self._models.items():
             self.pictures[encoder.name][row] = model.prepare(picture)

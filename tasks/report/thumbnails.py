@@ -15,7 +15,7 @@ FETCHED_AT_ONCE: Final = 16
 def thumbnails(inputs: Inputs, sample_ids: Sequence[int]) -> dict[int, bytes]:
     """Return a small picture of each sample, in the order given, until the budget is spent.
 
-    Samples without bytes, or whose bytes do not decode, have none.
+    Samples without bytes, or whose bytes do not decode, have none. Raises DamagedError where a shard is damaged.
     """
     if "images" not in inputs:
         return {}
@@ -23,6 +23,8 @@ def thumbnails(inputs: Inputs, sample_ids: Sequence[int]) -> dict[int, bytes]:
     spent = 0
     for sample_id, data in _fetched(inputs, list(dict.fromkeys(sample_ids))):
         small = thumbnail(data)
+        if small is None:
+            inputs.check_stored(sample_id)
         if small is None or spent + len(small) > BUDGET_BYTES:
             continue
         made[sample_id] = small

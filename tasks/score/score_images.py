@@ -101,10 +101,13 @@ def _submit(
         from PIL import Image
 
         from catalog.images import ImageError, decode
+        from catalog.inputs import stored_error
 
         try:
             picture = Image.fromarray(decode(images[row].as_py() or b""))
-        except ImageError:
+        except ImageError as error:
+            if damage := stored_error(rows, row, error.reason):
+                raise damage from error
             return
         for scorer in scorers:
             pictures[scorer.name][row] = scorer.prepare(picture)

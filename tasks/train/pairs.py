@@ -39,7 +39,9 @@ def read_pairs(inputs: Inputs, folder: Path, side_px: int, threads: int) -> Pair
     captions: list[str] = []
     skipped = {"undecodable": 0, "no_caption": 0}
     with ThreadPoolExecutor(threads, "decode") as pool:
-        for caption, picture in _read(inputs, side_px, pool):
+        for sample_id, caption, picture, stored in _read(inputs, side_px, pool):
+            if picture is None and stored:
+                inputs.check_stored(sample_id)
             if not caption:
                 skipped["no_caption"] += 1
             elif picture is None:
@@ -51,12 +53,14 @@ def read_pairs(inputs: Inputs, folder: Path, side_px: int, threads: int) -> Pair
     return Pairs(pictures[: len(captions)], captions, skipped)
 
 
-def _read(inputs: Inputs, side_px: int, pool: ThreadPoolExecutor) -> Iterator[tuple[str, np.ndarray | None]]:
+def _read(inputs: Inputs, side_px: int, pool: ThreadPoolExecutor) -> Iterator[tuple[int, str, np.ndarray | None, bool]]:
+    """Yield (sample_id, caption, picture or None, whether there are bytes)."""
     for batch in inputs.batches({"images": ("image",), "source": ("caption",)}, rows=ROWS):
         texts = batch["caption"].cast(pa.binary())  # as bytes: a source may hold broken UTF-8
         captions = ((text.as_py() or b"").decode("utf-8", "replace").strip("\0 \t\r\n") for text in texts)
         pictures = pool.map(lambda data: _squeeze(data.as_py(), side_px), islice(batch["image"], batch.num_rows))
-        yield from zip(captions, pictures, strict=True)
+        stored = batch["image"].is_valid().to_pylist()
+        yield from zip(batch["sample_id"].to_pylist(), captions, pictures, stored, strict=True)
 
 
 def _squeeze(data: bytes | None, side_px: int) -> np.ndarray | None:

@@ -10,7 +10,7 @@ from deltalake import DeltaTable
 
 from catalog import delta
 from catalog.dataset import Dataset
-from catalog.errors import BalanceError, BuildError, NotFoundError, UserError
+from catalog.errors import BalanceError, DamagedError, NotFoundError, UserError
 from catalog.parts import PartFile
 from catalog.schema import SAMPLE_ID, SOURCE, score, vector
 
@@ -112,8 +112,8 @@ def test_bad_parts_are_refused_and_change_nothing(dataset: Dataset, parts: list[
     missing = PartFile("source/ff.parquet", 3, 100)
     longer = PartFile(parts[2].path, 3, parts[2].bytes + 1)
     for bad, error, words in (
-        ([*parts, missing], BuildError, "source/ff.parquet is not there"),
-        ([longer], BuildError, f"has {parts[2].bytes} bytes, expected {parts[2].bytes + 1}"),
+        ([*parts, missing], DamagedError, "source/ff.parquet is damaged: it is not there"),
+        ([longer], DamagedError, f"has {parts[2].bytes} bytes, expected {parts[2].bytes + 1}"),
         ([parts[0], parts[0]], BalanceError, "listed twice"),
     ):
         with pytest.raises(error, match=words):
