@@ -22,7 +22,11 @@ from yarl import URL
 
 from tasks.download.reasons import FetchError
 
-_NAT64: Final = IPv6Network("64:ff9b::/96")
+_IN_LAST_32: Final = tuple(map(IPv6Network, ("64:ff9b::/96", "::/96", "::ffff:0:0/96", "::ffff:0:0:0/96")))
+"""NAT64's well-known prefix (RFC 6052), and addresses compatible with, mapped from and translated from IPv4."""
+_LOCAL_NAT64: Final = IPv6Network("64:ff9b:1::/48")
+"""NAT64 within a network (RFC 8215), which chooses itself where in it the IPv4 address is."""
+_ISATAP: Final = (0x00005EFE, 0x02005EFE)
 _SCHEMES: Final = ("http", "https")
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+")  # international names are punycode by now
 _IPV6: Final = re.compile(r"[0-9A-Fa-f:.]+(%[!-~]+)?")
@@ -35,29 +39,43 @@ _UP_TO_PATH: Final = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://[^/?#\\]*)?"
 def is_public(address: str) -> bool:
     """Return whether an IP address, as text, is one of the open internet.
 
-    Addresses that carry an IPv4 address inside (mapped, 6to4, Teredo, NAT64) are judged by that one too. Site-local
-    ones (fec0::/10), which Python calls global, are not: networks that still use them are private.
+    Addresses that stand for an IPv4 address are judged by that one, for it is what a connection reaches: IPv4-mapped,
+    -compatible and -translated ones, NAT64 (64:ff9b::/96, and 64:ff9b:1::/48 in each place that RFC 6052 allows), 6to4,
+    Teredo (server and client), ISATAP. Prefixes that a network chose for its own NAT64 cannot be known from the
+    address: such a NAT64 must itself refuse private addresses. Site-local addresses (fec0::/10), which Python calls
+    global, are not public: networks that still use them are private.
     """
     try:
         ip = ip_address(address.split("%", 1)[0])
     except ValueError:
         return False
-    if isinstance(ip, IPv6Address) and ip.is_site_local:
-        return False
-    return all(x.is_global and not x.is_multicast and not x.is_reserved for x in (ip, *_inside(ip)))
-
-
-def _inside(ip: IPv4Address | IPv6Address) -> Iterable[IPv4Address]:
     if isinstance(ip, IPv4Address):
-        return
-    if ip.ipv4_mapped:
-        yield ip.ipv4_mapped
+        return _is_open(ip)
+    inside = _inside(ip)
+    if inside is not None:
+        return bool(inside) and all(map(_is_open, inside))
+    return _is_open(ip) and not ip.is_site_local
+
+
+def _is_open(ip: IPv4Address | IPv6Address) -> bool:
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+def _inside(ip: IPv6Address) -> list[IPv4Address] | None:
+    """Return the IPv4 addresses that an address may stand for, or None where it stands for itself."""
+    if any(ip in network for network in _IN_LAST_32):
+        return [IPv4Address(ip.packed[12:])]
+    if ip in _LOCAL_NAT64:
+        data = ip.packed  # byte 8 is never part of it; places that are not used are zero
+        places = (data[6:8] + data[9:11], data[7:8] + data[9:12], data[9:13], data[12:16])
+        return [IPv4Address(place) for place in places if place[0]]
     if ip.sixtofour:
-        yield ip.sixtofour
+        return [ip.sixtofour]
     if ip.teredo:
-        yield from ip.teredo
-    if ip in _NAT64:
-        yield IPv4Address(int(ip) & 0xFFFFFFFF)
+        return list(ip.teredo)
+    if int(ip) >> 32 & 0xFFFFFFFF in _ISATAP:
+        return [IPv4Address(ip.packed[12:])] if _is_open(ip) else []
+    return None
 
 
 class AllowedHosts:

@@ -313,19 +313,21 @@ class _Fetcher:
         max_bytes = self._settings.max_bytes
         codings = encodings(response.headers.getall("Content-Encoding", []))
         holding.grow(max(response.content_length or 0, 2 * max_bytes if codings else 0))
-        body = bytearray()
+        chunks, size = [], 0  # not one that grows, which takes twice its size while it is moved
         async for chunk in response.content.iter_any():
-            body += chunk
-            if len(body) > max_bytes:
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > max_bytes:
                 raise FetchError("body_too_large", f"over {max_bytes} bytes")
-            if len(body) > holding.size:
+            if size > holding.size:
                 try:
-                    holding.grow(len(body) + _NEXT_BYTES)
+                    holding.grow(size + _NEXT_BYTES)
                 except NoRoomError:
                     raise NoRoomError(max_bytes) from None  # once is enough: the next time it has all that it may need
-        if not body and response.status != 200:
+        if not size and response.status != 200:
             raise FetchError("unexpected_status", f"HTTP {response.status}")
-        return decompressed(bytes(body), codings, max_bytes, begins_as_picture) if codings else bytes(body)
+        body = b"".join(chunks)
+        return decompressed(body, codings, max_bytes, begins_as_picture) if codings else body
 
     # ---- files that speak for a whole host
 

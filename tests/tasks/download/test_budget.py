@@ -1,8 +1,50 @@
 import asyncio
+import itertools
+import subprocess
+import sys
 
 import pytest
 
 from tasks.download.budget import ByteBudget, Holding, NoRoomError
+from tasks.download.http import BUDGET_BYTES
+from tests.pictures import jpeg
+
+CONCURRENCY = 128
+CHILD = """
+import sys
+from collections import Counter
+from tasks.download import Download
+from tasks.download._base import Request
+from tasks.download.http import HttpEngine
+good, hostile, host, reason, concurrency = sys.argv[1:]
+stage = Download(allow_hosts=[host], respect_robots=False, respect_tdm=False, timeout_s=100, retries=1, backoff_s=0.1,
+                 per_host=int(concurrency), concurrency=int(concurrency), max_bytes=4_000_000)
+def memory(what):
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(what))
+assert next(HttpEngine(stage).outcomes([Request(good)])).image
+before = memory("VmRSS")
+outcomes = HttpEngine(stage).outcomes(Request(f"{hostile}?{i}") for i in range(160))
+assert Counter(o.reason for o in outcomes) == {reason: 160}
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads its peak memory from /proc")
+@pytest.mark.parametrize("what", ["bodies", "interim responses"])
+def test_what_never_ends_stays_within_the_budget(server, what):
+    """160 bodies without an end, or heads, at once: a real process's peak memory, beyond what one picture took."""
+    endless = itertools.repeat(b"HTTP/1.1 103 Early Hints\r\nLink: " + b"x" * 30_000 + b"\r\n\r\n")
+    url, reason = {
+        "bodies": (server.endless(), "body_too_large"),
+        "interim responses": (server.raw_pieces(endless), "bad_response"),
+    }[what]
+    arguments = [server.body(jpeg()), url, "127.0.0.1", reason, str(CONCURRENCY)]
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert child.returncode == 0, child.stderr[-2000:]
+    buffers = CONCURRENCY * (512 << 10)  # of the connections themselves
+    assert int(child.stdout) < BUDGET_BYTES + buffers
 
 
 def test_rows_wait_for_bytes_and_the_head_never_does():
