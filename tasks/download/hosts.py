@@ -2,8 +2,9 @@
 
 A host in trouble costs a part a bounded time, however many rows ask for it:
 
-- *refusals* (429, or 503 with Retry-After): the host is paused for what it asks for, or for a backoff that doubles, and
-  then asked one request at a time until one succeeds. All pauses of a host together are at most `wait_s`. After
+- *refusals* (429; 503 with Retry-After, from the third in a row on): the host is paused for what it asks for, or for a
+  backoff that doubles, and then asked one request at a time until one succeeds. All pauses of a host together, those of
+  single rows after a 503 included, are at most `wait_s`. After
   `BUSY_AFTER` rows in a row that were refused when they first asked, it is left alone: `host_busy`. (A row that asks
   again says more of its own URL: some hosts answer 429 for single URLs, always.)
 - *silence* (time-outs, connections that fail, a name that cannot be resolved): after `DOWN_AFTER` in a row it is left
@@ -31,6 +32,9 @@ BUSY_AFTER: Final = 8
 """Rows in a row that were refused when they first asked, after which a host is left alone. Those in flight together
 count once."""
 
+_FAILING_AFTER: Final = 3
+"""503 with Retry-After in a row that are a host's refusal; fewer are about single URLs."""
+
 LONGEST_PAUSE_S: Final = 60.0
 """A host that asks for a longer pause is asked again after this."""
 
@@ -48,7 +52,9 @@ class _Host:
         self.next_turn = 0.0
         # refusals
         self.not_before = 0.0
+        self.waited_until = 0.0
         self.waited_s = 0.0
+        self.failures = 0
         self.refusals = 0
         self.refused_rows = 0
         self.wave = 0
@@ -92,6 +98,7 @@ class Turn:
         """Note a complete response, whatever it says."""
         host = self._host
         host.misses = 0
+        host.failures = 0
         host.probe_pause_s = 0.0
         if self._wave == host.wave:
             host.refusals = host.refused_rows = 0
@@ -103,7 +110,7 @@ class Turn:
         self._leave_alone()
 
     def refused(self, pause_s: float | None) -> None:
-        """Note a refusal, and pause the host: `pause_s` is what it asks for."""
+        """Note a 429, and pause the host: `pause_s` is what it asks for."""
         host = self._host
         host.misses = 0
         if self._wave == host.wave:  # the first of those that were in flight together
@@ -111,16 +118,29 @@ class Turn:
             host.refusals += 1
             host.refused_rows += self._first
             pause_s = max(pause_s or 0.0, self._backoff_s * 2.0 ** (host.refusals - 1))
-        self._pause(min(pause_s or 0.0, LONGEST_PAUSE_S))
+        host.not_before = max(host.not_before, time.monotonic() + self._granted_s(pause_s or 0.0))
         self._leave_alone()
 
-    def _pause(self, pause_s: float) -> None:
+    def failed(self, pause_s: float) -> float:
+        """Note a 503 that asks for a pause; return how long the row itself may wait for it."""
+        host = self._host
+        host.failures += 1
+        if host.failures < _FAILING_AFTER:
+            host.misses = 0
+            return self._granted_s(pause_s)
+        self.refused(pause_s)
+        return 0.0
+
+    def _granted_s(self, pause_s: float) -> float:
+        """Return how much of a pause there is time for. Pauses that overlap take their time once."""
         host, now = self._host, time.monotonic()
-        begins = max(now, host.not_before)
+        pause_s = min(pause_s, LONGEST_PAUSE_S)
+        begins = max(now, host.waited_until)
         more_s = min(now + pause_s - begins, self._wait_s - host.waited_s)
         if more_s > 0:
-            host.not_before = begins + more_s
+            host.waited_until = begins + more_s
             host.waited_s += more_s
+        return max(0.0, min(pause_s, host.waited_until - now))
 
     def _leave_alone(self) -> None:
         host = self._host

@@ -195,10 +195,10 @@ class _Fetcher:
                 return await self._in_turn(url, delay_s, attempt == 0, outcome, holding)
             except FetchError as error:
                 holding.shrink(0)
-                too_long = (error.pause_s or 0.0) > LONGEST_PAUSE_S
-                if error.retry != "now" or attempt == self._settings.retries or too_long:
+                if error.retry != "now" or attempt == self._settings.retries:
                     raise
-            await asyncio.sleep(self._backoff_s(request.url, attempt))  # what the host asks for, `Hosts` waits for
+                pause_s = max(error.pause_s or 0.0, self._backoff_s(request.url, attempt))
+            await asyncio.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
 
     def _backoff_s(self, url: str, attempt: int) -> float:
@@ -236,8 +236,8 @@ class _Fetcher:
         try:
             body = await self._within(url, left, outcome, holding)
         except FetchError as error:
-            if _refusal(error):
-                turn.refused(error.pause_s)
+            if error.reason == "rate_limited" or (error.reason == "server_error" and error.pause_s is not None):
+                _refused(error, turn)
             elif error.reason not in _NETWORK:
                 turn.answered()
             elif error.reason != "timeout" or allowed_s >= self._settings.timeout_s / 2:  # or another host took it all
@@ -401,9 +401,16 @@ def _place(url: URL) -> Place:
     return url.host or "", url.port or 0
 
 
-def _refusal(error: FetchError) -> bool:
-    """Return whether the host refused to serve anybody just now, rather than this row."""
-    return error.reason == "rate_limited" or (error.reason == "server_error" and error.pause_s is not None)
+def _refused(error: FetchError, turn: Turn) -> None:
+    """Let a host's refusal be known. `error` keeps the pause that is left to the row: `Hosts` waits for the host's."""
+    asked_s = error.pause_s
+    if (asked_s or 0.0) > LONGEST_PAUSE_S:
+        error.retry = "later"
+    if error.reason == "rate_limited":
+        turn.refused(asked_s)
+        error.pause_s = None
+    else:
+        error.pause_s = turn.failed(asked_s or 0.0)
 
 
 def _is_text(body: bytes) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
@@ -85,21 +86,21 @@ def test_503_with_retry_after_is_a_refusal_and_without_it_the_row_s_own(sites):
     assert {o.reason for o in outcomes[60:]} == {"server_error"}
 
 
-@pytest.mark.parametrize("value", ["{unix}", "{milliseconds}", "99999999", "-5", "1e999", "soon", ""])
-def test_one_strange_retry_after_costs_no_other_row(sites, value):
-    odd, _, _ = sites
-    said = value.format(unix=int(time.time()) + 9999, milliseconds=(int(time.time()) + 9999) * 1000)
-    limited = odd.body(b"", status=429, headers={"Retry-After": said})
-    urls = [
-        limited,
-        *(f"{odd.body(JPEG)}?{i}" for i in range(60)),
-        limited,
-        *(f"{odd.body(JPEG)}?{i}" for i in range(9)),
-    ]
-    began = time.monotonic()
-    outcomes = fetch(odd, *urls, per_host=4, host_wait_s=1)
-    assert time.monotonic() - began < 20
-    assert [o.reason for o in outcomes if o.reason] == ["rate_limited"] * 2
+def test_one_strange_retry_after_costs_no_other_row():
+    """Each value on a host of its own, twice, among rows that must all be stored."""
+    soon = int(time.time()) + 9999
+    values = [str(soon), str(soon * 1000), "99999999", "-5", "1e999", "soon", ""]
+    with ExitStack() as stack:
+        odd = [stack.enter_context(HostileServer()) for _ in values]
+        rows = []
+        for site, value in zip(odd, values, strict=True):
+            limited, good = site.body(b"", status=429, headers={"Retry-After": value}), site.body(JPEG)
+            rows += [(limited, "rate_limited"), *((f"{good}?{i}", None) for i in range(30))]
+            rows += [(f"{limited}?again", "rate_limited"), *((f"{good}?{i}", None) for i in range(30, 35))]
+        began = time.monotonic()
+        outcomes = fetch(odd[0], *(url for url, _ in rows), allow_hosts=all_hosts(odd), per_host=4, host_wait_s=1)
+        assert time.monotonic() - began < 30
+    assert [o.reason for o in outcomes] == [reason for _, reason in rows]
 
 
 def test_urls_that_are_limited_for_ever_take_nothing_from_their_host(sites):
@@ -242,6 +243,37 @@ def test_all_pauses_of_a_host_together_have_a_limit():
         return time.monotonic() - began
 
     assert 0.3 <= play(rule, wait_s=0.3) < 5
+
+
+def test_a_503_that_asks_for_a_pause_is_its_row_s_until_it_is_the_third_in_a_row():
+    async def rule(asked):
+        async def failed():
+            async with asked.slot(PLACE) as turn:
+                return turn.failed(0.2), asked._hosts[PLACE].not_before
+
+        first = await failed()
+        await ask(asked, "answered")
+        return [first, await failed(), await failed()], await failed()
+
+    alone, third = play(rule)
+    assert [pause_s for pause_s, _ in alone] == pytest.approx([0.2] * 3)
+    assert [not_before for _, not_before in alone] == [0.0] * 3
+    assert third[0] == 0
+    assert third[1] > 0
+
+
+def test_pauses_of_single_rows_count_once_where_they_overlap_and_end_with_the_time():
+    async def rule(asked):
+        granted = []
+        for _ in range(100):
+            async with asked.slot(PLACE) as turn:
+                granted.append(turn.failed(30.0))
+            await ask(asked, "answered")
+        return granted
+
+    assert play(rule, wait_s=60)[-1] == pytest.approx(30)
+    granted = play(rule, wait_s=10)
+    assert max(granted) == pytest.approx(10)
 
 
 def test_hosts_without_trouble_are_forgotten():
