@@ -437,10 +437,10 @@ def _classified(error: Exception) -> FetchError:
         return FetchError("bad_response", text)
     if isinstance(error, aiohttp.ClientPayloadError):
         return FetchError("incomplete_body", text)
-    if isinstance(error, aiohttp.InvalidURL | UnicodeError):  # the latter: a host that the resolver cannot encode
-        return FetchError("bad_url", text)
     if isinstance(error, aiohttp.ClientResponseError):
         return FetchError("bad_response", error.message)
     if isinstance(error, aiohttp.ClientConnectionError | OSError):
         return FetchError("connection_failed", text)
+    if isinstance(error, ValueError):  # a host, or credentials, that cannot be encoded: nothing was asked
+        return FetchError("bad_url", text)
     return FetchError("bad_response", text)

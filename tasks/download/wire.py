@@ -38,7 +38,7 @@ _BUFFER_BYTES: Final = 64 << 10
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 _STATUS: Final = re.compile(rb"HTTP/(\d)(?:\.(\d))?[ \t]+(\d{3})(?!\d)[ \t]*([^\n]*)", re.IGNORECASE)
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_LENGTH: Final = re.compile(rb"\+?(\d{1,19})\d*")
+_LENGTH: Final = re.compile(rb"\+?0*(\d{1,18})")
 _CHUNK_SIZE: Final = re.compile(rb"0*([0-9A-Fa-f]{1,15})")
 _CONTROLS: Final = bytes(32 if byte < 32 or byte == 127 else byte for byte in range(256))
 _NO_BODY: Final = (204, 304)
@@ -118,7 +118,7 @@ def framing(head: Head) -> Framing:
     """Return where the body ends (RFC 9112, section 6.3). Raises BadHttpMessage where two lengths differ.
 
     Forgiven: chunks in spite of a length (the length is dropped), one length several times, `chunked` several times,
-    and a length that is no number (it counts as none: the connection's end is the body's).
+    and a length that is no number of at most 18 digits (it counts as none: the connection's end is the body's).
     """
     connection = head.values(b"connection")
     keeps = not head.odd and b"close" not in connection and (head.minor == 1 or b"keep-alive" in connection)

@@ -75,6 +75,14 @@ def test_urls(server, url, reason):
     check(fetch(server, url)[0], reason)
 
 
+def test_credentials_in_a_url(server):
+    url = server.body(JPEG)
+    good, impossible = fetch(server, url.replace("//", "//user:pass@"), url.replace("//", "//us%3Aer:pass@"))
+    assert good.image
+    assert server.requests[url]["Authorization"] == "Basic dXNlcjpwYXNz"
+    check(impossible, "bad_url", "not allowed in login")
+
+
 def test_a_name_for_a_private_address(server):
     check(fetch(server, f"http://localhost:{server.port}/0")[0], "private_address", "localhost is ")
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import psutil
@@ -19,6 +20,7 @@ from tasks.download import Download
 from tasks.download import img2dataset as engine
 from tasks.download._base import LocalFile, Request
 from tests.pictures import encoded, jpeg, picture
+from tests.tasks.download import test_wire
 
 JPEG = jpeg(300, 200)
 
@@ -122,6 +124,29 @@ def test_the_same_table_from_the_real_one(server, tmp_path):
     assert np.abs(difference).mean() < 1
     assert theirs.brightness is not None
     assert outcomes[8].http_status == 404
+
+
+@pytest.mark.slow
+def test_whatever_it_stores_rightly_from_an_odd_server_we_store_too(server):
+    """Every head, body, coding and redirect that the tests of engine http know, fetched by both."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(test_wire.JPEG)
+    answers = dict(test_wire.TAKEN) | {name: case[0] for name, case in test_wire.REFUSED.items()}
+    for coding in ("utf-8", "aws-chunked", "none", "image/jpeg", "base64", "gzip", "br", "deflate", "\xff"):
+        answers[f"coding {coding}"] = head + b"Content-Encoding: %b\r\n\r\n" % coding.encode("latin-1") + test_wire.JPEG
+    for name in (b"\xe9", b"\xc3\xa9", b"a b", b'a"b<c>|d', b"%e9%zz", b"x;y=z,w"):
+        server.raw_at(b"odd/" + unquote_to_bytes(name), head + b"\r\n" + test_wire.JPEG)
+        answers[f"Location {name!r}"] = b"HTTP/1.1 302 Found\r\nLocation: /odd/%b\r\nContent-Length: 0\r\n\r\n" % name
+    del answers["a part"]  # it stores the first bytes of a larger file as if they were all
+    names = list(answers)
+    requests = [Request(server.raw(answers[name])) for name in names]
+    theirs = fetch(server, requests, timeout_s=5)
+    settings = Download(allow_hosts=server.hosts, retries=0, respect_robots=False, respect_tdm=False)
+    ours = list(settings._engine().outcomes(requests))
+    right = hashlib.sha256(test_wire.JPEG).hexdigest()
+    stored = [name for name, outcome in zip(names, theirs, strict=True) if outcome.image and outcome.sha256 == right]
+    assert len(stored) > 40
+    lost = [(n, o.reason, o.detail) for n, o in zip(names, ours, strict=True) if n in stored and o.sha256 != right]
+    assert lost == []
 
 
 @pytest.mark.slow

@@ -110,6 +110,17 @@ def test_a_failure_is_remembered_for_an_hour_and_never_on_disk(host, tmp_path, m
     assert actor.find(host.urls[0]) == ["User-agent: *"]
 
 
+def test_a_failure_that_is_remembered_keeps_nothing_of_what_was_read(tmp_path):
+    """Half a megabyte a host, in the frames of a traceback, for an hour."""
+    actor = Actor(None)
+    actor.fault = FetchError("bad_encoding", "gzip")
+    (error,) = actor.find("http://127.0.0.1:9/a")
+    kept = actor.known.get("http://127.0.0.1:9")
+    assert (kept.reason, kept.detail) == (error.reason, error.detail)
+    assert kept.__traceback__ is None
+    assert kept.__context__ is None
+
+
 def test_a_parser_that_breaks_is_one_request_too(host, tmp_path):
     actor = Actor(tmp_path, parse=lambda file: 1 / 0)
     assert {error.reason for error in actor.find(*host.urls)} == {"unforeseen"}

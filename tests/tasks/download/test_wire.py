@@ -54,6 +54,7 @@ TAKEN = {
     "the same length in a list": OK + b"Content-Length: %d, %d\r\n\r\n" % (len(JPEG), len(JPEG)) + JPEG,
     "a length with a plus": OK + b"Content-Length: +%d\r\n\r\n" % len(JPEG) + JPEG,
     "a length that is none": OK + b"Content-Length: none\r\n\r\n" + JPEG,
+    "a length of 5000 digits": OK + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n" + JPEG,
     "an empty length": OK + b"Content-Length:\r\n\r\n" + JPEG,
     "a negative length": OK + b"Content-Length: -1\r\n\r\n" + JPEG,
     "chunks and a length": OK + LENGTH + CHUNKED + b"\r\n" + CHUNKS,
@@ -126,7 +127,7 @@ REFUSED = {
                "incomplete_body", f"bytes 0-{SIZE - 1}/99999"),
     "half a head": (OK + LENGTH, "connection_failed", ""),
     "too short": (OK + LENGTH + b"\r\n" + JPEG[:-1], "incomplete_body", "1 bytes are missing"),
-    "a huge length": (OK + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n" + JPEG, "body_too_large", "announced"),
+    "a huge length": (OK + b"Content-Length: " + b"9" * 18 + b"\r\n\r\n" + JPEG, "body_too_large", "announced"),
     "no last chunk": (OK + CHUNKED + b"\r\n" + CHUNKS[:-5], "incomplete_body", "between chunks"),
     "half a chunk": (OK + CHUNKED + b"\r\n" + CHUNKS[:500], "incomplete_body", ""),
     "no chunks": (OK + CHUNKED + b"\r\n" + JPEG + b"\n", "bad_response", "not a chunk's size"),
@@ -183,6 +184,16 @@ def test_a_head_that_drips_is_read_and_one_that_drips_too_long_is_a_timeout(serv
     slow = server.raw_pieces(itertools.chain([OK], forever(b"X: y\r\n")), pause_s=0.05)
     good, late = fetch(server, drips, slow, timeout_s=3, respect_robots=False, respect_tdm=False)
     assert good.received_bytes == len(JPEG)
+    check(late, "timeout", "over 3 s")
+
+
+def test_heads_that_drip_from_many_hosts_cost_their_time_only(server):
+    """The time of a row is spent once, redirects included: each of five hops drips its head."""
+    good = server.raw(OK + LENGTH + b"\r\n" + JPEG)
+    for _ in range(5):
+        head = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + good.encode() + b"\r\n\r\n"
+        good = server.raw_pieces([head[i : i + 10] for i in range(0, len(head), 10)], pause_s=0.2)
+    (late,) = fetch(server, good, timeout_s=3, respect_robots=False, respect_tdm=False)
     check(late, "timeout", "over 3 s")
 
 
