@@ -186,9 +186,11 @@ class _Box:
         return web.Response(body=gzip.compress(data, mtime=0), content_type=type_, headers={"Content-Encoding": "gzip"})
 
     async def gzip_broken(self, request: web.Request) -> web.StreamResponse:
-        """Answer with a file that is not compressed, and say that it is."""
+        """Answer with the first half of a compressed file."""
         data, type_ = self.read(request)
-        return web.Response(body=data, content_type=type_, headers={"Content-Encoding": "gzip"})
+        packed = gzip.compress(data, mtime=0)
+        half = packed[: len(packed) // 2]
+        return web.Response(body=half, content_type=type_, headers={"Content-Encoding": "gzip"})
 
     async def gzip_bomb(self, request: web.Request) -> web.StreamResponse:
         """Answer with 128 kilobytes that become 128 megabytes."""

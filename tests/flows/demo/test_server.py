@@ -126,7 +126,9 @@ def test_gzip_in_all_its_ways(web, picture):
     status, headers, body = get(f"{web.base_url}/gzip/{file}")
     assert (status, headers["Content-Encoding"], gzip.decompress(body)) == (200, "gzip", data)
     _, headers, body = get(f"{web.base_url}/gzip-broken/{file}")
-    assert (headers["Content-Encoding"], body) == ("gzip", data)
+    assert headers["Content-Encoding"] == "gzip"
+    with pytest.raises(EOFError):
+        gzip.decompress(body)
     _, headers, body = get(f"{web.base_url}/gzip-bomb/1.jpg", timeout_s=20)
     assert headers["Content-Encoding"] == "gzip"
     assert len(body) * 500 < GZIP_BOMB_BYTES == len(gzip.decompress(body))

@@ -1,5 +1,6 @@
 """Heads and bodies as odd servers send them: the picture where urllib, which img2dataset uses, or curl gets it."""
 
+import gzip
 import itertools
 import random
 import socket
@@ -27,6 +28,7 @@ from tests.tasks.download.test_http import check, fetch
 
 JPEG = jpeg()
 SIZE = len(JPEG)
+PACKED = gzip.compress(JPEG)
 OK = b"HTTP/1.1 200 OK\r\n"
 PART = b"HTTP/1.1 206 Partial Content\r\n"
 LENGTH = b"Content-Length: %d\r\n" % len(JPEG)
@@ -97,6 +99,8 @@ TAKEN = {
     "trailers": OK + CHUNKED + b"\r\n" + CHUNKS[:-2] + b"X-Md5: a\r\nnoise\r\n\r\n",
     "no line behind the last chunk": OK + CHUNKED + b"\r\n" + CHUNKS[:-2],
     "half a last chunk": OK + CHUNKED + b"\r\n" + CHUNKS[:-4],
+    "a transfer coding below the chunks": OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n"
+    + b"%x\r\n%b\r\n0\r\n\r\n" % (len(PACKED), PACKED),
     "two chunks": OK + CHUNKED + b"\r\n" + b"".join(b"%x\r\n%b\r\n" % (len(h), h) for h in HALVES) + b"0\r\n\r\n",
 }  # fmt: skip
 
