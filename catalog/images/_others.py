@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from PIL import BmpImagePlugin, GifImagePlugin, TiffImagePlugin, _avif
@@ -45,6 +45,8 @@ def read(format_: str, data: bytes) -> Other:
             return _open_avif(data)
         if format_ == "gif":
             data = _first_frame(data)
+        if format_ == "tiff":
+            data = _first_page(data)
         image: Any = _OPENERS[format_](io.BytesIO(data))
         width, height = image.size
     except ImageError:
@@ -140,6 +142,35 @@ def _first_frame(data: bytes) -> bytes:
     if blocks >= _GIF_BLOCKS:
         raise too_many_pieces("gif", f"x {_GIF_BLOCKS // MAX_PIECES} blocks")
     raise broken("no frame", "gif", early=at >= len(data) and not junk)
+
+
+# ---- TIFF
+
+_PICTURE_TAGS: Final = frozenset(
+    [
+        *(*range(254, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 297, 301, 317),
+        *(*range(320, 326), 332, 338, 339, 347, *range(512, 522), *range(529, 533)),
+    ]
+)
+"""What the pixels depend on: sizes, compression, strips, tiles, colours, tables of JPEG, and the orientation."""
+
+
+def _first_page(data: bytes) -> bytes:
+    """Return the file with a directory of nothing but the first page's picture: no profiles, EXIF, XMP, other pages.
+
+    A BigTIFF is returned as it is. Raises ImageError: truncated.
+    """
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    at = int.from_bytes(data[4:8], order)
+    if 42 not in data[2:4]:
+        return data
+    if at + 2 > len(data):
+        raise broken("a directory behind the end", "tiff", early=True)
+    count = int.from_bytes(data[at : at + 2], order)
+    entries = (data[at + 2 + 12 * i : at + 14 + 12 * i] for i in range(count))
+    kept = [e for e in entries if len(e) == 12 and int.from_bytes(e[:2], order) in _PICTURE_TAGS]
+    directory = len(kept).to_bytes(2, order) + b"".join(kept) + bytes(4)
+    return data[:4] + len(data).to_bytes(4, order) + data[8:] + directory
 
 
 # ---- AVIF
