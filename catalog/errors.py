@@ -17,10 +17,10 @@ A message says what was found, what was expected and the nearest right thing, on
 
 import errno
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Final
+from typing import Any, Final
 
 _LISTED: Final = 40
 """So many names fit into a message."""
@@ -91,7 +91,17 @@ class BalanceError(BuildError):
 
 
 class HeldError(BuildError):
-    """A version that a guard holds back: it is stored, and not the latest until somebody approves it."""
+    """A version that a guard holds back: it is stored, and not the latest until somebody approves it.
+
+    `facts` are what is known of it, as JSON can say it.
+    """
+
+    def __init__(self, message: str, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.facts = dict(facts or {})
+
+    def __reduce__(self) -> tuple[type["HeldError"], tuple[str, dict[str, Any]]]:
+        return HeldError, (str(self), self.facts)
 
 
 def damaged(place: str, path: str, why: str) -> DamagedError:

@@ -28,10 +28,13 @@ from flows.cluster import open_engine
 from flows.code_version import code_version
 from flows.display import Display
 from flows.engine import Engine
+from flows.failed_rows import FailedRows, failed_rows
+from flows.guards import held_error, tripped
+from flows.hints import command_for
 from flows.mend import mend
 from flows.plan import NUMBERS, Plan, PlannedPart, PlannedStage, make_plan
 from flows.recipe import Recipe, read_text, resolve
-from flows.source_notes import lines, of_file, recorded
+from flows.source_notes import described, lines, of_file, of_version, recorded
 from flows.worker import clear_scratch, jobs_of, work_of
 from tasks.sources import Notes
 from tasks.stage import TableStage
@@ -111,6 +114,20 @@ class Outcome:
     """Parts that were made; 0 where everything was there."""
     report: str | None
     """Where the report is, where the recipe asks for one."""
+    failed: FailedRows | None = None
+    """Which rows of the version have no image; None where it has no images."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as JSON can say it."""
+        failed = self.failed.describe() if self.failed else None
+        facts = {"version": self.version.label, "parts_made": self.made, "report": self.report, "failed": failed}
+        facts |= {"source_notes": described(of_version(self.version))}
+        return facts | {"held": list(self.version.held) if self.version.is_held else []}
+
+    def last_line(self, dataset: Dataset) -> str | None:
+        """Return how many rows failed and why, which ends every build; None where the version has no images."""
+        label = self.version.label if self.version.is_held else self.version.dataset
+        return self.failed.line(command_for(dataset, f"errors {label}")) if self.failed else None
 
 
 StageRunner = Callable[[Plan, PlannedStage, Engine, str], int]
@@ -118,20 +135,31 @@ StageRunner = Callable[[Plan, PlannedStage, Engine, str], int]
 
 
 def up_to_date(order: Order) -> Outcome | None:
-    """Return the last version if it is what the order would give. Needs neither Prefect nor Ray, and no lease."""
+    """Return the last version if it is what the order would give. Needs neither Prefect nor Ray, and no lease.
+
+    Raises HeldError where a version that is held is what it would give, and its guards would hold it again.
+    """
     recipe = order.load()
     dataset = order.open(recipe)
     plan = make_plan(recipe, dataset)
     if not plan.is_cached or any(pending(dataset).values()):
         return None
-    last = dataset.last()
-    if last is None or last.recipe_sha256 != recipe_digest(plan):
-        return None
-    return Outcome(last, 0, report_path(dataset, last))
+    last, digest = dataset.last(), recipe_digest(plan)
+    if last is not None and last.recipe_sha256 == digest:
+        return Outcome(last, 0, report_path(dataset, last), failed_rows(dataset, last))
+    for version in dataset.held():
+        files = {table: dataset.files(version, table) for table in version.tables}
+        if version.recipe_sha256 == digest and tripped(recipe.guards, dataset, files, last) == version.held:
+            outcome = Outcome(version, 0, report_path(dataset, version), failed_rows(dataset, version))
+            raise held_error(dataset, version, outcome.failed, outcome.describe())
+    return None
 
 
 def build_here(order: Order, stage_runner: StageRunner | None = None) -> Outcome:
-    """Build in this process, without Prefect. The flow calls it too, with a `stage_runner` that makes Prefect tasks."""
+    """Build in this process, without Prefect. The flow calls it too, with a `stage_runner` that makes Prefect tasks.
+
+    Raises HeldError where a guard of the recipe holds the version: it is stored, and is not the latest.
+    """
     show = display.get()
     recipe = order.load()
     dataset = order.open(recipe)
@@ -152,9 +180,14 @@ def build_here(order: Order, stage_runner: StageRunner | None = None) -> Outcome
                     made += (stage_runner or run_stage)(plan, planned, engine, run_id)
         lease.check()  # on object stores it may have gone to somebody else meanwhile
         version = publish(plan, order.resolved())
-        report = write_report(dataset, version)
-        show.published(version, report)
-    return Outcome(version, made, report)
+        outcome = Outcome(version, made, write_report(dataset, version), failed_rows(dataset, version))
+        if not version.is_held:
+            show.published(version, outcome.report)
+        if line := outcome.last_line(dataset):
+            show.message(line)
+    if version.is_held:
+        raise held_error(dataset, version, outcome.failed, outcome.describe())
+    return outcome
 
 
 def run_stage(plan: Plan, planned: PlannedStage, engine: Engine, run_id: str) -> int:
@@ -232,12 +265,13 @@ def _recorded(plan: Plan, planned: PlannedStage, tally: _Tally, run_id: str) -> 
 def publish(plan: Plan, recipe_text: str) -> Version:
     """Commit the tables and one new version; return it. The same state twice is one version.
 
+    A version that trips a guard of the recipe is published as held.
     Raises BalanceError, and publishes nothing, where the published rows are not those that every stage keeps.
     """
     dataset = plan.dataset
     settle(dataset)
-    last = dataset.last()
-    known = _known_parts(dataset, last)
+    last, waiting = dataset.last(), dataset.held()
+    known = _known_parts(dataset, waiting[0] if waiting else last)
     tables: dict[str, TableState] = {}
     facts: list[Mapping[str, Any]] = []
     for planned in plan.stages:
@@ -261,12 +295,16 @@ def publish(plan: Plan, recipe_text: str) -> Version:
             }
         )
     digest = recipe_digest(plan)
-    if last is None or last.recipe_sha256 != digest:  # else it is that version, which was in balance
+    held: Sequence[str] = ()
+    if digest not in [version.recipe_sha256 for version in (last, *waiting) if version]:  # those were in balance
         source = zip(plan.stages[0].parts, tables["source"].parts, strict=True)
         check_balance(plan, {p.number: f.rows for p, f in source if p.number is not None}, frozenset(known))
+    if last is None or last.recipe_sha256 != digest:  # else it is that version, which counts already
+        held = tripped(plan.recipe.guards, dataset, {name: table.parts for name, table in tables.items()}, last)
     return dataset.publish(
         tables,
         VersionFacts(recipe_text, digest, code_version(), plan.inputs, facts, plan.recipe.seed),
+        held,
     )
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,8 @@ from flows.console import CLOSED, INTERRUPTED, explained, fail, finish, give_up,
 from flows.formats import Format
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from catalog.dataset import Catalog, Dataset
     from flows.build import Order, Outcome
 
@@ -120,7 +123,11 @@ def build(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the plan and stop")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Build what is not built yet, and publish a new version."""
+    """Build what is not built yet, and publish a new version.
+
+    A version that trips a guard of the recipe (`guards:`) is held: stored, readable
+    as DATASET@N, and not the latest until `espalier approve DATASET@N`. Exit code 1.
+    """
     if dry_run:
         return plan(recipe, catalog, set_, as_json)
     from flows.build import Order, display, up_to_date
@@ -131,14 +138,30 @@ def build(
     )
     show = RichDisplay()
     display.set(show)
-    outcome = up_to_date(order)
-    if outcome:
-        show.message(f"{outcome.version.label} is up to date")
-    else:
-        outcome = _build_under_prefect(order, show.message)
+    with _told_if_held(as_json):
+        outcome = up_to_date(order)
+        if outcome:
+            show.message(f"{outcome.version.label} is up to date")
+            if line := outcome.last_line(order.open(order.load(), create=None)):
+                show.message(line)
+        else:
+            outcome = _build_under_prefect(order, show.message)
     if as_json:
-        _print_outcome(outcome)
+        _print_json(outcome.describe())
     return None
+
+
+@contextmanager
+def _told_if_held(as_json: bool, **more: Any) -> "Iterator[None]":
+    """Print the facts of a version that is held, as --json asks for, before its error ends the command."""
+    from catalog.errors import HeldError
+
+    try:
+        yield
+    except HeldError as held:
+        if as_json:
+            _print_json(held.facts | more)
+        raise
 
 
 def _build_under_prefect(order: "Order", message: Callable[[str], Any]) -> "Outcome":
@@ -257,7 +280,10 @@ def ls(catalog: CatalogUri = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def versions(dataset: DatasetName, catalog: CatalogUri = None, as_json: AsJson = False) -> None:
-    """List the versions of a dataset, with the size of their tables and images."""
+    """List the versions of a dataset, with the size of their tables and images.
+
+    One that is held is not the latest; `espalier show DATASET@N` says why it is held.
+    """
     from flows.ls import megabytes
 
     opened = _dataset(dataset, catalog)
@@ -271,6 +297,8 @@ def versions(dataset: DatasetName, catalog: CatalogUri = None, as_json: AsJson =
             "MB": sizes[v.number],
             "code": v.code_version,
             "recipe": v.recipe_sha256[:12],
+            "state": "held" if v.is_held else "approved" if v.held else "",
+            **({"held_for": list(v.held)} if as_json else {}),
         }
         for v in found
     ]
@@ -366,8 +394,26 @@ def why(
 
 
 @app.command()
+def approve(
+    label: Annotated[str, typer.Argument(metavar="DATASET@N", help="a version that is held")],
+    catalog: CatalogUri = None,
+    wait: Annotated[bool, typer.Option("--wait", help="wait for a builder of the dataset")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let a version count that a guard holds: it is the latest then, unless a later one is."""
+    from flows.approve import approve as let_count
+    from flows.approve import describe, told
+
+    approved, last = let_count(_catalog(catalog), label, None if wait else 0.0)
+    if as_json:
+        _print_json(describe(approved, last))
+    else:
+        print(told(approved, last))
+
+
+@app.command()
 def retry(
-    dataset: DatasetName,
+    label: Annotated[str, typer.Argument(metavar="DATASET[@N]", help="a dataset, or a version of it that is held")],
     reason: Annotated[str, typer.Option(help="reasons to try again, with commas: timeout,dns")],
     catalog: CatalogUri = None,
     executor: Annotated[Executor, typer.Option(help="where parts are made")] = Executor.RAY,
@@ -376,7 +422,8 @@ def retry(
     """Try failed rows again, just those of the given reasons, and publish a new version.
 
     `espalier errors DATASET` says which reasons there are. A reason may be
-    cut short where one name alone begins so: dns for dns_failed.
+    cut short where one name alone begins so: dns for dns_failed. With @N the
+    rows and the recipe are those of that version, like one that is held.
     """
     from flows.build import display
     from flows.display import RichDisplay
@@ -384,11 +431,15 @@ def retry(
 
     show = RichDisplay()
     display.set(show)
-    order, rows = order_retry(_dataset(dataset, catalog), reason.split(","), catalog, executor.value)
+    opened = _catalog(catalog)
+    version = opened.resolve(label)
+    at = version if "@" in label else None
+    order, rows = order_retry(opened.existing(version.dataset), reason.split(","), catalog, executor.value, at)
     show.message(f"trying {rows} rows again")
-    outcome = _build_under_prefect(order, show.message)
+    with _told_if_held(as_json, rows_tried=rows):
+        outcome = _build_under_prefect(order, show.message)
     if as_json:
-        _print_outcome(outcome, rows_tried=rows)
+        _print_json(outcome.describe() | {"rows_tried": rows})
 
 
 @app.command()
@@ -610,13 +661,6 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str, ensure_ascii=False))
-
-
-def _print_outcome(outcome: "Outcome", **more: Any) -> None:
-    from flows.source_notes import described, of_version
-
-    facts = {"version": outcome.version.label, "parts_made": outcome.made, "report": outcome.report}
-    _print_json(facts | {"source_notes": described(of_version(outcome.version))} | more)
 
 
 def _print_rich(value: Any) -> None:

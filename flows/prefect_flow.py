@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from prefect import flow, tags, task
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
 
-from catalog.errors import BalanceError, DamagedError, PartError, UserError
+from catalog.errors import BalanceError, DamagedError, HeldError, PartError, UserError
 from flows.build import Order, Outcome, build_here, display, run_stage
 from flows.dead_runs import own_tags, reap_dead_runs, tag_own_run
 from flows.display import Bar, Display, Displays
@@ -27,6 +29,8 @@ _ordered: ContextVar[Order | None] = ContextVar("ordered", default=None)
 """The order that this process was given, which its flow need not read again from its parameters."""
 RETRIES = 2
 """How often a stage is run again after a fault of the infrastructure. Its finished parts are not made again."""
+HELD: Final = "Held"
+"""The name of a run's state whose version is held; its type is FAILED."""
 _UPDATE_S = 5.0
 
 
@@ -36,10 +40,11 @@ def build_flow(order: Order) -> Outcome:
     with tags(*own_tags()), _last_words_left_to_the_command():
         token = _ordered.set(order)
         try:
-            outcome: Outcome = build.with_options(flow_run_name=order.load().dataset)(**order.parameters())
-            return outcome
+            outcome = build.with_options(flow_run_name=order.load().dataset)(**order.parameters())
         finally:
             _ordered.reset(token)
+    assert isinstance(outcome, Outcome)  # a state that failed is raised
+    return outcome
 
 
 _LAST_WORDS: Final = (
@@ -77,8 +82,11 @@ def build(
     executor: str = "ray",
     wait_s: float | None = 0.0,
     is_resolved: bool = False,
-) -> Outcome:
-    """Build a dataset from a recipe's text. What deployments run, too; theirs is resolved (`flows.deploy`)."""
+) -> Outcome | State[Outcome]:
+    """Build a dataset from a recipe's text. What deployments run, too; theirs is resolved (`flows.deploy`).
+
+    It ends as FAILED, called `Held`, where a guard holds the version.
+    """
     tag_own_run()
     order = _ordered.get()
     if order is None:
@@ -86,6 +94,8 @@ def build(
     token = display.set(Displays(display.get(), _Artifacts()))
     try:
         return build_here(order, _as_task)
+    except HeldError as held:  # a state of its own, with the reasons: nothing went wrong, and nothing is to be retried
+        return Failed(name=HELD, message=str(held), data=held)
     finally:
         display.reset(token)
 

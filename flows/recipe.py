@@ -26,6 +26,7 @@ from pydantic_core import ErrorDetails
 from catalog.errors import NotFoundError, RecipeError, nearest
 from flows import yaml_text
 from flows.fragments import INCLUDE_SCHEMA, VARIABLE, expand
+from flows.guards import Guards
 from flows.yaml_text import MAX_DEPTH, Budget, check_text, compose, shown, value_of
 from tasks.cluster import AnyCluster
 from tasks.deduplicate import AnyDeduplicate
@@ -80,6 +81,7 @@ class Recipe(Config):
     catalog: str | None = Field(None, description="folder or object-store URI; default: --catalog, or ./datasets")
     seed: int = Field(0, ge=-(2**63), lt=2**63, description="every random choice derives from it")
     prices: Prices | None = None
+    guards: Guards = Field(Guards(), description="what holds a version back until somebody approves it")
     source: AnySource
     stages: tuple[AnyStage, ...] = Field((), max_length=MAX_STAGES, json_schema_extra=_or_include)
 
@@ -226,8 +228,8 @@ def _override(raw: dict[str, Any], override: str, budget: Budget) -> None:
         target = named[head]
     elif rest and isinstance(raw.get(head), dict):
         target = raw[head]
-    elif rest and head == "prices":
-        target = raw["prices"] = {}
+    elif rest and head in ("prices", "guards"):
+        target = raw[head] = {}
     elif rest:
         raise RecipeError(f"--set {shown(override)}: no stage {shown(head)}{nearest(head, [*named, 'source'])}")
     else:
@@ -261,7 +263,8 @@ def _explain(error: ErrorDetails, raw: dict[str, Any], node: yaml.Node) -> str:
     where, field, owner = _locate(error["loc"], raw, node, absent=kind == "missing")
     last = str(error["loc"][-1]) if error["loc"] else ""
     if kind == "extra_forbidden":
-        return f"{where}: {field}: unknown field{nearest(last, _fields_of(owner, owner is raw))}"
+        fields = list(Guards.model_fields) if owner is raw.get("guards") else _fields_of(owner, owner is raw)
+        return f"{where}: {field}: unknown field{nearest(last, fields)}"
     if kind == "union_tag_invalid":
         expected = re.findall(r"'([^']+)'", str(context.get("expected_tags", "")))
         key = str(context.get("discriminator", "")).strip("'")

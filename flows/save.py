@@ -77,7 +77,8 @@ def check_target(catalog: Catalog, name: str) -> None:
     check_name(name)
     if name not in catalog.datasets():
         return
-    last = catalog.dataset(name).last()
+    dataset = catalog.dataset(name)
+    last = dataset.last() or next(iter(dataset.held()), None)
     if last is not None and SAVED not in (yaml.safe_load(last.recipe) or {}):
         raise UserError(f"{name!r} is a dataset that was built, and a search must not replace it: give another name")
 

@@ -20,6 +20,8 @@ def describe(version: Version) -> dict[str, Any]:
         "code_version": version.code_version,
         "seed": version.seed,
         "recipe_sha256": version.recipe_sha256,
+        "held": list(version.held),
+        "approved_at": version.approved_at.isoformat(timespec="seconds") if version.approved_at else None,
         "tables": {n: {"rows": t.rows, "bytes": t.bytes, "parts": t.files} for n, t in version.tables.items()},
         "stages": list(version.stages),
         "inputs": list(version.inputs),
@@ -37,6 +39,9 @@ def render(version: Version) -> "RenderableType":
     head = Text(
         f"{version.label}  published {version.created_at:%Y-%m-%d %H:%M} UTC by espalier {version.code_version}\n"
     )
+    if version.held:
+        state = f"approved {version.approved_at:%Y-%m-%d %H:%M} UTC; held" if version.approved_at else "held"
+        head.append("".join(f"{state}: {reason}\n" for reason in version.held), style="bold")
     tables = Table(box=None, header_style="bold")
     for name, justify in (
         ("table", "left"),

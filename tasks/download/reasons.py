@@ -76,6 +76,12 @@ REASONS: Final[dict[str, Reason]] = {
 }
 
 
+NETWORK: Final = frozenset(
+    ("robots_unreachable", "dns_failed", "connection_failed", "tls_failed", "timeout", "host_down", "server_error")
+)
+"""Reasons that a network or a proxy that is down gives to every row, whatever the rows are."""
+
+
 def of_status(status: int) -> str:
     """Return the reason for an HTTP status other than 200 and the redirects."""
     if status in (404, 410):

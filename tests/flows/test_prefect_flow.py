@@ -55,6 +55,24 @@ def test_a_task_a_stage_and_what_it_leaves_behind(web: Web, client: Any) -> None
     assert {"progress", "table"} <= kinds
 
 
+def test_a_held_version_is_a_state_of_its_own(web: Web, client: Any) -> None:
+    """With the reasons in it, after one run of every stage; the error that a local command shows is the same."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    from catalog.errors import HeldError
+    from flows.prefect_flow import build_flow
+
+    order = Order.read(web.recipe("", "guards: {min_rows: 8}\n"), catalog=web.catalog, executor="inline")
+    with pytest.raises(HeldError, match=r"web@1 is held, .* min_rows: 7 rows are kept") as caught:
+        build_flow(order)
+    assert caught.value.facts["version"] == "web@1"
+    run = max(client.read_flow_runs(), key=lambda r: r.created)
+    assert (run.state.type.value, run.state.name, run.run_count) == ("FAILED", "Held", 1)
+    assert run.state.message == str(caught.value)
+    tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+    assert [(t.state.type.value, t.run_count) for t in tasks] == [("COMPLETED", 1)] * 3
+
+
 def test_an_infrastructure_fault_is_tried_again(web: Web, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import flows.prefect_flow as module
 

@@ -1,6 +1,6 @@
 """A dataset of planted vectors, without pictures: what an index and a search are tried on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,13 @@ class Planted:
         self.dataset: Dataset = self.catalog.dataset("birds")
         self.rows, self.seed = rows, seed
 
-    def publish(self, numbers: Iterable[int], without: frozenset[int] = frozenset(), attempt: int = 0) -> Version:
+    def publish(
+        self,
+        numbers: Iterable[int],
+        without: frozenset[int] = frozenset(),
+        attempt: int = 0,
+        held: Sequence[str] = (),
+    ) -> Version:
         """Publish the version of these parts. Rows `without` are not in them (of `attempt`: another fingerprint)."""
         tables: dict[str, list[PartFile]] = {"source": [], "embeddings": [], "samples": []}
         for number in numbers:
@@ -69,7 +75,7 @@ class Planted:
         schemas = {"source": SOURCE, "embeddings": EMBEDDINGS, "samples": SAMPLES}
         states = {table: TableState(schemas[table], parts) for table, parts in tables.items()}
         digest = f"{sorted(numbers)}{attempt}"
-        return self.dataset.publish(states, VersionFacts("dataset: birds\n", digest, "test"))
+        return self.dataset.publish(states, VersionFacts("dataset: birds\n", digest, "test"), held)
 
     def all(self, numbers: Iterable[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (ids, pictures, captions) of parts, float32 unit rows."""

@@ -1,0 +1,82 @@
+"""How many rows of a version failed, and why: what a build's last lines say, and what guards look at."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from catalog.dataset import Catalog, Dataset, Version
+from catalog.parts import PartFile
+from catalog.schema import SUCCESS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import duckdb
+
+IMAGES: Final = "images"
+"""The table whose rows say whether an image could be had."""
+UNKNOWN: Final = "unknown"
+"""What a failure without a reason is counted under."""
+_TOLD: Final = 3
+"""Reasons that a line names, the commonest."""
+
+
+@dataclass(frozen=True)
+class FailedRows:
+    """How many rows there are, and how many of them failed, by reason."""
+
+    of: int
+    """All rows, failed or not."""
+    reasons: Mapping[str, int]
+    """Reason -> rows, the commonest first; of equally common ones the first in the alphabet."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows failed."""
+        return sum(self.reasons.values())
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as JSON can say it."""
+        return {"rows": self.rows, "of": self.of, "reasons": dict(self.reasons)}
+
+    def line(self, command: str) -> str:
+        """Return one line: how many rows failed, the commonest reasons, and the command that shows all of them."""
+        if not self.rows:
+            return f"0 of {self.of:,} rows failed"
+        named = [f"{rows:,} {reason}" for reason, rows in list(self.reasons.items())[:_TOLD]]
+        if (more := len(self.reasons) - _TOLD) > 0:
+            others = sum(list(self.reasons.values())[_TOLD:])
+            named.append(f"{others:,} for {more:,} other reason{'s' if more > 1 else ''}")
+        return f"{self.rows:,} of {self.of:,} rows failed: {', '.join(named)}; `{command}` shows them"
+
+
+def failed_rows(dataset: Dataset, version: Version) -> FailedRows | None:
+    """Return how many rows of a version failed; None where it has no table `images`."""
+    return count_failed(dataset, dataset.files(version, IMAGES)) if IMAGES in version.tables else None
+
+
+def count_failed(dataset: Dataset, images: Iterable[PartFile]) -> FailedRows:
+    """Count the rows of parts of `images`, and those that failed, by reason."""
+    query = f"""select coalesce(reason, '{UNKNOWN}') as reason, count(*) as n from {parts(dataset, images)}
+        where status is distinct from '{SUCCESS}' group by 1 order by 2 desc, 1"""
+    with connected(dataset) as connection:
+        found: list[tuple[str, int]] = connection.execute(query).fetchall()
+    return FailedRows(sum(part.rows for part in images), dict(found))
+
+
+@contextmanager
+def connected(dataset: Dataset) -> "Iterator[duckdb.DuckDBPyConnection]":
+    """Give a DuckDB that can read the dataset's files. It spills what does not fit into memory."""
+    from catalog.database import open_connection
+
+    with open_connection(Catalog(dataset.storage.uri.rpartition("/")[0])) as connection:
+        yield connection
+
+
+def parts(dataset: Dataset, files: Iterable[PartFile], columns: str = "sample_id, status, reason") -> str:
+    """Return SQL for some columns of the rows of some parts; of none, for no row."""
+    names = ", ".join("'" + f"{dataset.storage.uri}/{file.path}".replace("'", "''") + "'" for file in files)
+    if not names:
+        return "(select " + ", ".join(f"null as {name}" for name in columns.split(", ")) + " where false)"
+    return f"(select {columns} from read_parquet([{names}]))"
