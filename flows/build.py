@@ -277,8 +277,14 @@ def publish(plan: Plan, recipe_text: str) -> Version:
     for planned in plan.stages:
         table, stage = planned.stage.table, planned.stage
         table_stage = isinstance(stage, TableStage)
-        paths = planned.paths()
-        files = [describe_part(dataset.storage, p) if table_stage or p not in known else known[p] for p in paths]
+        parts = zip(planned.paths(), planned.parts, strict=True)
+        there = {path: planned.finished.get(part.fingerprint) for path, part in parts}
+        files = [
+            known[path]
+            if path in known and size == known[path].bytes and not table_stage
+            else describe_part(dataset.storage, path)  # also what was lost and is made again: the web has changed since
+            for path, size in there.items()
+        ]
         tables[table] = TableState(planned.written, [*(tables[table].parts if table in tables else ()), *files])
         facts.append(
             {

@@ -83,7 +83,10 @@ def _trials(planned: PlannedStage, dataset: Dataset, waiting: Mapping[str, Any])
                     yield (
                         shard,
                         replace(
-                            part, fingerprint=_attempt(part, shard), chunk=None, previous=path, reasons=(_lost(shard),)
+                            part,
+                            fingerprint=_attempt(part, shard),
+                            chunk=None,
+                            earlier=((path, (_lost(shard),)), *part.earlier),
                         ),
                     )
 

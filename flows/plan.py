@@ -45,10 +45,11 @@ class PlannedPart:
     """For a source: what the part is but for its columns."""
     made_of: Mapping[str, str] | None = None
     """For a source: column -> what its values are made from; None where columns are not told apart."""
-    previous: str | None = None
-    """For a retry: the path of the attempt before."""
-    reasons: tuple[str, ...] = ()
-    """For a retry: the reasons whose rows are tried again."""
+    earlier: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """For a retry: the attempts before, the newest first: the path, and the reasons that were asked for since.
+
+    The first that is there is gone on from: an attempt that was asked for may never have been made, or collected.
+    """
 
     def seen_by(self, columns: Sequence[str]) -> str:
         """Return the fingerprint of what a stage sees that reads some columns of this part."""
@@ -109,8 +110,13 @@ class Plan:
         return not any(s.missing for s in self.stages)
 
 
-def make_plan(recipe: Recipe, dataset: Dataset, identify: Callable[[str], str] | None = None) -> Plan:
-    """Plan a build. Nothing is made where there is no catalog yet.
+def make_plan(
+    recipe: Recipe,
+    dataset: Dataset,
+    identify: Callable[[str], str] | None = None,
+    retries: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Plan a build. Nothing is made where there is no catalog yet. `retries`: plan with these, instead of those kept.
 
     Raises RecipeError where a stage asks for a table or a column that nothing before it writes, UserError where a
     takedown was interrupted.
@@ -126,7 +132,7 @@ def make_plan(recipe: Recipe, dataset: Dataset, identify: Callable[[str], str] |
         raise RecipeError("the source is empty: it has no rows")
     keys = _chunk_keys(chunks)
     ledger = _numbered(dataset, keys)
-    retries = dataset.state(RETRIES)
+    retries = dataset.state(RETRIES) if retries is None else retries
     tables: dict[str, _Table] = {}
     planned: list[PlannedStage] = []
     for stage in recipe.steps():
@@ -300,9 +306,9 @@ def _numbered(dataset: Dataset, chunks: Sequence[str]) -> dict[str, int]:
 def _retried(part: PlannedPart, stage: Stage, retries: Mapping[str, Any]) -> PlannedPart:
     """Return the newest attempt of a part: each retry that was asked for has a fingerprint of its own."""
     for reasons in retries.get(part.fingerprint, []):
-        fingerprint = fingerprint_of("retry", part.fingerprint, reasons)
-        previous = part_path(stage.table, part.fingerprint)
-        part = PlannedPart(fingerprint, part.number, part.rows, previous=previous, reasons=tuple(reasons))
+        before = ((part_path(stage.table, part.fingerprint), ()), *part.earlier)
+        earlier = tuple((path, tuple(sorted({*since, *reasons}))) for path, since in before)
+        part = PlannedPart(fingerprint_of("retry", part.fingerprint, reasons), part.number, part.rows, earlier=earlier)
     return part
 
 

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -121,8 +121,9 @@ class PartMaker:
             return self._make(job, inputs.trusting())  # its bytes are those that were written: the decoder is another
 
     def _make(self, job: Job, inputs: Inputs) -> PartFile:
-        if job.part.previous is not None and self._work.storage.exists(job.part.previous):
-            return self._retry(job, inputs)
+        for path, reasons in job.part.earlier:
+            if self._work.storage.exists(path):
+                return self._retry(job, inputs, path, reasons)
         return self._write(job.part, self._batches(job, inputs))
 
     def _inputs(self, job: Job) -> Inputs:
@@ -172,11 +173,11 @@ class PartMaker:
             return self._taken.hide_source(piece)
         return self._taken.hide_images(piece) if self._work.stage.table == "images" else piece
 
-    def _retry(self, job: Job, inputs: Inputs) -> PartFile:
-        """Try the rows of some reasons, or of lost shards, again; others stay as the attempt before left them."""
-        before = read_parquet(self._work.storage, str(job.part.previous))
-        lost = [reason.removeprefix(LOST) for reason in job.part.reasons if reason.startswith(LOST)]
-        again = pc.fill_null(pc.is_in(before.column("reason"), pa.array(job.part.reasons)), False)
+    def _retry(self, job: Job, inputs: Inputs, path: str, reasons: Sequence[str]) -> PartFile:
+        """Try the rows of some reasons, or of lost shards, again; others stay as an attempt before left them."""
+        before = read_parquet(self._work.storage, path)
+        lost = [reason.removeprefix(LOST) for reason in reasons if reason.startswith(LOST)]
+        again = pc.fill_null(pc.is_in(before.column("reason"), pa.array(reasons)), False)
         again = pc.or_(again, pc.is_in(before.column("shard"), pa.array(lost, pa.string()), skip_nulls=True))
         wanted = before.filter(again).column("sample_id")
         batches = (
@@ -187,7 +188,7 @@ class PartMaker:
         part = job.part
         writer = PartWriter(self._work.storage, stage.table, part.fingerprint, self._work.schema, part.number or 0)
         with writer:
-            files = describe_part(self._work.storage, str(job.part.previous)).files
+            files = describe_part(self._work.storage, path).files
             writer.write_merged(kept, map(self._without_taken, step(b for b in batches if b.num_rows)), files)
             if writer.rows != before.num_rows:
                 raise BalanceError(f"a retry of {stage.name!r} gave {writer.rows} rows for {before.num_rows}")

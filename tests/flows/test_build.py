@@ -159,6 +159,25 @@ def test_a_retry_asks_for_the_failed_rows_alone(web: Web) -> None:
     assert up_to_date(order) is not None
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_retry_goes_on_from_the_newest_attempt_there_is(web: Web, lost: bool) -> None:
+    """Whether an order was never built, or its part is gone: what was downloaded is not asked for again."""
+    flaky = web.server.heals(jpeg(96, 80, 77), [(503, {})] * (2 if lost else 1))
+    web.add_file("b", [*web.pictures(range(20, 23)), flaky])
+    build_here(order_of(web, ""))
+    dataset = Catalog(web.catalog).dataset("web")
+    order, _ = order_retry(dataset, ["server"], web.catalog, "inline")
+    if lost:
+        build_here(order)
+        first, second = ({f.path for f in dataset.files(dataset.version(n), "images")} for n in (1, 2))
+        dataset.storage.delete(second - first)
+    before = image_hits(web)
+    order, _ = order_retry(dataset, ["server"], web.catalog, "inline") if not lost else (order, 0)
+    build_here(order)
+    assert {u: n - before.get(u, 0) for u, n in image_hits(web).items() if n != before.get(u, 0)} == {flaky: 1}
+    assert rows(web, "select count(*) from web.images where reason = 'server_error'") == [(0,)]
+
+
 def test_a_retry_keeps_what_the_build_was_told(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     web.add_file("b", [web.server.heals(jpeg(96, 80, 77), [(503, {})])])
     recipe = web.recipe(STAGES)

@@ -1,0 +1,496 @@
+"""Sequences of edits, growths, retries, take-downs, crashes and collections, and the builds after them.
+
+After each step the dataset is built, and compared with one that is built from nothing, in an empty catalog, from the
+same recipe and source, with the same part numbers, retries and take-downs. A sequence is a list of plain lists, so a
+failing one can be written down and run again:
+
+    python -m tests.e2e.sequences '[["start", "web", 3], ["set", "prune", "keep", 0.2], ["retry"]]'
+"""
+
+import json
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from aiohttp import web
+
+from catalog import gc
+from catalog.database import sql
+from catalog.dataset import Catalog, Dataset, Version
+from catalog.erase import Names
+from catalog.errors import EspalierError, RecipeError
+from catalog.inputs import read_parquet
+from catalog.shards import ShardReader
+from catalog.takedown import STATE as TAKEDOWNS
+from catalog.takedown import TAKEN_URL
+from flows.build import Order, build_here, run_stage
+from flows.engine import InlineEngine
+from flows.failures import failures, order_retry
+from flows.plan import NUMBERS, RETRIES, make_plan
+from flows.takedown import take_down
+from tests.hostile_server import HostileServer
+from tests.pictures import jpeg
+
+Step = list[Any]
+"""The name of a step and its arguments, all of them JSON."""
+Rows = list[list[Any]]
+"""Rows of a source file: (kind, picture, salt). Rows of one picture have the same bytes; with one salt, one URL too."""
+
+UNBUILT: Final = ("order", "crash")
+"""Steps after which nothing is built: what comes next must cope with what they left."""
+
+VARIANTS: Final[tuple[Mapping[str, Any], ...]] = (
+    {"name": "download", "image_size": 64, "user_agent_token": "va", "rows_per_part": 4},
+    {"name": "fetch", "image_size": 64, "user_agent_token": "vb", "rows_per_part": 4},
+    {"name": "download", "image_size": 32, "user_agent_token": "vc", "rows_per_part": 3},
+)
+"""Ways to download, each with a name of its own for the server: what a retry healed is healed for that one alone, as
+parts that were made in another way before are not tried again."""
+
+MENU: Final[tuple[Mapping[str, Any], ...]] = (
+    {"use": "filter", "name": "wide", "where": "original_width >= 60"},
+    {"use": "filter", "name": "worded", "where": "length(caption) >= 5"},
+    {"use": "deduplicate", "name": "deduplicate"},
+    {"use": "deduplicate", "name": "looks", "exact": False, "perceptual": {"radius": 6}, "keep": "random"},
+    {"use": "prune", "name": "prune", "method": "random", "keep": 0.7},
+    {"use": "prune", "name": "bright", "method": "score", "column": "brightness", "keep": 0.8},
+    {"use": "prune", "name": "some", "method": "score", "column": "entropy", "keep_rows": 9, "of": "all"},
+    {"use": "report", "name": "report", "samples": 3, "pairs": 2},
+    {"use": "language", "name": "language"},
+)
+"""Stages that a recipe is drawn from. Those after `language` are drawn where models are asked for."""
+
+FIELDS: Final[Mapping[str, tuple[tuple[str, Any], ...]]] = {
+    "wide": (("where", "original_width >= 40"), ("where", "original_width >= 60"), ("where", "original_width >= 75")),
+    "worded": (("where", "length(caption) >= 5"), ("where", "length(caption) >= 7")),
+    "deduplicate": (("keep", "largest"), ("keep", "random"), ("keep", None), ("pixels", True)),
+    "looks": (("perceptual", {"radius": 2}), ("keep", "first"), ("keep", "largest")),
+    "prune": (("keep", 0.2), ("keep", 0.5), ("keep", 0.7)),
+    "bright": (("keep", 0.8), ("keep", 0.4), ("lowest", True), ("lowest", False)),
+    "some": (("keep_rows", 5), ("keep_rows", 9), ("of", "alive"), ("of", "all")),
+    "report": (("samples", 2), ("title", "A card")),
+}
+"""Values that a field of a stage is set to, by the stage's first name."""
+
+
+@dataclass
+class World:
+    """A source, a server, a recipe, and the catalog that all steps go to."""
+
+    folder: Path
+    server: HostileServer
+    kind: str = "web"
+    """`web`: Parquet files of URLs; `folder`: image files."""
+    seed: int = 0
+    variant: int = 0
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, Rows] = field(default_factory=dict)
+    _urls: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    _broken: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    healed: set[tuple[str, str]] = field(default_factory=set)
+    """(URL, way to download): the server answers from now on."""
+
+    # ---- what is built
+
+    @property
+    def token(self) -> str:
+        """How the server knows the way to download."""
+        return str(VARIANTS[self.variant]["user_agent_token"])
+
+    def recipe(self) -> str:
+        """Return the recipe's text."""
+        way = dict(VARIANTS[self.variant])
+        rows = way.pop("rows_per_part")
+        use = "parquet" if self.kind == "web" else "folder"
+        download = {"use": "download", "retries": 0, "timeout_s": 20, "allow_hosts": list(self.server.hosts), **way}
+        download |= {"respect_robots": False, "respect_tdm": False}
+        source = {"use": use, "path": str(self.source), "rows_per_part": rows}
+        said = {"dataset": "tiny", "seed": self.seed, "source": source, "stages": [download, *self.stages]}
+        return str(yaml.safe_dump(said, sort_keys=False))
+
+    @property
+    def source(self) -> Path:
+        """The folder of the source."""
+        return self.folder / "source"
+
+    def order(self, catalog: Path) -> Order:
+        """Return the order to build what the recipe and the source are now."""
+        return Order(self.recipe(), "recipe.yaml", str(catalog), (), "inline")
+
+    def dataset(self) -> Dataset:
+        """Return the dataset that all steps go to."""
+        return Catalog(self.folder / "catalog", create=True).dataset("tiny")
+
+    def can_be_planned(self) -> bool:
+        """Say whether the recipe is one."""
+        try:
+            order = self.order(self.folder / "nowhere")
+            recipe = order.load()
+            make_plan(recipe, order.open(recipe, create=None))
+        except RecipeError:
+            return False
+        return True
+
+    # ---- the source
+
+    def write(self, name: str, rows: Rows | None) -> None:
+        """Write a file of the source, or remove it."""
+        place = self.source / (f"{name}.parquet" if self.kind == "web" else name)
+        if place.is_dir():
+            shutil.rmtree(place)
+        place.unlink(missing_ok=True)
+        if rows is None:
+            self.files.pop(name, None)
+            return
+        self.files[name] = rows
+        captions = [f"{'word ' * (picture % 3)}{kind} {picture}" for kind, picture, _ in rows]
+        if self.kind == "web":
+            self.source.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.table({"URL": [self.url(row) for row in rows], "TEXT": captions}), place)
+            return
+        place.mkdir(parents=True)
+        for at, ((kind, picture, _), caption) in enumerate(zip(rows, captions, strict=True)):
+            (place / f"{at:03d}.jpg").write_bytes(_bytes(picture) if kind == "ok" else b"no picture")
+            if picture % 2:
+                (place / f"{at:03d}.txt").write_text(caption)
+
+    def url(self, row: Sequence[Any]) -> str:
+        """Return the URL of a row of a web source."""
+        key = tuple(row)
+        if key not in self._urls:
+            kind, picture, _ = row
+            if kind == "gone":
+                self._urls[key] = self.server.body(b"gone", status=404)
+            else:
+                self._urls[key] = self.server.add(self._answer(kind, picture, key))
+            if kind == "broken":
+                self._broken[self._urls[key]] = key
+        return self._urls[key]
+
+    def _answer(self, kind: str, picture: int, key: tuple[Any, ...]) -> Callable[[web.Request], Any]:
+        async def handler(request: web.Request) -> web.Response:
+            agent = request.headers.get("User-Agent", "")
+            if kind == "broken" and not any(u == self._urls[key] and t in agent for u, t in self.healed):
+                return web.Response(status=503)
+            return web.Response(body=_bytes(picture), content_type="image/jpeg")
+
+        return handler
+
+    # ---- steps
+
+    def step(self, step: Step) -> bool:
+        """Do one step, and build but for UNBUILT; say whether it was possible. Else it changes nothing."""
+        name, *arguments = step
+        if getattr(self, f"do_{name}")(*arguments) is False:
+            return False
+        if name in UNBUILT:
+            return True
+        build_here(self.order(self.folder / "catalog"))
+        return True
+
+    def _edit(self, stages: list[dict[str, Any]]) -> bool:
+        before, self.stages = self.stages, stages
+        if stages == before or not self.can_be_planned():
+            self.stages = before
+            return False
+        return True
+
+    def _at(self, name: str) -> int:
+        return next((at for at, stage in enumerate(self.stages) if stage["name"] == name), -1)
+
+    def do_start(self, kind: str, stages: list[dict[str, Any]], files: dict[str, Rows]) -> None:
+        """Begin with a recipe and a source."""
+        self.kind = kind
+        self.stages = stages
+        for name, rows in files.items():
+            self.write(name, rows)
+
+    def do_set(self, stage: str, field_: str, value: Any) -> bool:
+        """Change a field."""
+        return self._edit([s | {field_: value} if s["name"] == stage else s for s in self.stages])
+
+    def do_add(self, at: int, stage: dict[str, Any]) -> bool:
+        """Add a stage."""
+        return self._edit([*self.stages[:at], stage, *self.stages[at:]])
+
+    def do_remove(self, stage: str) -> bool:
+        """Remove a stage."""
+        return self._edit([s for s in self.stages if s["name"] != stage])
+
+    def do_move(self, stage: str, at: int) -> bool:
+        """Move a stage."""
+        others = [s for s in self.stages if s["name"] != stage]
+        moved = [s for s in self.stages if s["name"] == stage]
+        return self._edit([*others[:at], *moved, *others[at:]])
+
+    def do_rename(self, stage: str, name: str) -> bool:
+        """Call a stage otherwise."""
+        return self._at(name) < 0 and self._edit([s | {"name": name} if s["name"] == stage else s for s in self.stages])
+
+    def do_seed(self, seed: int) -> None:
+        """Change the recipe's seed."""
+        self.seed = seed
+
+    def do_download(self, variant: int) -> None:
+        """Download in another way: other sizes, parts, names."""
+        self.variant = variant
+
+    def do_file(self, name: str, rows: Rows) -> None:
+        """Add a file of the source, or change it."""
+        self.write(name, rows)
+
+    def do_unfile(self, name: str) -> bool:
+        """Remove a file of the source."""
+        if name not in self.files or len(self.files) == 1:
+            return False
+        self.write(name, None)
+        return True
+
+    def do_refile(self, name: str, new: str) -> bool:
+        """Rename a file of the source."""
+        if name not in self.files or new in self.files:
+            return False
+        rows = self.files[name]
+        self.write(name, None)
+        self.write(new, rows)
+        return True
+
+    def do_retry(self, reason: str = "server_error") -> bool:
+        """Try failed rows again, of which the server now answers those that were broken."""
+        dataset = self.dataset()
+        there = failures(dataset)
+        if reason not in {f["reason"] for f in there}:
+            return False
+        failed = f"select url from tiny.verdicts where reason = '{reason}'"
+        rows = sql(Catalog(self.folder / "catalog"), failed).to_pylist()
+        self.healed |= {(row["url"], self.token) for row in rows if row["url"] in self._broken}
+        order_retry(dataset, [reason], str(self.folder / "catalog"), "inline")
+        return True
+
+    def do_order(self, reason: str) -> bool:
+        """Order a retry that dies before it begins, and of which the server answers nothing more."""
+        if reason not in {f["reason"] for f in failures(self.dataset())}:
+            return False
+        order_retry(self.dataset(), [reason], str(self.folder / "catalog"), "inline")
+        return True
+
+    def do_take(self, at: int, copies: bool = True) -> bool:
+        """Take down a row of the last version, the one at a place among those that are not taken down yet."""
+        dataset = self.dataset()
+        listed = f"select sample_id from tiny.source where url is distinct from '{TAKEN_URL}' order by 1"
+        ids = sql(Catalog(self.folder / "catalog"), listed)["sample_id"].to_pylist()
+        if len(ids) < 6:
+            return False
+        take_down(dataset, Names(sample_ids=frozenset([ids[at % len(ids)]])), copies=copies)
+        check_version(self.folder / "catalog", dataset.version())
+        return True
+
+    def do_crash(self, stages: int) -> None:
+        """Begin a build that dies after some stages."""
+        order = self.order(self.folder / "catalog")
+        recipe = order.load()
+        plan = make_plan(recipe, order.open(recipe))
+        plan.dataset.set_state(NUMBERS, plan.numbers)
+        for planned in plan.stages[:stages]:
+            run_stage(plan, planned, InlineEngine(), "crashed")
+
+    def do_collect(self) -> None:
+        """Remove every file that the last version does not need."""
+        gc.collect(gc.plan(self.dataset(), older_than_s=-60, keep_versions=1))
+
+    # ---- what it is compared with
+
+    def compare(self) -> None:
+        """Build the same from nothing, with the same part numbers, retries and take-downs; raise where it differs."""
+        dataset = self.dataset()
+        fresh = self.folder / "fresh"
+        shutil.rmtree(fresh, ignore_errors=True)
+        other = Catalog(fresh, create=True).dataset("tiny")
+        for state in (NUMBERS, RETRIES, TAKEDOWNS):
+            if kept := dataset.state(state):
+                other.set_state(state, kept)
+        build_here(self.order(fresh))
+        check_version(self.folder / "catalog", dataset.version())
+        differences(told(dataset, self.folder / "catalog"), told(other, fresh))
+
+
+def _bytes(picture: int) -> bytes:
+    return jpeg(40 + 8 * (picture % 6), 48, picture // 2)
+
+
+def check_version(catalog: Path, version: Version) -> None:
+    """Raise where the published rows are not those that the verdicts keep."""
+    at = {version.dataset: version.number}
+    kept = sql(Catalog(catalog), f"select sample_id from {version.dataset}.verdicts where keep order by 1", at)
+    published = sql(Catalog(catalog), f"select sample_id from {version.dataset}.samples order by 1", at)
+    assert published["sample_id"].to_pylist() == kept["sample_id"].to_pylist(), f"samples of {version.label}"
+
+
+def told(dataset: Dataset, catalog: Path) -> dict[str, list[str]]:
+    """Return all that a version says, but for times, places and numbers of versions: table -> rows, sorted."""
+    version = dataset.version()
+    found: dict[str, list[str]] = {}
+    for table in version.tables:
+        rows = [_row for file in dataset.files(version, table) for _row in _rows(dataset, file.path)]
+        found[table] = sorted(rows)
+        assert version.tables[table].rows == len(rows)
+    found["verdicts"] = sorted(repr(row) for row in sql(Catalog(catalog), "select * from tiny.verdicts").to_pylist())
+    found["failures"] = [repr(row) for row in failures(dataset)]
+    facts = ("name", "use", "table", "version", "parameters", "parts", "rows", "notes")
+    found["stages"] = [repr({name: stage[name] for name in facts}) for stage in version.stages]
+    found["inputs"] = sorted(repr((one["sha256"], one["rows"])) for one in version.inputs)
+    return found
+
+
+def _rows(dataset: Dataset, path: str) -> Iterator[str]:
+    rows = read_parquet(dataset.storage, path)
+    if "shard" in rows.column_names:
+        data = pa.array(ShardReader(dataset.storage).read(rows), pa.large_binary())
+        rows = rows.drop_columns(["shard", "byte_offset"]).append_column("bytes", data)
+    for row in rows.to_pylist():
+        yield repr(sorted(row.items()))
+
+
+def differences(one: Mapping[str, list[str]], other: Mapping[str, list[str]]) -> None:
+    """Raise AssertionError that shows the first differing rows of each table."""
+    said = []
+    for name in sorted({*one, *other}):
+        left, right = one.get(name, []), other.get(name, [])
+        if left != right:
+            more, less = [r for r in left if r not in right], [r for r in right if r not in left]
+            said.append(f"{name}: {len(left)} rows, from nothing {len(right)}\n  + {more[:2]}\n  - {less[:2]}"[:1500])
+    assert not said, "built step by step, it is not what it is from nothing:\n" + "\n".join(said)
+
+
+# ---- drawing and running
+
+
+def draw_start(rng: random.Random) -> Step:
+    """Return a first step: a recipe and a source."""
+    kind = rng.choice(["web", "web", "folder"])
+    stages = [dict(stage) for stage in rng.sample(MENU, rng.randint(2, 4))]
+    files = {name: draw_rows(rng, name, 0) for name in ("a", "b")[: rng.randint(1, 2)]}
+    return ["start", kind, stages, files]
+
+
+def draw_rows(rng: random.Random, name: str, revision: int) -> Rows:
+    """Return rows of a file: pictures that others have too, some that are gone, some broken ones of its own."""
+    rows: Rows = []
+    for at in range(rng.randint(5, 9)):
+        kind = rng.choices(["ok", "gone", "broken"], [8, 1, 1])[0]
+        picture, salt = rng.randint(0, 19), rng.randint(0, 1)
+        rows.append([kind, picture, f"{name}{revision}.{at}" if kind == "broken" else salt])
+    return rows
+
+
+def draw_step(rng: random.Random, world: World, number: int) -> Step:
+    """Return a step that may be possible."""
+    names = [stage["name"] for stage in world.stages]
+    firsts = {stage["name"]: _first(stage) for stage in world.stages}
+    files = sorted(world.files)
+    fields = [(name, *f) for name in names for f in FIELDS.get(firsts[name], ())]
+    absent = [stage for stage in MENU if _first(stage) not in firsts.values()]
+    chances: list[tuple[int, Callable[[], Step]]] = [
+        (6, lambda: ["set", *rng.choice(fields)]),
+        (3, lambda: ["add", rng.randint(0, len(names)), dict(rng.choice(absent))]),
+        (2, lambda: ["remove", rng.choice(names)]),
+        (3, lambda: ["move", rng.choice(names), rng.randint(0, len(names))]),
+        (1, lambda: ["rename", rng.choice(names), f"other{number}"]),
+        (1, lambda: ["seed", rng.randint(0, 2)]),
+        (1, lambda: ["download", rng.randrange(len(VARIANTS))]),
+        (2, lambda: ["file", rng.choice("0abc"), draw_rows(rng, "f", number)]),
+        (1, lambda: ["unfile", rng.choice(files)]),
+        (1, lambda: ["refile", rng.choice(files), rng.choice("0abcd")]),
+        (4, lambda: ["retry", rng.choice(["server_error", "server_error", "not_found"])]),
+        (3, lambda: ["take", rng.randint(0, 30), rng.random() < 0.7]),
+        (1, lambda: ["order", rng.choice(["server_error", "not_found"])]),
+        (2, lambda: ["crash", rng.randint(1, 4)]),
+        (1, lambda: ["collect"]),
+    ]
+    while True:
+        draw = rng.choices([d for _, d in chances], [c for c, _ in chances])[0]
+        try:
+            return draw()
+        except IndexError:  # nothing to choose from
+            continue
+
+
+def _first(stage: Mapping[str, Any]) -> str:
+    """Return what the menu calls a stage, whatever it is called now."""
+
+    def kind(one: Mapping[str, Any]) -> list[Any]:
+        return [one["use"], "perceptual" in one, one.get("method"), one.get("column"), str(one.get("where"))[:6]]
+
+    return next(str(one["name"]) for one in MENU if kind(one) == kind(stage))
+
+
+@contextmanager
+def world_in(folder: Path) -> Iterator[World]:
+    """Give a world in a folder, with its server."""
+    with HostileServer() as server:
+        yield World(folder, server)
+
+
+def run_random(folder: Path, seed: int, steps: int) -> list[Step]:
+    """Draw and run a sequence; return it. Raises AssertionError that ends with how to run it again."""
+    rng = random.Random(seed)
+    with world_in(folder) as world:
+        done = [draw_start(rng)]
+        _checked(world, done, done[-1])
+        while len(done) <= steps:
+            step = draw_step(rng, world, len(done))
+            _checked(world, done, step)
+    return done
+
+
+def _checked(world: World, done: list[Step], step: Step) -> None:
+    try:
+        if not world.step(step):
+            return
+        if step is not done[-1]:
+            done.append(step)
+        if step[0] not in UNBUILT:
+            world.compare()
+    except (AssertionError, EspalierError) as error:
+        sequence = done if step is done[-1] else [*done, step]
+        raise AssertionError(
+            f"{type(error).__name__}: {error}\n\nrun it again:\npython -m tests.e2e.sequences '{json.dumps(sequence)}'"
+        ) from error
+
+
+def run(sequence: Sequence[Step]) -> None:
+    """Run a sequence in a folder of its own. Steps that are not possible are passed over."""
+    with tempfile.TemporaryDirectory() as folder, world_in(Path(folder)) as world:
+        for step in sequence:
+            if world.step(step) and step[0] not in UNBUILT:
+                world.compare()
+
+
+def shortest(sequence: Sequence[Step]) -> list[Step]:
+    """Return what is left of a failing sequence when steps are left out for as long as it fails."""
+    kept = list(sequence)
+    for at in range(len(kept) - 2, 0, -1):
+        fewer = kept[:at] + kept[at + 1 :]
+        try:
+            run(fewer)
+        except (AssertionError, EspalierError):
+            kept = fewer
+    return kept
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[-1])
+    if "--shorten" in sys.argv:
+        given = shortest(given)
+        print(json.dumps(given))
+    run(given)
+    print(f"{len(given)} steps: equal to a build from nothing after each")
