@@ -22,7 +22,8 @@ from catalog.dataset import Catalog, Dataset, Version
 from catalog.duck import Limits, limited, lock, open_database, quoted
 from catalog.errors import NotFoundError, QueryError, damage_in_sql, nearest
 from catalog.parts import PartFile
-from catalog.schema import SUCCESS, role
+from catalog.schema import SUCCESS, TAKEN_URL, role
+from catalog.takedown import REASON as TAKEN_DOWN
 
 if TYPE_CHECKING:
     import duckdb
@@ -305,14 +306,16 @@ def _verdicts(schema: str, schemas: Mapping[str, pa.Schema], version: Version) -
     url = 's."url"' if "url" in schemas["source"].names else "null::varchar"
     joins = ""
     cases: list[tuple[str, tuple[str, ...]]] = []
+    taken = (f"{url} = '{TAKEN_URL}'", (_quoted(_maker(version, "source")), f"'{TAKEN_DOWN}'", "null", "null", "null"))
     if {"status", "reason"} <= set(schemas.get("images", pa.schema([])).names):
         joins += f' left join "{schema}".images i using (sample_id)'
-        maker = next((str(s["name"]) for s in version.stages if s.get("table") == "images"), "download")
+        maker = _maker(version, "images", "download")
         detail = 'i."detail"' if "detail" in schemas["images"].names else "null"
         cases.append((f"i.status <> '{SUCCESS}'", (quoted(maker), "i.reason", detail, "null", "null")))
     if "decisions" in schemas:
         joins += f" left join ({_rejected(schema, version)}) d using (sample_id)"
         cases.append(("d.stage is not null", tuple(f"d.{column}" for column in _JUDGED)))
+    cases.append(taken)  # where nothing fetches, no stage says it
     picked = [
         f"cast(case {' '.join(f'when {out} then {values[at]}' for out, values in cases)} end as {type_}) as {column}"
         if cases
@@ -321,6 +324,11 @@ def _verdicts(schema: str, schemas: Mapping[str, pa.Schema], version: Version) -
     ]
     out = " or ".join(f"coalesce({condition}, false)" for condition, _ in cases) or "false"
     return f'select s.sample_id, {url} as url, not ({out}) as keep, {", ".join(picked)} from "{schema}".source s{joins}'
+
+
+def _maker(version: Version, table: str, default: str = "") -> str:
+    """Return the name of the stage that made a table of a version."""
+    return next((str(s["name"]) for s in version.stages if s.get("table") == table), default or table)
 
 
 def _rejected(schema: str, version: Version) -> str:

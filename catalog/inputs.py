@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from catalog.duck import open_database
 from catalog.errors import NotFoundError, StoredImageError, damage_in_sql, damaged, nearest, reading
-from catalog.schema import SAMPLE_BITS, SUCCESS
+from catalog.schema import SAMPLE_BITS, SUCCESS, TAKEN_URL
 from catalog.vector_pages import is_vector, read_vectors
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ class Pieces:
 class Inputs:
     """The tables that one stage reads. Made by the engine from parts, and by tests from Arrow tables.
 
-    `judges` are the tables that say which rows are out: images (`status`) and decisions (`keep`).
+    `judges` are the tables that say which rows are out: images (`status`) and decisions (`keep`), and the source where
+    rows of it were taken down (`url`).
     Raises NotFoundError where a table or column is asked for that is not there.
     """
 
@@ -288,12 +289,10 @@ class Inputs:
         """The ids of rows that failed or were rejected: int64, ascending."""
         dead = [np.empty(0, np.int64)]
         for judge in self._judges:
-            column = "keep" if "keep" in judge.schema.names else "status"
+            column = next(name for name in ("keep", "status", "url") if name in judge.schema.names)
             for piece in judge.pieces:
                 rows = piece.read(self._storage, ["sample_id", column])
-                verdict = rows.column(column)
-                out = pc.invert(verdict) if column == "keep" else pc.not_equal(verdict, SUCCESS)
-                dead.append(_ids(rows.filter(pc.fill_null(out, True))))
+                dead.append(_ids(rows.filter(_is_out(rows.column(column), column))))
         return np.unique(np.concatenate(dead))
 
     def _is_alive(self, ids: np.ndarray) -> np.ndarray:
@@ -383,6 +382,13 @@ def stored_error(rows: pa.Table, row: int, reason: str) -> StoredImageError | No
     if STORED in (rows.schema.metadata or {}) and rows.column(IMAGE)[row].is_valid:
         return StoredImageError(rows.column("sample_id")[row].as_py(), reason)
     return None
+
+
+def _is_out(verdict: pa.ChunkedArray, column: str) -> pa.ChunkedArray:
+    """Return which values of a judge's column say that the row is out: bool."""
+    if column == "url":
+        return pc.fill_null(pc.equal(verdict, TAKEN_URL), False)
+    return pc.fill_null(pc.invert(verdict) if column == "keep" else pc.not_equal(verdict, SUCCESS), True)
 
 
 def _widened(table: pa.Table) -> pa.Table:

@@ -21,6 +21,9 @@ SAMPLE_BITS: Final = 24
 
 SUCCESS: Final = "success"
 FAILED: Final = "failed"
+TAKEN_URL: Final = "taken-down:"
+"""What stands for the URL of a row that was taken down (`catalog.takedown`): a URL by its form, so that nothing
+stumbles; nobody can fetch it."""
 
 
 def field(name: str, type_: pa.DataType, about: str, role: str = "", **more: str) -> pa.Field:
@@ -137,6 +140,18 @@ CLUSTERS: Final = pa.schema(
         field("distance", pa.float32(), "1 - cosine to that centroid"),
     ]
 )
+
+EDGES: Final = pa.schema(
+    [
+        field("child", pa.int64(), "sample_id of a row of this dataset"),
+        field("parent_dataset", pa.string(), "the dataset of the row that it comes from, which may be this one"),
+        field("parent_version", pa.int64(), "the version of it that was read; null where that is not known"),
+        field("parent", pa.int64(), "sample_id of that row"),
+        field("role", pa.string(), "what the parent was for: copy_of, ... (see catalog.edges)"),
+        field("weight", pa.float32(), "share of the parent in the child; null where there is none"),
+    ]
+)
+"""Where single rows come from. Ids and names alone, never content: a takedown leaves it as it is."""
 
 MODELS: Final = pa.schema(
     [

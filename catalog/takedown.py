@@ -4,7 +4,9 @@ It is one JSON object in the dataset's state, `_state/takedowns.json`, that is r
 
     key         random: the digests say nothing without it, and are not those of other datasets
     urls        digests of the URLs that must not come back
+    texts       digests of the captions of rows without a URL that must not come back
     contents    digests of the SHA-256 of the bytes that must not come back
+    pixels      digests of the SHA-256 of the pixels that must not come back
     pending     the order that is being carried out, written before anything is touched (`catalog.erase.Order`)
     records     one a takedown: when, who, why, how many rows, which versions and files; never a URL, a text or a pixel
 
@@ -21,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -29,18 +31,31 @@ import pyarrow.compute as pc
 
 from catalog.dataset import Dataset
 from catalog.errors import UserError
-from catalog.schema import FAILED
+from catalog.schema import FAILED, TAKEN_URL
 from catalog.storage import Storage
 
 STATE: Final = "takedowns"
 REASON: Final = "taken_down"
-TAKEN_URL: Final = "taken-down:"
-"""What stands for the URL of such a row: a URL by its form, so that nothing stumbles; nobody can fetch it."""
 
+KINDS: Final = ("urls", "contents", "texts", "pixels")
+"""What the ledger lists digests of."""
 _DIGEST_BYTES: Final = 16
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>\\]+")
 _SOURCE: Final = {"url": TAKEN_URL}
 _IMAGES: Final = {"url": TAKEN_URL, "status": FAILED, "reason": REASON}
+
+
+class Listed(Protocol):
+    """Names that rows may have (`catalog.reach.Names`)."""
+
+    @property
+    def urls(self) -> frozenset[str]: ...
+    @property
+    def sha256(self) -> frozenset[str]: ...
+    @property
+    def texts(self) -> frozenset[str]: ...
+    @property
+    def pixels(self) -> frozenset[str]: ...
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,8 @@ class Ledger:
     key: str = field(default_factory=lambda: secrets.token_hex(32))
     urls: frozenset[str] = frozenset()
     contents: frozenset[str] = frozenset()
+    texts: frozenset[str] = frozenset()
+    pixels: frozenset[str] = frozenset()
     pending: Mapping[str, Any] | None = None
     records: Sequence[Mapping[str, Any]] = ()
 
@@ -59,19 +76,39 @@ class Ledger:
         kept = _dataset(storage).state(STATE)
         if not kept:
             return cls()
-        return cls(
-            kept["key"], frozenset(kept["urls"]), frozenset(kept["contents"]), kept["pending"], tuple(kept["records"])
-        )
+        listed = {kind: frozenset(kept.get(kind, ())) for kind in KINDS}  # older ledgers lack some kinds
+        return cls(kept["key"], **listed, pending=kept["pending"], records=tuple(kept["records"]))
 
     def save(self, storage: Storage) -> None:
         """Keep it, atomically, over what was there."""
-        about = {"urls": sorted(self.urls), "contents": sorted(self.contents), "records": list(self.records)}
-        _dataset(storage).set_state(STATE, {"key": self.key, "pending": self.pending, **about})
+        listed = {kind: sorted(self.listed(kind)) for kind in KINDS}
+        about = {"key": self.key, "pending": self.pending, "records": list(self.records)}
+        _dataset(storage).set_state(STATE, about | listed)
 
-    def ordered(self, urls: Iterable[str], sha256: Iterable[str], order: Mapping[str, Any]) -> Self:
-        """Return the ledger in which these must not come back, and an order is pending."""
-        more, contents = map(self.url, urls), map(self.content, sha256)
-        return replace(self, urls=self.urls.union(more), contents=self.contents.union(contents), pending=dict(order))
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is listed, so that nothing has to be hidden."""
+        return not any(map(self.listed, KINDS))
+
+    def listed(self, kind: str) -> frozenset[str]:
+        """Return the digests of one of KINDS."""
+        found: frozenset[str] = getattr(self, kind)
+        return found
+
+    def digests(self, names: "Listed") -> dict[str, list[str]]:
+        """Return what would be listed for some names: kind -> digests, ascending."""
+        return {
+            "urls": sorted(map(self.url, names.urls)),
+            "contents": sorted(map(self.content, names.sha256)),
+            "texts": sorted(map(self.text, names.texts)),
+            "pixels": sorted(map(self.picture, names.pixels)),
+        }
+
+    def ordered(self, digests: Mapping[str, Iterable[str]], order: Mapping[str, Any] | None) -> Self:
+        """Return the ledger in which what `digests` gave must not come back, and an order is pending."""
+        urls, contents, texts, pixels = (self.listed(kind).union(digests.get(kind, ())) for kind in KINDS)
+        pending = None if order is None else dict(order)
+        return replace(self, urls=urls, contents=contents, texts=texts, pixels=pixels, pending=pending)
 
     def done(self, record: Mapping[str, Any]) -> Self:
         """Return the ledger in which nothing is pending, with one record more."""
@@ -89,6 +126,14 @@ class Ledger:
         """Return the digest of bytes that are given by their SHA-256 (hex)."""
         return self._digest(b"content", sha256.lower())
 
+    def picture(self, pixels_sha256: str) -> str:
+        """Return the digest of what a picture shows, given by its SHA-256 (hex)."""
+        return self._digest(b"pixels", pixels_sha256.lower())
+
+    def text(self, caption: str) -> str:
+        """Return the digest of a caption."""
+        return self._digest(b"text", caption)
+
     def _digest(self, kind: bytes, text: str) -> str:
         data = text.encode("utf-8", "surrogatepass")
         return hashlib.blake2b(data, digest_size=_DIGEST_BYTES, key=self._key, person=kind).hexdigest()
@@ -99,24 +144,37 @@ class Ledger:
 
     def hide_source(self, rows: pa.Table) -> pa.Table:
         """Return rows of a source, those that were taken down without their content."""
-        if not self.urls or "url" not in rows.column_names:
-            return rows
-        return blank("source", rows, self._listed(rows.column("url"), self.url, self.urls))
+        return blank("source", rows, self.hidden_source(rows))
+
+    def hidden_source(self, rows: pa.Table) -> np.ndarray:
+        """Return which rows of a source were taken down: bool (n,)."""
+        if not (self.urls or self.texts) or "url" not in rows.column_names:
+            return np.zeros(rows.num_rows, bool)
+        gone = self._listed(rows.column("url"), self.url, self.urls)
+        if self.texts and "caption" in rows.column_names:
+            nameless = np.asarray(pc.is_null(rows.column("url")))
+            gone |= nameless & self._listed(rows.column("caption"), self.text, self.texts)
+        return gone
 
     def hide_images(self, rows: pa.Table) -> pa.Table:
         """Return rows of images (as a stage yields them, bytes and all), those taken down as failed, without bytes."""
-        if not (self.urls or self.contents):
-            return rows
+        return blank("images", rows, self.hidden_images(rows))
+
+    def hidden_images(self, rows: pa.Table) -> np.ndarray:
+        """Return which rows of images were taken down, by what they say of themselves: bool (n,)."""
         gone = np.zeros(rows.num_rows, bool)
+        if self.is_empty:
+            return gone
         if "url" in rows.column_names:
             gone |= np.asarray(pc.fill_null(pc.equal(rows.column("url"), TAKEN_URL), False))
         for name, digest, known in (
             ("final_url", self.url, self.urls),
             ("sha256", self.content, self.contents),
+            ("pixels_sha256", self.picture, self.pixels),
         ):
             if name in rows.column_names:
                 gone |= self._listed(rows.column(name), digest, known)
-        return blank("images", rows, gone)
+        return gone
 
     def passing(self, batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
         """Yield batches without the rows whose URL says that they were taken down (where they have a URL)."""

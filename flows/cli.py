@@ -39,6 +39,15 @@ class Executor(StrEnum):
     INLINE = "inline"
 
 
+class Copies(StrEnum):
+    """Which copies a takedown erases too; each with those of the one before."""
+
+    NONE = "none"
+    BYTES = "bytes"
+    PIXELS = "pixels"
+    DUPLICATES = "duplicates"
+
+
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")]
 DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="the name of a dataset in the catalog")]
 Label = Annotated[str, typer.Argument(metavar="DATASET[@N]", help="a dataset, or one version of it")]
@@ -545,28 +554,43 @@ def verify(
 def takedown(
     dataset: DatasetName,
     file: Annotated[
-        str | None, typer.Option("--file", help="csv, txt or parquet with a column url, sample_id or sha256, or lines")
+        str | None,
+        typer.Option("--file", help="csv, tsv or parquet whose header has url, sample_id or sha256 (or --column)"),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="KIND=NAME", help="a column and what it holds: url=link; may be repeated"),
     ] = None,
     reason: Annotated[str, typer.Option(help="why; kept with the record")] = "",
-    copies: Annotated[bool, typer.Option("--copies/--no-copies", help="also rows with the same bytes")] = True,
+    copies: Annotated[
+        Copies,
+        typer.Option(help="other rows to erase: same bytes, pixels too, or also duplicates that they stand for"),
+    ] = Copies.BYTES,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="erase without asking")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be erased and stop")] = False,
     list_: Annotated[bool, typer.Option("--list", help="show the takedowns of the dataset")] = False,
     catalog: CatalogUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """Erase rows from every version, for good, and keep a record without the content. Without --file: go on with one
-    that was interrupted."""
-    from flows.takedown import read_names, records, render, take_down
+    """Erase rows from every version, for good, and keep a record without the content.
+
+    Also from every dataset that has rows saved from them, or that they were saved from. What is reached is listed, and
+    asked about on a terminal, before anything is erased. Without --file: go on with one that was interrupted.
+    """
+    from flows.names_file import read_names
+    from flows.takedown import confirmation, records, render, take_down
 
     opened = _dataset(dataset, catalog)
     if list_:
         return _print_rows(records(opened), as_json)
-    names = read_names(file) if file else None
-    told = take_down(opened, names, reason, copies, dry_run, lambda line: print(line, file=sys.stderr))
+    names = read_names(file, column or ()) if file else None
+    confirm = confirmation(dataset, yes or dry_run or names is None)
+    message: Callable[[str], None] = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    told = take_down(opened, names, reason, copies.value, dry_run, message, confirm)
     if as_json:
         _print_json(told)
     else:
-        _print_rich(render(told))
+        _print_rich(render(dataset, told))
     return None
 
 

@@ -4,6 +4,10 @@ Every table of the searched version comes along: those about samples with the fo
 (centroids, models) whole. Samples keep their ids; their bytes are copied into new shards, so the new dataset needs
 nothing of the old one. Only the report is drawn anew: the old one describes the dataset that was searched.
 
+Its table `edges` says of each row which row of which version it is a copy of, through all datasets that it went
+through, so that a takedown reaches it (`catalog.edges`). It is written before anything else; and a takedown that began
+meanwhile ends the saving.
+
 What is saved twice is one version; another result under the same name is the next version.
 """
 
@@ -15,29 +19,30 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
-from catalog import lookup
+from catalog import edges, lookup
 from catalog.dataset import Catalog, Dataset, TableState, Version, VersionFacts, check_name
+from catalog.edges import SAVED
 from catalog.errors import UserError
 from catalog.inputs import Piece, Pieces, read_parquet
 from catalog.lease import hold
 from catalog.lookup import KEY
 from catalog.parts import PartFile, PartWriter, fingerprint_of
-from catalog.schema import field
+from catalog.schema import EDGES, field
 from catalog.shards import ShardReader
+from catalog.takedown import Ledger, check_none_pending
 from flows.build import write_report
+from flows.cards import saved_report
 from flows.code_version import code_version
 from flows.plan import PlannedPart
 from flows.search import Found
 from flows.worker import Work, make_table
-from tasks.report import Report
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-SAVED: Final = "saved_search"
-"""The key of a recipe text that says: not built, but saved from a search."""
 SHARD_ROWS: Final = 10_000
 _COPIED_AT_ONCE: Final = 256
 """Images in memory at once."""
@@ -49,14 +54,24 @@ _IMAGE: Final = field("image", pa.large_binary(), "encoded image", "image")
 def save(catalog: Catalog, found: Found, name: str) -> Version:
     """Publish what was found as the dataset `name`; return the version.
 
-    Raises UserError where nothing was found, where rejected rows may be among it, or where `name` is a dataset that was
-    built; BusyError while somebody else writes it.
+    Raises UserError where nothing was found, where rejected rows may be among it, where rows were taken down (in the
+    dataset `name`, or since they were found), or where `name` is a dataset that was built; BusyError while somebody
+    else writes it.
     """
     _check(catalog, found, name)
     dataset = catalog.dataset(name)
     work = _Saving(catalog.existing(found.version.dataset), found, dataset)
     with hold(dataset, wait_s=None) as lease:
-        tables = work.tables()
+        check_none_pending(dataset)
+        before = set(dataset.storage.list())
+        law = work.law()
+        try:
+            tables = work.tables()
+            if work.law() != law:
+                raise UserError(f"rows of {found.version.dataset!r} were taken down meanwhile: search again")
+        except BaseException:  # nothing of rows that may have to go stays behind
+            dataset.storage.delete(sorted(set(dataset.storage.list()) - before, reverse=True))
+            raise
         lease.check()
         version = dataset.publish(tables, work.facts(catalog, tables))
         write_report(dataset, version)
@@ -105,16 +120,30 @@ class _Saving:
     def sample_ids(self) -> np.ndarray:
         return np.unique(np.array([hit.sample_id for hit in self.found.hits], np.int64))
 
+    def law(self) -> str:
+        """Return what must be the same before and after: which rows of the searched dataset were taken down.
+
+        Raises UserError while a takedown of it is pending.
+        """
+        check_none_pending(self.source)
+        return json.dumps([record["at"] for record in Ledger.read(self.source.storage).records])
+
     def tables(self) -> dict[str, TableState]:
-        """Write every table; return what they are to be. Images first: the others say where they lie."""
+        """Write every table; return what they are to be.
+
+        Edges first: what follows has content. Then images: the others say where they lie.
+        """
         version = self.found.version
+        lineage = self._edges()
+        self.law()
+        self._check_rows()
         images = self._images()
         places = pa.concat_tables(
             [read_parquet(self.target.storage, part.path, (KEY, *_PLACE)) for part in images.parts]
         )
-        made = {"images": images}
+        made = {edges.TABLE: lineage, "images": images}
         for table in version.tables:
-            if table not in ("images", _REPORT):
+            if table not in ("images", edges.TABLE, _REPORT):
                 made[table] = self._table(table, places)
         return made | {_REPORT: self._report(made)}
 
@@ -128,6 +157,36 @@ class _Saving:
         inputs = [{"uri": place, "rows": found.searched, "sha256": found.version.recipe_sha256}]
         stages = [self._stage(table, state) for table, state in tables.items()]
         return VersionFacts(recipe, digest.hexdigest(), code_version(), inputs, stages, found.version.seed)
+
+    def _edges(self) -> TableState:
+        """Say of each row what it is a copy of, and what that was a copy of."""
+        older = edges.edges_of(self.source)
+        mine = pc.is_in(older.column("child"), pa.array(self.sample_ids))
+        rows = pa.concat_tables([edges.copies(self.sample_ids, self.found.version), older.filter(mine)])
+        rows = rows.group_by(EDGES.names).aggregate([]).select(EDGES.names)
+        rows = rows.sort_by([(name, "ascending") for name in EDGES.names[:-1]])
+        fingerprint = fingerprint_of("save", edges.TABLE, rows.to_pylist())
+        with PartWriter(self.target.storage, edges.TABLE, fingerprint, EDGES) as writer:
+            writer.write(rows)
+        return TableState(EDGES, [writer.part()])
+
+    def _check_rows(self) -> None:
+        """Raise UserError where a row that was found is not in the version any more, or may not be in the target."""
+        ids = self.sample_ids
+        there = lookup.rows_of(self.source.storage, self._paths("samples"), ids, ()).num_rows
+        if there < len(ids):
+            raise UserError(f"{len(ids) - there:,} of the rows that were found were taken down since: search again")
+        ledger = Ledger.read(self.target.storage)
+        if ledger.is_empty:
+            return
+        source = lookup.rows_of(self.source.storage, self._paths("source"), ids)
+        images = lookup.rows_of(self.source.storage, self._paths("images"), ids)
+        hidden = ledger.hidden_source(source) | ledger.hidden_images(images)
+        if hidden.any():
+            raise UserError(
+                f"{int(hidden.sum()):,} of the rows that were found were taken down from {self.target.name!r} and must "
+                "not come back: save under another name, or search without them"
+            )
 
     def _stage(self, table: str, state: TableState) -> dict[str, Any]:
         return {
@@ -162,7 +221,7 @@ class _Saving:
 
     def _report(self, tables: Mapping[str, TableState]) -> TableState:
         """Draw the data card of what was saved."""
-        stage = Report(description=f"Saved from a search of {self.found.version.label}.")
+        stage = saved_report(self.found.version.label)
         columns = stage.inputs({name: state.schema for name, state in tables.items()})
         pieces = {
             name: Pieces(tables[name].schema, tuple(Piece(part.path) for part in tables[name].parts))

@@ -1,119 +1,151 @@
-"""Taking rows down: they leave every version, their bytes are gone, and no later build brings them back.
+"""Taking rows down: they leave every version of every dataset that has them, and no later build brings them back.
 
-First the order is written down (`catalog.takedown`, digests and numbers only), then the steps are carried out, each of
-which may be repeated. So after a kill at any moment the same command goes on; until then nobody can plan or build.
+What is reached (`catalog.reach`) is held, listed, and written down as one order in the dataset that was named: digests
+and numbers only. That is the moment from which it counts. Then each other dataset gets its own order in its own ledger
+(`catalog.takedown`), so that nobody builds it meanwhile, and all orders are carried out, that of the named dataset
+last. Every step may be repeated. So after a kill at any moment the same command goes on, through all datasets.
 """
 
-import csv
 import getpass
-from collections.abc import Callable, Iterable, Iterator
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from io import StringIO
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-from pydantic import TypeAdapter
+import numpy as np
 
 from catalog import erase
-from catalog.dataset import Dataset, Version
-from catalog.erase import Found, Names, Order
-from catalog.errors import BuildError, EspalierError, UserError, nearest
-from catalog.inputs import Piece, Pieces
-from catalog.lease import hold
-from catalog.lookup import schema_of, spans
-from catalog.parts import PartWriter
-from catalog.schema import SAMPLE_BITS
+from catalog.dataset import Catalog, Dataset
+from catalog.erase import Order
+from catalog.errors import BuildError, NotFoundError, UserError
+from catalog.lease import Lease, hold
+from catalog.reach import Names, Reach, listed_rows, reach
+from catalog.scrub import Scrubber, Words, scrub, words_of
 from catalog.takedown import Ledger
-from flows.build import write_report
-from flows.plan import PlannedPart, stage_seed
-from flows.worker import Work, make_table
-from tasks.report import AnyReport
-from tasks.stage import TableStage
+from flows import cards, traces
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Record = dict[str, Any]
-T = TypeVar("T")
-R = TypeVar("R")
-
-COLUMNS: Final = ("url", "sample_id", "sha256")
-"""What a file may name rows by; all of these columns that it has count."""
-_REPORT: Final = "report"
+Say = Callable[[str], None]
+Confirm = Callable[[Record], bool]
 
 
 def take_down(
     dataset: Dataset,
     names: Names | None,
     reason: str = "",
-    copies: bool = True,
+    copies: str = "bytes",
     dry_run: bool = False,
-    message: Callable[[str], object] = lambda line: None,
+    message: Say = lambda line: None,
+    confirm: Confirm = lambda told: True,
 ) -> Record:
     """Take rows down, and return the record of it; with `dry_run`, what it would be.
 
-    A takedown that was interrupted is carried through first; without `names` that is all. Raises UserError where there
-    is nothing to do, BusyError while somebody builds, BuildError where something is left of the rows.
+    `copies` is one of `catalog.reach.CHOICES`. `confirm` is shown what would be erased while everything that is reached
+    is held; nothing is erased where it returns False. A takedown that was interrupted is carried through first;
+    without `names` that is all. Raises UserError where there is nothing to do or it was not confirmed, BusyError while
+    somebody builds one of the datasets, BuildError where something is left of the rows.
     """
     if dry_run and names is not None:
-        ledger = Ledger.read(dataset.storage)
-        return _facts(ledger, names, _found(dataset, ledger, names, copies), dataset, "", copies) | {"dry_run": True}
-    with hold(dataset) as lease:
-        ledger = Ledger.read(dataset.storage)
-        resumed = None
-        if ledger.pending is not None:
-            message("going on with the takedown that was interrupted")
-            resumed = carry_out(dataset, ledger, message)
-            ledger = Ledger.read(dataset.storage)
+        return _planned(dataset, names, copies, "")[1] | {"dry_run": True}
+    with _Held.open(dataset, message) as held:
+        resumed = _go_on(held, dataset) if Ledger.read(dataset.storage).pending is not None else None
         if names is None:
             if resumed is None:
                 raise UserError("nothing to take down: name the rows with --file, like --file ids.csv")
             return resumed
-        found = _found(dataset, ledger, names, copies)
-        if resumed is not None and not found.rows.sample_ids:
-            return resumed
-        order = erase.order_for(dataset, found)
-        facts = _facts(ledger, names, found, dataset, reason, copies, order)
-        lease.check()
-        ledger = ledger.ordered(found.rows.urls, found.rows.sha256, replace(order, facts=facts).to_json())
-        ledger.save(dataset.storage)
-        return carry_out(dataset, ledger, message)
+        try:
+            found, facts = _planned(dataset, names, copies, reason)
+        except NoRowError:
+            if resumed is not None:
+                return resumed
+            raise
+        while _take_in(held, found):
+            found, facts = _planned(dataset, names, copies, reason)
+        if not confirm(facts):
+            raise UserError("nothing was erased")
+        held.check()
+        _write_down(held, dataset, names, copies, found, facts)
+        return _carry_group(held, dataset)
 
 
-def _found(dataset: Dataset, ledger: Ledger, names: Names, copies: bool) -> Found:
-    """Return the rows that are meant. Raises UserError where no row is, and no name is left to remember."""
-    found = erase.find(dataset, names, copies)
+class NoRowError(UserError):
+    """No row has any of the names, and there is nothing to remember either."""
+
+
+class _Held:
+    """The datasets that this takedown holds, and who is told what it does."""
+
+    def __init__(self, catalog: Catalog, stack: ExitStack, message: Say) -> None:
+        self.catalog = catalog
+        self.message = message
+        self._stack = stack
+        self._leases: dict[str, Lease] = {}
+
+    @classmethod
+    @contextmanager
+    def open(cls, dataset: Dataset, message: Say) -> "Iterator[_Held]":
+        """Hold one dataset for the length of the block; more by `add`."""
+        with ExitStack() as stack:
+            held = cls(Catalog(dataset.storage.uri.rpartition("/")[0]), stack, message)
+            held.add(dataset.name)
+            yield held
+
+    def add(self, name: str, wait_s: float | None = 0.0) -> None:
+        """Hold a dataset too. Raises BusyError."""
+        if name not in self._leases:
+            dataset = self.catalog.dataset(name)
+            self._leases[name] = self._stack.enter_context(hold(dataset, wait_s, self.message))
+
+    def check(self) -> None:
+        """Raise BusyError where somebody has taken one of them over."""
+        for lease in self._leases.values():
+            lease.check()
+
+
+def _planned(dataset: Dataset, names: Names, copies: str, reason: str) -> tuple[Reach, Record]:
+    """Return the rows that are meant, and what the record says. Raises NoRowError where there is nothing to do."""
+    ledger = Ledger.read(dataset.storage)
+    found = reach(dataset, names, copies)
     fresh = [url for url in names.urls if ledger.url(url) not in ledger.urls]
     fresh += [digest for digest in names.sha256 if ledger.content(digest) not in ledger.contents]
-    if not found.rows.sample_ids and not fresh:
+    if not any(map(len, found.sample_ids.values())) and not fresh:
         old = len(names) - len(names.sample_ids)
         said = f"{old:,} were taken down before" if old else "there is no such sample_id"
-        raise UserError(f"no row of {dataset.name!r} has any of these {len(names):,} names: {said}")
-    return found
-
-
-def _facts(
-    ledger: Ledger, names: Names, found: Found, dataset: Dataset, reason: str, copies: bool, order: Order | None = None
-) -> Record:
-    """Return what the record says: counts, digests and files, and nothing of the content."""
-    order = order or erase.order_for(dataset, found)
-    last = dataset.last()
-    digests = [*map(ledger.url, found.rows.urls), *map(ledger.content, found.rows.sha256)]
-    return {
+        raise NoRowError(f"no row of {dataset.name!r} has any of these {len(names):,} names: {said}")
+    scrubbed = ledger.ordered(ledger.digests(found.names), None).scrubbed(reason)
+    told = {
+        "id": secrets.token_hex(8),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "by": _user(),
-        "reason": ledger.ordered(found.rows.urls, (), {}).scrubbed(reason),
+        "reason": scrubbed,
         "given": {"url": len(names.urls), "sha256": len(names.sha256), "sample_id": len(names.sample_ids)},
         "unknown": len(found.unknown),
+        "choice": copies,
+        "copies": found.copies,
+        "choices": {choice: dict(rows) for choice, rows in found.choices.items()},
+    }
+    digests = sorted({d for listed in ledger.digests(found.names).values() for d in listed})
+    catalog = Catalog(dataset.storage.uri.rpartition("/")[0])
+    places = {name: _places(erase.order_for(catalog.dataset(name), ids)) for name, ids in found.sample_ids.items()}
+    root = places.pop(dataset.name)
+    last = dataset.last()
+    return found, told | root | {"digests": digests, "last_version": last.number if last else None, "others": places}
+
+
+def _places(order: Order) -> Record:
+    """Return what a record says of where the rows of one dataset are."""
+    return {
         "samples": len(order.sample_ids),
-        "copies": found.copies if copies else 0,
         "rows": dict(order.rows),
         "versions": list(order.versions),
         "files": [*order.parts, *order.spans],
-        "digests": sorted(digests),
-        "last_version": last.number if last else None,
+        "shards": len(order.spans),
     }
 
 
@@ -124,21 +156,150 @@ def _user() -> str | None:
         return None
 
 
-def carry_out(dataset: Dataset, ledger: Ledger, message: Callable[[str], object]) -> Record:
-    """Do what is pending, and keep the record. Only for whoever holds the dataset."""
-    assert ledger.pending is not None
-    order = Order.of_json(ledger.pending)
-    told: Record = dict(order.facts)
+def _take_in(held: _Held, found: Reach, wait_s: float | None = 0.0) -> bool:
+    """Hold all datasets that are reached; say whether a takedown of one of them had to be carried through first."""
+    went_on = False
+    for name in sorted(found.sample_ids):
+        held.add(name, wait_s)
+        dataset = held.catalog.dataset(name)
+        if Ledger.read(dataset.storage).pending is not None:
+            _go_on(held, dataset)
+            went_on = True
+    return went_on
+
+
+def _write_down(held: _Held, dataset: Dataset, names: Names, copies: str, found: Reach, facts: Record) -> None:
+    """Write the order into the ledger of the dataset that was named: from here on it counts.
+
+    Then look again: a search that is being saved has written its edges before it looks whether there is an order. So
+    either it sees this one, or it is seen here.
+    """
+    while True:
+        others = {}
+        for name in found.sample_ids:
+            if name != dataset.name:
+                member = held.catalog.dataset(name)
+                ledger = Ledger.read(member.storage)
+                ledger.save(member.storage)  # its key must not change any more
+                others[name] = {"sample_ids": found.sample_ids[name].tolist(), "digests": ledger.digests(found.names)}
+        ledger = Ledger.read(dataset.storage)
+        order = erase.order_for(dataset, found.sample_ids[dataset.name])
+        order = replace(order, facts=facts, id=facts["id"], others=others)
+        ledger.ordered(ledger.digests(found.names), order.to_json()).save(dataset.storage)
+        again = reach(dataset, names, copies)
+        if _counts(again) == _counts(found):
+            return
+        found = again
+        for name in sorted(found.sample_ids):
+            held.add(name, None)
+
+
+def _counts(found: Reach) -> dict[str, int]:
+    return {name: len(ids) for name, ids in found.sample_ids.items()}
+
+
+def _go_on(held: _Held, dataset: Dataset) -> Record:
+    """Carry through what is pending in a dataset, from the dataset that was named."""
+    held.message(f"going on with the takedown of {dataset.name} that was interrupted")
+    order = _pending(dataset)
+    assert order is not None
+    if order.root:
+        try:
+            root = held.catalog.existing(order.root)
+        except NotFoundError:
+            return _carry_alone(held, dataset)
+        held.add(root.name)
+        of_root = _pending(root)
+        if of_root is None or of_root.id != order.id:
+            return _carry_alone(held, dataset)
+        dataset = root
+    return _carry_group(held, dataset)
+
+
+def _pending(dataset: Dataset) -> Order | None:
+    pending = Ledger.read(dataset.storage).pending
+    return None if pending is None else Order.of_json(pending)
+
+
+def _carry_alone(held: _Held, dataset: Dataset) -> Record:
+    order = _pending(dataset)
+    assert order is not None
+    words = words_of(dataset, order.ids)
+    traces.overwrite(words)
+    return _carry_out(held, dataset, words)
+
+
+def _carry_group(held: _Held, root: Dataset) -> Record:
+    """Do what is pending in a dataset and in all others that its order names, and keep the records."""
+    order = _pending(root)
+    assert order is not None
+    present = set(held.catalog.datasets())
+    others = {name: about for name, about in order.others.items() if name in present}
+    words = words_of(root, order.ids)
+    for name, about in others.items():
+        held.add(name)
+        if _begin(held, root, order, name, about):
+            member = held.catalog.dataset(name)
+            own = _pending(member)
+            words = words.joined(words_of(member, own.ids)) if own is not None else words
+    traces.overwrite(words)
+    told: dict[str, Record] = {}
+    for name in others:
+        member = held.catalog.dataset(name)
+        pending = _pending(member)
+        if pending is not None and pending.id == order.id:
+            told[name] = _carry_out(held, member, words)
+        else:
+            told[name] = dict(next(r for r in Ledger.read(member.storage).records if r.get("id") == order.id))
+    summary = {
+        name: {k: record[k] for k in ("samples", "rows", "versions", "files", "shards", "index", "published")}
+        for name, record in told.items()
+    }
+    return _carry_out(held, root, words, others=summary)
+
+
+def _begin(held: _Held, root: Dataset, order: Order, name: str, about: Mapping[str, Any]) -> bool:
+    """Write the order of one other dataset into its ledger, unless it is there; say whether it is still to be done."""
+    member = held.catalog.dataset(name)
+    pending = _pending(member)
+    if pending is not None and pending.id != order.id:
+        _go_on(held, member)
+        pending = None
+    ledger = Ledger.read(member.storage)
+    if pending is None:
+        if any(record.get("id") == order.id for record in ledger.records):
+            return False
+        ledger = ledger.ordered(about["digests"], None)
+        ids = np.union1d(np.array(about["sample_ids"], np.int64), listed_rows(member, ledger))
+        own = erase.order_for(member, ids)
+        last = member.last()
+        facts = {k: v for k, v in order.facts.items() if k in ("at", "by", "reason", "given", "choice")}
+        facts |= _places(own) | {"id": order.id, "root": root.name, "unknown": 0, "copies": 0}
+        facts |= {"digests": sorted({d for listed in about["digests"].values() for d in listed})}
+        facts |= {"last_version": last.number if last else None}
+        own = replace(own, facts=facts, id=order.id, root=root.name)
+        ledger.ordered({}, own.to_json()).save(member.storage)
+    return True
+
+
+def _carry_out(held: _Held, dataset: Dataset, words: Words, **more: Any) -> Record:
+    """Erase what is pending in one dataset, and keep the record."""
+    order = _pending(dataset)
+    assert order is not None
+    told: Record = {"index": [], "published": None} | dict(order.facts) | more
+    ledger = Ledger.read(dataset.storage)
     if order.sample_ids:
+        scrubber = Scrubber(words, ledger)
+        scrub(dataset, order.ids, order.clusters, scrubber)
+        cards.redraw_mentioning(dataset, scrubber, held.message)
         erase.erase_shards(dataset, order)
-        erase.erase_parts(dataset, order)
-        erase.scrub(dataset, order, ledger)
+        erase.erase_parts(dataset, order, scrubber)
         told["index"] = _forget(dataset, order)
-        _remake_cards(dataset, order, message)
+        cards.remake(dataset, order.versions, held.message)
         erase.sweep(dataset)
         erase.settle(dataset, order)
         told["published"] = _publish(dataset, told["last_version"])
-        _redraw(dataset, order, message)
+        cards.redraw(dataset, order.versions, held.message)
         if left := erase.remaining(dataset, order, ledger):
             raise BuildError(f"something is left in {left[0]} ({len(left)} files): run the takedown again")
     ledger.done(told).save(dataset.storage)
@@ -162,84 +323,11 @@ def _forget(dataset: Dataset, order: Order) -> list[str]:
     return forget(dataset, order.ids)
 
 
-def _remake_cards(dataset: Dataset, order: Order, message: Callable[[str], object]) -> None:
-    """Make the tables of the reports anew that may show such a row; one that cannot be made is emptied."""
-    done: set[str] = set()
-    for version in reversed(dataset.versions()):
-        for path in [f.path for f in dataset.files(version, _REPORT)] if _REPORT in version.tables else ():
-            if path in done:
-                continue
-            done.add(path)
-            if version.number in order.versions:
-                try:
-                    _remake_card(dataset, version, path)
-                except Exception as error:  # noqa: BLE001  # a recipe of another release, say: the rows must go anyway
-                    message(f"the report of {version.label} cannot be made again and was emptied: {error}")
-                    schema = schema_of(dataset.storage, [path])
-                    with PartWriter(dataset.storage, _REPORT, _fingerprint(path), schema):
-                        pass
-    there = (f"{_REPORT}/{name}.parquet" for name in dataset.finished(_REPORT))
-    dataset.storage.delete(path for path in list(there) if path not in done)
-
-
-def _remake_card(dataset: Dataset, version: Version, path: str) -> None:
-    """Run a version's report stage again over what its tables hold now, into the same part."""
-    at, facts = next((n, s) for n, s in enumerate(version.stages) if s["table"] == _REPORT)
-    stage: TableStage = TypeAdapter(AnyReport).validate_python(facts["parameters"])
-    before = dict.fromkeys(s["table"] for s in version.stages[:at] if s["table"] in version.tables)
-    tables = {table: _pieces(dataset, version, table) for table in before}
-    available = {table: pieces.schema for table, pieces in tables.items()}
-    columns = stage.inputs(available)
-    reads = {name: tables[name] for name in (*columns, *stage.sides())}
-    seed = stage_seed(version.seed, stage.name)
-    work = Work(stage, stage.output(available), columns, reads, (), dataset.storage, "cpu", seed)
-    make_table(work, PlannedPart(_fingerprint(path)), _one_by_one, lambda done, total, unit: None)
-
-
-def _one_by_one(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    return map(function, items)
-
-
-def _pieces(dataset: Dataset, version: Version, table: str) -> Pieces:
-    paths = [file.path for file in dataset.files(version, table)]
-    schema = schema_of(dataset.storage, paths) if paths else dataset.schema(version, table)
-    if "sample_id" not in schema.names:
-        return Pieces(schema, tuple(Piece(path) for path in paths))
-    found = sorted((span, path) for path, span in spans(dataset.storage, paths).items())
-    numbers = [((low >> SAMPLE_BITS, high >> SAMPLE_BITS), path) for (low, high), path in found]
-    return Pieces(schema, tuple(Piece(path, low if low == high else None) for (low, high), path in numbers))
-
-
-def _fingerprint(path: str) -> str:
-    return path.rpartition("/")[2].removesuffix(".parquet")
-
-
-def _redraw(dataset: Dataset, order: Order, message: Callable[[str], object]) -> None:
-    """Draw the report pages anew of the versions that held such a row, and of the new one; others stay."""
-    versions = {version.number: version for version in dataset.versions()}
-    for path in dataset.storage.list("_reports"):
-        number = path.rpartition("/")[2].partition(".")[0]
-        version = versions.get(int(number)) if number.isdecimal() else None
-        if version is not None and version.number not in order.versions:
-            continue
-        if version is None or not _drawn(dataset, version, message):
-            dataset.storage.delete([path])
-    if versions:
-        _drawn(dataset, versions[max(versions)], message)
-
-
-def _drawn(dataset: Dataset, version: Version, message: Callable[[str], object]) -> bool:
-    try:
-        return write_report(dataset, version) is not None
-    except Exception as error:  # noqa: BLE001  # an emptied card
-        message(f"the report of {version.label} cannot be drawn and was removed: {error}")
-        return False
-
-
 def records(dataset: Dataset) -> list[Record]:
     """Return the takedowns of a dataset as a table shows them, oldest first."""
     ledger = Ledger.read(dataset.storage)
-    pending = [Order.of_json(ledger.pending).facts] if ledger.pending else []
+    pending = [dict(Order.of_json(ledger.pending).facts)] if ledger.pending else []
+    kept: list[Record] = [dict(record) for record in ledger.records]
     return [
         {
             "at": told["at"],
@@ -249,85 +337,72 @@ def records(dataset: Dataset) -> list[Record]:
             "copies": told["copies"],
             "files": len(told["files"]),
             "versions": ", ".join(map(str, told["versions"])),
+            "others": ", ".join(f"{name}: {at['samples']}" for name, at in told.get("others", {}).items()),
+            "named_in": told.get("root") or dataset.name,
             "published": told.get("published"),
             "state": "interrupted" if told in pending else "done",
         }
-        for told in (*ledger.records, *pending)
+        for told in (*kept, *pending)
     ]
 
 
-def render(told: Record) -> "RenderableType":
-    """Return a record as a terminal shows it."""
+def confirmation(dataset: str, yes: bool) -> Confirm:
+    """Return what asks on the terminal, after it has shown what would be erased; with `yes`, what agrees.
+
+    Raises UserError where there is no terminal to ask on.
+    """
+    if yes:
+        return lambda told: True
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UserError("erasing is for good and asks first, and this is no terminal: give --yes, or --dry-run to look")
+
+    def ask(told: Record) -> bool:
+        from rich.console import Console
+        from rich.prompt import Confirm as Question
+
+        console = Console(stderr=True)
+        console.print(render(dataset, told | {"dry_run": True}))
+        return Question.ask("Erase all of it, for good?", console=console, default=False)
+
+    return ask
+
+
+def render(dataset: str, told: Record) -> "RenderableType":
+    """Return a record as a terminal shows it: what is, or would be, erased where."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
+    places: dict[str, Record] = {dataset: told} | told.get("others", {})
+    samples = sum(place["samples"] for place in places.values())
     verb = "would be taken down" if told.get("dry_run") else "taken down"
     copies = f", {told['copies']:,} of them copies of rows that were named" if told["copies"] else ""
-    head = Text(f"{told['samples']:,} samples {verb}{copies}", style="bold")
+    head = Text(f"{samples:,} samples {verb}{copies}", style="bold")
     table = Table(box=None, header_style="bold")
-    table.add_column("table")
-    table.add_column("rows", justify="right")
-    for name, rows in told["rows"].items():
-        table.add_row(name, f"{rows:,}")
-    done = "would be rewritten" if told.get("dry_run") else "rewritten"
-    lines = [f"{len(told['files']):,} files {done}; versions {', '.join(map(str, told['versions'])) or 'none'}"]
+    for name, justify in (("dataset", "left"), ("versions", "left"), ("samples", "right"), ("rows", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("files", justify="right")
+    table.add_column("of them shards", justify="right")
+    for name, place in places.items():
+        rows = ", ".join(f"{n:,} of {where}" for where, n in place["rows"].items()) or "none"
+        versions = ", ".join(map(str, place["versions"])) or "none"
+        counts = (str(len(place["files"])), str(place.get("shards", 0)))
+        table.add_row(name, versions, f"{place['samples']:,}", rows, *counts)
+    lines = []
     if told["unknown"]:
         lines.append(f"{told['unknown']:,} names are of no row; URLs and digests are remembered and will not come in")
-    lines += told.get("index", [])
-    if told.get("published"):
-        lines.append(f"{told['published']} is published without them")
-    return Group(head, table, *map(Text, lines)) if told["rows"] else Group(head, *map(Text, lines))
+    lines += _other_choices(told)
+    for place in places.values():
+        lines += place.get("index") or []
+        if place.get("published"):
+            lines.append(f"{place['published']} is published without them")
+    return Group(head, *([table] if samples else []), *map(Text, lines))
 
 
-def read_names(path: str) -> Names:
-    """Return the rows that a file names: columns url, sample_id, sha256 (Parquet, or CSV with a header), else lines.
-
-    Raises UserError where it cannot be read, names nothing, or a sample_id is no number.
-    """
-    try:
-        columns = _parquet_columns(path) if path.lower().endswith((".parquet", ".pq")) else _text_columns(path)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        if isinstance(error, EspalierError):
-            raise
-        raise UserError(f"cannot read {path!r}: {str(error).splitlines()[0]}") from None
-    if bad := next((v for v in columns["sample_id"] if not v.isdecimal()), None):
-        raise UserError(f"{path}: {bad!r} is no sample_id; expected a number")
-    urls, digests = Names(frozenset(columns["url"])), Names.of(columns["sha256"])
-    if digests.urls or digests.sample_ids:
-        raise UserError(f"{path}: {next(iter(digests.urls | set(map(str, digests.sample_ids))))!r} is no SHA-256")
-    names = urls.joined(digests).joined(Names.of(columns["sample_id"])).joined(Names.of(columns["lines"]))
-    if not names:
-        raise UserError(f"{path} names no row")
-    return names
-
-
-def _parquet_columns(path: str) -> dict[str, list[str]]:
-    with pq.ParquetFile(path) as file:
-        there = file.schema_arrow.names
-        rows = file.read([name for name in COLUMNS if name in there])
-    if not rows.column_names:
-        raise UserError(f"{path} has no column url, sample_id or sha256{nearest('url', there)}")
-    return _columns(
-        {name: [str(v) for v in rows.column(name).to_pylist() if v is not None] for name in rows.column_names}
-    )
-
-
-def _text_columns(path: str) -> dict[str, list[str]]:
-    text = Path(path).read_text("utf-8-sig")
-    lines = text.splitlines()
-    header = [cell.strip().lower() for cell in next(csv.reader(lines[:1]), [])]
-    if not set(header) & set(COLUMNS):
-        if len(header) > 1 and not any("://" in line for line in lines):  # a table, and no list of names
-            raise UserError(f"{path} has no column url, sample_id or sha256{nearest('url', header)}")
-        return _columns({"lines": lines})
-    rows = list(csv.reader(StringIO(text)))[1:]
-    return _columns(
-        {name: [row[header.index(name)] for row in rows if len(row) > header.index(name)] for name in COLUMNS
-         if name in header}
-    )  # fmt: skip
-
-
-def _columns(found: dict[str, list[str]]) -> dict[str, list[str]]:
-    stripped = {name: [v.strip() for v in values if v.strip()] for name, values in found.items()}
-    return {name: stripped.get(name, []) for name in (*COLUMNS, "lines")}
+def _other_choices(told: Record) -> list[str]:
+    """Return what the other choices of `--copies` would take."""
+    counts = {choice: sum(rows.values()) for choice, rows in told.get("choices", {}).items()}
+    if not counts or len(set(counts.values())) == 1:
+        return []
+    said = ", ".join(f"{choice} {rows:,}" for choice, rows in counts.items())
+    return [f"samples by --copies: {said}; this was {told['choice']}"]

@@ -11,7 +11,8 @@ from catalog.database import SCORES_TABLE, connect
 from catalog.dataset import Catalog, Dataset, Version
 from catalog.errors import NotFoundError, RecipeError
 from catalog.parts import fingerprint_of
-from catalog.schema import SAMPLE_BITS, SUCCESS, role
+from catalog.schema import SAMPLE_BITS, SUCCESS, TAKEN_URL, role
+from catalog.takedown import REASON as TAKEN_DOWN
 from catalog.takedown import Ledger
 from flows.plan import NUMBERS
 from flows.recipe import parse
@@ -96,7 +97,7 @@ class _Teller:
             "decisions": decisions,
             "cluster": self._cluster(sample_id),
             "stands_for": self._stands_for(sample_id),
-            "verdict": self._verdict(images, decisions),
+            "verdict": self._verdict(source, images, decisions),
             "published": self._published(sample_id),
         }
 
@@ -114,10 +115,13 @@ class _Teller:
             del row["sample_id"]
         return found
 
-    def _verdict(self, images: Row | None, decisions: Sequence[Row]) -> Row:
+    def _verdict(self, source: Row, images: Row | None, decisions: Sequence[Row]) -> Row:
+        makers = {s.get("table"): s["name"] for s in reversed(self._version.stages)}
         if images and images["status"] != SUCCESS:
-            maker = next((s["name"] for s in self._version.stages if s.get("table") == "images"), "download")
+            maker = makers.get("images", "download")
             return {"keep": False, "stage": maker, "reason": images["reason"], "evidence": images.get("detail")}
+        if source.get("url") == TAKEN_URL:
+            return {"keep": False, "stage": makers.get("source", "source"), "reason": TAKEN_DOWN, "evidence": None}
         out = next((row for row in decisions if not row["keep"]), None)
         return {"keep": out is None} | {k: out[k] if out else None for k in ("stage", "reason", "evidence")}
 

@@ -7,8 +7,9 @@ import pytest
 
 from catalog.dataset import Catalog, Dataset
 from catalog.errors import UserError
-from catalog.schema import FAILED
-from catalog.takedown import REASON, STATE, TAKEN_URL, Ledger, check_none_pending
+from catalog.reach import Names
+from catalog.schema import FAILED, TAKEN_URL
+from catalog.takedown import REASON, STATE, Ledger, check_none_pending
 
 URL = "https://host.example/a.jpg"
 SHA = "ab" * 32
@@ -16,7 +17,8 @@ SHA = "ab" * 32
 
 @pytest.fixture
 def ledger() -> Ledger:
-    return Ledger(key="01" * 32).ordered([URL], [SHA], {}).done({"at": "now"})
+    empty = Ledger(key="01" * 32)
+    return empty.ordered(empty.digests(Names(frozenset([URL]), frozenset([SHA]))), {}).done({"at": "now"})
 
 
 def test_source_rows_lose_everything_but_their_id(ledger: Ledger) -> None:
@@ -83,6 +85,6 @@ def test_it_is_kept_and_says_nothing(tmp_path: Path, ledger: Ledger) -> None:
 
 def test_nothing_is_planned_while_one_is_pending(local_dataset: Dataset, ledger: Ledger) -> None:
     check_none_pending(local_dataset)
-    ledger.ordered([], [], {"sample_ids": []}).save(local_dataset.storage)
+    ledger.ordered({}, {"sample_ids": []}).save(local_dataset.storage)
     with pytest.raises(UserError, match=r"was interrupted; .* espalier takedown birds"):
         check_none_pending(local_dataset)

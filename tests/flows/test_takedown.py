@@ -20,17 +20,17 @@ import pytest
 
 from catalog.database import sql
 from catalog.dataset import Catalog, Dataset
-from catalog.erase import Names
 from catalog.errors import BuildError, BusyError, NotFoundError, UserError
 from catalog.lease import hold
 from catalog.parts import PartWriter
-from catalog.schema import CLUSTERS
+from catalog.reach import Names
+from catalog.schema import CLUSTERS, TAKEN_URL
 from catalog.shards import ERASED, ShardReader
-from catalog.takedown import REASON, TAKEN_URL, Ledger
+from catalog.takedown import REASON, Ledger
 from flows.build import Order, build_here, up_to_date
 from flows.cli import main
 from flows.failures import order_retry
-from flows.takedown import read_names, records, take_down
+from flows.takedown import records, take_down
 from flows.why import stories
 from tasks.cluster.concepts import CONCEPTS
 from tasks.report.thumbnails import thumbnail
@@ -49,7 +49,7 @@ KILLED = """
 import os, signal, sys
 import catalog.shards
 from catalog.dataset import Catalog
-from catalog.erase import Names
+from catalog.reach import Names
 from catalog.storage import Storage
 from flows.takedown import take_down
 place, url, at = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -276,7 +276,7 @@ def test_no_build_brings_them_back(built: Web, emptied: bool) -> None:
 
 def test_copies_may_stay(built: Web) -> None:
     dataset = dataset_of(built)
-    told = take_down(dataset, Names(sample_ids=frozenset([1])), copies=False)
+    told = take_down(dataset, Names(sample_ids=frozenset([1])), copies="none")
     assert (told["samples"], told["copies"]) == (1, 0)
     twin = sql(Catalog(built.catalog), f"select status from web.images where sample_id = {TWIN}").to_pylist()
     assert twin == [{"status": "success"}]
@@ -289,7 +289,7 @@ def test_copies_may_stay(built: Web) -> None:
 def test_what_is_left_is_noticed(built: Web, monkeypatch: pytest.MonkeyPatch, step: str, file: str) -> None:
     dataset = dataset_of(built)
     with monkeypatch.context() as patch:
-        patch.setattr(f"catalog.erase.{step}", lambda dataset, order: None)
+        patch.setattr(f"catalog.erase.{step}", lambda *given: None)
         with pytest.raises(BuildError, match=f"something is left in {file}"):
             take_down(dataset, names(url_of(built, 1)))
     assert records(dataset)[0]["state"] == "interrupted"
@@ -309,7 +309,7 @@ def test_concepts_lose_the_names_that_may_be_of_its_caption(built: Web, monkeypa
         with PartWriter(dataset.storage, table, "ab" * 32, schema) as writer:
             writer.write(pa.table(filled, schema=schema))
     with monkeypatch.context() as patch:
-        patch.setattr("catalog.erase.scrub", lambda dataset, order, ledger: None)
+        patch.setattr("flows.takedown.scrub", lambda *given: None)
         with pytest.raises(BuildError, match="something is left in concepts/"):
             take_down(dataset, names(url_of(built, 0)))
     take_down(dataset, None)
@@ -369,60 +369,6 @@ def test_what_cannot_be(built: Web, tmp_path: Path) -> None:
         take_down(dataset, Names(sample_ids=frozenset([99])))
     with hold(dataset), pytest.raises(BusyError, match="is being built"):
         take_down(dataset, names(url_of(built, 0)))
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("a,b\n1,2\n", "no column url, sample_id or sha256"),
-        ("urls,title\na.jpg,x\n", "did you mean 'urls'"),
-        ("99999999999999999999999\n", "'99999999999999999999999' is no sample_id"),
-        (f"sample_id\n{1 << 63}\n", "is no sample_id: it is too large"),
-        ("9" * 5000, "is no sample_id: it is too large"),
-    ],
-)
-def test_a_file_that_names_nothing_is_refused(tmp_path: Path, text: str, said: str) -> None:
-    """And not taken for URLs that are remembered for good."""
-    (tmp_path / "x.csv").write_text(text)
-    with pytest.raises(UserError, match=said):
-        read_names(str(tmp_path / "x.csv"))
-
-
-def test_lines_with_commas_are_urls(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("http://a/b,c.jpg\n0\n")
-    assert read_names(str(tmp_path / "x.csv")) == Names(frozenset(["http://a/b,c.jpg"]), frozenset(), frozenset([0]))
-
-
-def test_files_of_names(tmp_path: Path) -> None:
-    digest = "ab" * 32
-    cases: dict[str, tuple[str, Names]] = {
-        "lines.txt": (f"http://a/b,c\n\n17\n{digest.upper()}\n", Names.of(["http://a/b,c", "17", digest])),
-        "named.csv": ('\ufeffcaption,URL\n"x, y",http://a\nz,17\n', Names(frozenset(["http://a", "17"]))),
-        "ids.csv": ("sample_id\n5\n6\n", Names(sample_ids=frozenset([5, 6]))),
-    }
-    for name, (text, expected) in cases.items():
-        (tmp_path / name).write_text(text)
-        assert read_names(str(tmp_path / name)) == expected
-    pq.write_table(pa.table({"url": ["http://a", None], "sample_id": [3, None]}), tmp_path / "x.parquet")
-    assert read_names(str(tmp_path / "x.parquet")) == Names(frozenset(["http://a"]), frozenset(), frozenset([3]))
-    wrong = {
-        "empty.txt": ("\n", "names no row"),
-        "id.csv": ("sample_id\nx7\n", "'x7' is no sample_id; expected a number"),
-        "large.csv": (f"sample_id\n{1 << 63}\n", "'9223372036854775808' is no sample_id: it is too large"),
-        "long.txt": ("9" * 5000, "'999999999999999999999999999999' is no sample_id"),
-        "sha.csv": ("sha256\nabc\n", "'abc' is no SHA-256"),
-        "bytes.parquet": ("PAR", "cannot read"),
-    }
-    for name, (text, words) in wrong.items():
-        (tmp_path / name).write_text(text)
-        with pytest.raises(UserError, match=words) as caught:
-            read_names(str(tmp_path / name))
-        assert "\n" not in str(caught.value)
-    pq.write_table(pa.table({"link": ["http://a"]}), tmp_path / "y.parquet")
-    with pytest.raises(UserError, match="no column url, sample_id or sha256"):
-        read_names(str(tmp_path / "y.parquet"))
-    with pytest.raises(UserError, match="cannot read"):
-        read_names(str(tmp_path / "nowhere.csv"))
 
 
 def killed_at(web: Web, catalog: Path, url: str, at: int) -> int:
