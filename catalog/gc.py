@@ -2,17 +2,17 @@
 
 Killed builds leave finished parts (the next build of the same recipe uses them), scratch and checkpoints; changed
 recipes leave the parts of the old one; versions that are given up leave their reports; killed writers leave temporary
-files. Young files are spared, as they may belong to a build that is going on elsewhere or will be resumed; and nothing
-is collected while somebody builds.
+files. Young files are spared, as they may belong to a build that is going on elsewhere or will be resumed; versions
+that rows of other datasets came from are kept (`catalog.edges`); and nothing is collected while somebody builds.
 """
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-from catalog import delta
-from catalog.dataset import Dataset, Version
+from catalog import delta, edges
+from catalog.dataset import Catalog, Dataset, Version
 from catalog.errors import UserError
 from catalog.lease import hold
 from catalog.sizes import stem_of
@@ -37,6 +37,8 @@ class Garbage:
     """Versions that end with it, as only the last `keep_versions` were to be kept."""
     older_than_s: float = GRACE_S
     keep_versions: int | None = None
+    used: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    """Versions that are kept beside the last `keep_versions` -> the other datasets that have rows of them."""
 
     @property
     def bytes(self) -> int:
@@ -47,13 +49,19 @@ class Garbage:
 def plan(dataset: Dataset, older_than_s: float = GRACE_S, keep_versions: int | None = None) -> Garbage:
     """Return what no version needs and nobody has written in the last `older_than_s` seconds. Removes nothing.
 
-    With `keep_versions`, only the last so many versions count, and the others will be forgotten. Held versions are none
-    of the so many: those that came after the oldest of them stay, as somebody may approve them yet.
+    With `keep_versions`, only the last so many versions count, and those that rows of other datasets came from; the
+    others will be forgotten. Held versions are none of the so many: those that came after the oldest of them stay, as
+    somebody may approve them yet.
     """
     if keep_versions is not None and keep_versions < 1:
         raise UserError(f"keep_versions is {keep_versions}, expected at least 1: the last version stays")
     versions = dataset.versions()
-    kept = versions if keep_versions is None else _newest(versions, keep_versions)
+    kept, used = versions, {}
+    if keep_versions is not None:
+        kept = _newest(versions, keep_versions)
+        users = edges.users(Catalog(dataset.storage.uri.rpartition("/")[0]), dataset.name)
+        used = {v.number: users[v.number] for v in versions if v.number in users and v not in kept}
+        kept = [version for version in versions if version in kept or version.number in used]
     needed = _needed_parts(dataset, kept)
     shards = _needed_shards(dataset, kept)
     reports = {str(version.number) for version in kept}
@@ -64,8 +72,8 @@ def plan(dataset: Dataset, older_than_s: float = GRACE_S, keep_versions: int | N
         if entry.modified_s <= young and _is_garbage(entry.path, needed, shards, reports)
     }
     forgotten = [version.number for version in versions if version not in kept]
-    ordered = sorted(found, key=lambda path: (path.startswith(f"{_SHARDS}/"), path))
-    return Garbage(dataset, {path: found[path] for path in ordered}, forgotten, older_than_s, keep_versions)
+    ordered = sorted(found, key=lambda path: (_turn(path), path))
+    return Garbage(dataset, {path: found[path] for path in ordered}, forgotten, older_than_s, keep_versions, used)
 
 
 def _newest(versions: Sequence[Version], count: int) -> list[Version]:
@@ -79,7 +87,7 @@ def collect(garbage: Garbage) -> Garbage:
     """Remove what was planned, as far as it still is garbage; return what was removed.
 
     Raises BusyError while somebody builds the dataset. Parts go before the shards that they name, so a kill leaves no
-    part without its images.
+    part without its images; edges go last, so that it leaves no content that a takedown would not find.
     """
     dataset = garbage.dataset
     with hold(dataset, wait_s=0.0):
@@ -87,9 +95,14 @@ def collect(garbage: Garbage) -> Garbage:
         gone = {path: size for path, size in now.files.items() if path in garbage.files}
         forgotten = [number for number in now.forgotten if number in garbage.forgotten]
         dataset.forget(forgotten)
-        dataset.storage.delete(path for path in gone if not path.startswith(f"{_SHARDS}/"))
-        dataset.storage.delete(path for path in gone if path.startswith(f"{_SHARDS}/"))
-    return Garbage(dataset, gone, forgotten, garbage.older_than_s, garbage.keep_versions)
+        for turn in range(3):
+            dataset.storage.delete(path for path in gone if _turn(path) == turn)
+    return Garbage(dataset, gone, forgotten, garbage.older_than_s, garbage.keep_versions, now.used)
+
+
+def _turn(path: str) -> int:
+    """Return when a file is removed: parts, then shards, then edges."""
+    return {_SHARDS: 1, edges.TABLE: 2}.get(path.partition("/")[0], 0)
 
 
 def _is_garbage(path: str, needed: set[str], shards: set[str], reports: set[str]) -> bool:

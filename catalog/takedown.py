@@ -20,7 +20,7 @@ import hashlib
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Protocol, Self
@@ -175,14 +175,6 @@ class Ledger:
             if name in rows.column_names:
                 gone |= self._listed(rows.column(name), digest, known)
         return gone
-
-    def passing(self, batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        """Yield batches without the rows whose URL says that they were taken down (where they have a URL)."""
-        for batch in batches:
-            if self.urls and "url" in batch.column_names:
-                yield batch.filter(pc.fill_null(pc.not_equal(batch.column("url"), TAKEN_URL), True))
-            else:
-                yield batch
 
     def scrubbed(self, text: str) -> str:
         """Return text in which TAKEN_URL stands for every URL that was taken down."""

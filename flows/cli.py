@@ -368,8 +368,10 @@ def gc(
     garbage = find_garbage(_dataset(dataset, catalog), older_than_s=older_than_h * 3600, keep_versions=keep_versions)
     if delete:
         collect(garbage)
+    for number, users in garbage.used.items():
+        print(f"{dataset}@{number} is kept: {', '.join(users)} has rows of it", file=sys.stderr)
     if as_json:
-        _print_json({"files": list(garbage.files), "bytes": garbage.bytes, "deleted": delete})
+        _print_json({"files": list(garbage.files), "bytes": garbage.bytes, "deleted": delete, "used": garbage.used})
         return
     verb = "deleted" if delete else "would delete (--delete does it):"
     print(f"{verb} {len(garbage.files)} files, {garbage.bytes / 1e6:,.1f} MB")

@@ -121,7 +121,8 @@ def make_plan(
     Raises RecipeError where a stage asks for a table or a column that nothing before it writes, UserError where a
     takedown was interrupted.
     """
-    rewritten = check_none_pending(dataset).rewritten()
+    takedowns = check_none_pending(dataset)
+    rewritten = takedowns.rewritten()
     source = recipe.source
     identities = Identities(dataset)
     survey = source.survey(identify or identities)
@@ -141,7 +142,8 @@ def make_plan(
             parts = _source_parts(stage, schema, chunks, [ledger[key] for key in keys])
             planned.append(_planned(dataset, stage, schema, parts, {}, {}, ()))
         else:
-            planned.append(_plan_stage(dataset, recipe, stage, tables, retries))
+            stage_plan = _plan_stage(dataset, recipe, stage, tables, retries)
+            planned.append(stage_plan if takedowns.is_empty else _without_taken(stage_plan, tables["source"]))
         before = tables.get(stage.table, _Table(planned[-1].written, rewritten))
         tables[stage.table] = before.with_(stage, planned[-1].parts)
     files = {c.uri: {"uri": c.uri, "sha256": c.identity} for c in chunks}
@@ -235,6 +237,17 @@ def _plan_stage(
             parts.append(_retried(planned, stage, retries))
     reads = {n: tables[n].pieces() for n in (*columns, *stage.sides())}
     return _planned(dataset, stage, schema, parts, columns, reads, tuple(t.pieces() for t in judging))
+
+
+def _without_taken(planned: PlannedStage, source: _Table) -> PlannedStage:
+    """Return a stage that also passes over the rows whose URL says that they were taken down.
+
+    That is a law above all parts, so no fingerprint says it.
+    """
+    if not planned.stage.alive_only or "url" not in source.schema.names:
+        return planned
+    judge = Pieces(pa.schema([source.schema.field(name) for name in ("sample_id", "url")]), source.pieces().pieces)
+    return replace(planned, judges=(*planned.judges, judge))
 
 
 def _planned(

@@ -70,7 +70,9 @@ def save(catalog: Catalog, found: Found, name: str) -> Version:
             if work.law() != law:
                 raise UserError(f"rows of {found.version.dataset!r} were taken down meanwhile: search again")
         except BaseException:  # nothing of rows that may have to go stays behind
-            dataset.storage.delete(sorted(set(dataset.storage.list()) - before, reverse=True))
+            made = sorted(set(dataset.storage.list()) - before)
+            dataset.storage.delete(path for path in made if not path.startswith(f"{edges.TABLE}/"))
+            dataset.storage.delete(path for path in made if path.startswith(f"{edges.TABLE}/"))
             raise
         lease.check()
         version = dataset.publish(tables, work.facts(catalog, tables))

@@ -135,8 +135,7 @@ class PartMaker:
     def _batches(self, job: Job, inputs: Inputs) -> Iterator[pa.Table]:
         if job.part.chunk is not None:
             return iter([pa.table({name: [value] for name, value in job.part.chunk.items()})])
-        batches = inputs.batches(self._work.columns, self._work.stage.resources.batch_rows)
-        return self._taken.passing(batches) if self._work.stage.alive_only else batches
+        return inputs.batches(self._work.columns, self._work.stage.resources.batch_rows)
 
     def _open(self) -> Step:
         if self._step is None:

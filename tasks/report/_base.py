@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from catalog.inputs import Inputs
+from catalog.schema import TAKEN_URL
 
 TEXT_LIMIT: Final = 400
 """Characters of a caption, URL or evidence that the card keeps: one may be megabytes long."""
@@ -22,20 +23,23 @@ class Entry:
 class Evidence:
     """The tables that a card is written from. Any of them may be missing; the sections ask.
 
-    `gone` is SQL for the sample_ids that failed to download or that some stage rejected (ids may repeat), `base` the
-    table that has a row for every sample.
+    `gone` is SQL for the sample_ids that failed to download, that some stage rejected or that were taken down (ids may
+    repeat), `taken` for those that were taken down (where source has a url), `base` the table that has a row for every
+    sample.
     """
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
         self.base = next((name for name in ("source", "images") if name in inputs), "")
+        self.taken = f"select sample_id from source where url = {literal(TAKEN_URL)}"
         self.gone = " union all ".join(
             query
-            for table, query in (
-                ("images", "select sample_id from images where status is distinct from 'success'"),
-                ("decisions", "select sample_id from decisions where not keep"),
+            for table, column, query in (
+                ("images", "status", "select sample_id from images where status is distinct from 'success'"),
+                ("decisions", "keep", "select sample_id from decisions where not keep"),
+                ("source", "url", self.taken),
             )
-            if table in inputs
+            if self.has(table, column)
         )
         self.gone = self.gone or "select null::bigint as sample_id where false"
 

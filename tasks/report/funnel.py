@@ -2,11 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
+from catalog.takedown import REASON
 from tasks.report._base import TEXT_LIMIT, Entry, Evidence
 
 Reasons = list[dict[str, Any]]
+_TAKEN: Final = "select count(*) from ({})"
 
 
 def funnel(evidence: Evidence) -> Iterator[Entry]:
@@ -17,8 +19,10 @@ def funnel(evidence: Evidence) -> Iterator[Entry]:
     if not evidence.base:
         return
     rows = evidence.number(f"select count(*) from {evidence.base}")
-    yield _step("source", rows, 0, [])
-    if evidence.has("images", "status"):
+    downloads = evidence.has("images", "status")
+    taken = 0 if downloads or not evidence.has("source", "url") else evidence.number(_TAKEN.format(evidence.taken))
+    yield _step("source", rows, taken, [{"reason": REASON, "rows": taken, "example": None}] if taken else [])
+    if downloads:
         reasons = _failures(evidence)
         yield _step("download", rows, sum(reason["rows"] for reason in reasons), reasons)
     if evidence.has("decisions"):
