@@ -171,6 +171,7 @@ def scrub(dataset: Dataset, sample_ids: np.ndarray, clusters: Iterable[int], scr
 
     Concepts that a row was in lose the name that came of captions; no concept shows the row any more.
     """
+    changed = set()
     for path in plain_parts(dataset):
         with opened(dataset.storage, path) as file:
             before = file.read()
@@ -179,6 +180,9 @@ def scrub(dataset: Dataset, sample_ids: np.ndarray, clusters: Iterable[int], scr
             after = unnamed(after, sample_ids, clusters)
         if not after.equals(before, check_metadata=True):
             _write(dataset, path, after)
+            changed.add(path.partition("/")[0])
+    for table in sorted(changed | {"runs"}):  # a log may repeat the smallest and the largest value of a column
+        amend(dataset.storage, table, parts_of(dataset, table))
     _scrub_versions(dataset, scrubber)
     for folder in ("_state", "_index"):
         for path in dataset.storage.list(folder):
@@ -239,7 +243,6 @@ def _write(dataset: Dataset, path: str, rows: pa.Table) -> None:
 
 def _scrub_versions(dataset: Dataset, scrubber: Scrubber) -> None:
     """Take the words out of what versions say of their recipe, stages and inputs, of replaced rows of theirs too."""
-    changed = []
     for path in parts_of(dataset, "versions"):
         before = pq.read_table(io.BytesIO(dataset.storage.read(path)))
         after = before
@@ -249,7 +252,6 @@ def _scrub_versions(dataset: Dataset, scrubber: Scrubber) -> None:
             after = after.set_column(at, after.schema.field(at), pa.array(values, pa.string()))
         if not after.equals(before):
             _write(dataset, path, after)
-            changed.append(path)
     amend(dataset.storage, "versions", parts_of(dataset, "versions"))
 
 

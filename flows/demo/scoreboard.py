@@ -191,11 +191,15 @@ def _judged(filter_stage: str, stage: str) -> str:
 
 
 def _exact(db: "duckdb.DuckDBPyConnection", judged: str) -> Check:
-    """Of n rows with the same bytes one may stay, whichever: n - 1 are planted."""
+    """Of n rows with the same bytes one may stay, whichever: n - 1 are planted.
+
+    They are found as copies of each other; or, where all are out, in the group of one row that stays for all of them.
+    """
     planted, found = _one(
         db,
         f"""select coalesce(sum(n - 1), 0), coalesce(sum(least(n - 1, out)), 0) from (
-            select count(*) as n, count(*) filter (not keep and why = 'duplicate_exact') as out
+            select count(*) as n, case when not bool_or(keep) and count(distinct representative) = 1 then n - 1
+                else count(*) filter (not keep and why = 'duplicate_exact') end as out
             from ({judged}) group by file)""",
     )
     detail = _lines(

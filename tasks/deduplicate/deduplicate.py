@@ -42,7 +42,11 @@ class Verdicts:
     reason: np.ndarray
     """int8 (n,): index into `REASONS`; 0 is kept."""
     partner: np.ndarray
-    """int64 (n,): the row that it is tied to by that reason; -1 where it stays."""
+    """int64 (n,): the row that it is tied to, by its content if there is one with the same; -1 where it stays."""
+    content: np.ndarray
+    """int8 (n,): EXACT or PIXELS where it has the content of its partner; else 0."""
+    tied: np.ndarray
+    """int64 (n,): the row that it, or the row with its content, is tied to by looks or meaning; -1 for none."""
     representative: np.ndarray
     """int64 (n,): the row that stays for it; -1 where it stays."""
     similarity: np.ndarray
@@ -66,14 +70,16 @@ class Deduplicate(TableStage):
     of `semantic`. Each row that goes
 
     - has a `representative`, which stays and comes before it by `keep`: all rows with one representative are a group;
-    - has as `reason` the strongest kind that ties it to a row of its group: exact, pixels, perceptual, semantic;
+    - has as `reason` the strongest kind that ties it to a row of its group: exact, pixels, perceptual, semantic; but
+      exact only where the representative has the same bytes, and pixels only where it has the same pixels: a copy of a
+      row that goes has the reason for which that row goes;
     - says in its `evidence` to which row that is, if not to the representative, and what else ties it;
     - has as `similarity` the cosine to the representative: 1 for the same file or pixels, null without vectors.
 
     Rows that a kind cannot judge (no digest, no hash, no embedding) are not tied by it.
     """
 
-    version = 2
+    version = 3
 
     use: Literal["deduplicate"] = "deduplicate"
     table = "decisions"
@@ -139,7 +145,7 @@ class Deduplicate(TableStage):
         return None if order in (HARD, EASY) else order
 
     def _judge(self, inputs: Inputs, run: Run, ids: np.ndarray) -> Verdicts:
-        reason, toward = self._same_content(inputs, run, ids)
+        content, toward = self._same_content(inputs, run, ids)
         nodes = toward < 0
         order, meaning = self._ordered(inputs, run, ids, nodes)
         looks = None
@@ -147,13 +153,9 @@ class Deduplicate(TableStage):
             hash_, known = perceptual.hashes(inputs, ids)
             looks = Looks(hash_, known & nodes, self.perceptual.radius, run.scratch)
         found = settle(self.semantic.rule if self.semantic is not None else "greedy", order, looks, meaning)
-        out = found.toward >= 0
-        reason[out] = np.where(found.looks[out] >= 0, LOOKS, MEANING)
-        partner = np.where(nodes, np.where(found.looks >= 0, found.looks, found.meaning.partner), toward)
-        toward = np.where(nodes, found.toward, toward)
         if meaning is not None:
             run.note(**meaning.facts())
-        return _verdicts(reason, partner, toward, nodes, found, looks, meaning)
+        return _verdicts(content, toward, nodes, found, looks, meaning)
 
     def _same_content(self, inputs: Inputs, run: Run, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (reason int8 (n,); the first row with the same content, int64 (n,), -1 where that is the row)."""
@@ -203,23 +205,27 @@ class Deduplicate(TableStage):
 
     def _evidence(self, ids: np.ndarray, verdicts: Verdicts, piece: slice, copies: np.ndarray) -> pa.Array:
         """Return what is said of some rows: string (m,)."""
-        reason, stands = verdicts.reason[piece], verdicts.representative[piece]
+        reason, stands, content = verdicts.reason[piece], verdicts.representative[piece], verdicts.content[piece]
         epsilon = self.semantic.epsilon if self.semantic is not None else 0.0
-        to = _who(ids, verdicts, verdicts.partner[piece], stands)
         means = _joined(
             "cosine ", _text(verdicts.cosine[piece]), " to ", _who(ids, verdicts, verdicts.meant[piece], stands),
             f", epsilon {epsilon:g}",
         )  # fmt: skip
         also = pc.if_else(pa.array(verdicts.meant[piece] >= 0), _joined("; ", means), "")
-        looks = _joined("perceptual hash ", _text(verdicts.bits[piece]), " bits from that of ", to, also)
+        tied = _who(ids, verdicts, verdicts.tied[piece], stands)
+        looks = _joined("perceptual hash ", _text(verdicts.bits[piece]), " bits from that of ", tied, also)
         stays = _joined("stands for ", _text(copies), " copies")
         alone = pc.if_else(
             pa.array(verdicts.compared[piece]), "no copy found", "no usable embedding: not compared by meaning"
         )
         kept = pc.if_else(pa.array(copies > 0), stays, alone)
-        names = ("kept", "exact", "pixels", "looks")
+        to = _who(ids, verdicts, verdicts.partner[piece], stands)
+        same = pc.if_else(pa.array(content == EXACT), _joined("same SHA-256 as ", to), _joined("same pixels as ", to))
+        names = ("kept", "same", "pixels", "looks")
         cases = pa.StructArray.from_arrays([pa.array(reason == code) for code in (0, EXACT, PIXELS, LOOKS)], names)
-        return pc.case_when(cases, kept, _joined("same SHA-256 as ", to), _joined("same pixels as ", to), looks, means)
+        why = pc.case_when(cases, kept, "", "same pixels as its representative", looks, means)
+        first = pc.if_else(pa.array(reason == content), same, _joined(same, "; ", why))
+        return pc.if_else(pa.array((content > 0) & (reason > 0)), first, why)
 
 
 def _known(available: Tables, names: list[str]) -> list[str]:
@@ -235,34 +241,42 @@ def _known(available: Tables, names: list[str]) -> list[str]:
 
 
 def _verdicts(
-    reason: np.ndarray,
-    partner: np.ndarray,
+    content: np.ndarray,
     toward: np.ndarray,
     nodes: np.ndarray,
     found: Settled,
     looks: Looks | None,
     meaning: Meaning | None,
 ) -> Verdicts:
-    """Return the verdicts. `reason` int8 (n,), `partner`, `toward` int64 (n,), `nodes` bool (n,): judged for others."""
-    out = reason > 0
-    representative = _ends(toward)
+    """Return the verdicts.
+
+    `content` int8 (n,): EXACT or PIXELS where a row has the content of the row `toward`, int64 (n,), -1 for none;
+    `nodes` bool (n,): judged for others.
+    """
+    tied = np.where(found.looks >= 0, found.looks, found.meaning.partner)
+    end = _ends(np.where(nodes, found.toward, toward))
     node = np.where(nodes, np.arange(len(nodes)), _leads(toward, nodes))
-    similarity = np.full(len(out), np.nan, np.float32)
-    gone = np.flatnonzero(nodes & out)
-    if meaning is not None:
-        direct = found.meaning.partner[gone] == representative[gone]
-        similarity[gone[direct]] = found.meaning.cosine[gone[direct]]
-        similarity[gone[~direct]] = meaning.cosines(gone[~direct], representative[gone[~direct]])
+    reason = np.zeros(len(nodes), np.int8)
+    gone = np.flatnonzero(nodes & (end >= 0))
+    reason[gone] = np.where(found.looks[gone] >= 0, LOOKS, MEANING)
     twins = np.flatnonzero(~nodes)
-    similarity[twins] = np.where(node[twins] == representative[twins], np.float32(1), similarity[node[twins]])
-    bits = np.full(len(out), -1, np.int8)
+    # No stronger than what ties the row with its content: where that goes too, its representative has another content.
+    reason[twins] = np.maximum(np.maximum(content[twins], content[toward[twins]]), reason[node[twins]])
+    similarity = np.full(len(nodes), np.nan, np.float32)
+    if meaning is not None:
+        direct = found.meaning.partner[gone] == end[gone]
+        similarity[gone[direct]] = found.meaning.cosine[gone[direct]]
+        similarity[gone[~direct]] = meaning.cosines(gone[~direct], end[gone[~direct]])
+    similarity[twins] = np.where(node[twins] == end[twins], np.float32(1), similarity[node[twins]])
+    bits = np.full(len(nodes), -1, np.int8)
     if looks is not None:
         near = gone[found.looks[gone] >= 0]
         bits[near] = perceptual.distance(looks.hash[near], looks.hash[found.looks[near]])
-    meant = np.where(nodes & out, found.meaning.partner, -1)
-    compared = np.ones(len(out), bool) if meaning is None else meaning.compared()[node]
-    partner = np.where(out, partner, -1)
-    return Verdicts(reason, partner, representative, similarity, bits, found.meaning.cosine, meant, compared)
+    meant = np.where(nodes & (reason > 0), found.meaning.partner, -1)
+    compared = np.ones(len(nodes), bool) if meaning is None else meaning.compared()[node]
+    partner = np.where(reason > 0, np.where(nodes, tied, toward), -1)
+    cosine = found.meaning.cosine[node]
+    return Verdicts(reason, partner, content, tied[node], end, similarity, bits[node], cosine, meant[node], compared)
 
 
 def _ends(toward: np.ndarray) -> np.ndarray:

@@ -108,7 +108,7 @@ def test_a_result_becomes_a_dataset(built: Built, monkeypatch: pytest.MonkeyPatc
     ids = sorted(hit.sample_id for hit in found.hits)
     assert version.label == "few@1"
     original = {table: state.rows for table, state in catalog.resolve("web").tables.items()}
-    assert version.tables.keys() == original.keys()
+    assert version.tables.keys() == original.keys() | {"edges"}
     for table in ("source", "images", "embeddings", "clusters", "samples"):
         assert [r["sample_id"] for r in rows(built, f"select sample_id from few.{table} order by 1")] == ids
     assert version.tables["centroids"].rows == original["centroids"]

@@ -138,7 +138,7 @@ def needles_of(dataset: Dataset, *sample_ids: int) -> dict[str, bytes]:
 
 
 def traces(folder: Path, needles: dict[str, bytes]) -> dict[str, set[str]]:
-    """Return needle -> files that hold it, in their bytes or, for Parquet, in what they say."""
+    """Return needle -> folders that hold it, in the bytes of a file or, for Parquet, in what it says, notes and all."""
     found: dict[str, set[str]] = {}
     for path in folder.rglob("*"):
         if not path.is_file():
@@ -152,7 +152,9 @@ def traces(folder: Path, needles: dict[str, bytes]) -> dict[str, set[str]]:
 
 
 def said(path: Path) -> Iterator[bytes]:
-    for column in pq.ParquetFile(path).read().columns:
+    file = pq.ParquetFile(path)
+    yield str(file.metadata.metadata).encode()
+    for column in file.read().columns:
         for value in column.to_pylist():
             yield value if isinstance(value, bytes) else str(value).encode()
 
