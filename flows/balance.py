@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from catalog.errors import BalanceError
 from catalog.inputs import read_parquet
 from catalog.parts import part_path
-from catalog.schema import SAMPLE_BITS, SUCCESS
+from catalog.schema import SAMPLE_BITS, SUCCESS, TAKEN_URL
 from catalog.storage import Storage
-from catalog.takedown import TAKEN_URL, Ledger
+from catalog.takedown import Ledger
 from flows.plan import Plan, PlannedStage
 from tasks.in_order import in_order
 from tasks.publish import Samples
@@ -148,9 +148,9 @@ class _Cursor:
 
 
 def _source_of_taken(plan: Plan) -> dict[int, str]:
-    """Return part number -> part of the source, where only the source can say that a row was taken down."""
-    source, *others = plan.stages
-    if any(s.stage.table == "images" for s in others) or not Ledger.read(plan.dataset.storage).urls:
+    """Return part number -> part of the source, where rows were taken down: no stage but the download sees them."""
+    source = plan.stages[0]
+    if Ledger.read(plan.dataset.storage).is_empty:
         return {}
     return {p.number: part_path("source", p.fingerprint) for p in source.parts if p.number is not None}
 
