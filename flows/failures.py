@@ -6,6 +6,7 @@ from typing import Any
 from catalog.database import sql
 from catalog.dataset import Catalog, Dataset, Version
 from catalog.errors import NotFoundError, UserError, nearest
+from catalog.schema import TAKEN_URL
 from catalog.takedown import REASON as TAKEN_DOWN
 from flows.build import Order
 from flows.plan import RETRIES, make_plan, retry_parts
@@ -15,11 +16,15 @@ from tasks.download.reasons import REASONS
 def failures(dataset: Dataset, version: Version | None = None) -> list[dict[str, Any]]:
     """Return a row a reason: rows, share, whether a retry may help, what it means, an example.
 
-    `version` is the one that is looked at, by default the last.
+    `version` is the one that is looked at, by default the last. Where nothing is downloaded, rows can only have been
+    taken down. Raises NotFoundError where none was.
     """
+    version = version or dataset.version()
+    if "images" not in version.tables and (taken := _taken(dataset, version)):
+        return taken
     rows = _images(
         dataset,
-        version or dataset.version(),
+        version,
         "select i.reason, count(*) as n, any_value(s.url order by s.sample_id) as example, "
         "any_value(i.detail order by s.sample_id) as detail, (select count(*) from {d}.images) as total "
         "from {d}.images i join {d}.source s using (sample_id) where i.reason is not null "
@@ -73,9 +78,24 @@ def order_retry(
     return order, sum(r["n"] for r in rows)
 
 
+def _taken(dataset: Dataset, version: Version) -> list[dict[str, Any]]:
+    """Return the one reason of a version without images: rows of its source that were taken down; none, where none."""
+    text = f"select count(*) filter (url = '{TAKEN_URL}') as n, count(*) as total from {{d}}.source"
+    (counts,) = _rows(dataset, version, text)
+    if not counts["n"]:
+        return []
+    facts = {"reason": TAKEN_DOWN, "rows": counts["n"], "share": round(counts["n"] / counts["total"], 4)}
+    about = REASONS.get(TAKEN_DOWN)
+    return [facts | {"retry_may_help": False, "meaning": about.about if about else "", "example": None, "detail": None}]
+
+
 def _images(dataset: Dataset, version: Version, text: str) -> list[dict[str, Any]]:
     if "images" not in version.tables:
         raise NotFoundError(f"{version.label} has no images table: its recipe downloads nothing")
+    return _rows(dataset, version, text)
+
+
+def _rows(dataset: Dataset, version: Version, text: str) -> list[dict[str, Any]]:
     catalog = Catalog(dataset.storage.uri.rpartition("/")[0])
     rows: list[dict[str, Any]] = sql(
         catalog, text.replace("{d}", f'"{dataset.name}"'), {dataset.name: version.number}

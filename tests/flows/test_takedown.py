@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import io
 import json
 import os
 import re
@@ -29,7 +30,7 @@ from catalog.shards import ERASED, ShardReader
 from catalog.takedown import REASON, Ledger
 from flows.build import Order, build_here, up_to_date
 from flows.cli import main
-from flows.failures import order_retry
+from flows.failures import failures, order_retry
 from flows.takedown import records, take_down
 from flows.why import stories
 from tasks.cluster.concepts import CONCEPTS
@@ -454,26 +455,125 @@ def test_on_an_object_store(web: Web, s3: Callable[[], str]) -> None:
     assert "download" not in {run["stage"] for run in dataset.runs().to_pylist()[before:]}
 
 
+def command(
+    web: Web, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["espalier", "takedown", "web", *words, "--catalog", web.catalog])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    out, err = capsys.readouterr()
+    return int(caught.value.code or 0), out, err
+
+
 def test_the_command(built: Web, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["espalier", "takedown", "web", *words, "--catalog", built.catalog])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
+        return command(built, monkeypatch, capsys, *words)
 
     file = built.folder / "ids.csv"
     file.write_text(f"url\n{url_of(built, 0)}\n")
     code, out, _ = run("--file", str(file), "--dry-run")
     assert code == 0
     assert "2 samples would be taken down" in out
-    code, out, _ = run("--file", str(file), "--reason", "asked to", "--json")
+    code, out, _ = run("--file", str(file), "--reason", "asked to", "--json", "--yes")
     assert (code, json.loads(out)["published"]) == (0, "web@3")
     code, out, _ = run("--list")
     assert code == 0
     assert "asked to" in out
-    code, out, err = run("--file", str(file))
+    code, out, err = run("--file", str(file), "-y")
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert "taken down before" in err
     with pytest.raises(NotFoundError, match="was taken down: espalier takedown web --list"):
         stories(Catalog(built.catalog), "web", file.read_text().split()[1])
+
+
+def test_nothing_is_erased_unasked(
+    built: Web, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a terminal --yes is asked for; on one, what goes is listed, and only a yes erases."""
+    file = built.folder / "ids.csv"
+    file.write_text("sample_id\n1\n")
+    before = {p: p.read_bytes() for p in Path(built.catalog).rglob("*") if p.is_file() and p.name != "_lease"}
+    code, out, err = command(built, monkeypatch, capsys, "--file", str(file))
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "give --yes, or --dry-run to look" in err
+    told = iter(["n\n", "y\n"])
+    for expected in (2, 0):
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdin", Terminal(next(told)))
+            patch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+            code, out, err = command(built, patch, capsys, "--file", str(file), "--copies", "none")
+        assert code == expected
+        listed = " ".join(err.split())
+        assert "1 samples would be taken down" in listed
+        assert "samples by --copies: none 1, bytes 2, pixels 2, duplicates 2; this was none" in listed
+        if expected:
+            assert "nothing was erased" in err
+            now = {p: p.read_bytes() for p in Path(built.catalog).rglob("*") if p.is_file() and p.name != "_lease"}
+            assert now == before
+    assert "1 samples taken down" in out
+
+
+class Terminal(io.StringIO):
+    """What a person types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_counts_agree_where_nothing_is_fetched(tmp_path: Path) -> None:
+    """View, card, why, errors and samples; also when every part is made anew, and of a row that has no URL."""
+    lines = [f"{'' if i == 1 else f'http://h/{i}'},the caption number {i}" for i in range(6)]
+    (tmp_path / "s.csv").write_text("\n".join(["url,caption", *lines, "http://h/9,x"]))
+    recipe = tmp_path / "r.yaml"
+    text = (
+        f"dataset: words\nsource: {{use: csv, path: {tmp_path}/s.csv, rows_per_part: 4}}\nstages:\n"
+        "  - {use: filter, where: length(caption) > 3}\n  - {use: prune, method: random, keep: 0.5}\n  - use: report\n"
+    )
+    catalog = tmp_path / "catalog"
+    for rows_per_part, limit in ((4, 3), (3, 2)):
+        changed = text.replace("rows_per_part: 4", f"rows_per_part: {rows_per_part}").replace("> 3", f"> {limit}")
+        recipe.write_text(changed)
+        build_here(Order.read(recipe, catalog=str(catalog), executor="inline"))
+        dataset = Catalog(catalog).dataset("words")
+        if limit == 3:
+            take_down(dataset, Names(sample_ids=frozenset([1, 3])))
+        verdicts = sql(Catalog(catalog), "select * from words.verdicts order by sample_id").to_pylist()
+        taken = [row for row in verdicts if row["reason"] == REASON]
+        assert [(row["stage"], row["keep"], row["url"]) for row in taken] == [("csv", False, TAKEN_URL)] * 2
+        version = dataset.version()
+        assert len(verdicts) == version.tables["source"].rows == 7
+        assert version.tables["samples"].rows == sum(row["keep"] for row in verdicts)
+        assert stories(Catalog(catalog), "words", str(taken[0]["sample_id"]))[0]["verdict"]["reason"] == REASON
+        assert [(f["reason"], f["rows"]) for f in failures(dataset)] == [(REASON, 2)]
+        card = sql(Catalog(catalog), "select section, content from words.report").to_pylist()
+        summary = next(json.loads(row["content"]) for row in card if row["section"] == "summary")
+        assert (summary["rows"], summary["kept"]) == (7, version.tables["samples"].rows)
+        source = next(json.loads(row["content"]) for row in card if row["section"] == "funnel")
+        assert (source["stage"], source["rejected"]) == ("source", 2)
+    needles = {"caption": b"the caption number 1", "url": b"http://h/3", "other": b"the caption number 3"}
+    assert traces(catalog, needles) == {}
+
+
+def test_names_of_files_are_in_no_state(tmp_path: Path) -> None:
+    """A folder of pictures: what the plan keeps of its files, before and after; the files themselves are the user's."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(3):
+        (pictures / f"jane_doe_{i}.jpg").write_bytes(jpeg(80, 60, i))
+        (pictures / f"jane_doe_{i}.txt").write_text(f"Jane Doe at home, the {i}. time")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"dataset: web\nsource: {{use: folder, path: {pictures}}}\nstages:\n  - {{use: download, image_size: 32}}\n"
+        "  - use: report\n"
+    )
+    catalog = tmp_path / "catalog"
+    build_here(Order.read(recipe, catalog=str(catalog), executor="inline"))
+    dataset = Catalog(catalog).dataset("web")
+    dataset.record_run({"run_id": "1", "error": f"cannot read {pictures}/jane_doe_1.jpg: or jane_doe_1.jpg"})
+    needles = {"file": b"jane_doe_1.jpg", "beside": b"jane_doe_1.txt", "caption": b"the 1. time"}
+    assert set(traces(catalog, needles)) == {"file", "caption"}
+    take_down(dataset, Names(sample_ids=frozenset([1])))
+    assert traces(catalog, needles) == {}
+    build_here(Order.read(recipe, catalog=str(catalog), executor="inline"))
+    assert traces(catalog, needles) == {}, "nor after the next plan, which looks at the file again"
+    assert sql(Catalog(catalog), "select count(*) as n from web.samples").to_pylist() == [{"n": 2}]
