@@ -306,7 +306,7 @@ def _verdicts(schema: str, schemas: Mapping[str, pa.Schema], version: Version) -
     url = 's."url"' if "url" in schemas["source"].names else "null::varchar"
     joins = ""
     cases: list[tuple[str, tuple[str, ...]]] = []
-    taken = (f"{url} = '{TAKEN_URL}'", (_quoted(_maker(version, "source")), f"'{TAKEN_DOWN}'", "null", "null", "null"))
+    taken = (f"{url} = '{TAKEN_URL}'", (quoted(_maker(version, "source")), f"'{TAKEN_DOWN}'", "null", "null", "null"))
     if {"status", "reason"} <= set(schemas.get("images", pa.schema([])).names):
         joins += f' left join "{schema}".images i using (sample_id)'
         maker = _maker(version, "images", "download")
