@@ -31,6 +31,7 @@ from catalog.lookup import rows_of
 from catalog.parts import NOTES
 from catalog.reach import columns_of, opened, parts_of
 from catalog.schema import TAKEN_URL
+from catalog.seal import sealed_parquet
 from catalog.takedown import STATE, Ledger
 
 CONCEPTS: Final = "concepts"
@@ -184,12 +185,11 @@ def scrub(dataset: Dataset, sample_ids: np.ndarray, clusters: Iterable[int], scr
     for table in sorted(changed | {"runs"}):  # a log may repeat the smallest and the largest value of a column
         amend(dataset.storage, table, parts_of(dataset, table))
     _scrub_versions(dataset, scrubber)
-    for folder in ("_state", "_index"):
-        for path in dataset.storage.list(folder):
-            if path.endswith(".json") and path != f"_state/{STATE}.json":
-                told = json.loads(dataset.storage.read(path))
-                if (clean := scrubber.value(told)) != told:
-                    dataset.storage.put(path, json.dumps(clean, sort_keys=True, indent=1).encode())
+    for name in dataset.states():
+        if name != STATE:
+            told = dataset.state(name)
+            if (clean := scrubber.value(told)) != told:
+                dataset.set_state(name, clean)
 
 
 def plain_parts(dataset: Dataset) -> list[str]:
@@ -237,8 +237,7 @@ def _holds_text(kind: pa.DataType) -> bool:
 
 
 def _write(dataset: Dataset, path: str, rows: pa.Table) -> None:
-    with dataset.storage.writer(path) as out:
-        pq.write_table(rows, out, compression="zstd")
+    dataset.storage.put(path, sealed_parquet(rows))
 
 
 def _scrub_versions(dataset: Dataset, scrubber: Scrubber) -> None:
