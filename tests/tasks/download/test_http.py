@@ -499,6 +499,18 @@ def test_local_files_ask_nobody(site, tmp_path):
     assert not site.hits
 
 
+def test_what_the_source_could_not_read_is_asked_for_nowhere(server):
+    url = server.body(encoded(picture()))
+    good = Request(url)
+    faults = [(reason, f"of {reason}") for reason in ("bad_row", "no_image_member", "sparse_member")]
+    outcomes = fetch(server, *(Request(url if i else None, None, None, f) for i, f in enumerate(faults)), good)
+    for outcome, (reason, detail) in zip(outcomes, faults, strict=False):
+        check(outcome, reason, detail)
+        assert REASONS[reason].retry == "never"
+    assert outcomes[-1].reason is None
+    assert server.hits[url] == 1
+
+
 def test_every_reason_has_a_test():
     here = Path(__file__).parent
     tests = [*here.glob("test_*.py"), *(here.parent / "sources").glob("test_*.py")]  # sources have reasons of their own
