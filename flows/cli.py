@@ -428,6 +428,7 @@ def retry(
     reason: Annotated[str, typer.Option(help="reasons to try again, with commas: timeout,dns")],
     catalog: CatalogUri = None,
     executor: Annotated[Executor, typer.Option(help="where parts are made")] = Executor.RAY,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show rows and parts, stage by stage, and stop")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Try failed rows again, just those of the given reasons, and publish a new version.
@@ -435,22 +436,33 @@ def retry(
     `espalier errors DATASET` says which reasons there are. A reason may be
     cut short where one name alone begins so: dns for dns_failed. With @N the
     rows and the recipe are those of that version, like one that is held.
+
+    Only these rows are fetched, but the parts that they are in are made anew
+    by every stage: --dry-run says how many that is.
     """
     from flows.build import display
     from flows.display import RichDisplay
-    from flows.failures import order_retry
+    from flows.estimate import render
+    from flows.failures import begin_retry, plan_retry
 
     show = RichDisplay()
     display.set(show)
     opened = _catalog(catalog)
     version = opened.resolve(label)
     at = version if "@" in label else None
-    order, rows = order_retry(opened.existing(version.dataset), reason.split(","), catalog, executor.value, at)
-    show.message(f"trying {rows} rows again")
-    with _told_if_held(as_json, rows_tried=rows):
-        outcome = _build_under_prefect(order, show.message)
+    begin = plan_retry if dry_run else begin_retry
+    found = begin(opened.existing(version.dataset), reason.split(","), catalog, executor.value, at)
+    if dry_run and as_json:
+        return _print_json(found.describe())
+    if dry_run:
+        print(found.line())
+        return _print_rich(render(found.estimates(), found.order.load().prices))
+    show.message(found.line())
+    with _told_if_held(as_json, rows_tried=found.rows):
+        outcome = _build_under_prefect(found.order, show.message)
     if as_json:
-        _print_json(outcome.describe() | {"rows_tried": rows})
+        _print_json(outcome.describe() | {"rows_tried": found.rows})
+    return None
 
 
 @app.command()

@@ -1,15 +1,18 @@
 """Rows that failed: why, and trying some of them again."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from catalog.database import sql
 from catalog.dataset import Catalog, Dataset, Version
 from catalog.errors import NotFoundError, UserError, nearest
+from catalog.lease import hold
 from catalog.schema import TAKEN_URL
 from catalog.takedown import REASON as TAKEN_DOWN
 from flows.build import Order
-from flows.plan import RETRIES, make_plan, retry_parts
+from flows.estimate import Estimate, estimate
+from flows.plan import RETRIES, Plan, make_plan, retry_parts
 from tasks.download.reasons import REASONS
 
 
@@ -47,13 +50,75 @@ def failures(dataset: Dataset, version: Version | None = None) -> list[dict[str,
     return found
 
 
+@dataclass(frozen=True)
+class Retry:
+    """Failed rows that are tried again, and what is made anew for them."""
+
+    order: Order
+    """The build that does it."""
+    rows: int
+    parts: int
+    """Parts of the images that have such rows: the others keep what they have."""
+    plan: Plan
+    """What that build would make: those parts, and whatever depends on them."""
+    attempts: Mapping[str, Any]
+    """The state RETRIES that orders it."""
+
+    @property
+    def made(self) -> int:
+        """How many parts are made, of all stages."""
+        return sum(len(stage.missing) for stage in self.plan.stages)
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as JSON can say it: rows, and the parts of each stage."""
+        stages = [
+            {n: getattr(e, n) for n in ("stage", "use", "parts", "parts_to_run", "rows")} for e in self.estimates()
+        ]
+        parts = sum(len(stage.parts) for stage in self.plan.stages)
+        said = {"rows_tried": self.rows, "parts_tried": self.parts, "parts_to_run": self.made, "parts": parts}
+        return said | {"stages": stages}
+
+    def estimates(self) -> list[Estimate]:
+        """Return what each stage of the build would take."""
+        return estimate(self.plan)
+
+    def line(self) -> str:
+        """Return how much it is, in one line."""
+        rows, parts = count(self.rows, "row"), count(self.parts, "part")
+        of = sum(len(stage.parts) for stage in self.plan.stages)
+        return f"{rows} of {parts} to try again; with what depends on them, {self.made:,} of {of:,} parts are made anew"
+
+
+def count(number: int, what: str) -> str:
+    """Return a number of things: `1 row`, `2,000 rows`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def begin_retry(
+    dataset: Dataset, reasons: Sequence[str], catalog: str | None, executor: str, version: Version | None = None
+) -> Retry:
+    """Order what `plan_retry` returns: every build does it from now on. Raises what that raises, and BusyError."""
+    with hold(dataset):
+        found = plan_retry(dataset, reasons, catalog, executor, version)
+        dataset.set_state(RETRIES, found.attempts)
+    return found
+
+
 def order_retry(
     dataset: Dataset, reasons: Sequence[str], catalog: str | None, executor: str, version: Version | None = None
 ) -> tuple[Order, int]:
-    """Raise the attempt of every part that has rows of these reasons; return the build to run, and how many rows.
+    """Raise the attempt of every part that has rows of these reasons; return the build to run, and how many rows."""
+    found = begin_retry(dataset, reasons, catalog, executor, version)
+    return found.order, found.rows
+
+
+def plan_retry(
+    dataset: Dataset, reasons: Sequence[str], catalog: str | None, executor: str, version: Version | None = None
+) -> Retry:
+    """Return what trying the rows of some reasons again comes to. Changes nothing.
 
     The rows and the recipe are those of `version`, by default the last: a held version is tried again by its number.
-    Raises UserError where a reason is unknown or no row has it.
+    Raises UserError where a reason is unknown, or no row of the source as it is now has it.
     """
     asked = version.label if version else dataset.name
     version = version or dataset.version()
@@ -73,9 +138,17 @@ def order_retry(
         raise UserError(f"no row of {asked!r} failed for {' or '.join(wanted)}{nearest('', there)}")
     order = Order.again(version, catalog=catalog, executor=executor)
     plan = make_plan(order.load(), dataset)
-    stage = next(s.stage.name for s in plan.stages if s.stage.table == "images")
-    dataset.set_state(RETRIES, retry_parts(plan, stage, wanted, [r["number"] for r in rows]))
-    return order, sum(r["n"] for r in rows)
+    stage = next(s for s in plan.stages if s.stage.table == "images")
+    known = {part.number for part in stage.parts}
+    tried = {row["number"]: row["n"] for row in rows if row["number"] in known}
+    if not tried:
+        many = count(sum(row["n"] for row in rows), "row")
+        raise UserError(
+            f"{many} failed for {' or '.join(wanted)}, but none is in the source any more: its files changed"
+        )
+    attempts = retry_parts(plan, stage.stage.name, wanted, list(tried))
+    again = make_plan(order.load(), dataset, retries=attempts)
+    return Retry(order, sum(tried.values()), len(tried), again, attempts)
 
 
 def _taken(dataset: Dataset, version: Version) -> list[dict[str, Any]]:

@@ -115,6 +115,7 @@ class World:
         download |= {"respect_robots": False, "respect_tdm": False}
         source = {"use": use, "path": str(self.source), "rows_per_part": rows}
         said = {"dataset": "tiny", "seed": self.seed, "source": source, "stages": [download, *self.stages]}
+        said |= {"guards": {"no_samples": False, "outage": False}}
         return str(yaml.safe_dump(said, sort_keys=False))
 
     @property

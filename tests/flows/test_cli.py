@@ -155,7 +155,7 @@ def test_a_retry_says_what_it_made(built: Web, run: Run, prefect_server: str) ->
     told = json.loads(out)
     assert (code, told["version"], told["rows_tried"]) == (0, "web@3", 1)
     assert told["parts_made"] >= 2  # the images of that row's part, and what reads them
-    assert "trying 1 rows again" in err
+    assert "1 row of 1 part to try again; with what depends on them, " in err
 
 
 def test_gc_shows_before_it_deletes(built: Web, run: Run) -> None:
