@@ -26,9 +26,9 @@ from aiohttp import web
 from catalog import gc
 from catalog.database import sql
 from catalog.dataset import Catalog, Dataset, Version
-from catalog.erase import Names
 from catalog.errors import EspalierError, RecipeError
 from catalog.inputs import read_parquet
+from catalog.reach import Names
 from catalog.shards import ShardReader
 from catalog.takedown import STATE as TAKEDOWNS
 from catalog.takedown import TAKEN_URL

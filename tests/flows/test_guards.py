@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from catalog.dataset import Catalog, Dataset, TableState, Version, VersionFacts
-from catalog.erase import Names
 from catalog.errors import BusyError, HeldError, NotFoundError, RecipeError, UserError
 from catalog.lease import hold
 from catalog.parts import PartFile, PartWriter
+from catalog.reach import Names
 from catalog.schema import IMAGES, SAMPLE_ID, SOURCE
 from flows.approve import approve
 from flows.build import Order, build_here, up_to_date

@@ -15,10 +15,10 @@ import pytest
 from catalog.amend import amend
 from catalog.database import sql
 from catalog.dataset import Catalog, Dataset
-from catalog.erase import Names
 from catalog.errors import BusyError, DamagedError, NotFoundError, UserError
 from catalog.inputs import STORED, read_parquet, stored_error
 from catalog.lease import hold
+from catalog.reach import Names
 from catalog.repair import pending
 from catalog.verify import Verifier, check_shards
 from flows.build import Order, build_here
