@@ -28,7 +28,7 @@ from catalog.database import sql
 from catalog.dataset import Catalog, Dataset, Version
 from catalog.errors import EspalierError, RecipeError
 from catalog.inputs import read_parquet
-from catalog.reach import Names
+from catalog.reach import CHOICES, Names
 from catalog.shards import ShardReader
 from catalog.takedown import STATE as TAKEDOWNS
 from catalog.takedown import TAKEN_URL
@@ -284,7 +284,7 @@ class World:
         order_retry(self.dataset(), [reason], str(self.folder / "catalog"), "inline")
         return True
 
-    def do_take(self, at: int, copies: bool = True) -> bool:
+    def do_take(self, at: int, copies: str = "bytes") -> bool:
         """Take down a row of the last version, the one at a place among those that are not taken down yet."""
         dataset = self.dataset()
         listed = f"select sample_id from tiny.source where url is distinct from '{TAKEN_URL}' order by 1"
@@ -412,7 +412,7 @@ def draw_step(rng: random.Random, world: World, number: int) -> Step:
         (1, lambda: ["unfile", rng.choice(files)]),
         (1, lambda: ["refile", rng.choice(files), rng.choice("0abcd")]),
         (4, lambda: ["retry", rng.choice(["server_error", "server_error", "not_found"])]),
-        (3, lambda: ["take", rng.randint(0, 30), rng.random() < 0.7]),
+        (3, lambda: ["take", rng.randint(0, 30), rng.choice(CHOICES)]),
         (1, lambda: ["order", rng.choice(["server_error", "not_found"])]),
         (2, lambda: ["crash", rng.randint(1, 4)]),
         (1, lambda: ["collect"]),

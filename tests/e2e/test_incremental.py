@@ -30,7 +30,7 @@ KNOWN: dict[str, list[Step]] = {
     ],
     "a take-down of what stood for another row, and a retry": [
         ["start", "web", [LOOKS, PRUNE], {"a": PICTURES, "b": FAILING}],
-        ["take", 4, False],
+        ["take", 4, "none"],
         ["retry"],
         ["set", "prune", "keep", 0.5],
     ],
