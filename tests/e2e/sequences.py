@@ -291,7 +291,7 @@ class World:
         ids = sql(Catalog(self.folder / "catalog"), listed)["sample_id"].to_pylist()
         if len(ids) < 6:
             return False
-        take_down(dataset, Names(sample_ids=frozenset([ids[at % len(ids)]])), copies=copies)
+        take_down(dataset, Names(sample_ids=frozenset([ids[at % len(ids)]])), copies="bytes" if copies else "none")
         check_version(self.folder / "catalog", dataset.version())
         return True
 
