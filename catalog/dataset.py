@@ -93,6 +93,7 @@ RUNS: Final = pa.schema(
         field("error", pa.string(), "one line; null where it completed"),
         field("host", pa.string(), "where the driver ran"),
         field("pid", pa.int64(), "of the driver"),
+        field("fingerprint", pa.string(), "of all parts of the stage, as the stages of a version have it"),
     ]
 )
 
@@ -387,6 +388,7 @@ class Dataset:
 
     def record_run(self, *runs: Mapping[str, Any]) -> None:
         """Append rows to `runs` (columns of RUNS; what is missing is null). Many processes may do so at once."""
+        delta.widen(self.storage, "runs", RUNS)
         known = set(RUNS.names)
         if unknown := sorted({name for run in runs for name in run} - known):
             raise ValueError(f"runs have no column {unknown[0]!r}{nearest(unknown[0], known)}")

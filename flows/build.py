@@ -10,6 +10,7 @@ import os
 import socket
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -180,7 +181,8 @@ def build_here(order: Order, stage_runner: StageRunner | None = None) -> Outcome
                     made += (stage_runner or run_stage)(plan, planned, engine, run_id)
         lease.check()  # on object stores it may have gone to somebody else meanwhile
         version = publish(plan, order.resolved())
-        outcome = Outcome(version, made, write_report(dataset, version), failed_rows(dataset, version))
+        report = write_report_or_say(dataset, version, show.message)
+        outcome = Outcome(version, made, report, failed_rows(dataset, version))
         if not version.is_held:
             show.published(version, outcome.report)
         if line := outcome.last_line(dataset):
@@ -258,8 +260,14 @@ def _recorded(plan: Plan, planned: PlannedStage, tally: _Tally, run_id: str) -> 
                     "error": message,
                     "host": socket.gethostname(),
                     "pid": os.getpid(),
+                    "fingerprint": _fingerprint(planned),
                 }
             )
+
+
+def _fingerprint(planned: PlannedStage) -> str:
+    """Return the fingerprint of all parts of a stage."""
+    return fingerprint_of([part.fingerprint for part in planned.parts])
 
 
 def publish(plan: Plan, recipe_text: str) -> Version:
@@ -293,7 +301,7 @@ def publish(plan: Plan, recipe_text: str) -> Version:
                 "table": table,
                 "version": stage.version,
                 "parameters": stage.parameters(),
-                "fingerprint": fingerprint_of([p.fingerprint for p in planned.parts]),
+                "fingerprint": _fingerprint(planned),
                 "parts": len(files),
                 "rows": sum(f.rows for f in files),
                 "bytes": sum(f.bytes for f in files),
@@ -360,23 +368,45 @@ def draw_report(dataset: Dataset, version: Version) -> bytes | None:
     return render(card, lineage(version), timings(dataset, version)).encode()
 
 
+def write_report_or_say(dataset: Dataset, version: Version, message: Callable[[str], object]) -> str | None:
+    """Draw the version's data card as `write_report` does; where that fails, say so in one line and return None.
+
+    For what has published the version already: a picture of it must not make that fail.
+    """
+    try:
+        return write_report(dataset, version)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the version is there
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        command = command_for(dataset, f"report {version.label}")
+        message(f"the report of {version.label} could not be drawn ({what}); `{command}` draws it again")
+        return None
+
+
 def lineage(version: Version) -> dict[str, Any]:
-    """Return where a version comes from, as the report shows it."""
-    names = ("dataset", "created_at", "recipe", "code_version", "inputs", "stages", "seed")
-    return {name: getattr(version, name) for name in names} | {"version": version.number}
+    """Return where a version comes from, as the report shows it.
+
+    Rows and bytes of a table are what the version has now: a takedown may have erased some since it was built.
+    """
+    names = ("dataset", "created_at", "recipe", "code_version", "inputs", "seed")
+    writers = Counter(stage["table"] for stage in version.stages)
+    stages = [
+        {**stage, "rows": version.tables[table].rows, "bytes": version.tables[table].bytes}
+        if writers[table := stage["table"]] == 1 and table in version.tables
+        else stage
+        for stage in version.stages
+    ]
+    return {name: getattr(version, name) for name in names} | {"version": version.number, "stages": stages}
 
 
 def timings(dataset: Dataset, version: Version) -> list[dict[str, Any]]:
-    """Return what each stage of a version last took, in the order of its stages."""
-    runs = dataset.runs().to_pylist()
-    latest = {run["stage"]: run for run in runs if run["status"] == "completed" and run["parts_made"]}
-    order: Sequence[Mapping[str, Any]] = version.stages
-    return [
-        {
-            **latest[s["name"]],
-            "parts": latest[s["name"]]["parts_made"],
-            "cached_parts": latest[s["name"]]["parts_cached"],
-        }
-        for s in order
-        if s["name"] in latest
-    ]
+    """Return what each stage of a version took, in the order of its stages, whatever ran since.
+
+    That is the last run before the version was published that made some of the very parts that it has; runs of older
+    releases do not say which parts they made, and count by the stage's name.
+    """
+    found: dict[tuple[str, str | None], dict[str, Any]] = {}
+    for run in dataset.runs().to_pylist():
+        if run["status"] == "completed" and run["parts_made"] and run["started_at"] <= version.created_at:
+            found[run["stage"], run["fingerprint"]] = run
+    of_stages = [found.get((s["name"], s["fingerprint"])) or found.get((s["name"], None)) for s in version.stages]
+    return [run | {"parts": run["parts_made"], "cached_parts": run["parts_cached"]} for run in of_stages if run]

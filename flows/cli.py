@@ -506,7 +506,7 @@ def search(
         show_page(render(found, opened.existing(found.version.dataset)), html, open_)
     saved = None
     if save is not None:
-        saved = save_as(opened, found, save).label
+        saved = save_as(opened, found, save, lambda line: print(line, file=sys.stderr)).label
         print(f"saved {len(found.hits):,} samples as {saved}", file=sys.stderr)
     if as_json:
         _print_json(found.describe() | ({"saved": saved} if saved else {}))

@@ -33,7 +33,7 @@ from catalog.parts import PartFile, PartWriter, fingerprint_of
 from catalog.schema import EDGES, field
 from catalog.shards import ShardReader
 from catalog.takedown import Ledger, check_none_pending
-from flows.build import write_report
+from flows.build import write_report_or_say
 from flows.cards import saved_report
 from flows.code_version import code_version
 from flows.plan import PlannedPart
@@ -51,7 +51,7 @@ _REPORT: Final = "report"
 _IMAGE: Final = field("image", pa.large_binary(), "encoded image", "image")
 
 
-def save(catalog: Catalog, found: Found, name: str) -> Version:
+def save(catalog: Catalog, found: Found, name: str, message: Callable[[str], object] = lambda line: None) -> Version:
     """Publish what was found as the dataset `name`; return the version.
 
     Raises UserError where nothing was found, where rejected rows may be among it, where rows were taken down (in the
@@ -76,7 +76,7 @@ def save(catalog: Catalog, found: Found, name: str) -> Version:
             raise
         lease.check()
         version = dataset.publish(tables, work.facts(catalog, tables))
-        write_report(dataset, version)
+        write_report_or_say(dataset, version, message)
         return version
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tasks.concept_names import CAPTION_CHARS, name_classes
 from tasks.coverage import effective_number
-from tasks.report._base import Entry, Evidence, id_list
+from tasks.report._base import TEXT_LIMIT, Entry, Evidence, id_list
 from tasks.report.pictures import describe
 
 NAMED: Final = 1000
@@ -19,6 +19,7 @@ CAPTIONS: Final = 64
 NEAREST: Final = 4
 """Pictures of a concept, at its centre, and where the table `concepts` knows them as many at its edge."""
 CURVE_POINTS: Final = 200
+_SANE: Final = "isfinite(distance) and abs(distance) <= 1e6"
 TOLD: Final = ("intra", "inter", "name_caption", "name_label", "label_cosine", "nearest", "farthest")
 """Columns of the table `concepts` that a card shows."""
 
@@ -37,6 +38,7 @@ def concepts(evidence: Evidence, limit: int) -> Iterator[Entry]:
     yield _balance(sizes)
     shown = sizes[:limit]
     told = _told(evidence, shown) if evidence.has("concepts", *TOLD) else _found(evidence, sizes, shown)
+    told = {row["cluster"]: _NOTHING_TOLD for row in shown} | told
     for row in shown:
         yield Entry("concept", row | told[row["cluster"]].facts)
     pictured = {row["cluster"]: told[row["cluster"]] for row in shown}
@@ -58,19 +60,28 @@ class _Told:
     farthest: list[int] = field(default_factory=list)
 
 
+_NOTHING_TOLD: Final = _Told({"terms": []}, [])
+"""Of a cluster that the table `concepts` does not have."""
+
+
 def _told(evidence: Evidence, shown: Sequence[dict[str, Any]]) -> dict[int, _Told]:
     """Return what the table `concepts` says of some clusters."""
     query = f"select cluster, {', '.join(TOLD)} from concepts where cluster in ({id_list(r['cluster'] for r in shown)})"
     found = {}
     for row in evidence.rows(query):
         facts = {name: row[name] if row[name] is None else round(row[name], 6) for name in ("intra", "inter")}
-        facts["terms"] = row["name_caption"].split(", ") if row["name_caption"] else []
+        facts["terms"] = row["name_caption"][:TEXT_LIMIT].split(", ") if row["name_caption"] else []
         if row["name_label"] is not None:
-            facts |= {"label": row["name_label"], "label_cosine": round(row["label_cosine"], 4)}
-        near = row["nearest"][:NEAREST]
-        far = [sample_id for sample_id in row["farthest"] if sample_id not in near][:NEAREST]
+            facts |= {"label": row["name_label"][:TEXT_LIMIT], "label_cosine": round(row["label_cosine"], 4)}
+        near = _ids(row["nearest"])[:NEAREST]
+        far = [sample_id for sample_id in _ids(row["farthest"]) if sample_id not in near][:NEAREST]
         found[row["cluster"]] = _Told(facts, near, far)
     return found
+
+
+def _ids(listed: list[int | None] | None) -> list[int]:
+    """Return the samples of a list that may be null, or have nulls in it."""
+    return [sample_id for sample_id in listed or () if sample_id is not None]
 
 
 def _found(evidence: Evidence, sizes: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]) -> dict[int, _Told]:
@@ -83,11 +94,13 @@ def _found(evidence: Evidence, sizes: Sequence[dict[str, Any]], shown: Sequence[
 def _sizes(evidence: Evidence) -> list[dict[str, Any]]:
     """Return size, rows kept and mean distance of every cluster, the largest first.
 
-    The mean is a sum of integers (millionths): a sum of floats would depend on the order of DuckDB's threads.
+    The mean is a sum of integers (millionths): a sum of floats would depend on the order of DuckDB's threads. Distances
+    that are no number (of a vector with NaN in it) are in no mean; it is null where all are.
     """
     query = f"""select cluster, count(*) as size,
             count(*) filter (where sample_id not in ({evidence.gone})) as kept,
-            sum(round(distance * 1e6)::bigint)::double / 1e6 / count(*) as mean_distance
+            sum(case when {_SANE} then round(distance * 1e6)::bigint end)::double / 1e6
+                / nullif(count(*) filter (where {_SANE}), 0) as mean_distance
         from clusters where cluster is not null group by cluster order by size desc, cluster"""
     return evidence.rows(query)
 

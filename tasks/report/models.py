@@ -6,6 +6,12 @@ from typing import Any, Final
 
 from tasks.report._base import Entry, Evidence, quoted
 
+MODELS: Final = 100
+"""Models that the card tells, in the order of their names."""
+LOSSES: Final = 1000
+"""Losses of a model that the card keeps, at equal steps."""
+METRICS_CHARS: Final = 20_000
+"""Metrics of more characters are cut to `loss`."""
 SHOWN: Final = ("name", "family", "sha256", "licence", "metrics")
 
 
@@ -14,12 +20,16 @@ def models(evidence: Evidence) -> Iterator[Entry]:
     if not evidence.has("models", "name"):
         return
     columns = ", ".join(quoted(name) for name in SHOWN if evidence.has("models", name))
-    for row in evidence.rows(f"select {columns} from models order by name"):
+    for row in evidence.rows(f"select {columns} from models order by name limit {MODELS}"):
         yield Entry("model", row | {"metrics": _parsed(row.get("metrics"))})
 
 
 def _parsed(text: str | None) -> Any:
     try:
-        return json.loads(text or "null")
-    except json.JSONDecodeError:
+        metrics = json.loads(text or "null")
+    except (json.JSONDecodeError, RecursionError):
         return None
+    if len(text or "") <= METRICS_CHARS:
+        return metrics
+    losses = metrics.get("loss") if isinstance(metrics, dict) else None
+    return {"loss": losses[:: -(-len(losses) // LOSSES)]} if isinstance(losses, list) and losses else None

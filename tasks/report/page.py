@@ -111,7 +111,10 @@ def _grouped(rows: Sequence[Row], *keys: str) -> list[tuple[tuple[Any, ...], lis
 
 def _steps(rows: Sequence[Row]) -> list[Row]:
     total = rows[0]["seen"] if rows else 0
-    return [row | {"ribbon": charts.ribbon(row["seen"], row["kept"], total), "total": total} for row in rows]
+    return [
+        {"other_rows": 0} | row | {"ribbon": charts.ribbon(row["seen"], row["kept"], total), "total": total}
+        for row in rows
+    ]
 
 
 def _concepts(sections: Mapping[str, Section]) -> list[Row]:
@@ -144,7 +147,7 @@ def _coverages(sections: Mapping[str, Section]) -> list[Row]:
 def _histogram(row: Row) -> Row:
     top = charts.histogram_top(row)
     low, high = row["edges"][0], row["edges"][-1]
-    place = (row["median"] - low) / (high - low) if row["max"] > row["min"] else 0.5
+    place = (row["median"] - low) / (high - low) if high > low else 0.5
     return row | {
         "last": min(high, row["max"]),
         "bars_all": charts.columns(row["all"], top),

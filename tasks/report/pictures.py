@@ -49,7 +49,7 @@ def pairs(evidence: Evidence, limit: int) -> Iterator[Entry]:
     Every reason gives its least similar pairs, which show whether the threshold is right; of pairs that are equal
     (similarity 1), two are enough.
     """
-    if not evidence.has("decisions"):
+    if not evidence.has("decisions", "representative", "similarity"):
         return
     query = f"""with ranked as (
             select sample_id, representative, similarity, stage, reason,

@@ -3,7 +3,7 @@
 Sections, each in `position` order, `content` being JSON:
 
     summary         rows, kept, kept_bytes, concepts, title, description
-    funnel          a step each: stage, seen, kept, rejected, reasons (reason, rows, example)
+    funnel          a step each: stage, seen, kept, rejected, the commonest reasons (reason, rows, example), other_rows
     before, after   samples of what came in, and of what is left: caption, kept, stage, reason, evidence
     rejected        samples of the commonest reasons to be out
     concept         a cluster each: cluster, size, kept, mean_distance, terms; after `use: concepts` intra, inter, label
@@ -63,7 +63,7 @@ READ: Final[Columns] = {
 class Report(TableStage):
     """Write the data card. Works after any stages: what is not there is left out of the card."""
 
-    version = 2
+    version = 3
     table: ClassVar[str] = "report"
     alive_only: ClassVar[bool] = False
     seeded: ClassVar[bool] = True
