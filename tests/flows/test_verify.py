@@ -18,6 +18,7 @@ from catalog.dataset import Catalog, Dataset
 from catalog.errors import BusyError, DamagedError, NotFoundError, UserError
 from catalog.inputs import STORED, read_parquet, stored_error
 from catalog.lease import hold
+from catalog.parts import describe_part
 from catalog.reach import Names
 from catalog.repair import pending
 from catalog.verify import Verifier, check_shards
@@ -430,11 +431,11 @@ def test_on_an_object_store(s3: Callable[[], str], built: Web) -> None:
     build(web)
     dataset = dataset_of(web)
     rows = {t: read(dataset, t) for t in ("images", "samples", "decisions")}
-    paths = sorted(p for p in dataset.storage.list() if not p.startswith(("_", "runs/")))
-    chosen = [
-        next(p for p in paths if p.startswith(begin)) for begin in ("images/_d", "images/", "samples/", "shards/")
-    ]
-    chosen += [next(p for p in paths if p.endswith(".tar"))]
+    damaged, other = [f.path for f in dataset.files(dataset.version(), "images")][:2]
+    sample = dataset.files(dataset.version(), "samples")[0].path
+    # Of the shard of a part that is damaged itself nothing is known: so another's.
+    shards = [path for path in describe_part(dataset.storage, other).files if not path.endswith(".json")]
+    chosen = ["images/_delta_log/00000000000000000000.json", damaged, sample, *shards]
     for number, path in enumerate(chosen):
         data = bytearray(dataset.storage.read(path))
         data[len(data) // 2] ^= 1
