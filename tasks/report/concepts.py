@@ -72,11 +72,15 @@ def _told(evidence: Evidence, shown: Sequence[dict[str, Any]]) -> dict[int, _Tol
         facts = {name: row[name] if row[name] is None else round(row[name], 6) for name in ("intra", "inter")}
         facts["terms"] = row["name_caption"][:TEXT_LIMIT].split(", ") if row["name_caption"] else []
         if row["name_label"] is not None:
-            facts |= {"label": row["name_label"][:TEXT_LIMIT], "label_cosine": round(row["label_cosine"], 4)}
+            facts |= {"label": row["name_label"][:TEXT_LIMIT], "label_cosine": _rounded(row["label_cosine"])}
         near = _ids(row["nearest"])[:NEAREST]
         far = [sample_id for sample_id in _ids(row["farthest"]) if sample_id not in near][:NEAREST]
         found[row["cluster"]] = _Told(facts, near, far)
     return found
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def _ids(listed: list[int | None] | None) -> list[int]:

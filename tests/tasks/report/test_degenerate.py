@@ -21,7 +21,7 @@ from tests.helpers import LocalRun
 from tests.pictures import jpeg
 from tests.tasks.report.test_page import Page, check_self_contained
 
-SEEDS = [*range(12), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 400))]
+SEEDS = [*range(14), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(14, 400))]
 PAGE_LIMIT_BYTES = 12_000_000
 
 TEXTS = (
