@@ -14,6 +14,7 @@ import io
 import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -357,7 +358,8 @@ class Dataset:
         raise BuildError(f"{self.name}: other builders kept publishing; try again")
 
     def restate(self, tables: Collection[str]) -> list[int]:
-        """Correct the rows and bytes that versions say of some tables, whose logs were amended; return which versions.
+        """Correct what versions say of the rows of some tables and of their stages, after the logs were amended; return
+        which versions.
 
         Only for whoever holds the dataset, after files were replaced in place (`catalog.amend`).
         """
@@ -367,7 +369,8 @@ class Dataset:
             version = self.read_version(part.path)
             now = {name: self._counted(name, t) if name in tables else t for name, t in version.tables.items()}
             if now != version.tables:
-                self.storage.put(part.path, _to_parquet(replace(version, tables=now)))
+                restated = replace(version, tables=now)
+                self.storage.put(part.path, _to_parquet(replace(restated, stages=self._recounted(restated))))
                 changed[part.path] = version.number
         amend(self.storage, "versions", [part.path for part in self._version_files()] if tables else [])
         return list(changed.values())
@@ -375,6 +378,30 @@ class Dataset:
     def _counted(self, table: str, state: TableVersion) -> TableVersion:
         parts = delta.files(self.storage, table, state.delta_version)
         return replace(state, rows=sum(part.rows for part in parts), bytes=sum(part.bytes for part in parts))
+
+    def _recounted(self, version: Version) -> list[Mapping[str, Any]]:
+        """Return the facts of a version's stages with the rows that their tables hold now.
+
+        Where several stages wrote one table, its column `stage` says whose rows they are; bytes stay what they were.
+        """
+        writers = Counter(stage["table"] for stage in version.stages if "table" in stage)
+        shared: dict[str, Counter[str]] = {}
+        for table in (name for name, count in writers.items() if count > 1 and name in version.tables):
+            shared[table] = Counter()
+            for part in delta.files(self.storage, table, version.tables[table].delta_version):
+                with self.storage.filesystem().open_input_file(part.path) as file:
+                    shared[table].update(pq.read_table(file, columns=["stage"]).column("stage").to_pylist())
+        found: list[Mapping[str, Any]] = []
+        for stage in version.stages:
+            table = str(stage.get("table"))
+            if table in shared:
+                found.append({**stage, "rows": shared[table][stage["name"]]})
+            elif table in version.tables:
+                now = version.tables[table]
+                found.append({**stage, "rows": now.rows, "bytes": now.bytes})
+            else:
+                found.append(stage)
+        return found
 
     def forget(self, numbers: Sequence[int]) -> None:
         """Take versions out of the list (never the last). Their files stay until `catalog.gc` collects them."""

@@ -34,6 +34,10 @@ KNOWN: dict[str, list[Step]] = {
         ["retry"],
         ["set", "prune", "keep", 0.5],
     ],
+    "a take-down where no stage sees whole tables": [
+        ["start", "web", [WIDE, {"use": "filter", "name": "worded", "where": "length(caption) >= 5"}], {"a": PICTURES}],
+        ["take", 3, "bytes"],
+    ],
     "two retries that were never built, and a collection": [
         ["start", "web", [DEDUPLICATE], {"b": FAILING}],
         ["order", "not_found"],
