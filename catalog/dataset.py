@@ -412,6 +412,7 @@ class Dataset:
             raise UserError(f"dataset {self.name!r}: version {stays} is the last one and stays")
         if gone := [files[number] for number in numbers if number in files]:
             delta.remove(self.storage, "versions", gone)
+            log_copies.keep(self.storage, (*self.tables(), "versions", "runs"))
 
     def record_run(self, *runs: Mapping[str, Any]) -> None:
         """Append rows to `runs` (columns of RUNS; what is missing is null). Many processes may do so at once."""

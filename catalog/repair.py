@@ -27,7 +27,7 @@ from catalog.inputs import read_parquet
 from catalog.lease import hold
 from catalog.lookup import rows_of
 from catalog.parts import PartFile, PartWriter, describe_part
-from catalog.seal import opened_json
+from catalog.seal import Seal, opened_json, read_seal
 from catalog.shards import FOLDER, record_of, sidecars, stem
 from catalog.verify import LOGS, REPAIRS, STATE_FOLDERS, Damage, Findings, Progress, Verifier
 
@@ -104,7 +104,7 @@ class _Repairer:
         # The builder's notes first, then the logs: what follows reads both.
         for damage in sorted(damages, key=lambda d: (not d.path.startswith(STATE_FOLDERS), not _is_log(d.path), d)):
             self._mend(damage.path)
-        for log in self._found.logs.values():
+        for log in sorted(self._found.logs.values(), key=lambda log: log.table not in LOGS):  # others read `versions`
             if log.lost:
                 self._cut(log.table, min(log.lost))
         if self._parts or self._shards:
@@ -177,7 +177,9 @@ class _Repairer:
     def _unlist(self, path: str, said: str) -> None:
         """Take a part of `versions` or `runs` that is lost out of its table."""
         self._aside(path)
-        delta.remove(self._storage, path.partition("/")[0], [path])
+        table = path.partition("/")[0]
+        if not self._found.logs[table].lost:  # else `_cut` writes the log anew, of the parts that are there
+            delta.remove(self._storage, table, [path])
         self._mended.lost.append(f"{path} has no copy: {said}")
 
     def _cut(self, table: str, first: int) -> None:
@@ -189,8 +191,7 @@ class _Repairer:
             if log_copies.commit_number(path) is None:
                 self._aside(path)
         if table in LOGS:  # each of their parts says all of itself
-            parts = [describe_part(self._storage, f"{table}/{n}.parquet") for n in self._dataset.finished(table)]
-            delta.commit(self._storage, table, VERSIONS if table == "versions" else RUNS, parts)
+            delta.commit(self._storage, table, VERSIONS if table == "versions" else RUNS, self._readable(table))
             self._mended.restored.append(log_copies.commit_path(table, first))
             return
         gone = [v.number for v in self._found.versions if table in v.tables and v.tables[table].delta_version >= first]
@@ -203,6 +204,23 @@ class _Repairer:
             f"{log_copies.commit_path(table, first)} has no copy: versions that need it are lost ({said}); "
             "the next build publishes one from the parts that are there"
         )
+
+    def _readable(self, table: str) -> list[PartFile]:
+        """Return the parts of `versions` or `runs` that can be read. Where no log names them, nobody checked them."""
+        found = []
+        for path in [f"{table}/{name}.parquet" for name in self._dataset.finished(table)]:
+            try:
+                part = describe_part(self._storage, path)
+                *_, seal = read_seal(self._storage, path, part.bytes)
+                is_sound = isinstance(seal, Seal) and seal.recorded in (None, seal.found)
+            except EspalierError:
+                is_sound = False
+            if is_sound:
+                found.append(part)
+            else:
+                self._aside(path)
+                self._mended.lost.append(f"{path} has no copy, nor has the log that names it: what it says is lost")
+        return found
 
     def _version_rows(self) -> list[str]:
         return [part.path for part in delta.files(self._storage, "versions")]

@@ -16,6 +16,7 @@ from catalog.amend import amend
 from catalog.database import sql
 from catalog.dataset import Catalog, Dataset
 from catalog.errors import BusyError, DamagedError, NotFoundError, UserError
+from catalog.gc import collect, plan
 from catalog.inputs import STORED, read_parquet, stored_error
 from catalog.lease import hold
 from catalog.parts import describe_part
@@ -211,6 +212,29 @@ def test_everything_at_once_is_mended(web: Web) -> None:
     build(web)
     now = content(web)
     assert without_places(now) == without_places(before)
+
+
+@pytest.mark.parametrize("harm", [halve, empty])
+def test_logs_whose_copies_are_lost_too_are_written_anew(web: Web, harm: Callable[[Path], None]) -> None:
+    """With parts of them, and the commits of a table that versions need."""
+    before = content(web)
+    root = Path(web.catalog, "web")
+    last = {table: max((root / table / "_delta_log").glob("*.json")) for table in ("runs", "versions", "images")}
+    parts = [min((root / table).glob("*.parquet")) for table in ("runs", "versions")]
+    for path in [*last.values(), *parts, *(root / "_copies/logs").iterdir()]:
+        harm(path)
+    findings, mended = verify(Catalog(web.catalog), "web", repair=True)
+    assert mended and len(mended.lost) == 3, list(lines(findings, mended))
+    assert build(web) == 0
+    assert named(web) == []
+    assert without_places(content(web)) == without_places(before)
+
+
+def test_a_dataset_that_forgot_versions_is_sound(web: Web) -> None:
+    build(web, "filter.where=width > 1")
+    collect(plan(dataset_of(web), older_than_s=-60.0, keep_versions=1))
+    assert [version.number for version in dataset_of(web).versions()] == [2]
+    assert named(web) == []
 
 
 def tar_of(web: Web) -> Path:
