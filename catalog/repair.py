@@ -101,8 +101,7 @@ class _Repairer:
         self._shards: dict[str, Any] = {}
 
     def run(self, damages: list[Damage]) -> Mended:
-        # The builder's notes first, then the logs: what follows reads both.
-        for damage in sorted(damages, key=lambda d: (not d.path.startswith(STATE_FOLDERS), not _is_log(d.path), d)):
+        for damage in sorted(damages, key=lambda damage: (_turn(damage.path), damage)):
             self._mend(damage.path)
         for log in sorted(self._found.logs.values(), key=lambda log: log.table not in LOGS):  # others read `versions`
             if log.lost:
@@ -253,8 +252,14 @@ class _Repairer:
         part = self._found.recorded_by[path]
         described = describe_part(self._storage, part)
         data = self._sidecar(path, part)
+        record = record_of(data)
+        if record != described.files[path] and made_of("source", [*self._parts, *pending(self._dataset)["parts"]]):
+            self._aside(path)
+            again = f"build, then `espalier verify {self._dataset.name} --repair` again"
+            self._mended.lost.append(f"{path} repeats rows of the source that are damaged too: {again}")
+            return
         self._restore(path, data)
-        if (record := record_of(data)) != described.files[path]:
+        if record != described.files[path]:
             _record(self._dataset, described, {**described.files, path: record})
 
     def _sidecar(self, path: str, part: str) -> bytes:
@@ -263,7 +268,7 @@ class _Repairer:
         ids = np.asarray(rows.column("sample_id").to_numpy(), np.int64)
         sources = [f"source/{name}.parquet" for name in self._dataset.finished("source")]
         for name in ("url", "caption"):
-            if name in rows.column_names:
+            if name in rows.column_names or not sources:
                 continue
             told = rows_of(self._storage, sources, ids, [name])
             at = np.searchsorted(told.column("sample_id").to_numpy(), ids)
@@ -309,6 +314,16 @@ def _renamed(rows: pa.Table, shards: Mapping[str, str]) -> pa.Table:
     names = [shards.get(name, name) for name in rows.column("shard").to_pylist()]
     at = rows.column_names.index("shard")
     return rows.set_column(at, rows.schema.field(at), pa.array(names, pa.string()))
+
+
+def _turn(path: str) -> int:
+    """Return when a file is mended. What follows reads the builder's notes, the logs and the versions; what lies beside
+    a shard repeats the source."""
+    if path.startswith(STATE_FOLDERS):
+        return 0
+    if _is_log(path):
+        return 1
+    return {"versions": 2, FOLDER: 4}.get(path.partition("/")[0], 3)
 
 
 def _is_log(path: str) -> bool:

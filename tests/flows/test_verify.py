@@ -224,9 +224,33 @@ def test_logs_whose_copies_are_lost_too_are_written_anew(web: Web, harm: Callabl
     for path in [*last.values(), *parts, *(root / "_copies/logs").iterdir()]:
         harm(path)
     findings, mended = verify(Catalog(web.catalog), "web", repair=True)
-    assert mended and len(mended.lost) == 3, list(lines(findings, mended))
+    assert mended
+    assert len(mended.lost) == 3, list(lines(findings, mended))
     assert build(web) == 0
     assert named(web) == []
+    assert without_places(content(web)) == without_places(before)
+
+
+def test_a_sidecar_waits_for_the_source_that_it_repeats(web: Web) -> None:
+    """Also where the source's part, and the version, are other sound files."""
+    before = content(web)
+    root = Path(web.catalog, "web")
+    sidecar = next(p for p in sorted((root / "shards").glob("*.parquet")))
+    right = sidecar.read_bytes()
+    sources = sorted((root / "source").glob("*.parquet"))
+    first, last = sources[0].read_bytes(), sources[-1].read_bytes()
+    sources[0].write_bytes(last)
+    for path in sources[1:]:
+        path.write_bytes(first)
+    next((root / "versions").glob("*.parquet")).write_bytes(first)
+    sidecar.unlink()
+    _, mended = verify(Catalog(web.catalog), "web", repair=True)
+    assert mended
+    assert "build, then" in mended.lost[0]
+    build(web)
+    assert is_settled(*verify(Catalog(web.catalog), "web", repair=True))
+    assert named(web) == []
+    assert sidecar.read_bytes() == right
     assert without_places(content(web)) == without_places(before)
 
 
