@@ -77,7 +77,16 @@ REASONS: Final[dict[str, Reason]] = {
 
 
 NETWORK: Final = frozenset(
-    ("robots_unreachable", "dns_failed", "connection_failed", "tls_failed", "timeout", "host_down", "server_error")
+    (
+        "robots_unreachable",
+        "dns_failed",
+        "connection_failed",
+        "tls_failed",
+        "timeout",
+        "host_down",
+        "host_busy",
+        "server_error",
+    )
 )
 """Reasons that a network or a proxy that is down gives to every row, whatever the rows are."""
 
