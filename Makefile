@@ -4,6 +4,7 @@
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = 1
 BIN := .venv/bin
+PROCESSES ?= 2
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -14,8 +15,8 @@ setup: ## make .venv from requirements.lock
 demo: setup ## build a dataset from a small web of our own, and check it against the truth
 	@$(BIN)/espalier demo
 
-test: setup ## all tests but the slow ones, with coverage of catalog/ and flows/
-	@$(BIN)/python -m pytest -m "not slow" --cov --cov-report= $(ARGS)
+test: setup ## all tests but the slow ones, in two processes and a random order, with coverage of catalog/ and flows/
+	@$(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --dist loadfile --cov --cov-report= $(ARGS)
 	@$(BIN)/python -m coverage combine -q --keep --append >/dev/null 2>&1 || true
 	@$(BIN)/python -m coverage report --include='catalog/*,flows/*' --fail-under=90 --skip-covered
 
