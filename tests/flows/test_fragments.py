@@ -90,7 +90,7 @@ def test_fragments_include_fragments_beside_them(folder: Path) -> None:
 
 def test_shipped_fragments_are_found_from_anywhere(folder: Path) -> None:
     recipe = load(written(folder, including("filters/laion400m.yaml", "{threshold: 0.31}")))
-    assert recipe.stages[1].rules["low_clip_score"] == "clip_score >= 0.31"  # type: ignore[union-attr]
+    assert recipe.stages[1].rules["low_clip_score"] == "embeddings.clip_score >= 0.31"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,8 @@ MISTAKES = [
     ["deploy", "{recipe}", "--cron", "every day"],
     ["deploy", "{recipe}", "--cron", ""],
     ["deploy", "{recipe}", "--cron", "0 3 * * *", "--timezone", "Mars/Olympus"],
+    ["worker", "--limit", "0"],
+    ["worker", "extra"],
     ["demo", "--rows", "0"],
     ["demo", "--rows", "-1"],
     ["demo", "--rows", "x"],
@@ -205,7 +207,7 @@ def check(words: list[str], code: int, out: str, err: str, codes: tuple[int, ...
 
 @pytest.mark.parametrize("words", MISTAKES, ids=lambda words: " ".join(words)[:60].encode("unicode_escape").decode())
 def test_a_mistake_is_one_line(built: Web, run: Run, words: list[str]) -> None:
-    catalog = [] if words[0] in ("nonsense", "--nonsense", "schema") else ["--catalog", built.catalog]
+    catalog = [] if words[0] in ("nonsense", "--nonsense", "schema", "worker") else ["--catalog", built.catalog]
     check(words, *run(*filled(built, words), *catalog))
 
 

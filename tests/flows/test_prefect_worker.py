@@ -6,16 +6,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from catalog.errors import UserError
 from flows.build import Order
 from tests.flows.conftest import Web
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+WORKER = [sys.executable, "-m", "flows.cli", "worker", "--pool"]
 QUIET: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
@@ -28,13 +29,12 @@ def wait_for(condition: Callable[[], Any], limit_s: float = 240) -> Any:
     raise AssertionError("it did not happen in time")
 
 
-def test_a_worker_wants_a_lasting_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.prefect_worker import work
-
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    monkeypatch.setattr("flows.deploy.os.environ", {})
-    with pytest.raises(UserError, match="needs a Prefect server that keeps running"):
-        work("espalier", None, print)
+def test_a_worker_wants_a_lasting_server(tmp_path: Path) -> None:
+    env = {n: v for n, v in os.environ.items() if not n.startswith("PREFECT_")} | {"ESPALIER_STATE": str(tmp_path)}
+    asked = subprocess.run([*WORKER, "espalier"], env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert asked.returncode == 2
+    assert "needs a Prefect server that keeps running" in asked.stderr
+    assert asked.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -49,7 +49,7 @@ def test_a_killed_worker_and_run_give_their_slot_back(web: Web, prefect_server: 
     recipe = web.recipe()
     recipe.write_text(recipe.read_text().replace("timeout_s: 5", "timeout_s: 600"))
     list(deploy(Order.read(recipe, catalog=web.catalog, executor="inline"), "0 3 * * *", "UTC", pool, "killed"))
-    command = [sys.executable, "-m", "flows.cli", "worker", "--pool", pool]
+    command = [*WORKER, pool]
     env = os.environ | {"PREFECT_API_URL": prefect_server}
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("build/killed")
