@@ -13,6 +13,8 @@ from catalog.reach import Names
 
 COLUMNS: Final = ("url", "sample_id", "sha256")
 """What a column may hold; all of these that a file has count."""
+MAX_HEADER_BYTES: Final = 1 << 20
+MAX_BYTES: Final = 1 << 30
 _WANTED: Final = "url, sample_id or sha256"
 
 
@@ -69,7 +71,7 @@ def _of_parquet(path: str, asked: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _of_text(path: str, asked: Mapping[str, str]) -> dict[str, list[str]]:
-    text = Path(path).read_text("utf-8-sig")
+    text = _text(path)
     first = text.partition("\n")[0]
     separator = "\t" if "\t" in first else ","
     rows = [row for row in csv.reader(StringIO(text), delimiter=separator) if row]
@@ -85,6 +87,19 @@ def _of_text(path: str, asked: Mapping[str, str]) -> dict[str, list[str]]:
         if len(row) != len(header):
             raise UserError(f"{path}: row {number} has {len(row)} fields and the header {len(header)}; quote its text")
     return {kind: [row[at] for row in rows[1:]] for kind, at in wanted.items()}
+
+
+def _text(path: str) -> str:
+    """Return a file's text. Raises UserError where its first line, or all of it, is longer than a list's: an endless
+    device would fill the memory."""
+    with Path(path).open("rb") as file:
+        data = file.readline(MAX_HEADER_BYTES)
+        if len(data) == MAX_HEADER_BYTES and not data.endswith(b"\n"):
+            raise UserError(f"{path} has a first line of more than {MAX_HEADER_BYTES} bytes; expected a header")
+        data += file.read(MAX_BYTES - len(data) + 1)
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path} is longer than {MAX_BYTES >> 20} MB; split it, or write Parquet")
+    return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _wanted(path: str, header: Sequence[str], asked: Mapping[str, str]) -> dict[str, str]:

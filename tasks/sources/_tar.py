@@ -23,8 +23,11 @@ MAX_EXTENDED_BYTES: Final = 1 << 20
 MAX_EXTENDED: Final = 16
 """More extended headers in a row are damage: tarfile calls itself for each."""
 MAX_NAME_CHARS: Final = 4096
+LOOKED_AT_AFTER_END: Final = 1 << 20
+"""Bytes after the end mark in which anything but padding is looked for: tars are padded by 10 kB as a rule."""
 
 DAMAGED: Final = "tars that are damaged, of which what comes before the damage is read"
+AFTER_END: Final = "tars with bytes after their end mark (another tar appended?), which are not read"
 LINKS: Final = "links in tars"
 SPECIAL: Final = "devices and pipes in tars"
 
@@ -54,7 +57,8 @@ def opened(uri: str) -> Iterator[pa.NativeFile]:
 
 
 def members(file: pa.NativeFile, uri: str, notes: Notes) -> Iterator[Member]:
-    """Yield the regular files that are whole, in order; count links, devices and damage in `notes`.
+    """Yield the regular files that are whole, in order; count links, devices, damage and what follows the end mark in
+    `notes`.
 
     Plain headers are read here, several times faster than by tarfile, which reads the others (long names, links).
     Raises UserError where the file does not begin as a tar does.
@@ -85,6 +89,8 @@ def members(file: pa.NativeFile, uri: str, notes: Notes) -> Iterator[Member]:
         if found is None:
             if block.strip(b"\0"):
                 break
+            if bytes(file.read_at(min(end - at, LOOKED_AT_AFTER_END), at)).strip(b"\0"):
+                notes.add(1, AFTER_END, f"{uri} from byte {at:,}")
             return
         at = archive.offset
         if (

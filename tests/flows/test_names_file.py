@@ -1,5 +1,7 @@
 """Files that name rows: what is known by its header counts, nothing is guessed, and a mistake is one line."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +10,7 @@ import pytest
 
 from catalog.errors import UserError
 from catalog.reach import Names
+from flows import names_file
 from flows.names_file import read_names
 
 DIGEST = "ab" * 32
@@ -87,3 +90,31 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     pq.write_table(pa.table({"link": ["http://a"]}), tmp_path / "y.parquet")
     with pytest.raises(UserError, match="no column url, sample_id or sha256"):
         read_names(str(tmp_path / "y.parquet"))
+
+
+def test_what_never_ends_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="/dev/zero has a first line of more than"):
+        read_names("/dev/zero")
+    monkeypatch.setattr(names_file, "MAX_BYTES", 1000)
+    path = tmp_path / "a.csv"
+    path.write_text("url\n" + "x\n" * 498)  # 1,000 bytes
+    assert read_names(str(path)) == Names(frozenset({"x"}))
+    path.write_text("url\n" + "x\n" * 499)
+    with pytest.raises(UserError, match="longer than"):
+        read_names(str(path))
+
+
+def test_lines_of_any_system(tmp_path: Path) -> None:
+    for end in ("\n", "\r\n", "\r"):
+        path = tmp_path / "a.csv"
+        path.write_bytes(f"url{end}x{end}y{end}".encode())
+        assert read_names(str(path)) == Names(frozenset({"x", "y"}))
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(pipe.write_text, "url\nx\n")
+        assert read_names(str(pipe)) == Names(frozenset({"x"}))
+        assert written.result() == 6

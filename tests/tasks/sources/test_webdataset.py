@@ -460,3 +460,12 @@ def test_growth(tmp_path: Path, plan: Any) -> None:
     assert [(c.start, c.rows) for c in before] == [(0, 2), (2, 2), (4, 1)]
     write_tar(tmp_path / "a.tar", img2dataset(1))
     assert plan(source)[1:] == before
+
+
+def test_a_tar_appended_to_another_is_counted(tmp_path: Path, notes_of: Any) -> None:
+    first = Path(write_tar(tmp_path / "a.tar", img2dataset(1)))
+    second = Path(write_tar(tmp_path / "b.tar", img2dataset(2)))
+    assert not any("after their end mark" in note for note in notes_of(Webdataset(path=str(tmp_path / "*.tar"))))
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    notes = notes_of(Webdataset(path=str(tmp_path / "*.tar")))
+    assert [n for n in notes if "tars with bytes after their end mark" in n and "a.tar from byte" in n and ": 1 " in n]
