@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, ClassVar, Final, Literal
 
 import pyarrow as pa
@@ -31,7 +31,9 @@ from tasks.sources._files import COMPRESSED, Kind, open_text
 from tasks.sources._tabular import Facts, Tabular
 
 MAX_FIELD_CHARS: Final = 16 << 20
-"""A longer field is a quote that never closes: the record is broken, and reading goes on with the next line."""
+"""A longer field is a quote that never closes: the line is broken, and reading goes on with the next one."""
+_END: Final = "\0\x03\0"
+"""What follows the last line, so that it can be seen whether a quote is still open there."""
 SAMPLE_ROWS: Final = 10_000
 """Rows of a file that its columns' types are guessed from."""
 
@@ -41,11 +43,11 @@ class Csv(Tabular):
 
     Types are guessed from the first 10,000 rows of each file; a value that is not of its column's type is null, and
     counted; an empty one is null. A record with too few or too many fields is kept, as a row without values whose
-    fault is `bad_row`, with its text. Rows are counted when a build is planned, which reads every file once: for
-    hundreds of GB, write Parquet.
+    fault is `bad_row`, with its text; so is a line in which a quote begins that never closes. Rows are counted when a
+    build is planned, which reads every file once: for hundreds of GB, write Parquet.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     kind: ClassVar[Kind] = Kind(tuple(s + c for s in (".csv", ".tsv") for c in ("", *COMPRESSED)))
 
     use: Literal["csv"] = "csv"
@@ -83,8 +85,9 @@ class Csv(Tabular):
         with open_text(uri) as file, io.TextIOWrapper(file, "utf-8", errors="replace", newline="") as text:
             quoting: Any = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
             csv.field_size_limit(MAX_FIELD_CHARS)  # one setting a process; nothing else here reads CSV
-            reader = csv.reader(text, delimiter=self._delimiter(uri), quoting=quoting)
-            records = _tolerant(reader)
+            lines = _Lines(text)
+            reader = csv.reader(lines, delimiter=self._delimiter(uri), quoting=quoting)
+            records = _tolerant(reader, lines)
             names = list(self.names or next(records, []))
             if len(set(names)) < len(names):
                 twice = next(n for n in names if names.count(n) > 1)
@@ -92,15 +95,59 @@ class Csv(Tabular):
             yield names, records
 
 
-def _tolerant(reader: Iterator[list[str]]) -> Iterator[list[str]]:
-    """Yield records; one that cannot be read has no field, a blank line is none."""
+class _Unclosed(list[str]):
+    """A record without fields: a line in which a quote begins that never closes."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__()
+        self.line = line
+
+
+class _Lines:
+    """The lines of a file, and after them `_END`. Those that were read since the last record can be read again."""
+
+    def __init__(self, text: Iterable[str]) -> None:
+        self.held: list[str] = []
+        self._lines = chain(text, [_END])
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.held.append(line)
+        return line
+
+    def read_again(self) -> str:
+        """Go back to the line after the first one that is held; return that one."""
+        first, *others = self.held
+        self._lines = chain(others, self._lines)
+        return first
+
+
+def _tolerant(reader: Iterator[list[str]], lines: _Lines) -> Iterator[list[str]]:
+    """Yield records; a blank line is none.
+
+    A quote that never closes would take all lines that follow into its field, without an error: the end of the file,
+    which `lines` spells out, is then in that field. Only the line in which it begins is broken; the others are read
+    again. So are those that a field of more than `MAX_FIELD_CHARS` took.
+    """
     while True:
+        lines.held.clear()
         try:
-            yield from filter(None, reader)
+            record = next(reader, None)
         except csv.Error:
-            yield []
-        else:
+            yield _Unclosed(lines.read_again())
+            continue
+        if record is None or record == [_END]:
             return
+        if record and record[-1].endswith(_END):
+            if len(lines.held) > 2:
+                yield _Unclosed(lines.read_again())
+                continue
+            record[-1] = record[-1].removesuffix(_END)  # it took nothing
+        if record:
+            yield record
 
 
 def _pieces(records: Iterator[list[str]]) -> Iterator[list[list[str]]]:
@@ -140,6 +187,6 @@ def _with_faults(texts: pa.Table, rows: list[list[str]], width: int, delimiter: 
 
 
 def _detail(row: list[str], width: int, delimiter: str) -> str:
-    if not row:
-        return f"a field of more than {MAX_FIELD_CHARS} characters, or a line that cannot be read"
+    if isinstance(row, _Unclosed):
+        return f"a quote that never closes: {row.line.rstrip()[:DETAIL_CHARS]}"
     return f"{len(row)} fields, expected {width}: {delimiter.join(row)[:DETAIL_CHARS]}"

@@ -55,16 +55,25 @@ def test_broken_records_are_kept_as_nulls(lines: Any, rows_of: Any) -> None:
     ]
 
 
-def test_a_quote_that_never_closes(lines: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_FIELD_CHARS", 100)
-    content = 'url,caption\nu1,a\nu2,"open\n' + "".join(f"u{i},fine\n" for i in range(3, 100))
-    rows = rows_of(Csv(path=lines("a.csv", content)))
-    urls = rows.column("url").to_pylist()
-    assert urls[:2] == ["u1", None]
-    assert urls[-1] == "u99"  # it went on after the limit
-    assert rows_of(
-        Csv(path=lines("a.csv", 'url,caption\nu1,a\nu2,"open')),
-    ).column("url").to_pylist() == ["u1", "u2"]
+@pytest.mark.parametrize("limit", [100, 16 << 20])
+@pytest.mark.parametrize("ending", ["", "\n"])
+@pytest.mark.parametrize(("name", "between"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_a_quote_that_never_closes_breaks_its_own_line_alone(
+    lines: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch, limit: int, ending: str, name: str, between: str
+) -> None:
+    monkeypatch.setattr(module, "MAX_FIELD_CHARS", limit)
+    records = [["url", "caption"], ["u1", "a"], ["u2", '"open'], *([f"u{i}", "fine"] for i in range(3, 100))]
+    rows = rows_of(Csv(path=lines(name, "\n".join(between.join(r) for r in records) + ending)))
+    assert rows.column("url").to_pylist() == ["u1", None, *(f"u{i}" for i in range(3, 100))]
+    assert rows.column("row_fault").to_pylist() == [None, "bad_row", *[None] * 97]
+    assert rows.column("row_detail")[1].as_py() == f'a quote that never closes: u2{between}"open'
+
+
+@pytest.mark.parametrize("ending", ["", "\n"])
+def test_a_quote_that_is_open_in_the_last_line_takes_nothing(lines: Any, rows_of: Any, ending: str) -> None:
+    rows = rows_of(Csv(path=lines("a.csv", 'url,caption\nu1,"two\nlines"\nu2,"open' + ending)))
+    assert rows.column("url").to_pylist() == ["u1", "u2"]
+    assert [str(c).strip() for c in rows.column("caption").to_pylist()] == ["two\nlines", "open"]
 
 
 def test_bad_text(lines: Any, rows_of: Any) -> None:
