@@ -122,10 +122,11 @@ def test_a_catalog_that_is_not_there(run: Run, tmp_path: Path) -> None:
 def test_versions_show_and_diff(built: Web, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     _, out, _ = run("versions", "web", "--catalog", built.catalog, "--json")
     assert [(v["version"], v["samples"]) for v in json.loads(out)] == [("web@1", 4), ("web@2", 2)]
-    _, out, _ = run("show", "web@1", "--catalog", built.catalog)
-    for word in ("web@1", "images", "decisions", "a.parquet", "keep_rows: 4"):
-        assert word in out
     with monkeypatch.context() as patch:
+        patch.setenv("COLUMNS", "300")  # the folder of a test may have a long name
+        _, out, _ = run("show", "web@1", "--catalog", built.catalog)
+        for word in ("web@1", "images", "decisions", "a.parquet", "keep_rows: 4"):
+            assert word in out
         patch.setenv("COLUMNS", "40")  # what does not fit goes on in the next line, and is not cut off
         _, out, _ = run("show", "web@1", "--catalog", built.catalog)
     assert str(built.folder / "urls") in "".join(line.strip() for line in out.splitlines())

@@ -181,9 +181,9 @@ def test_exif_is_read_in_both_orders_and_from_any_integer(order, mark, kind):
 @pytest.mark.parametrize(("width", "height"), [(16, 16), (900, 700), (2400, 1800)])
 def test_thousands_of_scans_are_refused_before_they_are_decoded(width, height, which, empty):
     data = jpeg_bomb(width, height, 70_000 if width == 16 else 9_000 if width == 900 else 1_000, which, empty)
-    began = time.process_time()
+    began = time.thread_time()
     assert reason(data) == "too_complex"
-    assert time.process_time() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 @pytest.mark.parametrize("empty", [False, True])
@@ -193,9 +193,9 @@ def test_what_the_budget_lets_in_is_decoded_within_seconds(which, empty):
     width, height = 1600, 1200
     samples = {0: 1.5, 6: 1.5}.get(which, 1) * width * height
     data = jpeg_bomb(width, height, int(images.SCAN_SAMPLES / samples) - 12, which, empty)
-    began = time.process_time()
+    began = time.thread_time()
     assert images.decode(data).shape == (height, width, 3)
-    assert time.process_time() - began < 10  # measured: 0.2 to 2 s
+    assert time.thread_time() - began < 10  # measured: 0.2 to 2 s
 
 
 def test_the_largest_honest_pictures_are_within_the_budget():
@@ -207,6 +207,6 @@ def test_the_largest_honest_pictures_are_within_the_budget():
 def test_segments_without_end_are_too_complex():
     for filler in (segment(0xE5), segment(0xFE, b"x"), b"\xff\x01" * 2):
         data = with_segments(filler * (images.MAX_PIECES + 1))
-        began = time.process_time()
+        began = time.thread_time()
         assert reason(data) == "too_complex"
-        assert time.process_time() - began < 1
+        assert time.thread_time() - began < 1

@@ -48,10 +48,10 @@ def test_no_extension_loses_a_gif(label, body):
 
 def test_blocks_of_one_byte_cost_little_and_without_end_are_too_complex():
     comment = b"\x21\xfe" + b"\1x" * 900_000 + b"\0"
-    began = time.process_time()
+    began = time.thread_time()
     assert np.array_equal(images.decode(with_extension(comment)), SHOWN)
     assert reason(with_extension(comment, comment, comment)) == "too_complex"
-    assert time.process_time() - began < 2
+    assert time.thread_time() - began < 2
 
 
 def test_what_lies_between_or_behind_the_blocks_of_a_gif_does_not_count():
@@ -74,9 +74,9 @@ def test_the_transparent_colour_of_a_gif_is_white_and_only_of_its_frame():
 
 def test_of_thousands_of_frames_of_a_gif_the_first_is_decoded():
     frame = GIF[GIF.index(b",", screen_end(GIF)) : -1]
-    began = time.process_time()
+    began = time.thread_time()
     assert np.array_equal(images.decode(GIF[:-1] + frame * 5000 + b";"), SHOWN)
-    assert time.process_time() - began < 1
+    assert time.thread_time() - began < 1
 
 
 @pytest.mark.parametrize("pil", ["GIF", "PNG", "AVIF", "TIFF"])
@@ -167,6 +167,6 @@ def test_avif_with_a_huge_exif_block_costs_nothing():
     entry = struct.pack("<HHII", 0x9286, 7, 1 << 20, 8)
     block = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 65_535) + entry * 65_535 + bytes(1 << 20)
     data = encoded(picture(60, 40), "AVIF", exif=block)
-    began = time.process_time()
+    began = time.thread_time()
     assert images.decode(data).shape == (40, 60, 3)
-    assert time.process_time() - began < 2
+    assert time.thread_time() - began < 2

@@ -88,9 +88,9 @@ def test_of_thousands_of_frames_the_first_is_decoded(lossless):
     data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=lossless)
     at = data.index(b"ANMF", data.index(b"ANMF") + 4)
     many = riff(data[12:] + data[at:] * 3000)
-    began = time.process_time()
+    began = time.thread_time()
     assert np.array_equal(images.decode(many), by_pillow(data))
-    assert time.process_time() - began < 1
+    assert time.thread_time() - began < 1
 
 
 def test_chunks_without_end_are_too_complex():
