@@ -1,7 +1,7 @@
 """Mark runs as crashed whose process is gone: a process that is killed reports nothing, and Prefect waits for ever.
 
-Every run is tagged with its process, and only runs of this host are judged. Marking a run as crashed also frees the
-concurrency slot of its deployment.
+Every run is tagged with its process, and only runs of this host are judged, and those that a worker claimed and never
+started, which belong to no host. Marking a run as crashed also frees the concurrency slot of its deployment.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ def _unfinished(client: Any) -> Iterator[FlowRun]:
 
 
 def _is_dead(run: FlowRun) -> bool:
-    """Say whether a run's process is gone for certain. False for runs of other hosts."""
+    """Say whether a run's process is gone for certain. False for runs whose process is on another host."""
     facts = dict(tag.split(":", 1) for tag in run.tags if ":" in tag)
     if "pid" in facts:
         return facts.get("host") == socket.gethostname() and not _is_started_at(facts)

@@ -1,5 +1,6 @@
 """What several tests need: a place for a TableStage to run in, and small tables."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,3 +38,13 @@ class LocalRun:
         for batch in self._inputs.batches(columns):
             state = reducer.update(state, batch)
         return reducer.compute(state)
+
+
+def wait_for(condition: Callable[[], Any], limit_s: float = 120) -> Any:
+    """Return what a condition gives, once it gives something true. Fails after `limit_s` seconds."""
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise AssertionError("it did not happen in time")

@@ -4,8 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from catalog.dataset import Catalog
 from catalog.lease import hold
 from flows.build import Order
 from tests.flows.conftest import Web
+from tests.helpers import wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -29,15 +28,6 @@ def client(prefect_server: str) -> Any:
 
 def order_of(web: Web, stages: str = "") -> Order:
     return Order.read(web.recipe(stages), catalog=web.catalog, executor="inline")
-
-
-def wait_for(condition: Callable[[], Any], limit_s: float = 120) -> Any:
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    raise AssertionError("it did not happen in time")
 
 
 def test_a_task_a_stage_and_what_it_leaves_behind(web: Web, client: Any) -> None:

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,11 @@ import pytest
 
 from flows.build import Order
 from tests.flows.conftest import Web
+from tests.helpers import wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 WORKER = [sys.executable, "-m", "flows.cli", "worker", "--pool"]
 QUIET: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-
-
-def wait_for(condition: Callable[[], Any], limit_s: float = 240) -> Any:
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    raise AssertionError("it did not happen in time")
 
 
 def test_a_worker_wants_a_lasting_server(tmp_path: Path) -> None:
@@ -56,16 +47,16 @@ def test_a_killed_worker_and_run_give_their_slot_back(web: Web, prefect_server: 
         state = lambda run: client.read_flow_run(run.id).state.type.value  # noqa: E731
         with subprocess.Popen(command, env=env, start_new_session=True, **QUIET) as worker:
             doomed = client.create_flow_run_from_deployment(deployment.id)
-            wait_for(lambda: state(doomed) == "RUNNING")
+            wait_for(lambda: state(doomed) == "RUNNING", 240)
             for process in [*psutil.Process(worker.pid).children(recursive=True), worker]:
                 process.send_signal(signal.SIGKILL)
         assert state(doomed) == "RUNNING"
         with subprocess.Popen(command, env=env, start_new_session=True, **QUIET) as worker:
             begin = time.monotonic()
-            wait_for(lambda: state(doomed) == "CRASHED")
+            wait_for(lambda: state(doomed) == "CRASHED", 240)
             assert time.monotonic() - begin < 60
             following = client.create_flow_run_from_deployment(deployment.id)
-            wait_for(lambda: state(following) in {"RUNNING", "CANCELLED"})
+            wait_for(lambda: state(following) in {"RUNNING", "CANCELLED"}, 240)
             assert state(following) == "RUNNING"
             for process in psutil.Process(worker.pid).children(recursive=True):
                 process.kill()
