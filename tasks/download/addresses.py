@@ -30,6 +30,7 @@ _ISATAP: Final = (0x00005EFE, 0x02005EFE)
 _SCHEMES: Final = ("http", "https")
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+")  # international names are punycode by now
 _IPV6: Final = re.compile(r"[0-9A-Fa-f:.]+(%[!-~]+)?")
+_NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _AS_IT_IS: Final = re.compile(r"[!#-;=?-\[\]_a-z~]+")
 """URLs that need no quoting are sent unchanged: some servers sign the very spelling."""
 _SAFE: Final = "".join(char for char in map(chr, range(33, 127)) if _AS_IT_IS.fullmatch(char))
@@ -113,11 +114,14 @@ def check_url(text: str, allowed: AllowedHosts, base: URL | None = None) -> URL:
         raise FetchError("bad_url", str(error)) from error
     if url.scheme and url.scheme not in _SCHEMES:
         raise FetchError("bad_scheme", url.scheme)
-    if not url.scheme or not port or not _possible(host):
+    bracketed = "[" in url.raw_authority.rpartition("@")[2]
+    if not url.scheme or not port or bracketed != (":" in host):  # in brackets there is an IPv6 address
         raise FetchError("bad_url", text)
     address = _written_address(host)
     if address and not is_public(address) and not allowed.names(host, port):
         raise FetchError("private_address", f"{host}:{port}")
+    if not _possible(host):
+        raise FetchError("bad_url", text)
     return url
 
 
@@ -136,11 +140,17 @@ def check_target(location: str, allowed: AllowedHosts, base: URL) -> URL:
 
 def _possible(host: str) -> bool:
     """Return whether a host can have an address at all. DNS has no empty label, none over 63 bytes, no name over 253;
-    and what begins as punycode must be punycode."""
+    and what begins as punycode must be punycode.
+
+    A host that ends in a number is an IPv4 address, as in the WHATWG's URL standard, and must be four decimal numbers:
+    the short, octal and hexadecimal forms (`1.1` is 1.0.0.1) are refused, as resolvers and aiohttp differ over them.
+    """
     if ":" in host:
-        return _IPV6.fullmatch(host) is not None
+        return _IPV6.fullmatch(host) is not None and _is_address(host)
     name = host.removesuffix(".").lower()
     labels = name.split(".")
+    if _NUMBER.fullmatch(labels[-1]):
+        return _is_address(host)
     return (
         _NAME.fullmatch(name) is not None
         and len(name) <= 253
@@ -156,15 +166,22 @@ def _is_punycode(text: str) -> bool:
         return False
 
 
+def _is_address(host: str) -> bool:
+    """Return whether a host is an IPv4 address of four decimal numbers, or an IPv6 address."""
+    try:
+        ip_address(host.split("%", 1)[0])
+    except ValueError:
+        return False
+    return True
+
+
 def _written_address(host: str) -> str | None:
     """Return the address that a host spells, also in the old forms (2130706433, 0x7f.1), or None for a name."""
-    try:
+    if _is_address(host):
         return str(ip_address(host.split("%", 1)[0]))
-    except ValueError:
-        pass
     try:
         return socket.inet_ntoa(socket.inet_aton(host.rstrip(".")))
-    except OSError:
+    except (OSError, ValueError):  # a NUL, a lone surrogate
         return None
 
 

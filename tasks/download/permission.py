@@ -15,7 +15,7 @@ from tasks.download.robots import Robots
 from tasks.download.site_files import Known, Shelf, SiteFiles, cache_folder
 from tasks.download.tdm import Reservations
 
-_OF_THE_HOST: Final = ("private_address", "dns_failed", "connection_failed", "tls_failed")
+_OF_THE_HOST: Final = ("bad_url", "private_address", "dns_failed", "connection_failed", "tls_failed")
 """Failures that any URL of the host would meet: the row gets that reason, which says more."""
 
 
@@ -57,7 +57,7 @@ class Permission:
         """Return how many seconds the host wants between requests. Raises FetchError where it forbids this one.
 
         robots_disallowed: a rule says so. robots_unreachable: the host did not say, so it forbids all (RFC 9309,
-        section 2.3.1.4). private_address, dns_failed, connection_failed, tls_failed: it cannot be asked anything.
+        section 2.3.1.4). bad_url, private_address, dns_failed, connection_failed, tls_failed: it cannot be asked.
         """
         delay_s = await self._by_robots(url) if self._robots else 0.0
         await self._file_says(url)  # now, so that no response waits for it

@@ -517,3 +517,9 @@ def test_every_reason_has_a_test():
     assert set(REASONS) - {"taken_down"} <= {
         name for test in tests for name in re.findall(r'"(\w+)"', test.read_text())
     }  # "taken_down": tests/flows/test_takedown.py
+
+
+def test_a_host_that_can_have_no_address_is_bad_url_whatever_would_be_asked_first(server):
+    (outcome, private) = fetch(server, "http://1.1/a.jpg", "http://127.1/a.jpg")
+    check(outcome, "bad_url")
+    check(private, "private_address")
