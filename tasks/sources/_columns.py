@@ -21,6 +21,7 @@ from catalog.errors import RecipeError, UserError, nearest
 from catalog.schema import FAULT, LOCAL, SAMPLE_ID, SOURCE
 from tasks.sources._captions import CaptionFrom, chosen, is_list
 from tasks.sources._notes import Notes
+from tasks.sources._text import Flaws, cleaned
 
 KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
     "url": ("url", "image_url", "img_url", "image_link", "downloadurl", "photo_image_url", "image_urls"),
@@ -130,7 +131,7 @@ class Layout:
 
     def apply(self, rows: pa.Table, where: str, seed: int = 0, first_row: int = 0) -> pa.Table:
         """Return rows of a file as rows of our table (without `sample_id`), with clean text; its metadata has notes."""
-        notes, at = Notes(), positions(rows.column_names)
+        notes, at, flaws = Notes(), positions(rows.column_names), Flaws.of(rows)
         arrays = []
         for column in self.columns:
             name = same(column.origin, at)
@@ -141,7 +142,7 @@ class Layout:
             values = rows.column(name)
             if column.field.name == "caption" and is_list(values.type):
                 texts, _ = cast(values, pa.list_(pa.string()))
-                arrays.append(clean(chosen(texts, self.caption_from, seed, first_row)))
+                arrays.append(flaws.clean(chosen(flaws.clean(texts), self.caption_from, seed, first_row)))
                 continue
             found, lost = cast(values, column.field.type)
             if LOST_AT + name in rows.column_names:
@@ -150,10 +151,12 @@ class Layout:
             notes.add(
                 lost, f"values of column {column.field.name!r} that are no {column.field.type} and became null", place
             )
-            arrays.append(clean(found))
+            arrays.append(flaws.clean(found))
         for field, name in zip(FAULT, (FAULT_AT, DETAIL_AT), strict=True):
             has = name in rows.column_names
-            arrays.append(clean(rows.column(name).cast(field.type)) if has else pa.nulls(rows.num_rows, field.type))
+            column = rows.column(name).cast(field.type) if has else pa.nulls(rows.num_rows, field.type)
+            arrays.append(flaws.clean(column))
+        flaws.note(notes, where, first_row)
         if FAULT_AT in rows.column_names:
             faulty = rows.num_rows - rows.column(FAULT_AT).null_count
             notes.add(faulty, f"lines that are no records ({BAD_ROW})", f"{where}, near row {first_row:,}")
@@ -350,25 +353,6 @@ def _inner(type_: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_null(type_) else plain(type_)
 
 
-def clean(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Return text that is valid UTF-8 without NUL characters (broken bytes become U+FFFD); other types as they are."""
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return column
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        raw = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())
-        column = pa.array([None if b is None else b.decode("utf-8", "replace") for b in raw.to_pylist()], column.type)
-    if pc.any(pc.match_substring(column, "\0")).as_py():
-        column = pc.replace_substring(column, "\0", "")
-    return column
-
-
-def text_of(values: Iterable[bytes | None]) -> pa.Array:
-    """Return bytes that claim to be UTF-8 as clean text."""
-    return clean(pa.array(values, pa.binary()).cast(pa.string(), safe=False))
-
-
 def with_text_urls(found: pa.Schema, wanted: str | None) -> pa.Schema:
     """Return the columns of a file of text: what may hold the URL is text, whatever its values look like."""
     names = KNOWN["url"] if wanted is None else (fold(wanted),)
@@ -446,19 +430,24 @@ def cast(column: pa.Array | pa.ChunkedArray, to: pa.DataType) -> tuple[pa.Array 
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_string(column.type) and to in PATTERNS:
-        fits = pc.match_substring_regex(clean(column), PATTERNS[to])
+        fits = pc.match_substring_regex(cleaned(column), PATTERNS[to])
         found = pc.if_else(fits, column, None)
         return found.cast(to), found.null_count - column.null_count
     if pa.types.is_integer(column.type) and pa.types.is_floating(to):
         found = column.cast(to, safe=False)
         found = pc.if_else(pc.equal(found.cast(column.type, safe=False), column), found, None)
         return found, found.null_count - column.null_count
-    loose = pa.types.is_timestamp(to) or pa.types.is_binary(column.type)  # below microseconds; bad UTF-8
+    inner = column.type.value_type if is_list(column.type) else column.type
+    loose = pa.types.is_timestamp(to) or _is_binary(inner)  # below microseconds; bad UTF-8, which `Flaws` counts
     try:
         return column.cast(to, safe=not loose), 0
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
         found = _each(column, to)
         return found, found.null_count - column.null_count
+
+
+def _is_binary(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
 
 
 def _each(column: pa.Array | pa.ChunkedArray, to: pa.DataType) -> pa.Array:

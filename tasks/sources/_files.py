@@ -18,6 +18,7 @@ import pyarrow as pa
 from catalog.errors import NotFoundError, UserError, nearest
 from catalog.storage import SCHEMES, Storage
 from tasks.sources._notes import Notes
+from tasks.sources._text import FromUtf16, is_utf16
 
 COMPRESSED: Final = (".gz", ".bz2", ".zst", ".lz4")
 """Endings of compressed text files. What a file is compressed with is known by its first bytes."""
@@ -151,10 +152,10 @@ def open_random(uri: str) -> pa.NativeFile:
 
 @contextmanager
 def open_text(uri: str) -> Iterator[io.BufferedReader]:
-    """Give the bytes of a text file, decompressed, without a UTF-8 byte order mark.
+    """Give the bytes of a text file in UTF-8 (from UTF-16 where its byte order mark says so), decompressed, without a
+    byte order mark.
 
-    Raises UserError for UTF-16, for what is no text, and for a compressed file that is damaged, at the byte where that
-    shows.
+    Raises UserError for what is no text, and for a compressed file that is damaged, at the byte where that shows.
     """
     with open_random(uri) as raw:
         stream: Any = raw
@@ -163,7 +164,7 @@ def open_text(uri: str) -> Iterator[io.BufferedReader]:
         with io.BufferedReader(stream, 1 << 20) as file:
             try:
                 _check_text(uri, file)
-                yield file
+                yield io.BufferedReader(FromUtf16(file), 1 << 20) if is_utf16(file.peek(4)) else file
             except OSError as error:
                 raise UserError(f"{uri} is damaged: {one_line(error)}") from error
 
@@ -184,8 +185,6 @@ def _codec(uri: str, raw: pa.NativeFile) -> str | None:
 
 def _check_text(uri: str, file: io.BufferedReader) -> None:
     head = file.peek(512)[:512]
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{uri} is UTF-16; expected UTF-8: convert it first")
     if found := next((name for magic, name in _NOT_TEXT if head.startswith(magic)), None):
         raise UserError(f"{uri} is {found}; expected text")
     if head.startswith(b"\xef\xbb\xbf"):

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from catalog.duck import open_database
 from tasks.sources._captions import is_list
+from tasks.sources._text import as_text
 
 MAX_OBJECT_BYTES: Final = 16 << 20
 """A longer object counts as broken."""
@@ -93,7 +94,7 @@ _SQL: Final = {
 
 def _parsed(text: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(as_text(text))
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

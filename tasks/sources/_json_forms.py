@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Final
 
 from catalog.errors import UserError
 from tasks.sources._json import MAX_OBJECT_BYTES
+from tasks.sources._text import utf8_of
 
 MAX_LISTS_BYTES: Final = 512 << 20
 """A file of lists is read whole, and may not be larger. SBU's has 140 MB."""
@@ -44,7 +45,7 @@ def objects(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
 
 def _is_object(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(json.loads(line.decode("utf-8", "surrogateescape")), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -69,7 +70,7 @@ def _long(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
     """Read a file whose first line is no whole object: an object is on several lines, or is long, or is broken."""
     data, most = file.read(MAX_OBJECT_BYTES), MAX_OBJECT_BYTES
     while True:
-        text = data.decode("utf-8", "replace")
+        text = data.decode("utf-8", "surrogateescape")
         try:
             value, end = _DECODE(text, _after_space(text, 0))
             break
@@ -81,7 +82,7 @@ def _long(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
         most = MAX_LISTS_BYTES
         data += file.read(most - len(data))
     if not text[end:].strip() and not file.peek(1):
-        yield from _of_lists(uri, value) if _is_lists(value) else [text.strip().encode("utf-8", "replace")]
+        yield from _of_lists(uri, value) if _is_lists(value) else [utf8_of(text.strip())]
         return
     several = "\n" in text[:end].strip()
     del text, value
@@ -120,7 +121,7 @@ def _lines(file: _Bytes) -> Iterator[bytes]:
 def _lists(line: bytes) -> dict[str, list[Any]] | None:
     """Return the only line of a file, if it is an object of lists."""
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and _is_lists(value) else None
@@ -136,12 +137,12 @@ def _of_lists(uri: str, lists: dict[str, list[Any]]) -> Iterator[bytes]:
         shown = ", ".join(f"{key} {len(items)}" for key, items in list(lists.items())[:5])
         raise UserError(f"{uri} is one object of lists, but they differ in length ({shown}); expected one item a row")
     for items in zip(*lists.values(), strict=True):
-        yield json.dumps(dict(zip(lists, items, strict=True)), ensure_ascii=False).encode("utf-8", "replace")
+        yield utf8_of(json.dumps(dict(zip(lists, items, strict=True)), ensure_ascii=False))
 
 
 def _values(uri: str, file: _Bytes, array: bool) -> Iterator[bytes]:
     """Yield the elements of an array, or values that follow each other."""
-    decode = codecs.getincrementaldecoder("utf-8")("replace")
+    decode = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     text, at, place, ended, opened = "", 0, 0, False, not array
     while True:
         at = _after_space(text, at)
@@ -155,7 +156,7 @@ def _values(uri: str, file: _Bytes, array: bool) -> Iterator[bytes]:
         except (ValueError, RecursionError):
             end = at
         if end > at and (ended or end < len(text)):
-            yield text[at:end].encode("utf-8", "replace")
+            yield utf8_of(text[at:end])
             at = end
             continue
         if ended and not array and at == len(text):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, ClassVar, Final, Literal
@@ -29,6 +29,7 @@ from tasks.sources._columns import (
 )
 from tasks.sources._files import COMPRESSED, Kind, open_text
 from tasks.sources._tabular import Facts, Tabular
+from tasks.sources._text import as_text, cleaned, utf8_of
 
 MAX_FIELD_CHARS: Final = 16 << 20
 """A longer field is a quote that never closes: the line is broken, and reading goes on with the next one."""
@@ -47,7 +48,7 @@ class Csv(Tabular):
     build is planned, which reads every file once: for hundreds of GB, write Parquet.
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     kind: ClassVar[Kind] = Kind(tuple(s + c for s in (".csv", ".tsv") for c in ("", *COMPRESSED)))
 
     use: Literal["csv"] = "csv"
@@ -60,7 +61,7 @@ class Csv(Tabular):
             first = list(islice(records, SAMPLE_ROWS))
             rows = len(first) + sum(1 for _ in records)
         texts = _as_text([r for r in first if len(r) == len(names)], names)
-        columns = pa.schema([(n, self._type(n, texts.column(n))) for n in names])
+        columns = pa.schema([(n, self._type(n, cleaned(texts.column(n)))) for n in names])
         return Facts(rows, with_text_urls(columns, self.url))
 
     def restart(self, uri: str, row: int) -> int:
@@ -82,13 +83,13 @@ class Csv(Tabular):
     @contextmanager
     def _records(self, uri: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
         """Give the column names and the records of a file; an empty file has neither."""
-        with open_text(uri) as file, io.TextIOWrapper(file, "utf-8", errors="replace", newline="") as text:
+        with open_text(uri) as file, io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="") as text:
             quoting: Any = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
             csv.field_size_limit(MAX_FIELD_CHARS)  # one setting a process; nothing else here reads CSV
             lines = _Lines(text)
             reader = csv.reader(lines, delimiter=self._delimiter(uri), quoting=quoting)
             records = _tolerant(reader, lines)
-            names = list(self.names or next(records, []))
+            names = list(self.names or [as_text(utf8_of(name)) for name in next(records, [])])
             if len(set(names)) < len(names):
                 twice = next(n for n in names if names.count(n) > 1)
                 raise UserError(f"{uri} has two columns {twice!r}; without a header row, name them with `names:`")
@@ -170,8 +171,17 @@ def _as_text(rows: list[list[str]], names: list[str]) -> pa.Table:
     nothing = [""] * width
     fitting = [r if len(r) == width else nothing for r in rows]
     columns = list(zip(*fitting, strict=True)) if rows else [()] * width
-    arrays = [pa.array(column, pa.string()) for column in columns]
+    arrays = list(map(_text_array, columns))
     return pa.table([pc.if_else(pc.equal(a, ""), None, a) for a in arrays], names=names)
+
+
+def _text_array(texts: Sequence[str | None]) -> pa.Array:
+    """Return text as it was read, with the bytes that are no UTF-8."""
+    try:
+        return pa.array(texts, pa.string())
+    except UnicodeEncodeError:
+        raw = [None if text is None else utf8_of(text) for text in texts]
+        return pa.array(raw, pa.binary()).cast(pa.string(), safe=False)
 
 
 def _with_faults(texts: pa.Table, rows: list[list[str]], width: int, delimiter: str) -> pa.Table:
@@ -181,9 +191,7 @@ def _with_faults(texts: pa.Table, rows: list[list[str]], width: int, delimiter: 
         return texts
     faults = [BAD_ROW if wrong else None for wrong in bad]
     details = [_detail(row, width, delimiter) if wrong else None for row, wrong in zip(rows, bad, strict=True)]
-    return texts.append_column(FAULT_AT, pa.array(faults, pa.string())).append_column(
-        DETAIL_AT, pa.array(details, pa.string())
-    )
+    return texts.append_column(FAULT_AT, pa.array(faults, pa.string())).append_column(DETAIL_AT, _text_array(details))
 
 
 def _detail(row: list[str], width: int, delimiter: str) -> str:

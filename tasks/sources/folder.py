@@ -17,6 +17,7 @@ from catalog.storage import Storage
 from tasks.sources._base import PIECE_ROWS, Chunk, Identify, Source, Survey, batches_of
 from tasks.sources._files import Found, absolute, head_of, is_file, is_glob, not_there, printable, walk
 from tasks.sources._notes import Notes
+from tasks.sources._text import FLAWS, Flaws
 from tasks.stage import Batches, Step
 
 IMAGES: Final = (
@@ -32,6 +33,7 @@ _NO_IMAGES: Final = (
 MAX_CAPTION_BYTES: Final = 1 << 20
 """No more of a caption file is read."""
 NO_PICTURES: Final = "files that are no pictures"
+LONG: Final = f"captions of which only the first {MAX_CAPTION_BYTES >> 20} MB was read"
 NO_PICTURE: Final = "text files that belong to no picture"
 
 
@@ -47,7 +49,7 @@ class Folder(Source):
 
     SCHEMA: ClassVar[pa.Schema] = pa.schema([*SOURCE, *LOCAL, *FAULT])
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     use: Literal["folder"] = "folder"
     label: Literal["folder", "none"] = Field("folder", description="folder: the class is the name of the folder")
@@ -106,10 +108,8 @@ class Folder(Source):
         if digest != _digest([*names, *(c for name in names if (c := listing.caption(name)))]):
             raise UserError(f"{printable(folder)}: files came or went since the plan; plan again")
         label = printable(PurePosixPath(folder).name) if self.label == "folder" else None
-        schema = pa.schema(list(self.SCHEMA)[1:])
         for at in range(0, len(names), PIECE_ROWS):
-            rows = [_row(listing, name, label) for name in names[at : at + PIECE_ROWS]]
-            yield pa.Table.from_pylist(rows, schema)
+            yield _table(listing, names[at : at + PIECE_ROWS], label)
 
 
 @dataclass(frozen=True)
@@ -151,16 +151,15 @@ class _Listing:
         read = {self.caption(name) for name in self.images}
         return [n for n in self.names if n.lower().endswith(".txt") and n not in read]
 
-    def read_caption(self, name: str) -> str | None:
-        """Return an image's caption."""
+    def read_caption(self, name: str) -> bytes | None:
+        """Return the bytes of an image's caption file; of a long one, the first `MAX_CAPTION_BYTES` and one more."""
         beside = self.caption(name)
         if beside is None:
             return None
         try:
-            text = Storage(self.folder).read_range(beside, 0, MAX_CAPTION_BYTES)
+            return Storage(self.folder).read_range(beside, 0, MAX_CAPTION_BYTES + 1)
         except NotFoundError:
             return None
-        return text.decode("utf-8-sig", "replace").replace("\0", "").strip() or None
 
 
 def _is_image(folder: str, name: str) -> bool:
@@ -170,14 +169,38 @@ def _is_image(folder: str, name: str) -> bool:
     return not lower.endswith(_NO_IMAGES) and sniff(head_of(f"{folder}/{name}", HEAD_BYTES)) in DECODED
 
 
-def _row(listing: _Listing, name: str, label: str | None) -> dict[str, Any]:
-    path = f"{listing.folder}/{name}"
-    return {
-        "url": printable(path),
-        "caption": listing.read_caption(name),
-        "label": label,
-        "local_path": local_name(path),
+def _table(listing: _Listing, names: list[str], label: str | None) -> pa.Table:
+    """Return the rows of some pictures, with what is to be known of their captions."""
+    notes, flaws = Notes(), Flaws(len(names))
+    data = [listing.read_caption(name) for name in names]
+    long = [name for name, text in zip(names, data, strict=True) if text and len(text) > MAX_CAPTION_BYTES]
+    notes.add(len(long), LONG, _caption_path(listing, long[0]) if long else "")
+    captions = flaws.texts(None if text is None else _beginning(text) for text in data)
+    for what in FLAWS:
+        count, at = flaws.first(what)
+        notes.add(count, what, _caption_path(listing, names[at]))
+    paths = [f"{listing.folder}/{name}" for name in names]
+    columns = {
+        "url": [printable(path) for path in paths],
+        "caption": [(text or "").strip() or None for text in captions.to_pylist()],
+        "label": [label] * len(names),
+        "local_path": [local_name(path) for path in paths],
     }
+    schema = pa.schema(list(Folder.SCHEMA)[1:])
+    arrays = [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(len(names), f.type) for f in schema]
+    return pa.table(arrays, schema=schema).replace_schema_metadata(notes.packed())
+
+
+def _caption_path(listing: _Listing, name: str) -> str:
+    return printable(f"{listing.folder}/{listing.caption(name)}")
+
+
+def _beginning(data: bytes) -> bytes:
+    """Return what is read of a caption file, without a last character of UTF-8 that is cut."""
+    end = MAX_CAPTION_BYTES
+    while len(data) > MAX_CAPTION_BYTES and end and data[end] & 0xC0 == 0x80 and end > MAX_CAPTION_BYTES - 4:
+        end -= 1
+    return data[:end]
 
 
 def _digest(texts: list[str]) -> str:

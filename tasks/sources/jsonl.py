@@ -17,13 +17,13 @@ from tasks.sources._columns import (
     LOST_AT,
     Layout,
     choose,
-    text_of,
     with_text_urls,
 )
 from tasks.sources._files import COMPRESSED, Kind, open_text
 from tasks.sources._json import SAMPLE_OBJECTS, TEXTS, columns_of, extract
 from tasks.sources._json_forms import objects
 from tasks.sources._tabular import Facts, Tabular
+from tasks.sources._text import FLAWS_AT, Flaws
 
 
 class Jsonl(Tabular):
@@ -34,7 +34,7 @@ class Jsonl(Tabular):
     an empty line is no row. Rows are counted when a build is planned, which reads every file once.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     kind: ClassVar[Kind] = Kind(tuple(s + c for s in (".jsonl", ".ndjson", ".json") for c in ("", *COMPRESSED)))
 
     use: Literal["jsonl"] = "jsonl"
@@ -71,7 +71,10 @@ def _read_as(f: pa.Field, layout: Layout) -> pa.Field:
 
 
 def _read(texts: list[bytes], wanted: pa.Schema) -> pa.Table:
-    rows, lost, ok = extract(text_of(texts), wanted)
+    flaws = Flaws(len(texts))
+    rows, lost, ok = extract(flaws.texts(texts), wanted)
+    if flaws.any():
+        rows = rows.append_column(FLAWS_AT, flaws.column())
     for name, values in lost.items():
         rows = rows.append_column(LOST_AT + name, values)
     if pc.all(ok).as_py():

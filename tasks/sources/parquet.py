@@ -17,7 +17,7 @@ from tasks.sources._tabular import Facts, Tabular
 class Parquet(Tabular):
     """Parquet files. Counting reads footers only; a part decodes the row groups that it needs, in bounded pieces."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     kind: ClassVar[Kind] = Kind((".parquet", ".pq"))
 
     use: Literal["parquet"] = "parquet"

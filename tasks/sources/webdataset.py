@@ -1,7 +1,7 @@
 """`webdataset`: tar files in which the files of a sample share the name up to its first dot."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import ClassVar, Final, Literal, NamedTuple
@@ -14,13 +14,14 @@ from catalog.errors import UserError
 from catalog.schema import FAULT, LOCAL, SAMPLE_ID, SOURCE
 from tasks.sources._base import PIECE_BYTES, PIECE_ROWS, Chunk, Identify, Source, Survey, batches_of
 from tasks.sources._captions import ABOUT, CaptionFrom
-from tasks.sources._columns import TYPES_OF, Column, File, Layout, Wanted, digest, layouts, text_of
-from tasks.sources._files import Kind, find
+from tasks.sources._columns import TYPES_OF, Column, File, Layout, Wanted, digest, layouts
+from tasks.sources._files import Kind, find, printable
 from tasks.sources._json import MAX_OBJECT_BYTES, SAMPLE_OBJECTS, TEXTS, columns_of, extract
 from tasks.sources._notes import Notes
 from tasks.sources._samples import DUPLICATE, NO_IMAGE, SPARSE, Keys, Sample, samples, scattered
 from tasks.sources._tabular import unpacked
 from tasks.sources._tar import Member, opened
+from tasks.sources._text import FLAWS_AT, Flaws, cleaned
 from tasks.stage import Batches, Step
 
 _FEW_OBJECTS: Final = 20
@@ -45,7 +46,7 @@ class Webdataset(Source):
     image can be read from them. Headers are read when a build is planned.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     kind: ClassVar[Kind] = Kind((".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz"), marked=True)
 
     use: Literal["webdataset"] = "webdataset"
@@ -187,31 +188,36 @@ def _pieces(file: pa.NativeFile, found: Iterator[Sample]) -> Iterator[list[_Text
 def _table(chunk: Chunk, piece: list[_Texts], layout: Layout, first_row: int) -> pa.Table:
     caption_key = next((c.origin for c in layout.columns if c.field.name == "caption"), None)
     wanted = pa.schema([pa.field(f.name, TEXTS if f.name == caption_key else f.type) for f in layout.wanted()])
-    objects = text_of(t.json for t in piece)
+    flaws = Flaws(len(piece))
+    objects, caption, label = (
+        flaws.texts(texts) for texts in ((t.json for t in piece), (t.caption for t in piece), (t.label for t in piece))
+    )
     values, _, ok = extract(objects, wanted)
     if not len(wanted):
         values = pa.table({"": objects})
     notes = Notes()
     broken = len(piece) - objects.null_count - pc.sum(ok).as_py()
     notes.add(broken, NO_OBJECT, f"{chunk.uri}, near sample {first_row:,}")
+    values = values.append_column(FLAWS_AT, flaws.column())
     rows = layout.apply(values, chunk.uri, digest(chunk.identity), first_row)
     for note in Notes.of(rows.schema).all():
         notes.add(*note)
     images = [t.sample.image for t in piece]
-    caption, label = text_of(t.caption for t in piece), text_of(t.label and t.label.strip() for t in piece)
     own = {
-        "url": text_of(
-            f"{chunk.uri}#{t.sample.image.name if t.sample.image else t.sample.key}".encode("utf-8", "replace")
-            for t in piece
-        ),
+        "url": _plain(f"{chunk.uri}#{t.sample.image.name if t.sample.image else t.sample.key}" for t in piece),
         "caption": pc.coalesce(caption, rows.column("caption")),
-        "label": pc.coalesce(label, rows.column("label")),
+        "label": pc.coalesce(pc.utf8_trim(label, " \t\n\r\v\f"), rows.column("label")),
         "local_path": pa.array([chunk.uri if image else None for image in images], pa.string()),
         "local_offset": pa.array([image and image.offset for image in images], pa.int64()),
         "local_size": pa.array([image and image.size for image in images], pa.int64()),
         "row_fault": pa.array([t.sample.fault for t in piece], pa.string()),
-        "row_detail": text_of((t.sample.detail or "").encode() if t.sample.detail else None for t in piece),
+        "row_detail": _plain(t.sample.detail or None for t in piece),
     }
     schema = pa.schema([f for f in _schema(layout) if f.name != SAMPLE_ID.name])
     columns = [own[f.name] if f.name in own else rows.column(f.name) for f in schema]
     return pa.table(columns, schema=schema).replace_schema_metadata(notes.packed())
+
+
+def _plain(texts: Iterable[str | None]) -> pa.Array:
+    """Return names of files as text that can be kept."""
+    return cleaned(pa.array([text and printable(text) for text in texts], pa.string()))

@@ -175,3 +175,16 @@ def test_samples_without_a_picture_and_files_with_holes_have_reasons_of_their_ow
     assert [(r["reason"], r["detail"], r["caption"]) for r in rows] == [
         (None, None, "zero"), ("no_image_member", "it has 1.txt", "alone"), ("no_image_member", "it has 2.npy", None),
     ]  # fmt: skip
+
+
+def test_captions_that_are_not_utf8_are_said_and_kept_with_the_version(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, caption in (("a", b"caf\xe9"), ("b", "caf\u00e9".encode("utf-16"))):
+        (folder / f"{name}.jpg").write_bytes(jpeg(64, 64, ord(name)))
+        (folder / f"{name}.txt").write_bytes(caption)
+    rows, lines, version = build(tmp_path, {"use": "folder", "path": str(folder)})
+    assert [row["caption"] for row in rows] == ["caf\ufffd", "caf\u00e9"]
+    expected = f"rows whose text is not UTF-8, with U+FFFD for what could not be decoded: 1 (e.g. {folder}/a.txt)"
+    assert lines[0] == f"source: {expected}"
+    assert [str(note) for note in of_version(version)] == [expected]

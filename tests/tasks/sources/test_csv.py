@@ -81,8 +81,11 @@ def test_bad_text(lines: Any, rows_of: Any) -> None:
     content = b"\xef\xbb\xbfurl,caption\nu1,caf\xe9\nu2,a\x00b\nu3," + huge + b"\nu4,\xf0\x9f\x98\x80\n"
     rows = rows_of(Csv(path=lines("a.csv", content)))
     assert rows.column("caption").to_pylist() == ["caf�", "ab", huge.decode(), "\U0001f600"]
-    with pytest.raises(UserError, match=r"a\.csv is UTF-16; expected UTF-8"):
-        rows_of(Csv(path=lines("a.csv", "url,caption\n".encode("utf-16"))))
+    for codec in ("utf-16", "utf-16-le", "utf-16-be"):
+        bom = "" if codec == "utf-16" else "\ufeff"
+        content = f"{bom}url,caption\r\nu1,caf\u00e9 \U0001f600\r\n".encode(codec)
+        rows = rows_of(Csv(path=lines(f"{codec}.csv", content)))
+        assert rows.column("caption").to_pylist() == ["caf\u00e9 \U0001f600"]
 
 
 def test_types_are_guessed_and_values_that_do_not_fit_are_null_and_counted(
