@@ -86,10 +86,8 @@ def test_a_killed_builder_gives_it_back(catalog: Catalog, builder: Callable[...,
         assert process.stdout.readline() == "held\n"
         assert f"process {process.pid} on " in (holder(birds) or "")
         process.kill()
-    start = time.monotonic()
-    with hold(birds, wait_s=30, life_s=3):
-        waited_s = time.monotonic() - start
-    assert waited_s < (1 if birds.storage.is_local else 20)
+    with hold(birds, wait_s=0 if birds.storage.is_local else 30, life_s=3) as lease:
+        lease.check()
 
 
 def test_a_live_lease_is_renewed(bucket: str) -> None:

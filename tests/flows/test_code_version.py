@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -120,17 +119,16 @@ def test_variables_of_another_repository_mean_nothing(
     assert code_version(checkout) == before
 
 
+@pytest.mark.timeout(120)
 def test_a_git_that_hangs(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = commit(checkout)
     folder = tmp_path / "bin"
     folder.mkdir()
-    (folder / "git").write_text("#!/bin/sh\nexec sleep 600\n")
+    (folder / "git").write_text("#!/bin/sh\nexec sleep 9999\n")
     (folder / "git").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr("flows.code_version._TIMEOUT_S", 0.2)
-    began_s = time.monotonic()
     assert code_version(checkout) == before
-    assert time.monotonic() - began_s < 60
 
 
 def test_this_checkout() -> None:

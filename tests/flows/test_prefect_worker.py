@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +51,7 @@ def test_a_killed_worker_and_run_give_their_slot_back(web: Web, prefect_server: 
                 process.send_signal(signal.SIGKILL)
         assert state(doomed) == "RUNNING"
         with subprocess.Popen(command, env=env, start_new_session=True, **QUIET) as worker:
-            begin = time.monotonic()
             wait_for(lambda: state(doomed) == "CRASHED", 240)
-            assert time.monotonic() - begin < 60
             following = client.create_flow_run_from_deployment(deployment.id)
             wait_for(lambda: state(following) in {"RUNNING", "CANCELLED"}, 240)
             assert state(following) == "RUNNING"

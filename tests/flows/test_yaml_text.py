@@ -1,8 +1,7 @@
-"""Hostile YAML: one line that says where, in no time, for whatever a recipe, a fragment or `--set` holds."""
+"""Hostile YAML: one line that says where, for whatever a recipe, a fragment or `--set` holds."""
 
 import os
 import random
-import time
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,8 @@ from catalog.errors import RecipeError, UserError
 from flows.recipe import Recipe, load, parse, resolved_text
 from flows.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_NODES, compose, read_text, value_of
 
+pytestmark = pytest.mark.timeout(120)  # each takes milliseconds; without its limit it takes minutes, or all memory
 CONFIGS = Path(__file__).parents[2] / "configs"
-SOON_S = 10.0
-"""Each takes milliseconds; without its limit it takes minutes, or all memory."""
 GOOD = """\
 dataset: laion
 source: {use: parquet, path: urls}
@@ -88,9 +86,8 @@ def is_one_line(error: UserError) -> bool:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_recipe_is_one_line_in_no_time(name: str) -> None:
+def test_a_hostile_recipe_is_one_line(name: str) -> None:
     text, words = HOSTILE[name]
-    began_s = time.process_time()
     if name == "stages merged":  # what the mapping itself gives counts
         assert len(parse(GOOD + text).stages) == 1
         return
@@ -99,7 +96,6 @@ def test_a_hostile_recipe_is_one_line_in_no_time(name: str) -> None:
     assert words in str(caught.value)
     assert str(caught.value).startswith("r.yaml")
     assert is_one_line(caught.value)
-    assert time.process_time() - began_s < SOON_S
 
 
 @pytest.mark.parametrize(
@@ -109,7 +105,6 @@ def test_a_value_of_an_override_or_of_the_environment_is_text_or_refused(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = HOSTILE[name][0].partition(": ")[2].strip()[:100_000]
-    began_s = time.process_time()
     with pytest.raises(RecipeError) as caught:
         parse(GOOD, overrides=[f"seed={text}"])
     assert is_one_line(caught.value)
@@ -117,7 +112,6 @@ def test_a_value_of_an_override_or_of_the_environment_is_text_or_refused(
     with pytest.raises(RecipeError) as caught:
         parse(GOOD + "seed: ${HOSTILE}\n")
     assert is_one_line(caught.value)
-    assert time.process_time() - began_s < SOON_S
 
 
 @pytest.mark.parametrize(
@@ -150,7 +144,6 @@ def test_includes_that_multiply_each_other(tmp_path: Path) -> None:
     for name in "gnt":
         (tmp_path / f"{name}40.yaml").write_text("- {use: filter, where: '${x}'}\n")
     path = tmp_path / "r.yaml"
-    began_s = time.process_time()
     for include in (
         "f0.yaml",
         "g0.yaml\n    with: {x: ha}",
@@ -161,7 +154,6 @@ def test_includes_that_multiply_each_other(tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match=r"too large|nested more than") as caught:
             load(path)
         assert is_one_line(caught.value)
-    assert time.process_time() - began_s < 2 * SOON_S
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whatever is done to a valid file of any format: a picture or a reason, within the budget's time."""
+"""Whatever is done to a valid file of any format: a picture or a reason."""
 
 import random
 import time
@@ -21,8 +21,6 @@ REASONS = {
     *("too_many_pixels", "too_long_side", "too_complex"),
 }
 SLOW_S = 60
-MOST_S = 5.0
-"""Of CPU, for a file that is decoded in milliseconds."""
 COLOURS = picture(70, 50)
 RGBA = np.dstack([COLOURS, picture(70, 50, 2)[..., 0]])
 FRAMES = [Image.fromarray(picture(70, 50, seed)) for seed in range(3)]
@@ -108,7 +106,6 @@ def outcomes(name, seed, stop):
             data = mutated(rng, rng.choice(WHOLE[name]), others)
             if data[:4] == b"\x89PNG" and rng.random() < 0.7:
                 data = checksummed(data)
-            began = time.process_time()
             try:
                 pixels = decode(data, LIMITS)
                 assert pixels.dtype == np.uint8
@@ -117,9 +114,9 @@ def outcomes(name, seed, stop):
                 yield ""
             except images.ImageError as error:
                 yield error.reason
-            assert time.process_time() - began < MOST_S
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_mutated_file_gives_a_picture_or_a_reason(name):
     steps = count()
@@ -133,6 +130,6 @@ def test_a_mutated_file_gives_a_picture_or_a_reason(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_mutated_files_for_a_minute(name):
-    began, seed = time.monotonic(), time.time_ns()
+    until, seed = time.monotonic() + SLOW_S, time.time_ns()
     print(f"{name}: seed {seed}")
-    assert set(outcomes(name, seed, lambda: time.monotonic() - began > SLOW_S)) <= {"", *REASONS}
+    assert set(outcomes(name, seed, lambda: time.monotonic() > until)) <= {"", *REASONS}

@@ -146,7 +146,6 @@ def test_redirects(server):
 
 
 def test_slow_silent_and_endless_servers(server):
-    began = time.monotonic()
     slow, silent, endless, large = fetch(
         server,
         server.drips(JPEG),
@@ -156,13 +155,12 @@ def test_slow_silent_and_endless_servers(server):
         max_bytes=2_000_000,
         timeout_s=1,
     )
-    check(slow, "timeout")
+    check(slow, "timeout", "over 1 s")
     assert slow.http_status == 200  # it answered, and did not end
-    check(silent, "timeout")
+    check(silent, "timeout", "over 1 s")
     assert silent.http_status is None
     check(endless, "body_too_large")
     check(large, "body_too_large", "2000001 bytes announced")
-    assert time.monotonic() - began < 4
 
 
 def test_bodies(server):
@@ -298,20 +296,23 @@ def test_a_host_that_many_hosts_redirect_to_is_asked_in_turn_too(server, site):
 
 
 def test_all_hosts_on_the_way_share_one_time_limit_and_the_last_answer_counts(server, site):
+    """The second host answers within the limit, had it one of its own; together they are over it."""
+    import asyncio
+
+    from aiohttp import web
+
+    async def picture(_):
+        await asyncio.sleep(2.5)
+        return web.Response(body=JPEG)
+
     async def slow(_):
-        import asyncio
+        await asyncio.sleep(1)
+        return web.Response(status=302, headers={"Location": site.add(picture)})
 
-        from aiohttp import web
-
-        await asyncio.sleep(1.5)
-        return web.Response(status=302, headers={"Location": site.silent()})
-
-    began = time.monotonic()
     hosts = (*server.hosts, *site.hosts)
-    (outcome,) = fetch(server, server.add(slow), allow_hosts=hosts, respect_robots=False, timeout_s=2)
-    check(outcome, "timeout", "over 2 s")
+    (outcome,) = fetch(server, server.add(slow), allow_hosts=hosts, respect_robots=False, timeout_s=3)
+    check(outcome, "timeout", "over 3 s")
     assert outcome.http_status == 302
-    assert time.monotonic() - began < 3.4  # 1.5 and a limit of its own would be 3.5
     (outcome,) = fetch(server, server.redirect("http://127.0.0.1:9/"), allow_hosts=["127.0.0.1"], respect_robots=False)
     check(outcome, "connection_failed")
     assert outcome.http_status == 302
@@ -348,15 +349,15 @@ def test_large_bodies_share_a_small_budget(server, monkeypatch):
     assert [o.received_bytes for o in outcomes] == [len(noise)] * 30
 
 
+@pytest.mark.timeout(120)
 def test_leaving_early_leaves_nothing_running(server):
+    """Requests that would wait for an hour end with what asked for them."""
     threads = threading.active_count()
-    settings = Download(allow_hosts=server.hosts, timeout_s=30)
+    settings = Download(allow_hosts=server.hosts, timeout_s=3600)
     urls = [server.body(JPEG), *[server.silent() for _ in range(20)]]
     outcomes = HttpEngine(settings).outcomes(map(Request, urls))
     assert next(outcomes).image
-    began = time.monotonic()
     outcomes.close()
-    assert time.monotonic() - began < 2
     assert threading.active_count() <= threads
 
 
@@ -455,7 +456,7 @@ def test_crawl_delay_spaces_requests_and_a_turn_too_late_is_left_for_later(site)
     urls = pictures(site, 4)
     began = time.monotonic()
     assert all(o.image for o in fetch(site, *urls))
-    assert 0.6 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 0.6
     outcomes = fetch(site, *urls, crawl_wait_s=0.3)
     assert [o.status for o in outcomes].count("success") in (2, 3)  # at 0, 0.2 and perhaps, where it is slow, later
     late = next(o for o in outcomes if o.reason)

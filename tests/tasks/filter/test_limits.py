@@ -1,6 +1,5 @@
 """What a filter's predicates may cost: hostile ones are one line before a build begins, and stop while it runs."""
 
-import time
 from typing import Any
 
 import pyarrow as pa
@@ -12,9 +11,9 @@ from tasks.filter import Filter
 from tasks.filter import filter as module
 
 COLUMNS = pa.schema([SAMPLE_ID, ("width", pa.int64()), ("caption", pa.string())])
-SOON_S = 20.0
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("predicate", "words"),
     [
@@ -34,13 +33,11 @@ SOON_S = 20.0
     ],
 )
 def test_a_hostile_predicate_is_one_line(predicate: str, words: str) -> None:
-    began_s = time.process_time()
     with pytest.raises(RecipeError) as caught:
         Filter(where=predicate).inputs({"images": COLUMNS})
     assert words in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 1000
-    assert time.process_time() - began_s < SOON_S
 
 
 def test_constants_need_no_column() -> None:
