@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from catalog import delta, log_copies
 from catalog.amend import amend
-from catalog.errors import BalanceError, BuildError, NotFoundError, UserError, damaged, nearest, reading
+from catalog.errors import BalanceError, BuildError, DamagedError, NotFoundError, UserError, damaged, nearest, reading
 from catalog.parts import PartFile, describe_part
 from catalog.schema import field
 from catalog.seal import opened_json, sealed_json, sealed_parquet
@@ -35,11 +35,16 @@ from catalog.storage import Storage, is_temporary
 
 DEFAULT_CATALOG: Final = "datasets"
 """The folder of the catalog where nobody says another."""
-NOT_TABLES: Final = ("shards", "versions", "runs")
+LOGS: Final = ("versions", "runs")
+"""The tables that record what was published and what ran."""
+NOT_TABLES: Final = ("shards", *LOGS)
 """Folders of a dataset that hold no table of a stage. Those that begin with `_` do not either."""
 
 QUARANTINE: Final = "_quarantine"
 """The folder of a dataset where `verify --repair` puts what is damaged."""
+
+COPIES: Final = "copies"
+"""The dataset's state that says which file of copies of the logs is the newest."""
 
 _STATE: Final = "_state"
 _STATE_COPIES: Final = "_copies/state"
@@ -412,7 +417,7 @@ class Dataset:
             raise UserError(f"dataset {self.name!r}: version {stays} is the last one and stays")
         if gone := [files[number] for number in numbers if number in files]:
             delta.remove(self.storage, "versions", gone)
-            log_copies.keep(self.storage, (*self.tables(), "versions", "runs"))
+            self.copy_logs()
 
     def record_run(self, *runs: Mapping[str, Any]) -> None:
         """Append rows to `runs` (columns of RUNS; what is missing is null). Many processes may do so at once."""
@@ -456,6 +461,24 @@ class Dataset:
         """Return the names under which something is kept, sorted."""
         paths = (path.removeprefix(f"{_STATE}/") for path in self.storage.list(_STATE))
         return tuple(path.removesuffix(".json") for path in paths if path.endswith(".json") and "/" not in path)
+
+    def copy_logs(self) -> None:
+        """Copy the commits that have no copy yet (`catalog.log_copies`). It follows every commit of a version; and as
+        a kill may come between, whoever takes the lease does it first."""
+        self._note_copies(log_copies.keep(self.storage, (*self.tables(), *LOGS)))
+
+    def renew_copies(self) -> None:
+        """Copy all logs anew, after files were replaced in place. Only for whoever holds the dataset."""
+        self._note_copies(log_copies.renew(self.storage, (*self.tables(), *LOGS)))
+
+    def _note_copies(self, newest: int) -> None:
+        """Keep the number of the newest file of copies: else nobody would miss that file."""
+        try:
+            noted = self.state(COPIES).get("newest", 0)
+        except DamagedError:
+            noted = None
+        if noted != newest:
+            self.set_state(COPIES, {"newest": newest})
 
     def _commit(self, table: str, state: TableState, before: TableVersion | None) -> TableVersion:
         uniform = self._look(table, state, before)
@@ -540,7 +563,7 @@ class Dataset:
         except delta.OvertakenError:
             self.storage.delete([path])
             return False
-        log_copies.keep(self.storage, (*self.tables(), "versions", "runs"))
+        self.copy_logs()
         return True
 
     def _version_files(self, at: int | None = None) -> list[PartFile]:

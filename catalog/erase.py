@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catalog import log_copies
 from catalog.amend import amend
 from catalog.dataset import QUARANTINE, Dataset
 from catalog.lookup import among, rows_of
@@ -214,7 +213,7 @@ def settle(dataset: Dataset, order: Order) -> None:
     for table in tables:
         amend(dataset.storage, table, [path for path in paths if path.startswith(f"{table}/")])
     dataset.restate(tables)
-    log_copies.renew(dataset.storage, (*dataset.tables(), "versions", "runs"))
+    dataset.renew_copies()
 
 
 def remaining(dataset: Dataset, order: Order, ledger: Ledger) -> list[str]:

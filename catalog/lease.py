@@ -48,16 +48,25 @@ class Lease:
 
 @contextmanager
 def hold(
-    dataset: Dataset, wait_s: float | None = 0.0, on_wait: OnWait | None = None, life_s: float = LIFE_S
+    dataset: Dataset,
+    wait_s: float | None = 0.0,
+    on_wait: OnWait | None = None,
+    life_s: float = LIFE_S,
+    copies: bool = True,
 ) -> Iterator[Lease]:
     """Be the only builder of a dataset for the length of the block.
 
     Waits up to `wait_s` seconds (None: as long as it takes) for another builder to end; `on_wait` is told once who it
     is. Raises BusyError, which names the holder, when that was not enough. Works between processes, and within one.
+
+    First of all it copies the commits that a killed holder left without a copy. `copies=False` leaves the logs as they
+    are, for whoever looks for damage in them.
     """
     attempt = _Local(dataset) if dataset.storage.is_local else _Remote(dataset, life_s)
     _wait(attempt, dataset, wait_s, on_wait)
     try:
+        if copies:
+            dataset.copy_logs()
         yield attempt.lease
     finally:
         attempt.release()

@@ -5,6 +5,9 @@
 Each file of copies follows a publish, and holds the commits that the files before it lack. So a commit, or the row of
 a version, that was damaged can be restored byte by byte; and that a commit differs from its copy is how damage to it
 is found. It carries its own digest (`catalog.seal`).
+
+Copies follow their commits, so a log may be newer than its copies: while somebody builds, and after a kill between the
+two. That is no damage. Whoever takes the lease of the dataset copies the rest first (`catalog.lease`).
 """
 
 import base64
@@ -16,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from catalog.errors import NotFoundError, damaged
+from catalog.errors import BuildError, NotFoundError, damaged
 from catalog.seal import opened_json, sealed_json
 from catalog.storage import Storage
 
@@ -48,14 +51,21 @@ def commit_number(path: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def keep(storage: Storage, tables: Iterable[str]) -> None:
-    """Copy what was committed since the last copies, and the parts of `versions` that these commits add."""
+def keep(storage: Storage, tables: Iterable[str]) -> int:
+    """Copy what was committed since the last copies, and the parts of `versions` that these commits add.
+
+    Return the number of the newest file of copies; 0 where there is none. A commit that cannot be read is not copied,
+    nor is one that follows it: `verify` names it.
+    """
     names = list(tables)
     for _ in range(100):
         last = newest(storage)
         copies = _copied(storage, names, last)
-        if not copies.files or storage.create(path_of(copies.number), _packed(copies)):
-            return
+        if not copies.files:
+            return copies.number - 1
+        if storage.create(path_of(copies.number), _packed(copies)):
+            return copies.number
+    raise BuildError(f"{storage.uri}: other builders kept copying the logs; build again")
 
 
 def check(storage: Storage) -> None:
@@ -67,8 +77,8 @@ def check(storage: Storage) -> None:
             raise damaged(storage.uri, commit_path(table, number), "it is not there")
 
 
-def renew(storage: Storage, tables: Iterable[str]) -> None:
-    """Copy everything anew, and remove the older copies: files were rewritten in place.
+def renew(storage: Storage, tables: Iterable[str]) -> int:
+    """Copy everything anew, and remove the older copies: files were rewritten in place. Return the number of the file.
 
     Only for whoever holds the dataset. Safe to repeat after a kill.
     """
@@ -78,6 +88,7 @@ def renew(storage: Storage, tables: Iterable[str]) -> None:
     if copies.files:
         storage.put(path_of(number), _packed(Copies(number, copies.files, copies.until)))
     storage.delete(old)
+    return number if copies.files else 0
 
 
 def newest(storage: Storage) -> Copies | None:
@@ -110,6 +121,8 @@ def added(entry: bytes) -> Iterator[str]:
     """Yield the names of the parts that a commit adds. Raises ValueError where it is no commit."""
     for line in entry.splitlines():
         action = json.loads(line) if line.strip() else {}
+        if not isinstance(action, dict):
+            raise ValueError("a line is no object")
         if add := action.get("add"):
             yield str(add["path"])
 
@@ -119,15 +132,23 @@ def _copied(storage: Storage, tables: list[str], last: Copies | None) -> Copies:
     until = dict(last.until) if last else {}
     for table in tables:
         there = {commit_number(path): path for path in storage.list(f"{table}/{_LOG}")}
-        fresh = sorted(n for n in there if n is not None and n > until.get(table, -1))
-        for number in fresh:
+        while (number := until.get(table, -1) + 1) in there:
             entry = storage.read(there[number])
+            if not _is_commit(entry):
+                break
             files[there[number]] = entry
             until[table] = number
             if table == "versions":
                 files |= _rows(storage, entry)
     number = max([_number(path) for path in storage.list(FOLDER)], default=0) + 1
     return Copies(number, files, until)
+
+
+def _is_commit(entry: bytes) -> bool:
+    try:
+        return bool(entry.strip()) and all(name for name in added(entry))
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _rows(storage: Storage, entry: bytes) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from catalog import delta, log_copies
 from catalog.amend import amend
-from catalog.dataset import QUARANTINE, RUNS, VERSIONS, Dataset
+from catalog.dataset import COPIES, LOGS, QUARANTINE, RUNS, VERSIONS, Dataset
 from catalog.errors import EspalierError
 from catalog.inputs import read_parquet
 from catalog.lease import hold
@@ -29,10 +29,10 @@ from catalog.lookup import rows_of
 from catalog.parts import PartFile, PartWriter, describe_part
 from catalog.seal import Seal, opened_json, read_seal
 from catalog.shards import FOLDER, record_of, sidecars, stem
-from catalog.verify import LOGS, REPAIRS, STATE_FOLDERS, Damage, Findings, Progress, Verifier
+from catalog.verify import REPAIRS, STATE_FOLDERS, Damage, Findings, Progress, Verifier
 
-_REGENERATED: Final = ("identities",)
-"""States that a build makes anew."""
+_REGENERATED: Final = ("identities", COPIES)
+"""States that are made anew: by a build, or at the end of a repair."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ def repair(dataset: Dataset, progress: Progress = lambda done, total: None) -> t
 
     Raises BusyError while somebody builds.
     """
-    with hold(dataset) as lease:
+    with hold(dataset, copies=False) as lease:
         verifier = Verifier(dataset, progress)
         findings = verifier.run()
         lease.check()
@@ -73,10 +73,10 @@ def settle(dataset: Dataset) -> None:
     if not made:
         return
     tables = {path.partition("/")[0] for path in made}
-    changed = [table for table in tables if amend(dataset.storage, table, made_of(table, made))]
-    if changed:
-        dataset.restate(changed)
-        log_copies.renew(dataset.storage, (*dataset.tables(), *LOGS))
+    for table in tables:
+        amend(dataset.storage, table, made_of(table, made))
+    dataset.restate(tables)  # whether or not a log changed now: a kill may have come after it did
+    dataset.renew_copies()
     set_pending(dataset, {p: s for p, s in waiting["parts"].items() if p not in made}, waiting["shards"])
 
 
@@ -110,9 +110,9 @@ class _Repairer:
             before = pending(self._dataset)
             set_pending(self._dataset, before["parts"] | self._parts, before["shards"] | self._shards)
         if any(damage.path.startswith(log_copies.FOLDER) for damage in damages):
-            log_copies.renew(self._storage, (*self._dataset.tables(), *LOGS))
+            self._dataset.renew_copies()
         else:
-            log_copies.keep(self._storage, (*self._dataset.tables(), *LOGS))
+            self._dataset.copy_logs()
         for each in (self._mended.restored, self._mended.set_aside, self._mended.lost):
             each.sort()
         return self._mended
@@ -283,7 +283,7 @@ def _record(dataset: Dataset, part: PartFile, files: Mapping[str, Mapping[str, A
     rewrite(dataset, part.path, name.removesuffix(".parquet"), part.notes, files, {})
     if amend(dataset.storage, table, [part.path]):
         dataset.restate([table])
-        log_copies.renew(dataset.storage, (*dataset.tables(), *LOGS))
+        dataset.renew_copies()
 
 
 def rewrite(

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catalog import delta, log_copies
-from catalog.dataset import QUARANTINE, Dataset, Version
+from catalog.dataset import COPIES, LOGS, QUARANTINE, Dataset, Version
 from catalog.errors import EspalierError, NotFoundError
 from catalog.log_copies import Copies, commit_number, commit_path
 from catalog.parts import describe_part
@@ -34,7 +34,6 @@ from catalog.storage import Storage, is_temporary
 
 Progress = Callable[[int, int], None]
 """Bytes that were read, and how many there are."""
-LOGS: Final = ("versions", "runs")
 REPAIRS: Final = "repairs"
 """The dataset's state that says what `--repair` set aside and no build has settled yet (`catalog.repair`)."""
 STATE_FOLDERS: Final = ("_state", "_copies/state")
@@ -187,15 +186,18 @@ class Verifier:
                 continue
             self.copied |= copies.files
             until |= copies.until
-        for number in sorted(set(range(min(numbers, default=0), max(numbers, default=-1))) - set(numbers)):
-            self._damaged(log_copies.path_of(number), "missing", "it is not there")
-        there = {name for name in self.sizes if name.startswith("versions/_delta_log/")}
-        uncopied = [p for p in there if (n := commit_number(p)) is not None and n > until.get("versions", -1)]
-        kept = any(path.startswith("_copies/") for path in self.sizes)  # not so in a dataset of an older release
-        if kept and uncopied and not self.findings.damages:
-            path = log_copies.path_of(max(numbers, default=0) + 1)
-            self._damaged(path, "missing", f"there is no copy of {min(uncopied)}")
+        newest = self._newest_copies()
+        for number in range(min(numbers, default=max(newest, 1)), max([newest, *numbers]) + 1):
+            if number not in numbers:
+                self._damaged(log_copies.path_of(number), "missing", "it is not there")
         return until
+
+    def _newest_copies(self) -> int:
+        """Return the number of the newest file of copies, as it was noted; 0 where nobody noted it."""
+        try:
+            return int(self.dataset.state(COPIES).get("newest", 0))
+        except EspalierError:
+            return 0
 
     def _check_log(self, table: str, until: Mapping[str, int]) -> None:
         folder = f"{table}/_delta_log/"

@@ -12,17 +12,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from catalog import delta, log_copies
 from catalog.amend import amend
 from catalog.database import sql
 from catalog.dataset import Catalog, Dataset
-from catalog.errors import BusyError, DamagedError, NotFoundError, UserError
+from catalog.errors import BusyError, DamagedError, HeldError, NotFoundError, UserError
 from catalog.gc import collect, plan
 from catalog.inputs import STORED, read_parquet, stored_error
 from catalog.lease import hold
 from catalog.parts import describe_part
 from catalog.reach import Names
-from catalog.repair import pending
+from catalog.repair import pending, rewrite, set_pending, settle
+from catalog.storage import Storage
 from catalog.verify import Verifier, check_shards
+from flows.approve import approve
 from flows.build import Order, build_here
 from flows.cli import main
 from flows.failures import order_retry
@@ -54,6 +57,23 @@ def web(built: Web, tmp_path: Path) -> Web:
     copy.folder, copy.server, copy.catalog = built.folder, built.server, str(tmp_path / "catalog")
     shutil.copytree(built.catalog, copy.catalog)
     return copy
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def espalier(web: Web, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Return a function that runs the command line on this catalog: exit code, standard output, standard error."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["espalier", *words, "--catalog", web.catalog])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
 
 
 @contextmanager
@@ -374,6 +394,83 @@ def test_an_empty_or_missing_commit_is_no_commit_of_nothing(web: Web) -> None:
         assert commit.read_bytes() == data
 
 
+@pytest.mark.parametrize("act", ["publish", "approve", "forget"])
+def test_a_kill_between_a_commit_and_its_copy_is_no_damage(
+    web: Web, act: str, monkeypatch: pytest.MonkeyPatch, espalier: Command
+) -> None:
+    """The log is only newer than its copies; who takes the lease next copies the rest."""
+    acts: dict[str, tuple[str, Callable[[], object]]] = {
+        "publish": ("append", lambda: build(web, "filter.where=width > 1")),
+        "approve": ("replace", lambda: approve(Catalog(web.catalog), "web@2")),
+        "forget": ("remove", lambda: collect(plan(dataset_of(web), older_than_s=-60.0, keep_versions=1))),
+    }
+    if act == "approve":
+        with pytest.raises(HeldError):
+            build(web, "filter.where=width > 2", "guards.min_rows=1000")
+    elif act == "forget":
+        build(web, "filter.where=width > 2")
+    name, run = acts[act]
+    before = delta.latest(dataset_of(web).storage, "versions")
+    real = getattr(delta, name)
+
+    def killed(storage: Storage, table: str, *arguments: Any) -> Any:
+        number = real(storage, table, *arguments)
+        if table == "versions":
+            raise KeyboardInterrupt
+        return number
+
+    with monkeypatch.context() as patch:
+        patch.setattr(delta, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert delta.latest(dataset_of(web).storage, "versions") == before + 1
+    assert espalier("verify", "web")[0] == 0
+    with hold(dataset_of(web)):
+        pass
+    dataset = dataset_of(web)
+    newest = log_copies.newest(dataset.storage)
+    assert newest is not None
+    assert {t: newest.until[t] for t in dataset.tables()} == {
+        t: delta.latest(dataset.storage, t) for t in dataset.tables()
+    }
+    assert newest.until["versions"] == before + 1
+    build(web, "filter.where=width > 3")
+    assert named(web) == []
+    newest_path = max((dataset_root(web) / "_copies/logs").iterdir())
+    newest_path.unlink()  # that a file of copies was lost is found all the same
+    assert named(web) == [newest_path.relative_to(dataset_root(web)).as_posix()]
+
+
+def test_a_commit_that_cannot_be_read_is_not_copied(web: Web) -> None:
+    """Nor what follows it: a copy is what damage is found by."""
+    dataset = dataset_of(web)
+    commit = dataset_root(web) / "images/_delta_log/00000000000000000001.json"
+    commit.write_bytes(b'{"add"')
+    (commit.parent / "00000000000000000002.json").write_bytes(b'{"commitInfo": {}}\n')
+    dataset.copy_logs()
+    newest = log_copies.newest(dataset.storage)
+    assert newest is not None
+    assert newest.until["images"] == 0
+
+
+def test_a_kill_while_a_part_that_was_made_again_is_settled(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log says already what the part is now, and its copy does not: the next build settles it."""
+    dataset = dataset_of(web)
+    part = describe_part(dataset.storage, dataset.files(dataset.version(), "source")[0].path)
+    rewrite(dataset, part.path, Path(part.path).stem, {"made": "otherwise"}, part.files, {})
+    set_pending(dataset, {part.path: part.sha256}, {})
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dataset, "restate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            settle(dataset)
+    settle(dataset)
+    assert named(web) == []
+
+
 TINY = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "mlp_ratio": 2.0},
@@ -444,12 +541,9 @@ def test_one_version_alone(web: Web) -> None:
         verify(Catalog(web.catalog), "web@2", repair=True)
 
 
-def test_the_command(web: Web, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(web: Web, espalier: Command) -> None:
     def run(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["espalier", "verify", *words, "--catalog", web.catalog])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return int(end.value.code or 0), capsys.readouterr().out
+        return espalier("verify", *words)[:2]
 
     assert run("web")[0] == 0
     flip(tar_of(web))
@@ -511,6 +605,7 @@ def strip(path: Path) -> None:
 def test_a_dataset_of_an_older_release_is_checked_as_far_as_can_be(web: Web) -> None:
     root = dataset_root(web)
     shutil.rmtree(root / "_copies")
+    (root / "_state/copies.json").unlink()
     for path in sorted((root / "_state").glob("*.json")):
         value = json.loads(path.read_text())
         value.pop("espalier.sha256")
