@@ -48,13 +48,16 @@ def test_a_local_ray_refuses_a_client_without_its_token(ray_started: None, tmp_p
     import ray
 
     address = ray.get_runtime_context().gcs_address
+    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # as in `on_loopback`: else Ray asks the machine's address
     env = {n: v for n, v in os.environ.items() if not n.startswith("RAY_")} | {"HOME": str(tmp_path)}
     env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
+    env |= loopback
     asked = subprocess.run(
         [sys.executable, "-c", _JOIN, address], env=env, capture_output=True, text=True, timeout=300, check=False
     )
-    assert "joined" not in asked.stdout, asked.stdout
-    mine = os.environ | {"RAY_AUTH_MODE": "token"}
+    assert asked.stdout.startswith("refused"), asked.stdout + asked.stderr
+    assert "InvalidAuthToken" in asked.stderr
+    mine = os.environ | {"RAY_AUTH_MODE": "token"} | loopback
     asked = subprocess.run(
         [sys.executable, "-c", _JOIN, address], env=mine, capture_output=True, text=True, timeout=300, check=False
     )
