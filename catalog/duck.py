@@ -3,7 +3,7 @@
 DuckDB stops a statement between two vectors of 2,048 rows, and counts the memory of its own buffers. One function call
 can still take hours (`levenshtein` of two long texts) or all memory (`list_sum(range(4000000000))`). So a thread
 watches what runs: it interrupts first, and where that does not help within GRACE_S it gives up on the process, if the
-process has said by `on_stuck` how (the command line ends with the message; an actor ends and is replaced).
+process has said by `on_stuck` how (the command line ends with the message; an actor reports it, and ends).
 """
 
 import os
@@ -45,12 +45,13 @@ _stuck: list[Callable[[str], None]] = []
 
 @dataclass(frozen=True)
 class Limits:
-    """What one statement may take. `hint` ends the message: how to raise them."""
+    """What one statement may take. `hint` ends the message: how to raise them; `time_hint` only that of time."""
 
     timeout_s: float | None = None
     memory_mb: int | None = None
     """Of DuckDB's buffers, which go to disk beyond it; the process may grow by half a GB more."""
     hint: str = ""
+    time_hint: str = ""
 
 
 def on_stuck(give_up: Callable[[str], None]) -> None:
@@ -162,7 +163,9 @@ class _Watch:
     def _passed(self, seconds: float, before: int) -> str:
         limits = self._limits
         if limits.timeout_s is not None and seconds > limits.timeout_s:
-            return f"{self._what} took longer than {limits.timeout_s:g} s and was stopped{limits.hint}"
+            return (
+                f"{self._what} took longer than {limits.timeout_s:g} s and was stopped{limits.hint}{limits.time_hint}"
+            )
         if limits.memory_mb is not None and _resident() - before > limits.memory_mb * _MB + _SLACK:
             return f"{self._what} took more than {limits.memory_mb:,} MB of memory and was stopped{limits.hint}"
         return ""

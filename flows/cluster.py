@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
-from catalog.errors import BuildError, DamagedError, PartError, UserError
+from catalog.errors import BuildError, DamagedError, PartError, QueryError, UserError
 from catalog.parts import PartFile
 from flows.engine import Engine, Failures, InlineEngine, OnPart
 from flows.plan import PlannedPart
@@ -263,6 +263,8 @@ class _Round:
             outcome = ray.get(ref)
         except _lost_errors() as error:
             self._pool.lost(actor)
+            if passed := _taken(_limit_key(self._work, job)):
+                raise QueryError(passed) from error
             lost = self._lost[job.part.fingerprint] = self._lost.get(job.part.fingerprint, 0) + 1
             if lost >= _LOST_LIMIT:
                 raise BuildError(
@@ -285,9 +287,22 @@ class _Actor:
         from catalog.duck import on_stuck
 
         _quiet()
-        on_stuck(lambda message: os._exit(1))  # it is lost, and the part is made again or reported
+        on_stuck(self._give_up)
+        self._making = ""
         self._key: Any = None
         self._maker: PartMaker | None = None
+
+    def _give_up(self, message: str) -> None:
+        """End this process, as a statement passed a limit and cannot be interrupted; leave the message for the driver.
+
+        In another thread: the one that makes the part does not come back.
+        """
+        from ray.experimental import internal_kv
+
+        try:
+            internal_kv._internal_kv_put(self._making, message)
+        finally:
+            os._exit(1)
 
     def answer(self) -> None:
         """Say that it is there."""
@@ -296,6 +311,7 @@ class _Actor:
         """Return what was written, or the error with its traceback (as a value: Ray would wrap it)."""
         import ray
 
+        self._making = _limit_key(work, job)
         try:
             if self._maker is None or self._key != work[0]:
                 self._maker = None  # gives the last stage's model back before this one's is made
@@ -303,6 +319,21 @@ class _Actor:
             return self._maker.make(job)
         except Exception as error:  # noqa: BLE001  # a stage may raise anything
             return _portable(error), traceback.format_exc()
+
+
+def _limit_key(work: list[Any], job: Job) -> str:
+    """Return where the cluster's key-value store has the limit that one part of one round passed."""
+    return f"espalier/limit/{work[0].hex()}/{job.part.fingerprint}"
+
+
+def _taken(key: str) -> str:
+    """Return the text under a key of the cluster's store, and remove it; empty where there is none."""
+    from ray.experimental import internal_kv
+
+    found = internal_kv._internal_kv_get(key)
+    if found:
+        internal_kv._internal_kv_del(key)
+    return str(found, "utf-8") if found else ""
 
 
 def _portable(error: Exception) -> Exception:

@@ -115,7 +115,7 @@ class Filter(MapStage):
         places = dict.fromkeys([*(names.place(path) for c in conditions for path in c.conjunct.paths), *looked_up])
         read = [place for place in places if place[1] != "sample_id"]
         _distinct(read)
-        _bind(conditions, names.types(read), self._limits(BIND_S))
+        _bind(conditions, names.types(read), self.name)
         columns: Columns = {}
         for table, column in read:
             columns[table] = (*columns.get(table, ()), column)
@@ -128,20 +128,18 @@ class Filter(MapStage):
         connection = connect()
         conditions = self.conditions()
         lookups = self._lookups()
-        limits = self._limits(self.timeout_s)
+        limits = Limits(self.timeout_s, MEMORY_MB, "; lower `resources.batch_rows`", " or raise `timeout_s`")
+        what = _named(self.name, " and ".join(condition.conjunct.text for condition in conditions))
 
         def step(batches: Iterator[pa.Table]) -> Batches:
             for batch in batches:
                 verdicts = [(lookup.reason, *lookup.fails(batch, connection)) for lookup in lookups]
-                said = [_judged(conditions, batch, connection, limits), *(_verdict(*verdict) for verdict in verdicts)]
+                judged = _judged(conditions, batch, connection, limits, what)
+                said = [judged, *(_verdict(*verdict) for verdict in verdicts)]
                 reason = pc.coalesce(*(reasons for reasons, _ in said))
                 yield self._decisions(batch.column("sample_id"), reason, _joined([found for _, found in said]))
 
         return step
-
-    def _limits(self, timeout_s: float) -> Limits:
-        hint = f"; raise `timeout_s` or lower `resources.batch_rows` of the filter {self.name!r}"
-        return Limits(timeout_s, MEMORY_MB, hint if timeout_s == self.timeout_s else "; its constants cost too much")
 
     def _lookups(self) -> "list[_Lookup]":
         return [
@@ -177,12 +175,17 @@ class _Lookup:
         return fails_list(self.asked, self.entries, values, connection)
 
 
-def _judged(conditions: list[Condition], batch: pa.Table, connection: Any, limits: Limits) -> tuple[pa.Array, pa.Array]:
-    """Return reason and evidence by the predicates: string (n,), null where all are true."""
+def _judged(
+    conditions: list[Condition], batch: pa.Table, connection: Any, limits: Limits, what: str
+) -> tuple[pa.Array, pa.Array]:
+    """Return reason and evidence by the predicates: string (n,), null where all are true.
+
+    `what`: what a message that a limit was passed calls them.
+    """
     if not conditions:
         return pa.nulls(batch.num_rows, pa.string()), pa.nulls(batch.num_rows, pa.string())
     connection.register("batch", _readable(batch))
-    with limited(connection, limits, "a filter's predicates"):
+    with limited(connection, limits, what):
         verdicts = connection.sql(_query(conditions, batch.schema)).to_arrow_table()
     connection.unregister("batch")
     return text(verdicts.column("reason")).cast(pa.string()), text(verdicts.column("evidence")).cast(pa.string())
@@ -274,16 +277,21 @@ def _distinct(places: Iterable[Place]) -> None:
             raise RecipeError(f"a filter reads both {both}, which have one name; use two filters, one after the other")
 
 
-def _bind(conditions: list[Condition], found: pa.Schema, limits: Limits) -> None:
+def _named(stage: str, predicate: str) -> str:
+    return f"stage {stage!r}: the filter {shorten(predicate)}"
+
+
+def _bind(conditions: list[Condition], found: pa.Schema, stage: str) -> None:
     """Raise RecipeError where DuckDB cannot make sense of a condition, or it is not true or false."""
     import duckdb
 
+    limits = Limits(BIND_S, MEMORY_MB, "; its constants cost too much")
     with connect() as connection:
         for condition in conditions:
             named = f"the filter {shorten(condition.conjunct.text)}"
             try:
                 connection.register("batch", _readable(found.empty_table()))
-                with limited(connection, limits, named):
+                with limited(connection, limits, _named(stage, condition.conjunct.text)):
                     said = connection.execute(f"describe select {_sql(condition, found)} from batch").fetchall()
                     connection.execute(_query([condition], found)).fetchall()
             except QueryError as error:
