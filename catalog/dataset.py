@@ -41,10 +41,14 @@ NOT_TABLES: Final = ("shards", *LOGS)
 """Folders of a dataset that hold no table of a stage. Those that begin with `_` do not either."""
 
 QUARANTINE: Final = "_quarantine"
-"""The folder of a dataset where `verify --repair` puts what is damaged."""
+"""The folder of a dataset where `verify --repair` puts what is damaged, in a folder named by the time."""
+QUARANTINE_TIME: Final = "%Y%m%dT%H%M%S%fZ"
 
 COPIES: Final = "copies"
 """The dataset's state that says which file of copies of the logs is the newest."""
+
+IRREPLACEABLE: Final = ("retries", "takedowns")
+"""States that nothing can make again: which failed rows were asked for again, and which rows must not come back."""
 
 _STATE: Final = "_state"
 _STATE_COPIES: Final = "_copies/state"
@@ -441,15 +445,27 @@ class Dataset:
 
     def state(self, name: str) -> dict[str, Any]:
         """Return what `set_state` kept under a name; empty where nothing was. Raises DamagedError."""
-        path = f"{_STATE}/{name}.json"
+        path, copy = f"{_STATE}/{name}.json", f"{_STATE_COPIES}/{name}.json"
         try:
             return opened_json(self.storage.read(path))
         except NotFoundError as error:
-            if self.storage.exists(f"{_STATE_COPIES}/{name}.json"):
-                raise damaged(self.storage.uri, path, "it is not there") from error
+            if self.storage.exists(copy) or self.storage.is_folder(path):
+                raise self._damaged_state(name, self.storage.why_missing(path)) from error
             return {}
         except ValueError as error:
-            raise damaged(self.storage.uri, path, f"{error}") from error
+            raise self._damaged_state(name, f"{error}") from error
+
+    def _damaged_state(self, name: str, why: str) -> DamagedError:
+        path, copy = f"{_STATE}/{name}.json", f"{_STATE_COPIES}/{name}.json"
+        try:
+            opened_json(self.storage.read(copy))
+        except (NotFoundError, ValueError):
+            if name in IRREPLACEABLE:
+                said = f"{self.storage.uri}/{path} is damaged: {why}"
+                return DamagedError(
+                    f"{said}; it has no sound copy: restore it, or its copy, from a backup of the catalog"
+                )
+        return damaged(self.storage.uri, path, why)
 
     def set_state(self, name: str, state: Mapping[str, Any]) -> None:
         """Keep a JSON object under a name, atomically, over what was there; and a copy of it, for `verify --repair`."""

@@ -130,8 +130,9 @@ def reading(place: str, path: str) -> Iterator[None]:
     decoded. `place`: the dataset's URI; `path`: relative to it."""
     try:
         yield
-    except (FileNotFoundError, NotFoundError) as error:
-        raise damaged(place, path, "it is not there") from error
+    except (IsADirectoryError, FileNotFoundError, NotFoundError) as error:
+        is_folder = "is a folder" in str(error) or isinstance(error, IsADirectoryError)
+        raise damaged(place, path, "it is a folder, expected a file" if is_folder else "it is not there") from error
     except EspalierError:
         raise
     except (OSError, UnicodeDecodeError) as error:

@@ -2,21 +2,23 @@
 
 Killed builds leave finished parts (the next build of the same recipe uses them), scratch and checkpoints; changed
 recipes leave the parts of the old one; versions that are given up leave their reports; killed writers leave temporary
-files. Young files are spared, as they may belong to a build that is going on elsewhere or will be resumed; versions
-that rows of other datasets came from are kept (`catalog.edges`); and nothing is collected while somebody builds.
+files; `verify --repair` leaves damaged files in the quarantine. Young files are spared, as they may belong to a build
+that is going on elsewhere or will be resumed (a quarantined file is as old as its quarantine); versions that rows of
+other datasets came from are kept (`catalog.edges`); and nothing is collected while somebody builds.
 """
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final
 
 from catalog import delta, edges
-from catalog.dataset import Catalog, Dataset, Version
+from catalog.dataset import QUARANTINE, QUARANTINE_TIME, Catalog, Dataset, Version
 from catalog.errors import UserError
 from catalog.lease import hold
 from catalog.sizes import stem_of
-from catalog.storage import is_temporary
+from catalog.storage import Entry, is_temporary
 
 GRACE_S: Final = 24 * 3600.0
 """How old, in seconds, a file must be before it can be garbage."""
@@ -45,6 +47,11 @@ class Garbage:
         """Size of all of it."""
         return sum(self.files.values())
 
+    @property
+    def quarantined(self) -> list[str]:
+        """Those of the files that `verify --repair` set aside."""
+        return [path for path in self.files if path.startswith(f"{QUARANTINE}/")]
+
 
 def plan(dataset: Dataset, older_than_s: float = GRACE_S, keep_versions: int | None = None) -> Garbage:
     """Return what no version needs and nobody has written in the last `older_than_s` seconds. Removes nothing.
@@ -69,7 +76,7 @@ def plan(dataset: Dataset, older_than_s: float = GRACE_S, keep_versions: int | N
     found = {
         entry.path: entry.bytes
         for entry in dataset.storage.scan()
-        if entry.modified_s <= young and _is_garbage(entry.path, needed, shards, reports)
+        if _since(entry) <= young and _is_garbage(entry.path, needed, shards, reports)
     }
     forgotten = [version.number for version in versions if version not in kept]
     ordered = sorted(found, key=lambda path: (_turn(path), path))
@@ -105,9 +112,23 @@ def _turn(path: str) -> int:
     return {_SHARDS: 1, edges.TABLE: 2}.get(path.partition("/")[0], 0)
 
 
+def _since(entry: Entry) -> float:
+    """Return when a file came to be where it is, in seconds since the epoch: what was set aside keeps its own time."""
+    folder, _, rest = entry.path.partition("/")
+    if folder != QUARANTINE:
+        return entry.modified_s
+    try:
+        return datetime.strptime(rest.partition("/")[0], QUARANTINE_TIME).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return entry.modified_s
+
+
 def _is_garbage(path: str, needed: set[str], shards: set[str], reports: set[str]) -> bool:
     folder, _, name = path.partition("/")
-    if is_temporary(path) or folder == _WORK:  # while nobody builds, scratch is nobody's, and old checkpoints are too
+    if is_temporary(path) or folder in (
+        _WORK,
+        QUARANTINE,
+    ):  # while nobody builds, scratch is nobody's, and old checkpoints are too
         return True
     if folder == _SHARDS:
         return stem_of(name) not in shards

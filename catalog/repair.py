@@ -13,15 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalog import delta, log_copies
+from catalog import delta, log_copies, numbers
 from catalog.amend import amend
-from catalog.dataset import COPIES, LOGS, QUARANTINE, RUNS, VERSIONS, Dataset
+from catalog.dataset import IRREPLACEABLE, LOGS, QUARANTINE, QUARANTINE_TIME, RUNS, VERSIONS, Dataset
 from catalog.errors import EspalierError
 from catalog.inputs import read_parquet
 from catalog.lease import hold
@@ -30,9 +30,6 @@ from catalog.parts import PartFile, PartWriter, describe_part
 from catalog.seal import Seal, opened_json, read_seal
 from catalog.shards import FOLDER, record_of, sidecars, stem
 from catalog.verify import REPAIRS, STATE_FOLDERS, Damage, Findings, Progress, Verifier
-
-_REGENERATED: Final = ("identities", COPIES)
-"""States that are made anew: by a build, or at the end of a repair."""
 
 
 @dataclass
@@ -95,14 +92,17 @@ class _Repairer:
         self._found = verifier
         self._dataset = verifier.dataset
         self._storage = verifier.storage
-        self._time = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+        self._time = datetime.now(UTC).strftime(QUARANTINE_TIME)
         self._mended = Mended()
         self._parts: dict[str, Any] = {}
         self._shards: dict[str, Any] = {}
+        self._numbers_lost = False
 
     def run(self, damages: list[Damage]) -> Mended:
         for damage in sorted(damages, key=lambda damage: (_turn(damage.path), damage)):
             self._mend(damage.path)
+        if self._numbers_lost:
+            self._dataset.set_state(numbers.STATE, numbers.reserved(self._dataset))
         for log in sorted(self._found.logs.values(), key=lambda log: log.table not in LOGS):  # others read `versions`
             if log.lost:
                 self._cut(log.table, min(log.lost))
@@ -138,8 +138,8 @@ class _Repairer:
             self._mended.set_aside.append(path)
 
     def _aside(self, path: str) -> None:
-        """Move a file to the quarantine, if it is there."""
-        if self._storage.exists(path):
+        """Move a file, or a folder that has its name, to the quarantine, if it is there."""
+        if self._storage.exists(path) or self._storage.is_folder(path):
             self._storage.move(path, f"{QUARANTINE}/{self._time}/{path}")
 
     def _restore(self, path: str, data: bytes) -> None:
@@ -155,13 +155,19 @@ class _Repairer:
             data = self._storage.read(other)
             opened_json(data)
         except (EspalierError, ValueError):
-            if name.removesuffix(".json") in _REGENERATED:
-                self._aside(path)
-                self._mended.set_aside.append(path)
-            elif path.startswith(f"{main}/"):
-                self._mended.lost.append(f"{path} has no copy: restore it from a backup of the catalog")
+            self._mend_lost_state(path, name.removesuffix(".json"))
             return
         self._restore(path, data)
+
+    def _mend_lost_state(self, path: str, name: str) -> None:
+        """Do what can be done for a state of which no sound file is left."""
+        if name not in IRREPLACEABLE:
+            self._aside(path)
+            self._mended.set_aside.append(path)
+        elif path.startswith(f"{STATE_FOLDERS[0]}/"):
+            self._mended.lost.append(f"{path} has no sound copy: restore it, or its copy, from a backup of the catalog")
+        if name == numbers.STATE:
+            self._numbers_lost = True
 
     def _mend_log(self, path: str) -> None:
         if (copy := self._found.copied.get(path)) is not None:

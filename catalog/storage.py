@@ -120,6 +120,14 @@ class Storage:
             return False
         return True
 
+    def is_folder(self, path: str) -> bool:
+        """Say whether a folder has that name. Never so on object stores, which have none."""
+        return self.is_local and self._path(path).is_dir()
+
+    def why_missing(self, path: str) -> str:
+        """Return what to say of a file that is not there."""
+        return "it is a folder, expected a file" if self.is_folder(path) else "it is not there"
+
     def tag(self, path: str) -> str:
         """Return what an object store says a file's content is: its entity tag and size. Not for local files."""
         with _plain(self._name(path)):
@@ -381,6 +389,8 @@ def _translated(error: OSError, name: str) -> EspalierError:
         return UserError(f"may not use {name}: {os.strerror(error.errno)}")
     if isinstance(error, FileExistsError):
         return UserError(f"{name} is a file, expected a folder")
+    if isinstance(error, IsADirectoryError):
+        return NotFoundError(f"{name} is a folder, expected a file")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return NotFoundError(f"{name} is not there")
     return BuildError(f"cannot use {name}: {_one_line(error)}")

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from catalog import delta, log_copies
+from catalog import delta, log_copies, numbers
 from catalog.dataset import COPIES, LOGS, QUARANTINE, Dataset, Version
 from catalog.errors import EspalierError, NotFoundError
 from catalog.log_copies import Copies, commit_number, commit_path
@@ -156,6 +156,8 @@ class Verifier:
             return list(pool.map(function, list(items)))
 
     def _damaged(self, path: str, kind: str, detail: str) -> None:
+        if kind == "missing" and self.storage.is_folder(path):
+            kind, detail = "unreadable", self.storage.why_missing(path)
         with self._lock:
             self.findings.damages.append(Damage(path, kind, detail))
 
@@ -385,13 +387,16 @@ class Verifier:
 
     def _check_states(self) -> None:
         main, _ = STATE_FOLDERS
-        names = {p.rpartition("/")[2] for f in STATE_FOLDERS for p in self.sizes if p.startswith(f"{f}/")}
+        paths = [PurePosixPath(path) for path in self.sizes]
+        names = {path.name for path in paths if str(path.parent) in STATE_FOLDERS}
+        if numbers.were_given(self.dataset):
+            names.add(f"{numbers.STATE}.json")
         for name in sorted(names):
             sealed = False
             for folder in STATE_FOLDERS:
                 path = f"{folder}/{name}"
                 if path not in self.sizes:
-                    if folder == main or sealed:
+                    if folder == main or sealed or self.storage.is_folder(path):
                         self._damaged(path, "missing", "it is not there")
                     continue
                 data = self.storage.read(path)

@@ -358,7 +358,7 @@ def gc(
     older_than_h: Annotated[float, typer.Option(help="keep younger files: a build may use them")] = 24.0,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what no version needs. A dry run unless --delete is given."""
+    """Remove what no version needs, and what verify --repair set aside. A dry run unless --delete is given."""
     from catalog.errors import UserError
     from catalog.gc import collect
     from catalog.gc import plan as find_garbage
@@ -375,6 +375,9 @@ def gc(
         return
     verb = "deleted" if delete else "would delete (--delete does it):"
     print(f"{verb} {len(garbage.files)} files, {garbage.bytes / 1e6:,.1f} MB")
+    if garbage.quarantined:
+        print(f"{len(garbage.quarantined)} of them are damaged files that `verify --repair` set aside:")
+        print("\n".join(garbage.quarantined))
 
 
 @app.command()

@@ -6,7 +6,7 @@ fingerprint is cached, and resuming, caching and growing are the same thing.
 """
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -15,18 +15,19 @@ from typing import Any
 
 import pyarrow as pa
 
+from catalog import numbers
 from catalog.dataset import Dataset
 from catalog.errors import RecipeError, nearest
 from catalog.inputs import Piece, Pieces
 from catalog.parts import fingerprint_of, part_path, written_schema
+from catalog.repair import pending
 from catalog.takedown import check_none_pending
 from flows.identity import Identities
 from flows.recipe import Recipe
 from tasks.sources import Chunk, Note, Source
 from tasks.stage import Columns, Stage, TableStage
 
-NUMBERS = "numbers"
-"""The dataset's state that says which chunk of the source has which part number; numbers are never given twice."""
+NUMBERS = numbers.STATE
 RETRIES = "retries"
 """The dataset's state that says which parts were asked to try failed rows again, and for which reasons."""
 
@@ -132,7 +133,9 @@ def make_plan(
     if not chunks:
         raise RecipeError("the source is empty: it has no rows")
     keys = _chunk_keys(chunks)
-    ledger = _numbered(dataset, keys)
+    ledger = _numbered(
+        dataset, keys, lambda at, n: _source_parts(source, survey.schema, [chunks[at]], [n])[0].fingerprint
+    )
     retries = dataset.state(RETRIES) if retries is None else retries
     tables: dict[str, _Table] = {}
     planned: list[PlannedStage] = []
@@ -305,14 +308,35 @@ def _chunk_keys(chunks: Sequence[Chunk]) -> list[str]:
     return keys
 
 
-def _numbered(dataset: Dataset, chunks: Sequence[str]) -> dict[str, int]:
-    """Return a part number for every chunk: the one it has, or the next that was never given."""
-    known: dict[str, int] = dict(dataset.state(NUMBERS))
+def _numbered(dataset: Dataset, chunks: Sequence[str], fingerprint: Callable[[int, int], str]) -> dict[str, int]:
+    """Return a part number for every chunk: the one it has, or the next that was never given.
+
+    `fingerprint`: chunk and number -> that of the source's part.
+    """
+    known = numbers.known(dataset)
+    if numbers.LOST in known:
+        known[numbers.RESERVED] = known.pop(numbers.LOST)
+        known |= _found_again(dataset, chunks, fingerprint)
     following = max(known.values(), default=-1) + 1
     for chunk in chunks:
         if chunk not in known:
             known[chunk] = following
             following += 1
+    return known
+
+
+def _found_again(dataset: Dataset, chunks: Sequence[str], fingerprint: Callable[[int, int], str]) -> dict[str, int]:
+    """Return the numbers of chunks whose part of the source is there, or set aside: its name is made of both."""
+    names = {*dataset.finished("source"), *(Path(path).stem for path in pending(dataset)["parts"])}
+    left = deque(numbers.found(dataset))
+    known: dict[str, int] = {}
+    for at, chunk in enumerate(chunks):
+        for _ in range(len(left)):
+            number = left.popleft()
+            if fingerprint(at, number) in names:
+                known[chunk] = number
+                break
+            left.append(number)  # most often the next number is the next chunk's
     return known
 
 

@@ -4,12 +4,13 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from catalog.dataset import Catalog, Dataset, TableState, VersionFacts
+from catalog.dataset import QUARANTINE_TIME, Catalog, Dataset, TableState, VersionFacts
 from catalog.errors import BusyError, UserError
 from catalog.gc import collect, plan
 from catalog.lease import hold
@@ -94,6 +95,19 @@ def test_old_work_and_the_reports_of_versions_that_are_gone(dataset: Dataset, bu
     left = set(dataset.storage.list())
     assert "_reports/2.html" in left
     assert not {path for path in left if path.startswith("_work/") or path == "_reports/1.html"}
+
+
+def test_what_was_set_aside_goes_when_it_has_lain_there_long_enough(local_dataset: Dataset) -> None:
+    """However old the file was when `verify --repair` set it aside."""
+    now, old = datetime.now(UTC), datetime.now(UTC) - timedelta(days=2)
+    paths = [f"_quarantine/{time:{QUARANTINE_TIME}}/shards/00000-ab.tar" for time in (now, old)]
+    for path in paths:
+        local_dataset.storage.put(path, b"x")
+        os.utime(local_dataset.storage.local(path) or "", (time.time() - 900_000,) * 2)
+    found = plan(local_dataset)
+    assert found.quarantined == list(found.files) == [paths[1]]
+    collect(found)
+    assert set(local_dataset.storage.list()) == {paths[0], "_lease"}
 
 
 def test_planning_removes_nothing(dataset: Dataset, build: Callable[..., None]) -> None:

@@ -26,7 +26,7 @@ from catalog.repair import pending, rewrite, set_pending, settle
 from catalog.storage import Storage
 from catalog.verify import Verifier, check_shards
 from flows.approve import approve
-from flows.build import Order, build_here
+from flows.build import NUMBERS, Order, build_here
 from flows.cli import main
 from flows.failures import order_retry
 from flows.takedown import take_down
@@ -232,6 +232,90 @@ def test_everything_at_once_is_mended(web: Web) -> None:
     build(web)
     now = content(web)
     assert without_places(now) == without_places(before)
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "x").write_bytes(b"x")
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_damage(web: Web, espalier: Command) -> None:
+    """Of each kind of file; it is set aside like any other."""
+    before, root = content(web), dataset_root(web)
+    files = [p for p in files_of(web) if "runs" not in p.parts and "_copies" not in p.parts]
+    each = {(p.parent, p.suffix): p for p in files} | {p.parent: p for p in (root / "_copies").rglob("*.*")}
+    for chosen in each.values():
+        path = chosen if chosen.exists() else max(chosen.parent.iterdir())  # copies that were made anew have a new name
+        folder(path)
+        name = path.relative_to(root).as_posix()
+        code, out, _ = espalier("verify", "web")
+        assert (code, out.splitlines()[0]) == (1, f"{name}: unreadable: it is a folder, expected a file")
+        assert named(web) == [name]
+        code, out, err = espalier("verify", "web", "--repair")
+        assert code == 0, (name, out, err)
+        assert [p.read_bytes() for p in root.glob(f"_quarantine/*/{name}/x")] == [b"x"]
+        assert build(web) <= 1
+        assert named(web) == []
+        shutil.rmtree(root / "_quarantine")
+    assert content(web) == before
+
+
+def test_a_build_that_meets_a_folder_names_it(web: Web) -> None:
+    source = dataset_of(web).files(dataset_of(web).version(), "source")[0].path
+    kinds = (("_state/numbers.json", DamagedError, " is damaged: it"), (source, NotFoundError, ""))
+    for name, kind, said in kinds:  # a part that is not there is made, and cannot take its name
+        path = dataset_root(web) / name
+        data = path.read_bytes()
+        folder(path)
+        with pytest.raises(kind, match=f"{name}{said} is a folder, expected a file"):
+            build(web, "filter.where=width > 1")
+        shutil.rmtree(path)
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [flip, delete, folder])
+def test_part_numbers_are_found_again_and_none_is_given_twice(
+    web: Web, harm: Callable[[Path], None], espalier: Command
+) -> None:
+    """Where they and their copy are lost: the names of the source's parts say which chunk has which."""
+    before, dataset = content(web), dataset_of(web)
+    numbers = dataset.state(NUMBERS)
+    added = web.folder / "urls" / "0.parquet"
+    try:
+        web.add_file("0", web.pictures(range(30, 33)))  # it comes first: numbering anew would give it a's numbers
+        for name in ("_state/numbers.json", "_copies/state/numbers.json"):
+            harm(dataset_root(web) / name)
+        assert "_state/numbers.json" in named(web)
+        with pytest.raises(DamagedError, match=r"numbers.json is damaged: .*`espalier verify web --repair`"):
+            build(web)
+        code, out, _ = espalier("verify", "web", "--repair")
+        assert code == 0, (out, _)
+        assert "_state/numbers.json: set aside in _quarantine, the next build makes it again" in out
+        build(web)
+    finally:
+        added.unlink()
+    now = dataset.state(NUMBERS)
+    assert {key: now[key] for key in numbers} == numbers
+    assert all(number > 1000 for key, number in now.items() if key not in numbers)
+    assert content(web, 1) == before
+    ids = {r["sample_id"] for r in before["source"]}
+    assert [r for r in content(web)["source"] if r["sample_id"] in ids] == before["source"]
+    assert named(web) == []
+    assert build(web) == 0
+    assert content(web) == before
+
+
+def test_a_state_that_nothing_can_make_again_is_one_line(web: Web, espalier: Command) -> None:
+    dataset = dataset_of(web)
+    dataset.set_state("retries", {})
+    for name in ("_state/retries.json", "_copies/state/retries.json"):
+        flip(dataset_root(web) / name)
+    code, out, _ = espalier("verify", "web", "--repair")
+    assert code == 1
+    assert "_state/retries.json has no sound copy: restore it, or its copy, from a backup of the catalog" in out
+    with pytest.raises(DamagedError, match=r"retries.json is damaged: .*from a backup of the catalog$"):
+        build(web)
 
 
 @pytest.mark.parametrize("harm", [halve, empty])
