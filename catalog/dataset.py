@@ -47,6 +47,10 @@ QUARANTINE_TIME: Final = "%Y%m%dT%H%M%S%fZ"
 COPIES: Final = "copies"
 """The dataset's state that says which file of copies of the logs is the newest."""
 
+REPAIRS: Final = "repairs"
+"""The dataset's state that says what `verify --repair` set aside and no build has settled yet (`catalog.repair`)."""
+UNFINISHED: Final = "unfinished"
+"""The key of that state while a repair goes on."""
 IRREPLACEABLE: Final = ("retries", "takedowns")
 """States that nothing can make again: which failed rows were asked for again, and which rows must not come back."""
 
@@ -480,7 +484,15 @@ class Dataset:
 
     def copy_logs(self) -> None:
         """Copy the commits that have no copy yet (`catalog.log_copies`). It follows every commit of a version; and as
-        a kill may come between, whoever takes the lease does it first."""
+        a kill may come between, whoever takes the lease does it first.
+
+        Not while a repair is unfinished: it may be taking commits out of a log.
+        """
+        try:
+            if UNFINISHED in self.state(REPAIRS):
+                return
+        except DamagedError:
+            return
         self._note_copies(log_copies.keep(self.storage, (*self.tables(), *LOGS)))
 
     def renew_copies(self) -> None:
@@ -593,6 +605,8 @@ class Dataset:
         """Return the version that a file of `versions` holds; `data`: its bytes, where they are at hand."""
         with reading(self.storage.uri, path):
             row: dict[str, Any] = pq.read_table(io.BytesIO(data or self.storage.read(path))).to_pylist()[0]
+        if "tables" not in row:
+            raise damaged(self.storage.uri, path, "it is no version")
         tables = {table.pop("name"): TableVersion(**table) for table in row.pop("tables")}
         inputs, stages = json.loads(row.pop("inputs")), json.loads(row.pop("stages"))
         held = tuple(row.pop("held", None) or ())  # rows of older releases say nothing of it

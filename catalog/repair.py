@@ -6,6 +6,9 @@ in the dataset's state `repairs` until a build has settled it:
     parts     path -> the SHA-256 that it should have (null where nobody knows). A part that is not there is made again
               under its name, and `settle` lets the logs say what it is now.
     shards    path -> bytes and SHA-256. Their pictures are fetched again (`flows.mend`).
+
+While a repair goes on, the state also has the key `unfinished`: table -> the first of the commits that are taken out of
+its log. Nobody builds while it is there, and the next repair does all of it again: so one that is killed loses nothing.
 """
 
 import json
@@ -21,15 +24,26 @@ import pyarrow.parquet as pq
 
 from catalog import delta, log_copies, numbers
 from catalog.amend import amend
-from catalog.dataset import IRREPLACEABLE, LOGS, QUARANTINE, QUARANTINE_TIME, RUNS, VERSIONS, Dataset
-from catalog.errors import EspalierError
+from catalog.dataset import (
+    IRREPLACEABLE,
+    LOGS,
+    QUARANTINE,
+    QUARANTINE_TIME,
+    REPAIRS,
+    RUNS,
+    UNFINISHED,
+    VERSIONS,
+    Dataset,
+    Version,
+)
+from catalog.errors import EspalierError, UserError
 from catalog.inputs import read_parquet
 from catalog.lease import hold
 from catalog.lookup import rows_of
 from catalog.parts import PartFile, PartWriter, describe_part
 from catalog.seal import Seal, opened_json, read_seal
 from catalog.shards import FOLDER, record_of, sidecars, stem
-from catalog.verify import REPAIRS, STATE_FOLDERS, Damage, Findings, Progress, Verifier
+from catalog.verify import STATE_FOLDERS, Damage, Findings, Progress, Verifier
 
 
 @dataclass
@@ -61,6 +75,13 @@ def pending(dataset: Dataset) -> dict[str, dict[str, Any]]:
     """Return what was set aside and is not settled: `parts` and `shards`, by path."""
     state = dataset.state(REPAIRS)
     return {"parts": dict(state.get("parts", {})), "shards": dict(state.get("shards", {}))}
+
+
+def check_finished(dataset: Dataset) -> None:
+    """Raise UserError where a repair was interrupted: what is set aside is not all written down."""
+    if UNFINISHED in dataset.state(REPAIRS):
+        again = f"espalier verify {dataset.name} --repair"
+        raise UserError(f"a repair of {dataset.name!r} was interrupted; carry it through first: {again}")
 
 
 def settle(dataset: Dataset) -> None:
@@ -99,20 +120,28 @@ class _Repairer:
         self._numbers_lost = False
 
     def run(self, damages: list[Damage]) -> Mended:
-        for damage in sorted(damages, key=lambda damage: (_turn(damage.path), damage)):
-            self._mend(damage.path)
+        paths = [damage.path for damage in sorted(damages, key=lambda damage: (_turn(damage.path), damage))]
+        states = [path for path in paths if _turn(path) == 0]
+        for path in states:
+            self._mend(path)
         if self._numbers_lost:
             self._dataset.set_state(numbers.STATE, numbers.reserved(self._dataset))
+        before = pending(self._dataset)
+        if len(paths) > len(states):
+            cut = {log.table: min(log.lost) for log in self._found.logs.values() if log.lost}
+            self._dataset.set_state(REPAIRS, {**before, UNFINISHED: cut})
+        for path in paths[len(states) :]:
+            self._mend(path)
         for log in sorted(self._found.logs.values(), key=lambda log: log.table not in LOGS):  # others read `versions`
             if log.lost:
                 self._cut(log.table, min(log.lost))
-        if self._parts or self._shards:
-            before = pending(self._dataset)
+        if len(paths) > len(states):
+            if any(log.lost for log in self._found.logs.values()) or any(
+                p.startswith(log_copies.FOLDER) for p in paths
+            ):
+                self._dataset.renew_copies()
             set_pending(self._dataset, before["parts"] | self._parts, before["shards"] | self._shards)
-        if any(damage.path.startswith(log_copies.FOLDER) for damage in damages):
-            self._dataset.renew_copies()
-        else:
-            self._dataset.copy_logs()
+        self._dataset.copy_logs()
         for each in (self._mended.restored, self._mended.set_aside, self._mended.lost):
             each.sort()
         return self._mended
@@ -199,8 +228,12 @@ class _Repairer:
             delta.commit(self._storage, table, VERSIONS if table == "versions" else RUNS, self._readable(table))
             self._mended.restored.append(log_copies.commit_path(table, first))
             return
-        gone = [v.number for v in self._found.versions if table in v.tables and v.tables[table].delta_version >= first]
-        rows = [p for p in self._version_rows() if int(PurePosixPath(p).name.partition("-")[0]) in gone]
+        needing = {
+            path: version.number
+            for path, version in self._version_rows()
+            if table in version.tables and version.tables[table].delta_version >= first
+        }
+        rows, gone = list(needing), set(needing.values())
         delta.remove(self._storage, "versions", rows)
         for row in rows:
             self._aside(row)
@@ -220,15 +253,30 @@ class _Repairer:
                 is_sound = isinstance(seal, Seal) and seal.recorded in (None, seal.found)
             except EspalierError:
                 is_sound = False
-            if is_sound:
+            if is_sound and (table != "versions" or not self._is_replaced(path)):
                 found.append(part)
+            elif is_sound:
+                continue
             else:
                 self._aside(path)
                 self._mended.lost.append(f"{path} has no copy, nor has the log that names it: what it says is lost")
         return found
 
-    def _version_rows(self) -> list[str]:
-        return [part.path for part in delta.files(self._storage, "versions")]
+    def _is_replaced(self, path: str) -> bool:
+        """Say whether a version's row is that from before `approve`, which stays until `gc`."""
+        number = PurePosixPath(path).name.partition("-")[0]
+        rows = [f"versions/{name}.parquet" for name in self._dataset.finished("versions") if name.startswith(number)]
+        return len(rows) > 1 and not self._is_approved(path) and any(map(self._is_approved, rows))
+
+    def _is_approved(self, path: str) -> bool:
+        try:
+            return self._dataset.read_version(path).approved_at is not None
+        except EspalierError:
+            return False
+
+    def _version_rows(self) -> list[tuple[str, Version]]:
+        """Return the rows of `versions`, whose log is whole by now, and the versions."""
+        return [(p.path, self._dataset.read_version(p.path)) for p in delta.files(self._storage, "versions")]
 
     def _mend_index(self, path: str) -> None:
         folder = "/".join(path.split("/")[:2])

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catalog import delta, log_copies, numbers
-from catalog.dataset import COPIES, LOGS, QUARANTINE, Dataset, Version
+from catalog.dataset import COPIES, LOGS, QUARANTINE, REPAIRS, UNFINISHED, Dataset, Version
 from catalog.errors import EspalierError, NotFoundError
 from catalog.log_copies import Copies, commit_number, commit_path
 from catalog.parts import describe_part
@@ -34,8 +34,6 @@ from catalog.storage import Storage, is_temporary
 
 Progress = Callable[[int, int], None]
 """Bytes that were read, and how many there are."""
-REPAIRS: Final = "repairs"
-"""The dataset's state that says what `--repair` set aside and no build has settled yet (`catalog.repair`)."""
 STATE_FOLDERS: Final = ("_state", "_copies/state")
 _THREADS: Final = 4
 _LEAST_BYTES: Final = 12
@@ -206,9 +204,12 @@ class Verifier:
         there = {n: path for path in self.sizes if path.startswith(folder) and (n := commit_number(path)) is not None}
         entries: dict[int, bytes] = {}
         restored, lost = set(), set()
-        for number in range(max((*there, until.get(table, -1)), default=-1) + 1):
+        first = self._repairs().get(UNFINISHED, {}).get(table, -1)
+        for number in range(max((*there, until.get(table, -1), first)) + 1):
             path = commit_path(table, number)
             entry, fault = self._entry(path, self.copied.get(path))
+            if number == first and fault is None:
+                fault = ("unreadable", "a repair of the log was interrupted")
             if fault is None:
                 entries[number] = entry
                 continue
@@ -284,8 +285,11 @@ class Verifier:
 
     def pending(self) -> dict[str, Any]:
         """Return the parts that were set aside and may have been made again: the logs do not know them yet."""
+        return dict(self._repairs().get("parts", {}))
+
+    def _repairs(self) -> dict[str, Any]:
         try:
-            return dict(self.dataset.state(REPAIRS).get("parts", {}))
+            return self.dataset.state(REPAIRS)
         except EspalierError:
             return {}
 

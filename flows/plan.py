@@ -20,7 +20,7 @@ from catalog.dataset import Dataset
 from catalog.errors import RecipeError, nearest
 from catalog.inputs import Piece, Pieces
 from catalog.parts import fingerprint_of, part_path, written_schema
-from catalog.repair import pending
+from catalog.repair import check_finished, pending
 from catalog.takedown import check_none_pending
 from flows.identity import Identities
 from flows.recipe import Recipe
@@ -120,9 +120,10 @@ def make_plan(
     """Plan a build. Nothing is made where there is no catalog yet. `retries`: plan with these, instead of those kept.
 
     Raises RecipeError where a stage asks for a table or a column that nothing before it writes, UserError where a
-    takedown was interrupted.
+    takedown or a repair was interrupted.
     """
     takedowns = check_none_pending(dataset)
+    check_finished(dataset)
     rewritten = takedowns.rewritten()
     source = recipe.source
     identities = Identities(dataset)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 from catalog import delta, log_copies
 from catalog.amend import amend
 from catalog.database import sql
-from catalog.dataset import Catalog, Dataset
+from catalog.dataset import REPAIRS, UNFINISHED, Catalog, Dataset
 from catalog.errors import BusyError, DamagedError, HeldError, NotFoundError, UserError
 from catalog.gc import collect, plan
 from catalog.inputs import STORED, read_parquet, stored_error
@@ -318,21 +318,89 @@ def test_a_state_that_nothing_can_make_again_is_one_line(web: Web, espalier: Com
         build(web)
 
 
+def harm_logs(web: Web, harm: Callable[[Path], None], tables: Sequence[str] = ("runs", "versions", "images")) -> None:
+    """Damage the last commits of logs, and all copies of logs."""
+    root = dataset_root(web)
+    last = [max((root / table / "_delta_log").glob("*.json")) for table in tables]
+    for path in [*last, *(root / "_copies/logs").iterdir()]:
+        harm(path)
+
+
 @pytest.mark.parametrize("harm", [halve, empty])
 def test_logs_whose_copies_are_lost_too_are_written_anew(web: Web, harm: Callable[[Path], None]) -> None:
     """With parts of them, and the commits of a table that versions need."""
     before = content(web)
-    root = Path(web.catalog, "web")
-    last = {table: max((root / table / "_delta_log").glob("*.json")) for table in ("runs", "versions", "images")}
-    parts = [min((root / table).glob("*.parquet")) for table in ("runs", "versions")]
-    for path in [*last.values(), *parts, *(root / "_copies/logs").iterdir()]:
-        harm(path)
+    harm_logs(web, harm)
+    for table in ("runs", "versions"):
+        harm(min((dataset_root(web) / table).glob("*.parquet")))
     findings, mended = verify(Catalog(web.catalog), "web", repair=True)
     assert mended
     assert len(mended.lost) == 3, list(lines(findings, mended))
     assert build(web) == 0
     assert named(web) == []
     assert without_places(content(web)) == without_places(before)
+
+
+class Killed(BaseException):
+    """As a kill is, nothing catches it."""
+
+
+@contextmanager
+def killed_after(changes: int) -> Iterator[list[str]]:
+    """Raise Killed at once after so many changes of files and logs; give the list of those that were made."""
+    made: list[str] = []
+
+    def changing(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def change(*arguments: Any, **named: Any) -> Any:
+            done = real(*arguments, **named)
+            made.append(name)
+            if len(made) >= changes:
+                raise Killed
+            return done
+
+        return change
+
+    with pytest.MonkeyPatch.context() as patch:
+        for place, names in ((Storage, ("put", "move", "create", "delete")), (delta, ("commit", "remove"))):
+            for name in names:
+                patch.setattr(place, name, changing(name, getattr(place, name)))
+        yield made
+
+
+def test_a_repair_that_is_killed_is_finished_by_the_next(web: Web, built: Web) -> None:
+    """After any change that it makes: it writes logs anew of which no copy is left, and sets parts and shards aside."""
+    before = content(built)
+    judged = dataset_of(web).files(dataset_of(web).version(), "decisions")[0].path
+    for changes in range(1, 200):
+        shutil.rmtree(web.catalog)
+        shutil.copytree(built.catalog, web.catalog)
+        harm_logs(web, halve)
+        zeros(dataset_root(web) / judged)
+        flip(tar_of(web))
+        with killed_after(changes) as made:
+            try:
+                verify(Catalog(web.catalog), "web", repair=True)
+            except Killed:
+                pass
+            else:
+                break
+        if UNFINISHED in dataset_of(web).state(REPAIRS):
+            with pytest.raises(UserError, match="a repair of 'web' was interrupted"):
+                build(web)
+        verify(Catalog(web.catalog), "web", repair=True)
+        build(web)
+        assert named(web) == [], (changes, made)
+        assert without_places(content(web)) == without_places(before), (changes, made)
+    assert 15 < changes < 199
+
+
+def test_a_log_of_versions_that_is_written_anew_keeps_an_approval(web: Web) -> None:
+    with pytest.raises(HeldError):
+        build(web, "filter.where=width > 2", "guards.min_rows=1000")
+    approve(Catalog(web.catalog), "web@2")
+    harm_logs(web, empty, ["versions"])
+    verify(Catalog(web.catalog), "web", repair=True)
+    assert [(v.number, v.is_held) for v in dataset_of(web).versions()] == [(1, False), (2, False)]
 
 
 def test_a_sidecar_waits_for_the_source_that_it_repeats(web: Web) -> None:
