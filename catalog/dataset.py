@@ -262,6 +262,8 @@ class Dataset:
         Raises BuildError (nothing is published) where a part is missing, or the disk is full.
         """
         log_copies.check(self.storage)
+        if lost := self._lost_commit():
+            raise damaged(self.storage.uri, lost, "it is not there")
         delta.widen(self.storage, "versions", VERSIONS)
         before = self._version_files()
         base = self.read_version(before[-1].path).tables if before else {}
@@ -486,10 +488,11 @@ class Dataset:
         """Copy the commits that have no copy yet (`catalog.log_copies`). It follows every commit of a version; and as
         a kill may come between, whoever takes the lease does it first.
 
-        Not while a repair is unfinished: it may be taking commits out of a log.
+        Not while a repair is unfinished, which may be taking commits out of a log, or where the list of versions is
+        not what it was: `verify` must still find that out.
         """
         try:
-            if UNFINISHED in self.state(REPAIRS):
+            if UNFINISHED in self.state(REPAIRS) or self._lost_commit():
                 return
         except DamagedError:
             return
@@ -499,14 +502,25 @@ class Dataset:
         """Copy all logs anew, after files were replaced in place. Only for whoever holds the dataset."""
         self._note_copies(log_copies.renew(self.storage, (*self.tables(), *LOGS)))
 
-    def _note_copies(self, newest: int) -> None:
-        """Keep the number of the newest file of copies: else nobody would miss that file."""
+    def _note_copies(self, copies: log_copies.Copies) -> None:
+        """Keep the number of the newest file of copies, and of the last commit of `versions`: else nobody would miss
+        that file, or all of them with that log."""
+        note = {"newest": copies.number, "versions": copies.until.get("versions", -1)}
+        if self.noted_copies() != note:
+            self.set_state(COPIES, note)
+
+    def noted_copies(self) -> dict[str, int]:
+        """Return the numbers of the newest file of copies (0: none) and of the last commit of `versions` (-1: none),
+        as they were noted."""
         try:
-            noted = self.state(COPIES).get("newest", 0)
+            return {"newest": 0, "versions": -1} | self.state(COPIES)
         except DamagedError:
-            noted = None
-        if noted != newest:
-            self.set_state(COPIES, {"newest": newest})
+            return {"newest": 0, "versions": -1}
+
+    def _lost_commit(self) -> str | None:
+        """Return the last commit of `versions` that was noted, if it is not there."""
+        path = log_copies.commit_path("versions", number) if (number := self.noted_copies()["versions"]) >= 0 else None
+        return path if path and not self.storage.exists(path) else None
 
     def _commit(self, table: str, state: TableState, before: TableVersion | None) -> TableVersion:
         uniform = self._look(table, state, before)

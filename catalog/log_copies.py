@@ -51,20 +51,20 @@ def commit_number(path: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def keep(storage: Storage, tables: Iterable[str]) -> int:
+def keep(storage: Storage, tables: Iterable[str]) -> Copies:
     """Copy what was committed since the last copies, and the parts of `versions` that these commits add.
 
-    Return the number of the newest file of copies; 0 where there is none. A commit that cannot be read is not copied,
-    nor is one that follows it: `verify` names it.
+    Return the number of the newest file of copies (0 where there is none), and what is copied. A commit that cannot be
+    read is not copied, nor is one that follows it: `verify` names it.
     """
     names = list(tables)
     for _ in range(100):
         last = newest(storage)
         copies = _copied(storage, names, last)
         if not copies.files:
-            return copies.number - 1
+            return Copies(copies.number - 1, {}, copies.until)
         if storage.create(path_of(copies.number), _packed(copies)):
-            return copies.number
+            return copies
     raise BuildError(f"{storage.uri}: other builders kept copying the logs; build again")
 
 
@@ -77,18 +77,18 @@ def check(storage: Storage) -> None:
             raise damaged(storage.uri, commit_path(table, number), "it is not there")
 
 
-def renew(storage: Storage, tables: Iterable[str]) -> int:
-    """Copy everything anew, and remove the older copies: files were rewritten in place. Return the number of the file.
+def renew(storage: Storage, tables: Iterable[str]) -> Copies:
+    """Copy everything anew, and remove the older copies: files were rewritten in place. Return what `keep` does.
 
     Only for whoever holds the dataset. Safe to repeat after a kill.
     """
     old = [path for path in storage.list(FOLDER) if _number(path)]
     copies = _copied(storage, list(tables), None)
-    number = max([_number(path) for path in old], default=0) + 1
+    number = max([_number(path) for path in old], default=0) + 1 if copies.files else 0
     if copies.files:
         storage.put(path_of(number), _packed(Copies(number, copies.files, copies.until)))
     storage.delete(old)
-    return number if copies.files else 0
+    return Copies(number, copies.files, copies.until)
 
 
 def newest(storage: Storage) -> Copies | None:

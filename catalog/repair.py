@@ -225,7 +225,14 @@ class _Repairer:
             if log_copies.commit_number(path) is None:
                 self._aside(path)
         if table in LOGS:  # each of their parts says all of itself
-            delta.commit(self._storage, table, VERSIONS if table == "versions" else RUNS, self._readable(table))
+            parts = self._readable(table)
+            delta.commit(self._storage, table, VERSIONS if table == "versions" else RUNS, parts)
+            if (
+                table == "versions"
+                and not parts
+                and not any(line.startswith("versions/") for line in self._mended.lost)
+            ):
+                self._mended.lost.append("no row of a version is left: the next build publishes version 1 anew")
             self._mended.restored.append(log_copies.commit_path(table, first))
             return
         needing = {

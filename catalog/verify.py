@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catalog import delta, log_copies, numbers
-from catalog.dataset import COPIES, LOGS, QUARANTINE, REPAIRS, UNFINISHED, Dataset, Version
+from catalog.dataset import LOGS, QUARANTINE, REPAIRS, UNFINISHED, Dataset, Version
 from catalog.errors import EspalierError, NotFoundError
 from catalog.log_copies import Copies, commit_number, commit_path
 from catalog.parts import describe_part
@@ -127,8 +127,15 @@ class Verifier:
         copies = self._check_copies()
         tables = sorted({*self.dataset.tables(), *LOGS, *copies})
         for table in tables:
-            self._check_log(table, copies)
+            self._check_log(table, copies, self.dataset.noted_copies()["versions"] if table == "versions" else -1)
         self._check_versions(number)
+        needed: dict[str, int] = {}
+        for version in self.versions:
+            for table, state in version.tables.items():
+                needed[table] = max(needed.get(table, -1), state.delta_version)
+        for table, last in needed.items():
+            if table not in self.logs or self.logs[table].last < last:  # else the log was lost with all of its copies
+                self._check_log(table, copies, last)
         wanted = self._wanted(number)
         self._total = sum(self.sizes.get(path, 0) for path in wanted)
         recorded: dict[str, Mapping[str, Any]] = {}
@@ -146,7 +153,7 @@ class Verifier:
             self._check_indexes()
         else:
             self.findings.label = f"{self.dataset.name}@{number}"
-        self.findings.damages.sort()
+        self.findings.damages = sorted(set(self.findings.damages))  # a log may have been checked twice
         return self.findings
 
     def _each(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -186,26 +193,20 @@ class Verifier:
                 continue
             self.copied |= copies.files
             until |= copies.until
-        newest = self._newest_copies()
+        newest = self.dataset.noted_copies()["newest"]
         for number in range(min(numbers, default=max(newest, 1)), max([newest, *numbers]) + 1):
             if number not in numbers:
                 self._damaged(log_copies.path_of(number), "missing", "it is not there")
         return until
 
-    def _newest_copies(self) -> int:
-        """Return the number of the newest file of copies, as it was noted; 0 where nobody noted it."""
-        try:
-            return int(self.dataset.state(COPIES).get("newest", 0))
-        except EspalierError:
-            return 0
-
-    def _check_log(self, table: str, until: Mapping[str, int]) -> None:
+    def _check_log(self, table: str, until: Mapping[str, int], least: int = -1) -> None:
+        """Check a log, of which there must be a commit `least`."""
         folder = f"{table}/_delta_log/"
         there = {n: path for path in self.sizes if path.startswith(folder) and (n := commit_number(path)) is not None}
         entries: dict[int, bytes] = {}
         restored, lost = set(), set()
         first = self._repairs().get(UNFINISHED, {}).get(table, -1)
-        for number in range(max((*there, until.get(table, -1), first)) + 1):
+        for number in range(max((*there, until.get(table, -1), first, least)) + 1):
             path = commit_path(table, number)
             entry, fault = self._entry(path, self.copied.get(path))
             if number == first and fault is None:
@@ -253,7 +254,10 @@ class Verifier:
     def _check_versions(self, number: int | None) -> None:
         """Check the rows of versions, and read them (from their copies where they are damaged)."""
         log = self.logs["versions"]
-        for path, add in log.adds(log.last).items():
+        rows: Mapping[str, Mapping[str, Any] | None] = log.adds(log.last)
+        if log.lost:
+            rows = {f"versions/{name}.parquet": None for name in self.dataset.finished("versions")} | rows
+        for path, add in rows.items():
             if number is not None and int(PurePosixPath(path).name.partition("-")[0]) != number:
                 continue
             self._check_part(path, add)
@@ -264,7 +268,7 @@ class Verifier:
                 continue  # it is damaged, and named, and there is no copy
         if number is not None and not self.versions:
             self.dataset.version(number)  # raises NotFoundError, with what there is
-        if not self.versions and not log.entries and not log.lost:
+        if not (self.versions or log.entries or log.lost or self._lacks_numbers()):
             raise NotFoundError(f"dataset {self.dataset.name!r} has no version yet; `espalier build` makes one")
 
     def _wanted(self, number: int | None) -> dict[str, dict[str, Any] | None]:
@@ -393,7 +397,7 @@ class Verifier:
         main, _ = STATE_FOLDERS
         paths = [PurePosixPath(path) for path in self.sizes]
         names = {path.name for path in paths if str(path.parent) in STATE_FOLDERS}
-        if numbers.were_given(self.dataset):
+        if self._lacks_numbers():
             names.add(f"{numbers.STATE}.json")
         for name in sorted(names):
             sealed = False
@@ -410,6 +414,11 @@ class Verifier:
                     opened_json(data)
                 except ValueError as error:
                     self._damaged(path, "digest" if sealed else "unreadable", str(error))
+
+    def _lacks_numbers(self) -> bool:
+        """Say whether part numbers were given, and nothing says which."""
+        there = any(f"{folder}/{numbers.STATE}.json" in self.sizes for folder in STATE_FOLDERS)
+        return not there and numbers.were_given(self.dataset)
 
     def _check_indexes(self) -> None:
         for path in sorted(p for p in self.sizes if p.startswith("_index/") and p.endswith("/index.json")):

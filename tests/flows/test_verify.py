@@ -341,6 +341,40 @@ def test_logs_whose_copies_are_lost_too_are_written_anew(web: Web, harm: Callabl
     assert without_places(content(web)) == without_places(before)
 
 
+LOST_LOG = "images/_delta_log/00000000000000000000.json has no copy: versions that need it are lost (1); "
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        (["versions", "_copies"], "no row of a version is left: the next build publishes version 1 anew"),
+        (["versions/_delta_log", "_copies"], None),
+        (["versions/_delta_log", "_copies", "_state/copies.json", "_state/numbers.json"], None),
+        (["images", "shards", "versions/_delta_log", "_copies"], LOST_LOG),
+        (["images", "_copies"], LOST_LOG),
+    ],
+)
+def test_whole_folders_that_are_gone_with_the_copies(
+    web: Web, espalier: Command, gone: list[str], said: str | None
+) -> None:
+    """The list of versions is written anew of their rows; what is lost is one line, and a build goes on after it."""
+    before, root = content(web), dataset_root(web)
+    for name in gone:
+        (root / name).unlink() if (root / name).is_file() else shutil.rmtree(root / name)
+    code, out, err = espalier("verify", "web")
+    assert (code, err) == (1, ""), out
+    if "_state/numbers.json" not in gone:
+        with pytest.raises(DamagedError, match="verify web --repair"):
+            build(web, "filter.where=width > 1")
+    code, out, err = espalier("verify", "web", "--repair")
+    assert (code, err) == (0 if said is None else 1, ""), out
+    assert said is None or [line for line in out.splitlines() if said in line], out
+    build(web)
+    assert without_places(content(web)) == without_places(before)
+    espalier("verify", "web", "--repair")  # copies of notes that no build writes
+    assert espalier("verify", "web")[0] == 0
+
+
 class Killed(BaseException):
     """As a kill is, nothing catches it."""
 
