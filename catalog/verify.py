@@ -254,9 +254,9 @@ class Verifier:
     def _check_versions(self, number: int | None) -> None:
         """Check the rows of versions, and read them (from their copies where they are damaged)."""
         log = self.logs["versions"]
-        rows: Mapping[str, Mapping[str, Any] | None] = log.adds(log.last)
-        if log.lost:
-            rows = {f"versions/{name}.parquet": None for name in self.dataset.finished("versions")} | rows
+        there = self.dataset.finished("versions") if log.lost else ()
+        rows: dict[str, Mapping[str, Any] | None] = {f"versions/{name}.parquet": None for name in there}
+        rows |= log.adds(log.last)
         for path, add in rows.items():
             if number is not None and int(PurePosixPath(path).name.partition("-")[0]) != number:
                 continue
