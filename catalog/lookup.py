@@ -44,7 +44,7 @@ def schema_of(storage: "Storage", paths: Sequence[str]) -> pa.Schema:
         with _open(storage, path) as file:
             return _plain(file)
 
-    return _unified(_each(storage, schema, paths))
+    return _unified(_distinct(_each(storage, schema, paths)))
 
 
 class Parts:
@@ -58,12 +58,13 @@ class Parts:
         self._storage = storage
         self._paths = list(paths)
         self._spans: dict[str, tuple[int, int]] = {}
-        self._schema = pa.schema([])
+        self._schemas: list[pa.Schema] = []
 
     def rows(self, sample_ids: np.ndarray, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of some samples in `sample_id` order; ids that are not there are passed over.
 
         `sample_ids`: int64 (n,), ascending. `columns`: names, by default all; a part that lacks a column gives nulls.
+        Other columns may have types that do not go together: the parts may be those of several versions.
         """
         names = None if columns is None else list(dict.fromkeys((KEY, *columns)))
 
@@ -75,9 +76,9 @@ class Parts:
 
         paths = [path for path in self._paths if path not in self._spans or self._may_hold(path, sample_ids)]
         found = _each(self._storage, look, paths)
-        self._schema = _unified([self._schema, *(schema for schema, _, _ in found)])
+        self._schemas = _distinct([*self._schemas, *(schema for schema, _, _ in found)])
         self._spans |= {path: span for path, (_, span, _) in zip(paths, found, strict=True)}
-        schema = self._schema if names is None else pa.schema([self._schema.field(name) for name in names])
+        schema = _unified(self._schemas, names)
         pieces = [_fitted(piece, schema) for _, _, some in found for piece in some]
         return _in_order(pieces) if pieces else schema.empty_table()
 
@@ -174,13 +175,21 @@ def _plain(file: pq.ParquetFile) -> pa.Schema:
     return file.schema_arrow.remove_metadata()
 
 
-def _unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """Return all columns of some schemas. Most are equal, and comparing is cheaper than unifying."""
+def _distinct(schemas: Sequence[pa.Schema]) -> list[pa.Schema]:
+    """Return each schema once. Most are equal, and comparing is cheaper than unifying."""
     different: list[pa.Schema] = []
     for schema in schemas:
         if not any(schema.equals(known, check_metadata=True) for known in different):
             different.append(schema)
-    return pa.unify_schemas(different, promote_options="permissive")
+    return different
+
+
+def _unified(schemas: Sequence[pa.Schema], names: Sequence[str] | None = None) -> pa.Schema:
+    """Return all columns of some schemas; with `names`, these, in their order."""
+    if names is not None:
+        schemas = [pa.schema([schema.field(name) for name in names if name in schema.names]) for schema in schemas]
+    found = pa.unify_schemas([pa.schema([]), *schemas], promote_options="permissive")
+    return found if names is None else pa.schema([found.field(name) for name in names])
 
 
 def _span(groups: Sequence[tuple[int, int]]) -> tuple[int, int]:

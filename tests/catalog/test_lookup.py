@@ -55,6 +55,12 @@ def test_a_part_that_lacks_a_column_gives_nulls(tmp_path: Path) -> None:
     assert found.schema.field("clip").metadata[b"role"] == b"vector"
 
 
+def test_columns_that_are_not_asked_for_may_have_types_that_do_not_go_together(tmp_path: Path) -> None:
+    paths = [write(tmp_path, "0", 0, 2, note=pa.array([1, 2])), write(tmp_path, "1", 10, 2, note=pa.array(["a", "b"]))]
+    parts = lookup.Parts(Storage.open(tmp_path), paths)
+    assert parts.rows(np.array([1, 10]), ["caption"])["caption"].to_pylist() == ["c1", "c10"]
+
+
 def test_blocks_skip_rows_without_a_vector(tmp_path: Path) -> None:
     path = write(tmp_path, "a", 0, 100)
     blocks = list(lookup.blocks(Storage.open(tmp_path), path, "clip"))

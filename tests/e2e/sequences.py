@@ -7,13 +7,16 @@ failing one can be written down and run again:
     python -m tests.e2e.sequences '[["start", "web", 3], ["set", "prune", "keep", 0.2], ["retry"]]'
 """
 
+import csv
+import io
 import json
 import random
 import shutil
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +29,7 @@ from aiohttp import web
 from catalog import gc
 from catalog.database import sql
 from catalog.dataset import Catalog, Dataset, Version
-from catalog.errors import EspalierError, RecipeError
+from catalog.errors import EspalierError, RecipeError, UserError
 from catalog.inputs import read_parquet
 from catalog.reach import CHOICES, Names
 from catalog.shards import ShardReader
@@ -42,11 +45,32 @@ from tests.pictures import jpeg
 
 Step = list[Any]
 """The name of a step and its arguments, all of them JSON."""
+Captioned = list[tuple[list[Any], str]]
+"""Rows, each with its caption."""
 Rows = list[list[Any]]
-"""Rows of a source file: (kind, picture, salt). Rows of one picture have the same bytes; with one salt, one URL too."""
+"""Rows of a source file: (kind, picture, salt). Rows of one picture have the same bytes; with one salt, one URL too.
+
+Kinds: `ok`; `gone` (404, or a sample of a tar without a picture); `broken` (503 until a retry, or no picture);
+`torn` (a row that is not whole: no URL, a record of too few fields, a sample that has a text twice).
+"""
 
 UNBUILT: Final = ("order", "crash")
 """Steps after which nothing is built: what comes next must cope with what they left."""
+
+ENDINGS: Final = {"web": ".parquet", "csv": ".csv", "folder": "", "webdataset": ".tar"}
+"""Kinds of source -> how the names of their files end."""
+SOURCE_FIELDS: Final[Mapping[str, tuple[tuple[str, Any], ...]]] = {
+    "csv": (("label", "NOTE"), ("label", None), ("types", {"note": "string"}), ("types", {})),
+    "folder": (("label", "none"), ("label", "folder")),
+}
+"""Values that a field of the source is set to."""
+TINY_CLIP: Final = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 16, "patch_size": 8, "mlp_ratio": 2.0},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1, "mlp_ratio": 2.0},
+}
+"""The open_clip configuration that the model `tiny` of a sequence stands for."""
+CLIP: Final[Mapping[str, Any]] = {"name": "clip", "model": "tiny", "pretrained": "random", "dtype": "float32"}
 
 VARIANTS: Final[tuple[Mapping[str, Any], ...]] = (
     {"name": "download", "image_size": 64, "user_agent_token": "va", "rows_per_part": 4},
@@ -67,7 +91,21 @@ MENU: Final[tuple[Mapping[str, Any], ...]] = (
     {"use": "report", "name": "report", "samples": 3, "pairs": 2},
     {"use": "language", "name": "language"},
 )
-"""Stages that a recipe is drawn from. Those after `language` are drawn where models are asked for."""
+"""Stages that a recipe is drawn from."""
+
+VECTORS: Final[tuple[Mapping[str, Any], ...]] = (
+    {"use": "embed", "name": "embed", "batch_size": 1, "encoders": [CLIP]},
+    {"use": "cluster", "name": "cluster", "k": 2, "niter": 5},
+    {"use": "concepts", "name": "concepts", "terms": 2},
+    {"use": "deduplicate", "name": "meaning", "exact": False, "semantic": {"epsilon": 0.02}},
+    {"use": "prune", "name": "density", "method": "density", "keep": 0.6},
+    {"use": "filter", "name": "fitting", "where": "clip_score > -0.2"},
+)
+"""Stages over vectors, in an order in which they can be built.
+
+Forward batches of one row: a vector's last bits hang on the rows beside it, and a take-down leaves the vectors of other
+rows as they are, where a build from nothing has other batches.
+"""
 
 FIELDS: Final[Mapping[str, tuple[tuple[str, Any], ...]]] = {
     "wide": (("where", "original_width >= 40"), ("where", "original_width >= 60"), ("where", "original_width >= 75")),
@@ -78,6 +116,12 @@ FIELDS: Final[Mapping[str, tuple[tuple[str, Any], ...]]] = {
     "bright": (("keep", 0.8), ("keep", 0.4), ("lowest", True), ("lowest", False)),
     "some": (("keep_rows", 5), ("keep_rows", 9), ("of", "alive"), ("of", "all")),
     "report": (("samples", 2), ("title", "A card")),
+    "embed": (("decode_threads", 2), ("encoders", [CLIP]), ("encoders", [{**CLIP, "text": False}])),
+    "cluster": (("k", 2), ("k", 3), ("niter", 1), ("train", 4), ("train", "all")),
+    "concepts": (("terms", 1), ("neighbours", 1), ("labels", ["a dog", "a cat"]), ("labels", None)),
+    "meaning": (("semantic", {"epsilon": 0.1}), ("semantic", {"rule": "components"}), ("keep", "largest")),
+    "density": (("keep", 0.3), ("keep", 0.6), ("which", "random"), ("temperature", 0.01)),
+    "fitting": (("where", "clip_score > -0.2"), ("where", "clip_score > 0")),
 }
 """Values that a field of a stage is set to, by the stage's first name."""
 
@@ -89,13 +133,16 @@ class World:
     folder: Path
     server: HostileServer
     kind: str = "web"
-    """`web`: Parquet files of URLs; `folder`: image files."""
+    """`web`: Parquet files of URLs; `csv`: CSV files of them; `folder`: image files; `webdataset`: tars of them."""
     seed: int = 0
     variant: int = 0
     stages: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, Rows] = field(default_factory=dict)
+    source_fields: dict[str, Any] = field(default_factory=dict)
     _urls: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _broken: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    refused: str = ""
+    """Why the last build refused: too few rows for so many clusters, say."""
     healed: set[tuple[str, str]] = field(default_factory=set)
     """(URL, way to download): the server answers from now on."""
 
@@ -110,13 +157,22 @@ class World:
         """Return the recipe's text."""
         way = dict(VARIANTS[self.variant])
         rows = way.pop("rows_per_part")
-        use = "parquet" if self.kind == "web" else "folder"
+        use = "parquet" if self.kind == "web" else self.kind
         download = {"use": "download", "retries": 0, "timeout_s": 20, "allow_hosts": list(self.server.hosts), **way}
         download |= {"respect_robots": False, "respect_tdm": False}
-        source = {"use": use, "path": str(self.source), "rows_per_part": rows}
-        said = {"dataset": "tiny", "seed": self.seed, "source": source, "stages": [download, *self.stages]}
+        source = {"use": use, "path": str(self.source), "rows_per_part": rows, **self.source_fields}
+        stages = [download, *map(self._with_model, self.stages)]
+        said = {"dataset": "tiny", "seed": self.seed, "source": source, "stages": stages}
         said |= {"guards": {"no_samples": False, "outage": False}}
         return str(yaml.safe_dump(said, sort_keys=False))
+
+    def _with_model(self, stage: dict[str, Any]) -> dict[str, Any]:
+        """Return a stage with the path of the encoder's configuration, where it has an encoder."""
+        if stage["use"] != "embed":
+            return stage
+        path = self.folder / "tiny-clip.json"
+        path.write_text(json.dumps(TINY_CLIP))
+        return stage | {"encoders": [encoder | {"model": str(path)} for encoder in stage["encoders"]]}
 
     @property
     def source(self) -> Path:
@@ -145,7 +201,7 @@ class World:
 
     def write(self, name: str, rows: Rows | None) -> None:
         """Write a file of the source, or remove it."""
-        place = self.source / (f"{name}.parquet" if self.kind == "web" else name)
+        place = self.source / f"{name}{ENDINGS[self.kind]}"
         if place.is_dir():
             shutil.rmtree(place)
         place.unlink(missing_ok=True)
@@ -154,15 +210,46 @@ class World:
             return
         self.files[name] = rows
         captions = [f"{'word ' * (picture % 3)}{kind} {picture}" for kind, picture, _ in rows]
-        if self.kind == "web":
-            self.source.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.table({"URL": [self.url(row) for row in rows], "TEXT": captions}), place)
-            return
-        place.mkdir(parents=True)
-        for at, ((kind, picture, _), caption) in enumerate(zip(rows, captions, strict=True)):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        getattr(self, f"_write_{self.kind}")(place, list(zip(rows, captions, strict=True)))
+
+    def _write_web(self, place: Path, rows: Captioned) -> None:
+        urls = [None if row[0] == "torn" else self.url(row) for row, _ in rows]
+        pq.write_table(pa.table({"URL": urls, "TEXT": [caption for _, caption in rows]}), place)
+
+    def _write_csv(self, place: Path, rows: Captioned) -> None:
+        """Write a column NOTE too, of numbers or text, in files whose first row has an even picture."""
+        more = rows[0][0][1] % 2 == 0
+        with place.open("w", newline="") as file:
+            out = csv.writer(file)
+            out.writerow(["URL", "TEXT", *(["NOTE"] if more else [])])
+            for row, caption in rows:
+                note = [f"n{row[1]}" if row[2] == 1 else row[1]] if more else []
+                out.writerow([caption] if row[0] == "torn" else [self.url(row), caption, *note])
+
+    def _write_folder(self, place: Path, rows: Captioned) -> None:
+        place.mkdir()
+        for at, ((kind, picture, _), caption) in enumerate(rows):
             (place / f"{at:03d}.jpg").write_bytes(_bytes(picture) if kind == "ok" else b"no picture")
             if picture % 2:
                 (place / f"{at:03d}.txt").write_text(caption)
+
+    def _write_webdataset(self, place: Path, rows: Captioned) -> None:
+        """Write a text, or a JSON object with a text, of each sample."""
+        with tarfile.open(place, "w") as archive:
+
+            def add(name: str, data: bytes) -> None:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+
+            for at, ((kind, picture, salt), caption) in enumerate(rows):
+                if kind != "gone":
+                    add(f"{at:03d}.jpg", b"no picture" if kind == "broken" else _bytes(picture))
+                if salt == 1:
+                    add(f"{at:03d}.json", json.dumps({"caption": caption, "note": picture}).encode())
+                for text in (caption, f"not {caption}")[: 2 if kind == "torn" else picture % 2]:
+                    add(f"{at:03d}.txt", text.encode())
 
     def url(self, row: Sequence[Any]) -> str:
         """Return the URL of a row of a web source."""
@@ -193,9 +280,8 @@ class World:
         name, *arguments = step
         if getattr(self, f"do_{name}")(*arguments) is False:
             return False
-        if name in UNBUILT:
-            return True
-        build_here(self.order(self.folder / "catalog"))
+        if name not in UNBUILT:
+            self.refused = refusal(self.order(self.folder / "catalog"))
         return True
 
     def _edit(self, stages: list[dict[str, Any]]) -> bool:
@@ -265,10 +351,25 @@ class World:
         self.write(new, rows)
         return True
 
+    def do_grow(self, name: str, rows: Rows) -> bool:
+        """Append rows to a file of the source."""
+        if name not in self.files:
+            return False
+        self.write(name, [*self.files[name], *rows])
+        return True
+
+    def do_source(self, field_: str, value: Any) -> bool:
+        """Change a field of the source."""
+        before, self.source_fields = self.source_fields, self.source_fields | {field_: value}
+        if self.source_fields == before or not self.can_be_planned():
+            self.source_fields = before
+            return False
+        return True
+
     def do_retry(self, reason: str = "server_error") -> bool:
         """Try failed rows again, of which the server now answers those that were broken."""
         dataset = self.dataset()
-        there = failures(dataset)
+        there = failures(dataset) if dataset.last() else []
         if reason not in {f["reason"] for f in there}:
             return False
         failed = f"select url from tiny.verdicts where reason = '{reason}'"
@@ -279,7 +380,7 @@ class World:
 
     def do_order(self, reason: str) -> bool:
         """Order a retry that dies before it begins, and of which the server answers nothing more."""
-        if reason not in {f["reason"] for f in failures(self.dataset())}:
+        if self.dataset().last() is None or reason not in {f["reason"] for f in failures(self.dataset())}:
             return False
         order_retry(self.dataset(), [reason], str(self.folder / "catalog"), "inline")
         return True
@@ -287,6 +388,8 @@ class World:
     def do_take(self, at: int, copies: str = "bytes") -> bool:
         """Take down a row of the last version, the one at a place among those that are not taken down yet."""
         dataset = self.dataset()
+        if dataset.last() is None:
+            return False
         listed = f"select sample_id from tiny.source where url is distinct from '{TAKEN_URL}' order by 1"
         ids = sql(Catalog(self.folder / "catalog"), listed)["sample_id"].to_pylist()
         if len(ids) < 6:
@@ -301,12 +404,16 @@ class World:
         recipe = order.load()
         plan = make_plan(recipe, order.open(recipe))
         plan.dataset.set_state(NUMBERS, plan.numbers)
-        for planned in plan.stages[:stages]:
-            run_stage(plan, planned, InlineEngine(), "crashed")
+        with suppress(UserError):  # what refuses has made some parts before
+            for planned in plan.stages[:stages]:
+                run_stage(plan, planned, InlineEngine(), "crashed")
 
-    def do_collect(self) -> None:
+    def do_collect(self) -> bool:
         """Remove every file that the last version does not need."""
+        if self.dataset().last() is None:
+            return False
         gc.collect(gc.plan(self.dataset(), older_than_s=-60, keep_versions=1))
+        return True
 
     # ---- what it is compared with
 
@@ -319,9 +426,21 @@ class World:
         for state in (NUMBERS, RETRIES, TAKEDOWNS):
             if kept := dataset.state(state):
                 other.set_state(state, kept)
-        build_here(self.order(fresh))
+        found = refusal(self.order(fresh))
+        assert found == self.refused, f"built step by step, {self.refused!r}; from nothing, {found!r}"
+        if found:
+            return
         check_version(self.folder / "catalog", dataset.version())
         differences(told(dataset, self.folder / "catalog"), told(other, fresh))
+
+
+def refusal(order: Order) -> str:
+    """Build; return what a build says that cannot be done, empty where it was done."""
+    try:
+        build_here(order)
+    except UserError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def _bytes(picture: int) -> bytes:
@@ -377,17 +496,28 @@ def differences(one: Mapping[str, list[str]], other: Mapping[str, list[str]]) ->
 
 def draw_start(rng: random.Random) -> Step:
     """Return a first step: a recipe and a source."""
-    kind = rng.choice(["web", "web", "folder"])
+    kind = rng.choice(["web", "web", "csv", "folder", "webdataset"])
     stages = [dict(stage) for stage in rng.sample(MENU, rng.randint(2, 4))]
+    if rng.random() < 0.5:
+        stages = draw_vectors(rng, stages[:2])
     files = {name: draw_rows(rng, name, 0) for name in ("a", "b")[: rng.randint(1, 2)]}
     return ["start", kind, stages, files]
 
 
+def draw_vectors(rng: random.Random, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return stages with some of those over vectors among them, in an order in which they can be built."""
+    embed, cluster, *others = VECTORS
+    chosen = [dict(stage) for stage in (embed, cluster, *rng.sample(others, rng.randint(1, 3)))]
+    for stage in stages:
+        chosen.insert(rng.randint(0, len(chosen)), stage)
+    return chosen
+
+
 def draw_rows(rng: random.Random, name: str, revision: int) -> Rows:
-    """Return rows of a file: pictures that others have too, some that are gone, some broken ones of its own."""
+    """Return rows of a file: pictures that others have too, some that are not there, some broken ones of its own."""
     rows: Rows = []
     for at in range(rng.randint(5, 9)):
-        kind = rng.choices(["ok", "gone", "broken"], [8, 1, 1])[0]
+        kind = rng.choices(["ok", "gone", "broken", "torn"], [12, 1, 2, 1])[0]
         picture, salt = rng.randint(0, 19), rng.randint(0, 1)
         rows.append([kind, picture, f"{name}{revision}.{at}" if kind == "broken" else salt])
     return rows
@@ -399,7 +529,8 @@ def draw_step(rng: random.Random, world: World, number: int) -> Step:
     firsts = {stage["name"]: _first(stage) for stage in world.stages}
     files = sorted(world.files)
     fields = [(name, *f) for name in names for f in FIELDS.get(firsts[name], ())]
-    absent = [stage for stage in MENU if _first(stage) not in firsts.values()]
+    absent = [stage for stage in (*MENU, *VECTORS) if _first(stage) not in firsts.values()]
+    source = SOURCE_FIELDS.get(world.kind, ())
     chances: list[tuple[int, Callable[[], Step]]] = [
         (6, lambda: ["set", *rng.choice(fields)]),
         (3, lambda: ["add", rng.randint(0, len(names)), dict(rng.choice(absent))]),
@@ -409,6 +540,8 @@ def draw_step(rng: random.Random, world: World, number: int) -> Step:
         (1, lambda: ["seed", rng.randint(0, 2)]),
         (1, lambda: ["download", rng.randrange(len(VARIANTS))]),
         (2, lambda: ["file", rng.choice("0abc"), draw_rows(rng, "f", number)]),
+        (2, lambda: ["grow", rng.choice(files), draw_rows(rng, "g", number)]),
+        (1, lambda: ["source", *rng.choice(source)]),
         (1, lambda: ["unfile", rng.choice(files)]),
         (1, lambda: ["refile", rng.choice(files), rng.choice("0abcd")]),
         (4, lambda: ["retry", rng.choice(["server_error", "server_error", "not_found"])]),
@@ -429,9 +562,10 @@ def _first(stage: Mapping[str, Any]) -> str:
     """Return what the menu calls a stage, whatever it is called now."""
 
     def kind(one: Mapping[str, Any]) -> list[Any]:
-        return [one["use"], "perceptual" in one, one.get("method"), one.get("column"), str(one.get("where"))[:6]]
+        near = "perceptual" in one, "semantic" in one
+        return [one["use"], *near, one.get("method"), one.get("column"), str(one.get("where"))[:6]]
 
-    return next(str(one["name"]) for one in MENU if kind(one) == kind(stage))
+    return next(str(one["name"]) for one in (*MENU, *VECTORS) if kind(one) == kind(stage))
 
 
 @contextmanager

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.sequences import Step, run, run_random
+from tests.e2e.sequences import VECTORS, Step, run, run_random
 
 SEEDS = (1, 2)
-"""Seed 1 finds the fault of tables whose state was cached while they grew, in its first step."""
 MORE = int(os.environ.get("ESPALIER_SEQUENCES", "12"))
 """How many sequences the slow test draws; their seeds begin with ESPALIER_SEED."""
 
@@ -21,6 +20,9 @@ LANGUAGE = {"use": "language", "name": "language"}
 PRUNE = {"use": "prune", "name": "prune", "method": "random", "keep": 0.7}
 WIDE = {"use": "filter", "name": "wide", "where": "original_width >= 60"}
 REPORT = {"use": "report", "name": "report", "samples": 2, "pairs": 1}
+WORDED = {"use": "filter", "name": "worded", "where": "length(caption) >= 5"}
+EMBED, CLUSTER, CONCEPTS, MEANING, DENSITY, FITTING = map(dict, VECTORS)
+TORN: list[list[Any]] = [["torn", 6, 1], ["ok", 8, 1], ["ok", 15, 0], ["gone", 3, 0], ["broken", 10, "z"]]
 
 KNOWN: dict[str, list[Step]] = {
     "a pruning after a stage that read the decisions": [
@@ -35,7 +37,7 @@ KNOWN: dict[str, list[Step]] = {
         ["set", "prune", "keep", 0.5],
     ],
     "a take-down where no stage sees whole tables": [
-        ["start", "web", [WIDE, {"use": "filter", "name": "worded", "where": "length(caption) >= 5"}], {"a": PICTURES}],
+        ["start", "web", [WIDE, WORDED], {"a": PICTURES}],
         ["take", 3, "bytes"],
     ],
     "two retries that were never built, and a collection": [
@@ -44,6 +46,23 @@ KNOWN: dict[str, list[Step]] = {
         ["order", "server_error"],
         ["collect"],
         ["retry", "not_found"],
+    ],
+    "tables whose state was cached while they grew": [
+        ["start", "web", [WORDED, PRUNE, WIDE, LOOKS], {"a": PICTURES, "b": FAILING}],
+        ["file", "0", PICTURES[1:7]],
+    ],
+    "vectors of a CSV source that grows, and a take-down of one of them": [
+        ["start", "csv", [EMBED, CLUSTER, MEANING, CONCEPTS], {"b": PICTURES}],
+        ["grow", "b", TORN],
+        ["source", "label", "NOTE"],
+        ["set", "cluster", "k", 3],
+        ["take", 3, "bytes"],
+    ],
+    "vectors of tars whose members and names change": [
+        ["start", "webdataset", [EMBED, FITTING, CLUSTER, DENSITY], {"a": PICTURES, "b": TORN}],
+        ["refile", "b", "0"],
+        ["set", "fitting", "where", "clip_score > 0"],
+        ["file", "a", FAILING + PICTURES[:4]],
     ],
     "files that come, go, and change their order": [
         ["start", "folder", [WIDE, PRUNE], {"b": PICTURES}],
