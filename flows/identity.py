@@ -1,18 +1,24 @@
 """What a source file is: the SHA-256 of its content, so that touching or moving it changes nothing.
 
-Reading every byte at every plan would be slow, so the digest is kept with the file's size and time of change, under a
+Reading every byte at every plan would be slow, so the digest is kept with the file's state (`FileState`), under a
 digest of its path: in a folder of pictures the name of a file may tell what nobody is to know after a takedown. Files
 in object stores are known by their entity tag, which their store keeps.
 """
 
 import hashlib
+import time
 from pathlib import Path
+from typing import Final
 
 from catalog.dataset import Dataset
 from catalog.errors import NotFoundError
 from catalog.storage import Storage
+from tasks.file_digest import FileState
 
 _STATE = "identities"
+_SETTLED_NS: Final = 50_000_000
+"""A file that changed less than this before its digest was taken may change again without another time of change: the
+clock of file systems has coarse steps. Its digest is not kept."""
 
 
 class Identities:
@@ -31,16 +37,17 @@ class Identities:
             return Storage.open(folder).tag(name)
         path = Path(uri.removeprefix("file://")).absolute()
         try:
-            stat = path.stat()
+            state = FileState.of(path)
         except OSError:
             raise NotFoundError(f"no file {uri!r}") from None
         known = self._known.get(_key(str(path)))
-        if known is None or known[:2] != [stat.st_size, stat.st_mtime_ns]:
+        if known is None or known[:-1] != list(state):
             with path.open("rb") as file:
-                known = [stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()]
-            self._known[_key(str(path))] = known
-            self._changed = True
-        return str(known[2])
+                known = [*state, hashlib.file_digest(file, "sha256").hexdigest()]
+            if time.time_ns() - state.ctime_ns > _SETTLED_NS:
+                self._known[_key(str(path))] = known
+                self._changed = True
+        return str(known[-1])
 
     def save(self) -> None:
         """Keep what was learnt."""

@@ -24,7 +24,8 @@ from catalog.repair import check_finished, pending
 from catalog.takedown import check_none_pending
 from flows.identity import Identities
 from flows.recipe import Recipe
-from tasks.sources import Chunk, Note, Source
+from tasks.file_digest import Digested, digested
+from tasks.sources import Chunk, Note, Origin, Source
 from tasks.stage import Columns, Stage, TableStage
 
 NUMBERS = numbers.STATE
@@ -46,6 +47,8 @@ class PlannedPart:
     """For a source: what the part is but for its columns."""
     made_of: Mapping[str, str] | None = None
     """For a source: column -> what its values are made from; None where columns are not told apart."""
+    origin: Origin | None = None
+    """For a stage that reads the source's files, and the source: which files."""
     earlier: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """For a retry: the attempts before, the newest first: the path, and the reasons that were asked for since.
 
@@ -73,6 +76,8 @@ class PlannedStage:
     judges: tuple[Pieces, ...]
     finished: Mapping[str, int] = field(repr=False)
     """fingerprint -> bytes, of this stage's parts that were there when the plan was made."""
+    files: Mapping[str, Digested] = field(default_factory=dict, repr=False)
+    """The local files that its parameters name (lists, weights), as they were when they were planned."""
 
     @cached_property
     def written(self) -> pa.Schema:
@@ -146,7 +151,9 @@ def make_plan(
             parts = _source_parts(stage, schema, chunks, [ledger[key] for key in keys])
             planned.append(_planned(dataset, stage, schema, parts, {}, {}, ()))
         else:
-            stage_plan = _plan_stage(dataset, recipe, stage, tables, retries)
+            with digested() as files_read:
+                stage_plan = _plan_stage(dataset, recipe, stage, tables, retries)
+            stage_plan = replace(stage_plan, files=files_read)
             planned.append(stage_plan if takedowns.is_empty else _without_taken(stage_plan, tables["source"]))
         before = tables.get(stage.table, _Table(planned[-1].written, rewritten))
         tables[stage.table] = before.with_(stage, planned[-1].parts)
@@ -237,7 +244,8 @@ def _plan_stage(
         parts.append(PlannedPart(fingerprint(None)))
     else:
         for part in tables["source"].entries[0][1]:
-            planned = PlannedPart(fingerprint(part.number), part.number, part.rows)
+            origin = part.origin if "local_path" in columns.get("source", ()) else None
+            planned = PlannedPart(fingerprint(part.number), part.number, part.rows, origin=origin)
             parts.append(_retried(planned, stage, retries))
     reads = {n: tables[n].pieces() for n in (*columns, *stage.sides())}
     return _planned(dataset, stage, schema, parts, columns, reads, tuple(t.pieces() for t in judging))
@@ -287,14 +295,14 @@ def _source_parts(
     stage: Source, schema: pa.Schema, chunks: Sequence[Chunk], numbers: Sequence[int]
 ) -> list[PlannedPart]:
     # Where the file lies changes nothing that is in the part, unless the rows say where their bytes are.
-    hidden = {"layout"} if "local_path" in schema.names else {"layout", "uri"}
+    hidden = {"layout", "state"} if "local_path" in schema.names else {"layout", "state", "uri"}
     parts = []
     for chunk, number in zip(chunks, numbers, strict=True):
         facts, made_of = asdict(chunk), stage.made_of(chunk)
         identity = {k: v for k, v in facts.items() if k not in hidden}
         core = fingerprint_of(stage.use, stage.version, stage.parameters(), identity, number)
         fingerprint = fingerprint_of(_about(stage, 0, schema), core, made_of)
-        parts.append(PlannedPart(fingerprint, number, chunk.rows, facts, core, made_of))
+        parts.append(PlannedPart(fingerprint, number, chunk.rows, facts, core, made_of, Origin(stage, chunk)))
     return sorted(parts, key=lambda p: p.number or 0)
 
 
@@ -346,7 +354,7 @@ def _retried(part: PlannedPart, stage: Stage, retries: Mapping[str, Any]) -> Pla
     for reasons in retries.get(part.fingerprint, []):
         before = ((part_path(stage.table, part.fingerprint), ()), *part.earlier)
         earlier = tuple((path, tuple(sorted({*since, *reasons}))) for path, since in before)
-        part = PlannedPart(fingerprint_of("retry", part.fingerprint, reasons), part.number, part.rows, earlier=earlier)
+        part = replace(part, fingerprint=fingerprint_of("retry", part.fingerprint, reasons), earlier=earlier)
     return part
 
 

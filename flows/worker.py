@@ -5,7 +5,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catalog.errors import BalanceError, StoredImageError
+from catalog.errors import BalanceError, StoredImageError, UserError
 from catalog.inputs import Inputs, Piece, Pieces, read_parquet
 from catalog.parts import PartFile, PartWriter, describe_part, number_rows
 from catalog.storage import Storage
 from catalog.takedown import Ledger
 from flows.plan import PlannedPart, PlannedStage, stage_seed
+from tasks.file_digest import Digested, check_unchanged
 from tasks.sources import Notes
 from tasks.stage import Columns, MapStage, Reducer, Stage, Step, TableStage
 
@@ -54,6 +55,8 @@ class Work:
     storage: Storage
     device: str
     seed: int
+    files: Mapping[str, Digested] = field(default_factory=dict)
+    """The local files that the stage's parameters name, as they were when they were planned."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def work_of(planned: PlannedStage, storage: Storage, device: str, recipe_seed: i
         storage,
         device,
         stage_seed(recipe_seed, planned.stage.name),
+        planned.files,
     )
 
 
@@ -114,11 +118,12 @@ class PartMaker:
         """Make one part; return what was written. Raises BalanceError where rows were lost, doubled or reordered, and
         DamagedError where a stored picture is not what was written."""
         inputs = self._inputs(job)
-        try:
-            return self._make(job, inputs)
-        except StoredImageError as error:
-            inputs.check_stored(error.sample_id)
-            return self._make(job, inputs.trusting())  # its bytes are those that were written: the decoder is another
+        with _reading(self._work, job.part):
+            try:
+                return self._make(job, inputs)
+            except StoredImageError as error:
+                inputs.check_stored(error.sample_id)
+                return self._make(job, inputs.trusting())  # its bytes are those written: the decoder is another
 
     def _make(self, job: Job, inputs: Inputs) -> PartFile:
         for path, reasons in job.part.earlier:
@@ -164,6 +169,7 @@ class PartMaker:
                 check_balance(f"part {part.number} of {stage.name!r}", seen, made)
             if notes := found.all():
                 writer.notes[SOURCE_NOTES] = notes
+            _check_files(self._work, part)
         return writer.part()
 
     def _without_taken(self, piece: pa.Table) -> pa.Table:
@@ -191,6 +197,7 @@ class PartMaker:
             writer.write_merged(kept, map(self._without_taken, step(b for b in batches if b.num_rows)), files)
             if writer.rows != before.num_rows:
                 raise BalanceError(f"a retry of {stage.name!r} gave {writer.rows} rows for {before.num_rows}")
+            _check_files(self._work, part)
         return writer.part()
 
 
@@ -200,7 +207,7 @@ def make_table(work: Work, part: PlannedPart, spread: Spread, progress: Progress
     assert isinstance(stage, TableStage)
     inputs = Inputs(work.tables, work.judges, work.storage)
     limit_threads(stage.resources.cpus)
-    with _folders(work.storage, part.fingerprint) as (scratch, checkpoints):
+    with _folders(work.storage, part.fingerprint) as (scratch, checkpoints), _reading(work, part):
         run = StageRun(work, inputs, spread, progress, scratch, checkpoints)
         made: list[np.ndarray] = []
         with PartWriter(work.storage, stage.table, part.fingerprint, work.schema) as writer:
@@ -211,8 +218,32 @@ def make_table(work: Work, part: PlannedPart, spread: Spread, progress: Progress
             if stage.table == "decisions":
                 check_balance(f"{stage.name!r}", [inputs.ids()], made)
             writer.notes |= run.notes
+            _check_files(work, part)
         shutil.rmtree(checkpoints, ignore_errors=True)
     return writer.part()
+
+
+def _check_files(work: Work, part: PlannedPart) -> None:
+    """Raise UserError where a local file that a part is made from changed after it was planned.
+
+    Called before the part appears, so nothing that was read of another content is under the planned fingerprint.
+    """
+    check_unchanged(work.files)
+    if part.origin is not None:
+        part.origin.check_unchanged()
+
+
+@contextmanager
+def _reading(work: Work, part: PlannedPart) -> Iterator[None]:
+    """Let an error name the file that changed while it was read, where that is what it comes from."""
+    try:
+        yield
+    except Exception as error:
+        try:
+            _check_files(work, part)
+        except UserError as changed:
+            raise changed from error
+        raise
 
 
 class StageRun:

@@ -15,6 +15,7 @@ from catalog.schema import field
 from tasks import kmeans
 from tasks.concept_names import CAPTION_CHARS, TERMS, name_classes
 from tasks.encoder import encoder_of
+from tasks.file_digest import digest_of
 from tasks.stage import Batches, Columns, Run, Tables, TableStage
 
 LISTED: Final = 8
@@ -181,6 +182,7 @@ def label_vectors(labels: Sequence[str], templates: Sequence[str], model: Any) -
 
 def _lines(path: str) -> list[str]:
     try:
+        digest_of(Path(path))  # the plan remembers what it was
         return Path(path).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         beside = sorted(str(p) for p in Path(path).parent.glob("*.txt"))

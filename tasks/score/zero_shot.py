@@ -18,6 +18,7 @@ from pydantic import Field
 
 from catalog.errors import RecipeError
 from catalog.schema import field, score
+from tasks.file_digest import digest_of
 from tasks.score._base import VectorScorer
 from tasks.score._heads import Affine, Head
 from tasks.score.prompts import Ensemble, PromptSet
@@ -86,6 +87,7 @@ def _lines(texts: Texts, name: str) -> tuple[str, ...]:
     if not isinstance(texts, str):
         return texts
     try:
+        digest_of(Path(texts))  # the plan remembers what it was
         lines = Path(texts).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"scorer {name!r}: cannot read {texts!r}, expected a text file: {error}") from error

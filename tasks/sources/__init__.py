@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.sources._base import Chunk, Identify, Source, Survey
+from tasks.sources._base import Chunk, Identify, Origin, Source, Survey
 from tasks.sources._notes import Note, Notes
 from tasks.sources.csv import Csv
 from tasks.sources.folder import Folder
@@ -24,6 +24,7 @@ __all__ = [
     "Jsonl",
     "Note",
     "Notes",
+    "Origin",
     "Parquet",
     "Source",
     "Survey",

@@ -4,9 +4,11 @@ A chunk becomes one part of table `source`. Its identity says what was in it, so
 moved makes no new part, and a new file makes only its own.
 """
 
+import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
 import pyarrow as pa
@@ -14,6 +16,8 @@ from pydantic import Field
 
 from catalog.errors import UserError
 from catalog.schema import SAMPLE_BITS
+from tasks.file_digest import FileState, changed, digest_of
+from tasks.sources._files import printable
 from tasks.sources._notes import Note
 from tasks.stage import Columns, MapStage, Tables
 
@@ -38,6 +42,8 @@ class Chunk:
     rows: int
     layout: str = ""
     """How the columns of its file are read: what a source needs to know of the other files."""
+    state: str = ""
+    """Hash of the states of its local files before they were looked at; it is in no fingerprint."""
 
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
         [
@@ -46,6 +52,7 @@ class Chunk:
             ("start", pa.int64()),
             ("rows", pa.int64()),
             ("layout", pa.string()),
+            ("state", pa.string()),
         ]
     )
 
@@ -120,10 +127,30 @@ class Source(MapStage):
         hidden = {"path", "rows_per_part", "follow_links"}
         return {k: v for k, v in super().parameters().items() if k not in hidden}
 
-    def cut(self, uri: str, identity: str, rows: int, layout: str = "") -> list[Chunk]:
+    def cut(self, uri: str, identity: str, rows: int, layout: str = "", state: str = "") -> list[Chunk]:
         """Return the chunks of a file with `rows` rows."""
         size = self.rows_per_part
-        return [Chunk(uri, identity, at, min(size, rows - at), layout) for at in range(0, rows, size)]
+        return [Chunk(uri, identity, at, min(size, rows - at), layout, state) for at in range(0, rows, size)]
+
+    def files(self, chunk: Chunk) -> list[str]:
+        """Return the local files that the rows of a chunk depend on; nothing for object stores."""
+        return [] if "://" in chunk.uri else [chunk.uri]
+
+    def identity(self, chunk: Chunk, identify: Identify) -> str:
+        """Return what a chunk's identity would be now."""
+        return identify(chunk.uri)
+
+    def check_unchanged(self, chunk: Chunk) -> None:
+        """Raise UserError where the local files of a chunk are no longer what they were when it was planned."""
+        files = self.files(chunk)
+        if not chunk.state or state_of(files) == chunk.state:
+            return
+        try:
+            same = self.identity(chunk, lambda uri: digest_of(Path(uri))) == chunk.identity
+        except OSError:
+            same = False
+        if not same:
+            raise changed(printable(_last_changed(files)))
 
     def some(self, chunks: list[Chunk], notes: tuple[Note, ...] = ()) -> list[Chunk]:
         """Return `chunks`. Raises UserError where there is none."""
@@ -133,6 +160,45 @@ class Source(MapStage):
                 f"the source is empty: no row in {', '.join(self.paths)}" + (f" ({beside})" if beside else "")
             )
         return chunks
+
+
+class Origin(NamedTuple):
+    """The files that a part is made from."""
+
+    source: Source
+    chunk: Chunk
+
+    def check_unchanged(self) -> None:
+        """Raise UserError where they are no longer what they were when the part was planned."""
+        self.source.check_unchanged(self.chunk)
+
+
+def state_of(files: Iterable[str]) -> str:
+    """Return a hash of the states of local files; of files that are not there, too."""
+    return hashlib.sha256(repr([_state(file) for file in files]).encode()).hexdigest()
+
+
+def local_state(uri: str) -> str:
+    """Return the state of one file; nothing on an object store."""
+    return "" if "://" in uri else state_of([uri])
+
+
+def _state(file: str) -> FileState | None:
+    try:
+        return FileState.of(file)
+    except OSError:
+        return None
+
+
+def _last_changed(files: Sequence[str]) -> str:
+    """Return the file that is gone, or else that changed last."""
+    states = {file: _state(file) for file in files}
+
+    def when(file: str) -> tuple[bool, int]:
+        state = states[file]
+        return state is None, state.ctime_ns if state else 0
+
+    return max(files, key=when)
 
 
 def batches_of(step: Callable[[Chunk], Iterator[pa.Table]], batches: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from catalog.errors import UserError
-from tasks.sources._base import Chunk, Identify, Source, Survey, batches_of
+from tasks.sources._base import Chunk, Identify, Source, Survey, batches_of, local_state
 from tasks.sources._captions import ABOUT, CaptionFrom
 from tasks.sources._columns import File, Layout, TypeName, Wanted, digest, layouts, partition_of
 from tasks.sources._files import Found, Kind, find
@@ -60,6 +60,7 @@ class Tabular(Source):
     def survey(self, identify: Identify) -> Survey:
         notes = Notes()
         files = find(self.paths, self.kind, notes, self.follow_links)
+        states = [local_state(file.uri) for file in files]
         with ThreadPoolExecutor(8) as pool:
             facts = list(pool.map(lambda file: self.look(file.uri), files))
         if not any(len(f.columns) for f in facts):
@@ -69,16 +70,18 @@ class Tabular(Source):
         read = [File(f.uri, found.columns, partition_of(f.below)) for f, found in zip(files, facts, strict=True)]
         wanted = Wanted({"url": self.url, "caption": self.caption, "label": self.label}, self.types, self.caption_from)
         planned = layouts(read, wanted, notes)
-        chunks = self._chunks(files, [found.rows for found in facts], planned, identify)
+        chunks = self._chunks(files, [found.rows for found in facts], planned, identify, states)
         return Survey(self.some(chunks, notes.all()), planned[0].schema(), notes.all())
 
-    def _chunks(self, files: list[Found], rows: list[int], planned: list[Layout], identify: Identify) -> list[Chunk]:
+    def _chunks(
+        self, files: list[Found], rows: list[int], planned: list[Layout], identify: Identify, states: list[str]
+    ) -> list[Chunk]:
         packed: dict[Layout, str] = {}
         chunks: list[Chunk] = []
-        for file, count, layout in zip(files, rows, planned, strict=True):
+        for file, count, layout, state in zip(files, rows, planned, states, strict=True):
             if count:
                 text = packed.get(layout) or packed.setdefault(layout, layout.packed())
-                chunks += self.cut(file.uri, identify(file.uri), count, text)
+                chunks += self.cut(file.uri, identify(file.uri), count, text, state)
         return chunks
 
     def made_of(self, chunk: Chunk) -> dict[str, str]:
@@ -125,7 +128,7 @@ class Cursor:
             piece = self._next(end - first)
             if piece is None:
                 raise UserError(
-                    f"{chunk.uri} changed since the plan: it ends at row {self._row}, not {end}; plan again"
+                    f"{chunk.uri} changed since the plan: it ends at row {self._row}, not {end}; build again"
                 )
             yield layout.apply(piece, chunk.uri, seed, first)
 

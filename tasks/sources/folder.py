@@ -14,7 +14,7 @@ from catalog.errors import NotFoundError, UserError
 from catalog.image_formats import DECODED, HEAD_BYTES, sniff
 from catalog.schema import FAULT, LOCAL, SOURCE, local_file, local_name
 from catalog.storage import Storage
-from tasks.sources._base import PIECE_ROWS, Chunk, Identify, Source, Survey, batches_of
+from tasks.sources._base import PIECE_ROWS, Chunk, Identify, Source, Survey, batches_of, state_of
 from tasks.sources._files import Found, absolute, head_of, is_file, is_glob, not_there, printable, walk
 from tasks.sources._notes import Notes
 from tasks.sources._text import FLAWS, Flaws
@@ -88,10 +88,28 @@ class Folder(Source):
         for at in range(0, len(listing.images), self.rows_per_part):
             names = listing.images[at : at + self.rows_per_part]
             captions = [c for name in names if (c := listing.caption(name))]
-            contents = [identify(f"{listing.folder}/{name}") for name in (*names, *captions)]
-            identity = _digest([listing.folder, *names, *captions, *contents])
+            state = "" if "://" in listing.folder else state_of(_paths(listing.folder, [*names, *captions]))
+            identity = _identity(listing.folder, names, captions, identify)
             layout = json.dumps([names[0], names[-1], _digest([*names, *captions])])
-            yield Chunk(local_name(listing.folder), identity, at, len(names), layout)
+            yield Chunk(local_name(listing.folder), identity, at, len(names), layout, state)
+
+    def files(self, chunk: Chunk) -> list[str]:
+        listing = self._listing(chunk)
+        return _paths(listing.folder, [*listing.images, *listing.captions()])
+
+    def identity(self, chunk: Chunk, identify: Identify) -> str:
+        listing = self._listing(chunk)
+        return _identity(listing.folder, listing.images, listing.captions(), identify)
+
+    def _listing(self, chunk: Chunk) -> "_Listing":
+        """Return the pictures of a chunk. Raises UserError where they are no longer those that were planned."""
+        folder = local_file(chunk.uri)
+        first, last, digest = json.loads(chunk.layout)
+        files = next((files for at, files in walk(folder, Notes(), self.follow_links) if at == folder), [])
+        listing = _Listing.of(folder, [file.below.rpartition("/")[2] for file in files], first, last)
+        if digest != _digest([*listing.images, *listing.captions()]):
+            raise UserError(f"{printable(folder)}: files came or went since the plan; build again")
+        return listing
 
     def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
         def step(batches: Iterator[pa.Table]) -> Batches:
@@ -100,13 +118,8 @@ class Folder(Source):
         return step
 
     def _read(self, chunk: Chunk) -> Iterator[pa.Table]:
-        folder = local_file(chunk.uri)
-        first, last, digest = json.loads(chunk.layout)
-        files = next((files for at, files in walk(folder, Notes(), self.follow_links) if at == folder), [])
-        listing = _Listing.of(folder, [file.below.rpartition("/")[2] for file in files], first, last)
-        names = listing.images
-        if digest != _digest([*names, *(c for name in names if (c := listing.caption(name)))]):
-            raise UserError(f"{printable(folder)}: files came or went since the plan; plan again")
+        listing = self._listing(chunk)
+        names, folder = listing.images, listing.folder
         label = printable(PurePosixPath(folder).name) if self.label == "folder" else None
         for at in range(0, len(names), PIECE_ROWS):
             yield _table(listing, names[at : at + PIECE_ROWS], label)
@@ -140,6 +153,10 @@ class _Listing:
         stems = (name, name.rpartition(".")[0] or name)
         found = next((self.exact[stem] for stem in stems if stem in self.exact), None)
         return found or next((self.folded[s.casefold()] for s in stems if s.casefold() in self.folded), None)
+
+    def captions(self) -> list[str]:
+        """Return the names of the images' caption files, in the images' order."""
+        return [c for name in self.images if (c := self.caption(name))]
 
     def others(self) -> list[str]:
         """Return the names of the files that are neither images nor text files."""
@@ -201,6 +218,16 @@ def _beginning(data: bytes) -> bytes:
     while len(data) > MAX_CAPTION_BYTES and end and data[end] & 0xC0 == 0x80 and end > MAX_CAPTION_BYTES - 4:
         end -= 1
     return data[:end]
+
+
+def _paths(folder: str, names: Iterable[str]) -> list[str]:
+    return [f"{folder}/{name}" for name in names]
+
+
+def _identity(folder: str, names: list[str], captions: list[str], identify: Identify) -> str:
+    """Return what the rows of some pictures depend on."""
+    contents = list(map(identify, _paths(folder, [*names, *captions])))
+    return _digest([folder, *names, *captions, *contents])
 
 
 def _digest(texts: list[str]) -> str:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from catalog.errors import UserError
 from catalog.schema import FAULT, LOCAL, SAMPLE_ID, SOURCE
-from tasks.sources._base import PIECE_BYTES, PIECE_ROWS, Chunk, Identify, Source, Survey, batches_of
+from tasks.sources._base import PIECE_BYTES, PIECE_ROWS, Chunk, Identify, Source, Survey, batches_of, local_state
 from tasks.sources._captions import ABOUT, CaptionFrom
 from tasks.sources._columns import TYPES_OF, Column, File, Layout, Wanted, digest, layouts
 from tasks.sources._files import Kind, find, printable
@@ -56,6 +56,7 @@ class Webdataset(Source):
         notes = Notes()
         files = [file.uri for file in find(self.paths, self.kind, notes, self.follow_links)]
         most = [SAMPLE_OBJECTS] + [_FEW_OBJECTS] * (len(files) - 1)
+        states = [local_state(uri) for uri in files]
         with ThreadPoolExecutor(8) as pool:
             looks = list(pool.map(_look, files, most))
         layout = _layout(
@@ -63,15 +64,17 @@ class Webdataset(Source):
         )
         text = layout.packed()
         chunks: list[Chunk] = []
-        for uri, look in zip(files, looks, strict=True):
+        for uri, look, state in zip(files, looks, states, strict=True):
             for note in look.notes.all():
                 notes.add(*note)
             if look.rows:
-                place = hashlib.sha256(f"{uri}\n{identify(uri)}".encode()).hexdigest()
-                chunks += self.cut(uri, place, look.rows, text)
+                chunks += self.cut(uri, _place(uri, identify), look.rows, text, state)
             else:
                 notes.add(1, "tars without a sample", uri)
         return Survey(self.some(chunks, notes.all()), _schema(layout), notes.all())
+
+    def identity(self, chunk: Chunk, identify: Identify) -> str:
+        return _place(chunk.uri, identify)
 
     def made_of(self, chunk: Chunk) -> dict[str, str]:
         return unpacked(chunk.layout).made_of()
@@ -95,6 +98,11 @@ class Webdataset(Source):
             return batches_of(read, batches)
 
         return step
+
+
+def _place(uri: str, identify: Identify) -> str:
+    """Return what the rows of a tar depend on: its content, and where it lies, as they say where their bytes are."""
+    return hashlib.sha256(f"{uri}\n{identify(uri)}".encode()).hexdigest()
 
 
 class _Look(NamedTuple):
@@ -167,7 +175,7 @@ def _read(file: pa.NativeFile, chunk: Chunk, apart: Keys) -> Iterator[pa.Table]:
         rows += len(piece)
     if rows < chunk.start + chunk.rows:
         raise UserError(
-            f"{chunk.uri} changed since the plan: it ends at sample {rows}, not {chunk.start + chunk.rows}; plan again"
+            f"{chunk.uri} changed since the plan: it ends at sample {rows}, not {chunk.start + chunk.rows}; build again"
         )
 
 
