@@ -141,9 +141,12 @@ def up_to_date(order: Order) -> Outcome | None:
     Raises HeldError where a version that is held is what it would give, and its guards would hold it again.
     """
     recipe = order.load()
-    dataset = order.open(recipe)
+    dataset = order.open(recipe, create=None)  # a recipe that is refused leaves nothing
     plan = make_plan(recipe, dataset)
     if not plan.is_cached or any(pending(dataset).values()):
+        if plan.identities:
+            order.open(recipe)
+            plan.identities.save()  # the build need not read the files again to plan
         return None
     last, digest = dataset.last(), recipe_digest(plan)
     if last is not None and last.recipe_sha256 == digest:

@@ -53,6 +53,7 @@ class Identities:
         """Keep what was learnt."""
         if self._changed:
             self._dataset.set_state(_STATE, dict(self._known))
+            self._changed = False
 
 
 def _key(path: str) -> str:

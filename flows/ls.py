@@ -12,14 +12,18 @@ UNPUBLISHED = "nothing published"
 def datasets(catalog: Catalog) -> list[dict[str, Any]]:
     """Return a row a dataset, sorted by name: its last version, samples, versions, MB of what is stored, last build.
 
-    One that no build has finished yet is there too, with 0 versions. MB counts every version and the images.
+    One that no build has finished yet is there too, with 0 versions, once it has a part of a table. MB counts every
+    version and the images.
     """
     with ThreadPoolExecutor(8) as pool:  # each is several requests, on object stores
-        return list(pool.map(lambda name: _row(catalog.dataset(name)), catalog.datasets()))
+        rows = pool.map(lambda name: _row(catalog.dataset(name)), catalog.datasets())
+        return [row for row in rows if row is not None]
 
 
-def _row(dataset: Dataset) -> dict[str, Any]:
+def _row(dataset: Dataset) -> dict[str, Any] | None:
     versions = dataset.versions()
+    if not versions and not dataset.tables():
+        return None
     counted = [version for version in versions if not version.is_held]
     last = counted[-1] if counted else None
     held = len(versions) - len(counted)

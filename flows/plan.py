@@ -10,7 +10,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -110,6 +109,8 @@ class Plan:
     numbers: Mapping[str, int]
     notes: tuple[Note, ...] = ()
     """What the source's files have beside its rows."""
+    identities: Identities | None = field(default=None, repr=False, compare=False)
+    """What was learnt of the source's files; it is kept already where the dataset exists."""
 
     @property
     def is_cached(self) -> bool:
@@ -122,7 +123,7 @@ def make_plan(
     identify: Callable[[str], str] | None = None,
     retries: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Plan a build. Nothing is made where there is no catalog yet. `retries`: plan with these, instead of those kept.
+    """Plan a build. Nothing is made where there is no dataset yet. `retries`: plan with these, instead of those kept.
 
     Raises RecipeError where a stage asks for a table or a column that nothing before it writes, UserError where a
     takedown or a repair was interrupted.
@@ -134,8 +135,6 @@ def make_plan(
     identities = Identities(dataset)
     survey = source.survey(identify or identities)
     chunks = survey.chunks
-    if not dataset.storage.is_local or Path(dataset.storage.root).is_dir():
-        identities.save()
     if not chunks:
         raise RecipeError("the source is empty: it has no rows")
     keys = _chunk_keys(chunks)
@@ -161,9 +160,10 @@ def make_plan(
     rows: dict[str, int] = {}
     for c in chunks:
         rows[c.uri] = rows.get(c.uri, 0) + c.rows
-    return Plan(
-        recipe, dataset, tuple(planned), tuple(f | {"rows": rows[u]} for u, f in files.items()), ledger, survey.notes
-    )
+    if dataset.exists():
+        identities.save()
+    inputs = tuple(f | {"rows": rows[u]} for u, f in files.items())
+    return Plan(recipe, dataset, tuple(planned), inputs, ledger, survey.notes, identities)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from catalog.errors import RecipeError
 from flows.build import Order, build_here
 from flows.cli import app, main
 from tests.flows.conftest import Web
@@ -320,6 +321,35 @@ def test_what_is_listed(built: Web, run: Run) -> None:
     shards = sum(path.stat().st_size for path in (Path(built.catalog) / "web" / "shards").rglob("*"))
     assert shards > 3000
     assert json.loads(out)[0]["MB"] == round((tables + shards) / 1e6, 2)
+
+
+REFUSED = [
+    {"use": "filter", "where": "nosuch > 1"},
+    {"use": "filter", "where": "length(caption) > date '2024-01-01'"},
+    {"use": "filter", "lists": [{"name": "x", "file": "no.txt"}]},
+]
+
+
+@pytest.mark.parametrize("stage", REFUSED, ids=str)
+def test_a_recipe_that_is_refused_leaves_nothing(run: Run, tmp_path: Path, stage: dict[str, object]) -> None:
+    (tmp_path / "a.csv").write_text("url,caption\nu,a\n")
+    recipe = tmp_path / "recipe.yaml"
+    source = {"use": "csv", "path": str(tmp_path / "a.csv")}
+    recipe.write_text(json.dumps({"dataset": "refused", "source": source, "stages": [stage]}))
+    catalog = tmp_path / "catalog"
+    words = ["build", str(recipe), "--executor", "inline", "--catalog", str(catalog)]
+    check(words, *run(*words))
+    assert not catalog.exists()
+    with pytest.raises(RecipeError):  # as a schedule builds it
+        build_here(Order.read(recipe, catalog=str(catalog), executor="inline"))
+    assert json.loads(run("ls", "--catalog", str(catalog), "--json")[1]) == []
+
+
+def test_a_plan_leaves_nothing_in_a_catalog(built: Web, run: Run) -> None:
+    before = {path for path in Path(built.catalog).rglob("*") if "planned" in str(path)}
+    recipe = str(built.folder / "recipe.yaml")
+    assert run("plan", recipe, "--set", "dataset=planned", "--catalog", built.catalog)[0] == 0
+    assert before == {path for path in Path(built.catalog).rglob("*") if "planned" in str(path)} == set()
 
 
 def test_errors_of_a_version(built: Web, run: Run) -> None:
