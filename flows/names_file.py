@@ -1,20 +1,25 @@
 """The file that names the rows of a takedown: columns that are known by their header, or named on the command line."""
 
 import csv
+import os
+import stat
+import time
 from collections.abc import Mapping, Sequence
 from io import StringIO
-from pathlib import Path
 from typing import Final
 
 import pyarrow.parquet as pq
 
 from catalog.errors import EspalierError, UserError, nearest
 from catalog.reach import Names
+from catalog.user_file import PIPE, plain, unreadable
 
 COLUMNS: Final = ("url", "sample_id", "sha256")
 """What a column may hold; all of these that a file has count."""
 MAX_HEADER_BYTES: Final = 1 << 20
 MAX_BYTES: Final = 1 << 30
+WRITER_S: Final = 1.0
+"""So long a pipe's writer is waited for."""
 _WANTED: Final = "url, sample_id or sha256"
 
 
@@ -26,13 +31,15 @@ def read_names(path: str, columns: Sequence[str] = ()) -> Names:
     line has another number of fields than the header, or a value cannot be what its column holds.
     """
     asked = _asked(columns)
+    is_parquet = path.lower().endswith((".parquet", ".pq"))
+    if (why := unreadable(path)) and (is_parquet or why != PIPE):
+        raise UserError(f"cannot read {path!r}: {why}")
     try:
-        is_parquet = path.lower().endswith((".parquet", ".pq"))
         found = _of_parquet(path, asked) if is_parquet else _of_text(path, asked)
     except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
         if isinstance(error, EspalierError):
             raise
-        raise UserError(f"cannot read {path!r}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"cannot read {path!r}: {plain(error)}") from None
     names = _checked(path, {kind: [v.strip() for v in values if v.strip()] for kind, values in found.items()})
     if not names:
         raise UserError(f"{path} names no row")
@@ -90,10 +97,13 @@ def _of_text(path: str, asked: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _text(path: str) -> str:
-    """Return a file's text. Raises UserError where its first line, or all of it, is longer than a list's: an endless
-    device would fill the memory."""
-    with Path(path).open("rb") as file:
-        data = file.readline(MAX_HEADER_BYTES)
+    """Return the text of a file, or of a pipe that somebody writes to (`--file <(...)`). Raises UserError where its
+    first line, or all of it, is longer than a list's: what never ends would fill the memory."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        data = _first_of_pipe(path, descriptor) if stat.S_ISFIFO(os.fstat(descriptor).st_mode) else b""
+        os.set_blocking(descriptor, True)
+        data += file.readline(MAX_HEADER_BYTES - len(data))
         if len(data) == MAX_HEADER_BYTES and not data.endswith(b"\n"):
             raise UserError(f"{path} has a first line of more than {MAX_HEADER_BYTES} bytes; expected a header")
         data += file.read(MAX_BYTES - len(data) + 1)
@@ -102,11 +112,31 @@ def _text(path: str) -> str:
     return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
+def _first_of_pipe(path: str, descriptor: int) -> bytes:
+    """Return the first byte of a pipe, none where its writer has not written yet. Raises UserError where there is no
+    writer: it might never come."""
+    deadline = time.monotonic() + WRITER_S
+    while True:
+        try:
+            data = os.read(descriptor, 1)
+        except BlockingIOError:
+            return b""
+        if data or time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    if not data:
+        raise UserError(f"cannot read {path!r}: it is a pipe that nobody writes to")
+    return data
+
+
 def _wanted(path: str, header: Sequence[str], asked: Mapping[str, str]) -> dict[str, str]:
     """Return kind -> column as the file spells it. Raises UserError where there is no such column."""
     for name in asked.values():
         if name not in header:
             raise UserError(f"{path} has no column {name!r}{nearest(name, header)}")
+    for name in {*asked.values()} or {n for n in header if n.strip().lower() in COLUMNS}:
+        if header.count(name) > 1:
+            raise UserError(f"{path} has two columns {name!r}; expected every column once")
     if asked:
         return dict(asked)
     found = {kind: next((n for n in header if n.strip().lower() == kind), "") for kind in COLUMNS}

@@ -29,6 +29,7 @@ from catalog.errors import NotFoundError, QueryError, UserError
 from catalog.inputs import read_parquet
 from catalog.lookup import KEY, among
 from catalog.schema import role
+from catalog.user_file import unreadable
 from flows.kept_index import TABLE, Kept, best_device, embedding_column, kept
 from tasks.encoder import encoder_of
 from tasks.index.tune import RESCORED
@@ -467,8 +468,8 @@ def _every_row(dataset: Dataset, version: Version) -> str:
 def _read_image(path: str | None) -> bytes:
     file = Path(path or "")
     try:
-        if file.exists() and not file.is_file():
-            raise UserError(f"cannot read the image {path!r}: it is no file")  # a pipe or a device may never end
+        if why := unreadable(file):
+            raise UserError(f"cannot read the image {path!r}: {why}")
         if file.stat().st_size > MAX_IMAGE_BYTES:
             raise UserError(f"cannot read the image {path!r}: it is larger than {MAX_IMAGE_BYTES:,} bytes")
         return file.read_bytes()

@@ -16,7 +16,6 @@ It is YAML 1.1 as PyYAML reads it, but for the words that it takes for something
 import io
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from catalog.errors import NotFoundError, RecipeError
+from catalog.user_file import kind_of
 
 MAX_BYTES: Final = 1 << 20
 """Of one file."""
@@ -113,9 +113,7 @@ def read_text(path: str | Path, what: str = "recipe") -> str:
     except (OSError, ValueError) as error:
         raise RecipeError(f"{wrong}: {getattr(error, 'strerror', None) or error}") from None
     try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device"
+        if kind := kind_of(os.fstat(descriptor).st_mode):
             raise RecipeError(f"{wrong}: it is {kind}, expected a file")
         with open(descriptor, "rb", closefd=False) as file:  # a descriptor
             data = file.read(MAX_BYTES + 1)

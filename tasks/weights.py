@@ -22,6 +22,7 @@ from urllib.request import Request, urlopen
 from pydantic import Field, model_validator
 
 from catalog.errors import RecipeError, UserError, nearest
+from catalog.user_file import NOT_THERE, unreadable
 from tasks.file_digest import digest_of
 from tasks.stage import Config
 
@@ -58,8 +59,10 @@ class Weights(Config):
     def check_weights(self) -> None:
         """Raise RecipeError where a local file is not there, or a URL is of another kind. Fetches and loads nothing."""
         scheme = urlsplit(self.weights).scheme
-        if is_url(self.weights) or Path(self.weights).is_file():
+        if is_url(self.weights) or (why := unreadable(self.weights)) is None:
             return
+        if why != NOT_THERE:
+            raise RecipeError(f"weights {self.weights!r} cannot be read: {why}")
         if len(scheme) > 1:  # one letter is a drive of Windows
             raise RecipeError(f"weights {self.weights!r}: expected a local file or an http(s) URL, found {scheme}://")
         beside = [str(path) for path in sorted(Path(self.weights).parent.glob("*")) if path.is_file()]

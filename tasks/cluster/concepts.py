@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from catalog.errors import RecipeError, UserError, nearest
 from catalog.inputs import Inputs, as_matrix
 from catalog.schema import field
+from catalog.user_file import NOT_THERE, read_lines
 from tasks import kmeans
 from tasks.concept_names import CAPTION_CHARS, TERMS, name_classes
 from tasks.encoder import encoder_of
@@ -182,13 +183,13 @@ def label_vectors(labels: Sequence[str], templates: Sequence[str], model: Any) -
 
 def _lines(path: str) -> list[str]:
     try:
-        digest_of(Path(path))  # the plan remembers what it was
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+        found = read_lines(path)
+    except UserError as error:
         beside = sorted(str(p) for p in Path(path).parent.glob("*.txt"))
-        raise RecipeError(f"concepts: labels: no file {path!r}{nearest(path, beside)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"concepts: labels: cannot read {path!r}: {error}") from None
+        hint = nearest(path, beside) if str(error) == NOT_THERE else ""
+        raise RecipeError(f"concepts: labels: cannot read {path!r}: {error}{hint}") from None
+    digest_of(Path(path))  # the plan remembers what it was
+    return found
 
 
 def _members(inputs: Inputs, k: int) -> pa.Table:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from catalog.errors import RecipeError, UserError, nearest
 from catalog.inputs import as_matrix
+from catalog.user_file import unreadable
 from tasks import kmeans
 from tasks.deduplicate import exact, perceptual
 from tasks.file_digest import digest_of
@@ -69,19 +70,20 @@ class EvaluationSet(Config):
             )
 
     def _schema(self) -> pa.Schema:
+        self._check_file()
         try:
             return pq.read_schema(self.path)
-        except FileNotFoundError as error:
-            raise RecipeError(f"set {self.name!r}: {self.path} is not there") from error
         except (pa.ArrowException, OSError) as error:
             raise RecipeError(f"set {self.name!r}: {self.path} is not a readable Parquet file") from error
 
+    def _check_file(self) -> None:
+        if why := unreadable(self.path):
+            raise RecipeError(f"set {self.name!r}: cannot read {self.path!r}: {why}")
+
     def parameters(self) -> dict[str, Any]:
         """Return the fields, with the file by its content."""
-        path = Path(self.path)
-        if not path.is_file():
-            raise RecipeError(f"set {self.name!r}: {self.path} is not there")
-        return self.model_dump(mode="json") | {"path": digest_of(path)}
+        self._check_file()
+        return self.model_dump(mode="json") | {"path": digest_of(Path(self.path))}
 
 
 EXPECTED: Final = {

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from catalog.duck import lock, open_database, quoted
 from catalog.errors import RecipeError, nearest
+from catalog.user_file import NOT_THERE, unreadable
 from tasks.file_digest import digest_of
 from tasks.stage import Config
 
@@ -35,7 +36,9 @@ class ListFile(Config):
     def digest(self) -> str:
         """Return the SHA-256 of the file's content, in hex. Raises RecipeError where it is not there."""
         path = Path(self.file)
-        if not path.is_file():
+        if (why := unreadable(path)) and why != NOT_THERE:
+            raise RecipeError(f"a filter's list {self.file!r} cannot be read: {why}")
+        if why:
             beside = [str(p) for p in sorted(path.parent.glob("*")) if p.is_file()] if path.parent.is_dir() else []
             raise RecipeError(f"a filter's list {self.file!r}: no such file{nearest(self.file, beside)}")
         return digest_of(path)

@@ -18,6 +18,7 @@ from pydantic import Field
 from catalog.errors import RecipeError, nearest
 from catalog.inputs import Inputs, as_matrix
 from catalog.schema import DECISIONS
+from catalog.user_file import NOT_THERE, unreadable
 from tasks.encoder import encoder_of
 from tasks.file_digest import digest_of
 from tasks.kmeans import Assigner, clustered_column, width
@@ -111,7 +112,9 @@ class NearTargets(TableStage):
     def _field(self) -> pa.Field:
         """Return the field of the targets' file that is read. Raises RecipeError."""
         path = Path(self.targets)
-        if not path.is_file():
+        if (why := unreadable(path)) and why != NOT_THERE:
+            raise RecipeError(f"near_targets: cannot read {self.targets!r}: {why}")
+        if why:
             beside = [str(p) for p in sorted(path.parent.glob("*.parquet"))] if path.parent.is_dir() else []
             raise RecipeError(f"near_targets: no file {self.targets!r}{nearest(self.targets, beside)}")
         try:

@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from catalog.errors import RecipeError
+from catalog.errors import RecipeError, UserError
 from catalog.schema import field, score
+from catalog.user_file import read_lines
 from tasks.file_digest import digest_of
 from tasks.score._base import VectorScorer
 from tasks.score._heads import Affine, Head
@@ -87,8 +88,8 @@ def _lines(texts: Texts, name: str) -> tuple[str, ...]:
     if not isinstance(texts, str):
         return texts
     try:
-        digest_of(Path(texts))  # the plan remembers what it was
-        lines = Path(texts).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"scorer {name!r}: cannot read {texts!r}, expected a text file: {error}") from error
+        lines = read_lines(texts)
+    except UserError as error:
+        raise RecipeError(f"scorer {name!r}: cannot read {texts!r}, expected a text file: {error}") from None
+    digest_of(Path(texts))  # the plan remembers what it was
     return tuple(line.strip() for line in lines if line.strip())

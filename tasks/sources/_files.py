@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from catalog.errors import NotFoundError, UserError, nearest
 from catalog.storage import SCHEMES, Storage
+from catalog.user_file import NOT_THERE, unreadable
 from tasks.sources._notes import Notes
 from tasks.sources._text import FromUtf16, is_utf16
 
@@ -118,6 +119,8 @@ def is_glob(place: str) -> bool:
 
 def not_there(place: str) -> NotFoundError:
     """Return the error for a folder that does not exist, with the nearest that does."""
+    if "://" not in place and (why := unreadable(place)) not in (None, NOT_THERE):
+        return NotFoundError(f"cannot read {place}: {why}")
     parent = Path(place).parent
     beside = [entry.name for entry in os.scandir(parent)] if "://" not in place and parent.is_dir() else []
     return NotFoundError(f"{place} is not there{nearest(Path(place).name, beside)}")

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from catalog.duck import open_database
 from tasks.sources._captions import is_list
-from tasks.sources._text import as_text
+from tasks.sources._text import Flaws, as_text
 
 MAX_OBJECT_BYTES: Final = 16 << 20
 """A longer object counts as broken."""
@@ -32,12 +32,13 @@ def columns_of(objects: Iterable[bytes]) -> pa.Schema:
     return pa.schema([(key.encode("utf-8", "replace").decode(), _common(found)) for key, found in kinds.items()])
 
 
-def extract(objects: pa.Array, schema: pa.Schema) -> tuple[pa.Table, dict[str, pa.Array], pa.Array]:
+def extract(objects: pa.Array, schema: pa.Schema, flaws: Flaws) -> tuple[pa.Table, dict[str, pa.Array], pa.Array]:
     """Return the columns `schema` of JSON objects (string array of n): n rows, null where a value is missing or of
     another type; for the columns that have some of another type, which they are, bool (n,); and which texts are JSON
     objects, bool (n,).
 
-    A column of type TEXTS holds the items of lists, and anything else as a list of one.
+    Of a key that an object has twice the first value counts, and `flaws` notes the row. A column of type TEXTS holds
+    the items of lists, and anything else as a list of one.
     """
     pointers = ", ".join(_pointer(name) for name in schema.names) or "'/'"
     chosen = "".join(f", {_expression(i + 1, f.type)} as c{i}" for i, f in enumerate(schema))
@@ -45,12 +46,13 @@ def extract(objects: pa.Array, schema: pa.Schema) -> tuple[pa.Table, dict[str, p
     query = f"""
         with valid as (select case when json_valid(o) then o end as o from objects),
         parsed as (select json_extract_string(o, [{pointers}]) as v, json_type(o, [{pointers}]) as t,
-            coalesce(json_type(o) = 'OBJECT', false) as ok from valid)
-        select ok{chosen}{lost} from parsed"""
+            coalesce(json_type(o) = 'OBJECT', false) as ok, json_keys(o) as k from valid)
+        select ok, coalesce(len(k) > list_unique(k), false) as twice{chosen}{lost} from parsed"""
     with _database().cursor() as connection:
         connection.register("objects", pa.table({"o": objects}))
         found = connection.sql(query).to_arrow_table()
     ok = found.column("ok").combine_chunks()
+    flaws.twice(found.column("twice").combine_chunks())
     others = {f.name: found.column(f"l{i}") for i, f in enumerate(schema)}
     columns = [found.column(f"c{i}").cast(f.type) for i, f in enumerate(schema)]
     lost_ = {name: bad.combine_chunks() for name, bad in others.items() if bad.null_count < len(bad)}
@@ -94,10 +96,15 @@ _SQL: Final = {
 
 def _parsed(text: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(as_text(text))
+        value = json.loads(as_text(text), object_pairs_hook=first_of_each)
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def first_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, in which the first value of a key counts."""
+    return dict(reversed(pairs)) if len(dict(pairs)) < len(pairs) else dict(pairs)
 
 
 def _kind(value: Any) -> pa.DataType:

@@ -28,6 +28,18 @@ _Bytes = BinaryIO | io.BufferedIOBase
 _DECODE: Final = json.JSONDecoder(strict=False).raw_decode
 
 
+class _Object(dict[str, Any]):
+    """A JSON object that knows which key it has twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        keys = [key for key, _ in pairs] if len(self) < len(pairs) else []
+        self.twice = next((key for at, key in enumerate(keys) if key in keys[:at]), None)
+
+
+_DECODE_WHOLE: Final = json.JSONDecoder(strict=False, object_pairs_hook=_Object).raw_decode
+
+
 def objects(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
     """Yield the JSON text of every row of a file, as bytes; of one that is too long, in a file of lines, no JSON.
 
@@ -72,7 +84,7 @@ def _long(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
     while True:
         text = data.decode("utf-8", "surrogateescape")
         try:
-            value, end = _DECODE(text, _after_space(text, 0))
+            value, end = _DECODE_WHOLE(text, _after_space(text, 0))
             break
         except (ValueError, RecursionError) as error:
             place = getattr(error, "pos", 0)
@@ -118,20 +130,22 @@ def _lines(file: _Bytes) -> Iterator[bytes]:
             yield line
 
 
-def _lists(line: bytes) -> dict[str, list[Any]] | None:
+def _lists(line: bytes) -> _Object | None:
     """Return the only line of a file, if it is an object of lists."""
     try:
-        value = json.loads(line.decode("utf-8", "surrogateescape"))
+        value = json.loads(line.decode("utf-8", "surrogateescape"), object_pairs_hook=_Object)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) and _is_lists(value) else None
+    return value if isinstance(value, _Object) and _is_lists(value) else None
 
 
 def _is_lists(value: dict[str, Any]) -> bool:
     return bool(value) and all(isinstance(item, list) for item in value.values())
 
 
-def _of_lists(uri: str, lists: dict[str, list[Any]]) -> Iterator[bytes]:
+def _of_lists(uri: str, lists: _Object) -> Iterator[bytes]:
+    if lists.twice is not None:
+        raise UserError(f"{uri} is one object of lists with the key {lists.twice!r} twice; expected every key once")
     lengths = {len(items) for items in lists.values()}
     if len(lengths) > 1:
         shown = ", ".join(f"{key} {len(items)}" for key, items in list(lists.items())[:5])

@@ -20,8 +20,9 @@ FLAWS_AT: Final = "\0flaws"
 """The column of a piece of a file that says what its reader found in the text of each row, as `Flaws.column`."""
 BROKEN: Final = "rows whose text is not UTF-8, with U+FFFD for what could not be decoded"
 NULS: Final = "rows with NUL characters in their text, which were removed"
-_BROKEN, _NUL = 1, 2
-_MARKS: Final = ((_BROKEN, BROKEN), (_NUL, NULS))
+TWICE: Final = "JSON objects that have a key twice, of which the first counts"
+_BROKEN, _NUL, _TWICE = 1, 2, 4
+_MARKS: Final = ((_BROKEN, BROKEN), (_NUL, NULS), (_TWICE, TWICE))
 FLAWS: Final = tuple(what for _, what in _MARKS)
 """What the notes of text say."""
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -48,6 +49,10 @@ class Flaws:
     def any(self) -> bool:
         """Say whether any row has one."""
         return bool(self._marks.any())
+
+    def twice(self, rows: pa.Array) -> None:
+        """Note the rows whose JSON object has a key twice, bool (n,)."""
+        self._marks[rows.to_numpy(zero_copy_only=False)] |= _TWICE
 
     def first(self, mark: str) -> tuple[int, int]:
         """Return how many rows have the flaw BROKEN or NULS, and the first of them."""

@@ -72,7 +72,7 @@ def _read_as(f: pa.Field, layout: Layout) -> pa.Field:
 
 def _read(texts: list[bytes], wanted: pa.Schema) -> pa.Table:
     flaws = Flaws(len(texts))
-    rows, lost, ok = extract(flaws.texts(texts), wanted)
+    rows, lost, ok = extract(flaws.texts(texts), wanted, flaws)
     if flaws.any():
         rows = rows.append_column(FLAWS_AT, flaws.column())
     for name, values in lost.items():

@@ -200,7 +200,7 @@ def _table(chunk: Chunk, piece: list[_Texts], layout: Layout, first_row: int) ->
     objects, caption, label = (
         flaws.texts(texts) for texts in ((t.json for t in piece), (t.caption for t in piece), (t.label for t in piece))
     )
-    values, _, ok = extract(objects, wanted)
+    values, _, ok = extract(objects, wanted, flaws)
     if not len(wanted):
         values = pa.table({"": objects})
     notes = Notes()

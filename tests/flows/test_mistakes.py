@@ -118,6 +118,8 @@ MISTAKES = [
     ["search", "web", "--text", "x", "--save", ""],
     ["search", "web", "--image", "/no/such.jpg"],
     ["search", "web", "--image", "{folder}"],
+    ["search", "web", "--image", "{fifo}"],
+    ["build", "{fifo}"],
     ["search", "web", "--text", "x", "--html", "/no/such/folder/x.html"],
     ["search", "web", "--text", "x", "--html", "{folder}"],
     ["search", "web", "--text", "x"],
@@ -130,6 +132,10 @@ MISTAKES = [
     ["takedown", "web"],
     ["takedown", "web", "--file", "/no/such.csv"],
     ["takedown", "web", "--file", "{folder}"],
+    ["takedown", "web", "--file", "{fifo}"],
+    ["takedown", "web", "--file", "/dev/zero"],
+    ["takedown", "web", "--file", "{file}\0"],
+    ["takedown", "web", "--file", "{folder}/twice.csv"],
     ["takedown", "web", "--file", "{binary}"],
     ["takedown", "web", "--file", "{binary}.parquet"],
     ["report", "web@1", "-o", "/no/such/folder/x.html"],
@@ -182,6 +188,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
             build_here(Order.read(recipe, catalog=web.catalog, executor="inline"))
         web.recipe("  - {use: prune, method: random, keep_rows: 2}\n")
         (web.folder / "file").write_text("text\n")
+        (web.folder / "twice.csv").write_text("url,url\nu,v\n")
+        os.mkfifo(web.folder / "fifo")
         for name in ("binary", "binary.parquet"):
             (web.folder / name).write_bytes(bytes(range(256)) * 9)
         yield web
@@ -189,6 +197,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
 
 def filled(built: Web, words: list[str]) -> list[str]:
     known = {"file": built.folder / "file", "folder": built.folder, "binary": built.folder / "binary"}
+    known["fifo"] = built.folder / "fifo"
     known["recipe"] = built.folder / "recipe.yaml"
     for name, path in known.items():
         words = [word.replace(f"{{{name}}}", str(path)) for word in words]
@@ -203,6 +212,7 @@ def check(words: list[str], code: int, out: str, err: str, codes: tuple[int, ...
     assert err.strip() != "espalier:", words
     assert "fault of Espalier" not in err, (words, err)
     assert "Traceback" not in err
+    assert "Errno" not in err, err
     assert err.strip().isprintable(), err
 
 
@@ -321,6 +331,46 @@ def test_what_is_listed(built: Web, run: Run) -> None:
     shards = sum(path.stat().st_size for path in (Path(built.catalog) / "web" / "shards").rglob("*"))
     assert shards > 3000
     assert json.loads(out)[0]["MB"] == round((tables + shards) / 1e6, 2)
+
+
+EMBED = {"use": "embed", "encoders": [{"name": "c", "model": "ViT-B-32", "pretrained": "random"}]}
+CLUSTER = {"use": "cluster", "k": 2}
+NAMED_IN_RECIPES: dict[str, Callable[[str], list[dict[str, object]]]] = {
+    "list": lambda path: [{"use": "filter", "lists": [{"name": "x", "file": path}]}],
+    "words": lambda path: [{"use": "filter", "words": {"x": {"file": path}}}],
+    "set": lambda path: [{"use": "decontaminate", "sets": [{"name": "x", "path": path, "image": "image"}]}],
+    "pretrained": lambda path: [{"use": "embed", "encoders": [{"name": "c", "model": "ViT-B-32", "pretrained": path}]}],
+    "targets": lambda path: [EMBED, CLUSTER, {"use": "near_targets", "targets": path}],
+    "concepts": lambda path: [EMBED, CLUSTER, {"use": "concepts", "labels": path}],
+    "labels": lambda path: [EMBED, {"use": "score", "scorers": [{"use": "zero_shot", "name": "k", "labels": path}]}],
+    "weights": lambda path: [EMBED, {"use": "score", "scorers": [{"use": "aesthetic_v2", "weights": path}]}],
+    "fragment": lambda path: [{"include": path}],
+}
+
+
+@pytest.mark.timeout(120)  # a pipe that nobody writes to never ends
+@pytest.mark.parametrize("path", ["{fifo}", "{folder}", "/dev/zero", "{secret}"])
+@pytest.mark.parametrize("field", [*NAMED_IN_RECIPES, "csv", "parquet", "jsonl", "webdataset"])
+def test_a_file_that_is_none_is_one_line(run: Run, tmp_path: Path, field: str, path: str) -> None:
+    if field not in NAMED_IN_RECIPES and path == "{folder}":
+        pytest.skip("a source may be a folder")
+    if path == "{secret}" and os.geteuid() == 0:
+        pytest.skip("root may read every file")
+    (tmp_path / "a.csv").write_text("url,caption\nu,a\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "secret").touch(0)
+    os.mkfifo(tmp_path / "fifo")
+    path = path.format(**{name: tmp_path / name for name in ("fifo", "folder", "secret")})
+    source: dict[str, object] = {"use": "csv", "path": str(tmp_path / "a.csv")}
+    stages: list[dict[str, object]] = []
+    if field in NAMED_IN_RECIPES:
+        stages = [{"use": "download"}, *NAMED_IN_RECIPES[field](path)]
+    else:
+        source = {"use": field, "path": path}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"dataset": "d", "source": source, "stages": stages}))
+    words = ["plan", str(recipe), "--catalog", str(tmp_path / "catalog")]
+    check(words, *run(*words))
 
 
 REFUSED = [

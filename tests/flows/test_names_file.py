@@ -93,14 +93,18 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_what_never_ends_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="/dev/zero has a first line of more than"):
+    with pytest.raises(UserError, match="cannot read '/dev/zero': it is a device, expected a file"):
         read_names("/dev/zero")
     monkeypatch.setattr(names_file, "MAX_BYTES", 1000)
+    monkeypatch.setattr(names_file, "MAX_HEADER_BYTES", 500)
     path = tmp_path / "a.csv"
     path.write_text("url\n" + "x\n" * 498)  # 1,000 bytes
     assert read_names(str(path)) == Names(frozenset({"x"}))
     path.write_text("url\n" + "x\n" * 499)
     with pytest.raises(UserError, match="longer than"):
+        read_names(str(path))
+    path.write_text("x" * 501)
+    with pytest.raises(UserError, match="has a first line of more than"):
         read_names(str(path))
 
 
@@ -109,6 +113,23 @@ def test_lines_of_any_system(tmp_path: Path) -> None:
         path = tmp_path / "a.csv"
         path.write_bytes(f"url{end}x{end}y{end}".encode())
         assert read_names(str(path)) == Names(frozenset({"x", "y"}))
+
+
+def test_a_pipe_without_a_writer_is_refused(tmp_path: Path) -> None:
+    for name in ("pipe", "pipe.parquet"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match="it is a pipe"):
+            read_names(str(tmp_path / name))
+
+
+def test_a_column_twice_is_refused_where_it_counts(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("url,n,n\nx,1,2\n")
+    assert read_names(str(path)) == Names(frozenset({"x"}))
+    for text, columns in (("url,url\nx,y\n", ()), ("n,n\nx,y\n", ("url=n",))):
+        path.write_text(text)
+        with pytest.raises(UserError, match="has two columns"):
+            read_names(str(path), columns)
 
 
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:

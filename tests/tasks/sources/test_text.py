@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from catalog.errors import UserError
 from tasks.sources import Note
 from tasks.sources._notes import Notes
-from tasks.sources._text import BROKEN, NULS, Flaws
+from tasks.sources._text import BROKEN, NULS, TWICE, Flaws
 from tasks.sources.csv import Csv
 from tasks.sources.folder import LONG, MAX_CAPTION_BYTES, Folder
 from tasks.sources.jsonl import Jsonl
@@ -190,3 +191,27 @@ def test_a_long_caption_is_cut_at_a_character_and_counted(tmp_path: Path) -> Non
     captions, notes = read(folder(tmp_path, [b"x" + "\u00e9".encode() * (MAX_CAPTION_BYTES // 2 + 9)]))
     assert captions == ["x" + "\u00e9" * (MAX_CAPTION_BYTES // 2 - 1)]
     assert notes == [Note(1, LONG, f"{tmp_path}/0.txt")]
+
+
+@pytest.mark.parametrize("form", ["lines", "array", "values", "webdataset"])
+def test_of_a_key_that_an_object_has_twice_the_first_counts_and_is_counted(form: str, tmp_path: Path) -> None:
+    rows = [b'{"url": "u", "caption": "a"}', b'{"url": "u", "caption": "b", "caption": 1, "url": "v"}']
+    if form == "webdataset":
+        source = webdataset(tmp_path, rows, "json")
+    else:
+        spaced = [row.replace(b"{", b"{\n") for row in rows]
+        data = {"lines": b"\n".join(rows), "array": b"[%s, %s]" % (*rows,), "values": b"\n".join(spaced)}[form]
+        (tmp_path / "a.jsonl").write_bytes(data)
+        source = Jsonl(path=str(tmp_path))
+    captions, notes = read(source)
+    assert captions == ["a", "b"]
+    (note,) = notes
+    assert (note.number, note.what) == (1, TWICE)
+    assert note.example.endswith("near row 1")
+
+
+@pytest.mark.parametrize("space", [b"", b"\n"])
+def test_an_object_of_lists_with_a_key_twice_is_refused(space: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'{%b"url": ["u"], "caption": ["a"], "caption": ["b"]}' % space)
+    with pytest.raises(UserError, match=r"a\.json is one object of lists with the key 'caption' twice"):
+        read(Jsonl(path=str(tmp_path)))
