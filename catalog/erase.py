@@ -6,6 +6,7 @@ lists of files stay as they are, and no version can give back what is gone. In `
 stays as a bare sample_id with the reason; from every other table the row goes.
 """
 
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from catalog import work
 from catalog.amend import amend
 from catalog.dataset import QUARANTINE, Dataset
 from catalog.lookup import among, rows_of
@@ -187,7 +189,8 @@ def _recorded(
 
 
 def sweep(dataset: Dataset) -> None:
-    """Remove what may hold anything and that nobody needs: half-written files, scratch, shards that no part names."""
+    """Remove what may hold anything and that nobody needs: half-written files, scratch and checkpoints, shards that no
+    part names."""
     storage = dataset.storage
     named = set()
     for table in dataset.tables():
@@ -200,6 +203,7 @@ def sweep(dataset: Dataset) -> None:
     gone = [p for p in paths if is_temporary(p) or p.startswith(("_work/", f"{QUARANTINE}/"))]
     gone += [p for p in paths if p.startswith(f"{FOLDER}/") and _stem(p) not in stems]
     storage.delete(gone)
+    shutil.rmtree(work.folder(storage), ignore_errors=True)
 
 
 def _stem(path: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from catalog import delta, edges
+from catalog import delta, edges, work
 from catalog.dataset import QUARANTINE, QUARANTINE_TIME, Catalog, Dataset, Version
 from catalog.errors import UserError
 from catalog.lease import hold
@@ -24,7 +24,6 @@ GRACE_S: Final = 24 * 3600.0
 """How old, in seconds, a file must be before it can be garbage."""
 
 _SHARDS: Final = "shards"
-_WORK: Final = "_work"
 _REPORTS: Final = "_reports"
 
 
@@ -126,7 +125,7 @@ def _since(entry: Entry) -> float:
 def _is_garbage(path: str, needed: set[str], shards: set[str], reports: set[str]) -> bool:
     folder, _, name = path.partition("/")
     if is_temporary(path) or folder in (
-        _WORK,
+        work.FOLDER,
         QUARANTINE,
     ):  # while nobody builds, scratch is nobody's, and old checkpoints are too
         return True

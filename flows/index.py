@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from catalog import lookup
+from catalog import work as work_files
 from catalog.dataset import Dataset, Version
 from catalog.errors import UserError, nearest
 from catalog.parts import PartFile, fingerprint_of
@@ -203,7 +204,7 @@ class _Work:
 
     def build(self) -> Kept:
         """Draw, train, fill, measure."""
-        with tempfile.TemporaryDirectory(prefix="espalier-index-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="index-", dir=work_files.make(self.dataset.storage)) as scratch:
             rows, held_out, training = self._drawn(Path(scratch))
             if not rows:
                 raise UserError(f"{self.version.label} has no vectors in {self.column!r}: there is nothing to index")

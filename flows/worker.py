@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from catalog import work as work_files
 from catalog.errors import BalanceError, StoredImageError, UserError
 from catalog.inputs import Inputs, Piece, Pieces, read_parquet
 from catalog.parts import PartFile, PartWriter, describe_part, number_rows
@@ -32,7 +33,6 @@ SOURCE_NOTES = "source"
 """Among the notes of a part of the source: what became of its values, a list of (count, what, example)."""
 LOST = "lost:"
 """What a reason of a retry begins with that means no reason: rows whose shard is lost (`flows.mend`)."""
-_WORK = "_work"
 """The folder of a dataset where its stages keep what is not part of it."""
 
 
@@ -321,16 +321,15 @@ def limit_threads(cpus: float) -> None:
 
 def clear_scratch(storage: Storage) -> None:
     """Remove what killed builds left behind. Only for whoever holds the dataset; checkpoints stay."""
-    base = storage.local(_WORK)
-    for folder in base.glob("scratch-*") if base else ():
+    for folder in work_files.folder(storage).glob("scratch-*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def _folders(storage: Storage, fingerprint: str) -> Iterator[tuple[Path, Path]]:
-    """Give (scratch, checkpoints): on the catalog's own disk where it is local, else in the temporary folder."""
-    base = storage.local(_WORK) or Path(tempfile.gettempdir()) / "espalier"
+    """Give (scratch, checkpoints) for a part."""
+    base = work_files.make(storage)
     checkpoints = base / f"checkpoints-{fingerprint}"
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    checkpoints.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=base) as scratch:
         yield Path(scratch), checkpoints

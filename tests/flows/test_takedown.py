@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from catalog import work
 from catalog.database import sql
 from catalog.dataset import Catalog, Dataset
 from catalog.errors import BuildError, BusyError, NotFoundError, UserError
@@ -33,6 +35,7 @@ from flows.cli import main
 from flows.failures import failures, order_retry
 from flows.takedown import records, take_down
 from flows.why import stories
+from flows.worker import _folders
 from tasks.cluster.concepts import CONCEPTS
 from tasks.report.thumbnails import thumbnail
 from tests.flows.conftest import Web
@@ -552,6 +555,27 @@ def test_counts_agree_where_nothing_is_fetched(tmp_path: Path) -> None:
         assert (source["stage"], source["rejected"]) == ("source", 2)
     needles = {"caption": b"the caption number 1", "url": b"http://h/3", "other": b"the caption number 3"}
     assert traces(catalog, needles) == {}
+
+
+def test_checkpoints_of_an_object_store_go_too(
+    web: Web, s3: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie in the temporary folder of this machine; those of other datasets stay."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    web.catalog = s3()
+    build_here(Order.read(web.recipe(), catalog=web.catalog, executor="inline"))
+    dataset = Catalog(web.catalog).dataset("web")
+    other = Catalog(web.catalog).dataset("other")
+    url = "http://example.org/a.jpg"
+    for one in (dataset, other):  # a stage that did not end: its checkpoints stay
+        with _folders(one.storage, "ab") as (_, checkpoints):
+            (checkpoints / "training.pt").write_text(url)
+    assert len(list(tmp_path.rglob("training.pt"))) == 2
+    take_down(dataset, Names(sample_ids=frozenset([0])))
+    (left,) = tmp_path.rglob("training.pt")
+    assert work.folder(other.storage) in left.parents
+    with _folders(dataset.storage, "cd") as (scratch, _):  # and the next run finds its place
+        assert scratch.is_dir()
 
 
 def test_names_of_files_are_in_no_state(tmp_path: Path) -> None:
