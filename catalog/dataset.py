@@ -518,7 +518,10 @@ class Dataset:
             return {"newest": 0, "versions": -1}
 
     def _lost_commit(self) -> str | None:
-        """Return the last commit of `versions` that was noted, if it is not there."""
+        """Return the last commit of `versions` that was noted, if it is not there; None where no table is there either,
+        as somebody begins anew."""
+        if not self.tables():
+            return None
         path = log_copies.commit_path("versions", number) if (number := self.noted_copies()["versions"]) >= 0 else None
         return path if path and not self.storage.exists(path) else None
 
