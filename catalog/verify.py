@@ -500,17 +500,23 @@ def check_shards(storage: Storage, parts: Sequence[str], sample_id: int) -> Dama
 
     for part in parts:
         found = rows_of(storage, [part], np.array([sample_id]), ["shard"]).column("shard").drop_null().to_pylist()
-        for shard in found:
-            size = storage.list(FOLDER).get(shard)
-            record = describe_part(storage, part).files.get(shard)
-            if size is None:
-                return Damage(shard, "missing", "it is not there")
-            if record is None:
-                fault = shard_fault(storage, shard, [part])
-                return Damage(shard, "unreadable", fault) if fault else None
-            *_, digest = digest_of(storage, shard, size)
-            if (size, digest) != (record["bytes"], record["sha256"]):
-                return Damage(shard, "digest", "its bytes are not those that were written")
+        if found:
+            return shard_damage(storage, part, found[0])
+    return None
+
+
+def shard_damage(storage: Storage, part: str, shard: str) -> Damage | None:
+    """Return the damage of a shard that a part names, after reading all of it; None where it is what was written."""
+    size = storage.list(FOLDER).get(shard)
+    record = describe_part(storage, part).files.get(shard)
+    if size is None:
+        return Damage(shard, "missing", storage.why_missing(shard))
+    if record is None:
+        fault = shard_fault(storage, shard, [part])
+        return Damage(shard, "unreadable", fault) if fault else None
+    *_, digest = digest_of(storage, shard, size)
+    if (size, digest) != (record["bytes"], record["sha256"]):
+        return Damage(shard, "digest", "its bytes are not those that were written")
     return None
 
 

@@ -4,7 +4,7 @@ the published rows are exactly those that all of them keep.
 Looked at part by part: memory is the ids of a few parts, and some row groups of each table that holds all parts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from catalog.dataset import Dataset, TableState
 from catalog.errors import BalanceError
 from catalog.inputs import read_parquet
 from catalog.parts import part_path
@@ -65,6 +66,52 @@ def check_balance(plan: Plan, rows: Mapping[int, int], known: frozenset[str] = f
     return sum(rows[number] for number in todo)
 
 
+def check_saved(dataset: Dataset, sample_ids: np.ndarray, tables: Mapping[str, TableState]) -> None:
+    """Compare the rows of tables that were copied for some samples, int64 (n,) ascending, with what a build promises:
+    the source, every judging stage and the published rows have each of them once, and none rejects one.
+
+    Raises BalanceError with the first table, or stage, whose rows are not these.
+    """
+    for table in ("source", *_KEEP, "samples"):
+        state = tables.get(table, TableState(pa.schema([]), []))
+        column = _KEEP.get(table)
+        names = [name for name in state.schema.names if name in ("sample_id", "stage", column)]
+        pieces = [read_parquet(dataset.storage, part.path, names) for part in state.parts]
+        for name, rows in _by_stage(table, pa.concat_tables(pieces)) if pieces else ():
+            for ids in _split(rows, column if column in names else None):
+                if not np.array_equal(ids, sample_ids):
+                    raise BalanceError(f"{name}: {_difference(ids, sample_ids)}; nothing was saved")
+
+
+def _by_stage(table: str, rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """Yield the rows of each stage that wrote a table, and how to name it."""
+    if "stage" not in rows.column_names:
+        yield f"table {table!r}", rows
+        return
+    for stage in pc.unique(rows.column("stage")).to_pylist():
+        yield f"stage {stage!r}", rows.filter(pc.equal(rows.column("stage"), stage))
+
+
+def _split(rows: pa.Table, column: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sample_ids of all rows, and of those that are kept. `column`: of _KEEP, which says it."""
+    ids = np.asarray(rows.column("sample_id").to_numpy(), np.int64)
+    if column is None:
+        return ids, ids
+    verdict = rows.column(column)
+    keep = pc.equal(verdict, SUCCESS) if column == "status" else verdict
+    return ids, ids[np.asarray(pc.fill_null(keep, False))]
+
+
+def _difference(seen: np.ndarray, alive: np.ndarray) -> str:
+    extra, missing = np.setdiff1d(seen, alive), np.setdiff1d(alive, seen)
+    facts = [
+        f"{len(ids):,} {what} (sample {ids[0]} is one)"
+        for ids, what in ((extra, "that the stages before it reject"), (missing, "are missing"))
+        if len(ids)
+    ]
+    return " and ".join(facts) or "they are out of order or doubled"
+
+
 def _ids(number: int, rows: int) -> np.ndarray:
     first = number << SAMPLE_BITS
     return np.arange(first, first + rows, dtype=np.int64)
@@ -89,23 +136,12 @@ class _Judge:
 
     def split(self, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """Return the sample_ids of all rows, and of those that are kept."""
-        ids = np.asarray(rows.column("sample_id").to_numpy(), np.int64)
-        if self._column is None:
-            return ids, ids
-        verdict = rows.column(self._column)
-        keep = pc.equal(verdict, SUCCESS) if self._column == "status" else verdict
-        return ids, ids[np.asarray(pc.fill_null(keep, False))]
+        return _split(rows, self._column)
 
     def broken(self, number: int, seen: np.ndarray, alive: np.ndarray) -> str:
         """Return what to say of rows that are not those that they should be."""
-        extra, missing = np.setdiff1d(seen, alive), np.setdiff1d(alive, seen)
         path = self.own.get(number) or self.whole[0]
-        facts = [
-            f"{len(ids):,} {what} (sample {ids[0]} is one)"
-            for ids, what in ((extra, "that the stages before it reject"), (missing, "are missing"))
-            if len(ids)
-        ]
-        said = " and ".join(facts) or "they are out of order or doubled"
+        said = _difference(seen, alive)
         return (
             f"stage {self.name!r} did not see the rows that the stages before it keep: of part {number}, {said}; "
             f"nothing was published. Move {path} away and build again: it is made anew"

@@ -8,6 +8,9 @@ Its table `edges` says of each row which row of which version it is a copy of, t
 through, so that a takedown reaches it (`catalog.edges`). It is written before anything else; and a takedown that began
 meanwhile ends the saving.
 
+Before bytes are copied, every shard that they come from is read once and compared with its digest; and what was made
+is compared as a build is (`flows.balance`). So damage is not copied on, and nothing unbalanced is published.
+
 What is saved twice is one version; another result under the same name is the next version.
 """
 
@@ -25,7 +28,7 @@ import yaml
 from catalog import edges, lookup
 from catalog.dataset import Catalog, Dataset, TableState, Version, VersionFacts, check_name
 from catalog.edges import SAVED
-from catalog.errors import UserError
+from catalog.errors import UserError, damaged
 from catalog.inputs import Piece, Pieces, read_parquet
 from catalog.lease import hold
 from catalog.lookup import KEY
@@ -33,6 +36,8 @@ from catalog.parts import PartFile, PartWriter, fingerprint_of
 from catalog.schema import EDGES, field
 from catalog.shards import ShardReader
 from catalog.takedown import Ledger, check_none_pending
+from catalog.verify import shard_damage
+from flows.balance import check_saved
 from flows.build import write_report_or_say
 from flows.cards import saved_report
 from flows.code_version import code_version
@@ -56,7 +61,7 @@ def save(catalog: Catalog, found: Found, name: str, message: Callable[[str], obj
 
     Raises UserError where nothing was found, where rejected rows may be among it, where rows were taken down (in the
     dataset `name`, or since they were found), or where `name` is a dataset that was built; BusyError while somebody
-    else writes it.
+    else writes it; DamagedError and BalanceError where what is copied is not what was written.
     """
     _check(catalog, found, name)
     dataset = catalog.dataset(name)
@@ -67,6 +72,7 @@ def save(catalog: Catalog, found: Found, name: str, message: Callable[[str], obj
         law = work.law()
         try:
             tables = work.tables()
+            check_saved(dataset, work.sample_ids, tables)
             if work.law() != law:
                 raise UserError(f"rows of {found.version.dataset!r} were taken down meanwhile: search again")
         except BaseException:  # nothing of rows that may have to go stays behind
@@ -216,10 +222,21 @@ class _Saving:
     def _images(self) -> TableState:
         """Copy bytes, a shard for every 10,000 rows; return the images table."""
         ids = self.sample_ids
+        self._check_shards()
         chunks = [ids[start : start + SHARD_ROWS] for start in range(0, len(ids), SHARD_ROWS)]
         written = [self._shard(number, chunk) for number, chunk in enumerate(chunks)]
         schema = lookup.schema_of(self.target.storage, [part.path for part in written])
         return TableState(schema, written)
+
+    def _check_shards(self) -> None:
+        """Raise DamagedError where a shard that rows are copied from is not what was written."""
+        storage, checked = self.source.storage, set()
+        for part in self._paths("images"):
+            shards = lookup.rows_of(storage, [part], self.sample_ids, ["shard"]).column("shard")
+            for shard in pc.unique(shards).drop_null().to_pylist():
+                if shard not in checked and (damage := shard_damage(storage, part, shard)):
+                    raise damaged(storage.uri, shard, damage.detail)
+                checked.add(shard)
 
     def _report(self, tables: Mapping[str, TableState]) -> TableState:
         """Draw the data card of what was saved."""

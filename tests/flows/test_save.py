@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 
 from catalog.database import sql
 from catalog.dataset import Catalog
-from catalog.errors import UserError
+from catalog.errors import BalanceError, DamagedError, UserError
+from catalog.inputs import read_parquet
+from catalog.parts import PartWriter
 from catalog.storage import Storage
 from flows import search as searching
 from flows.build import Order, build_here
@@ -177,6 +180,43 @@ def test_what_cannot_be_saved(built: Built) -> None:
     with pytest.raises(UserError, match="without --all"):
         save(catalog, search(catalog, "web", Query(text="a", all=True)), "few")
     assert catalog.datasets() == ("web",)
+
+
+def test_damage_is_not_copied_on(built: Built) -> None:
+    """One byte of a picture that was found; nothing of the dataset is left."""
+    catalog = Catalog(built.catalog)
+    found = search(catalog, "web", Query(text="a bird", top=5))
+    listed = ", ".join(str(hit.sample_id) for hit in found.hits)
+    place = rows(built, f"select shard, byte_offset from web.samples where sample_id in ({listed})")[0]
+    shard = Path(built.catalog, "web", place["shard"])
+    data = bytearray(shard.read_bytes())
+    data[place["byte_offset"] + 200] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(DamagedError, match=f"{shard.name} is damaged: .* `espalier verify web --repair`"):
+        save(catalog, found, "few")
+    assert catalog.dataset("few").versions() == []
+    assert [p.suffix for p in Path(built.catalog, "few").rglob("*") if p.suffix in (".tar", ".parquet")] == []
+
+
+@pytest.mark.parametrize("harm", ["missing", "rejected"])
+def test_what_is_not_in_balance_is_not_saved(built: Built, harm: str) -> None:
+    """A stage that has no verdict on a row that was found, or rejects it."""
+    catalog = Catalog(built.catalog)
+    found = search(catalog, "web", Query(text="a bird", top=5))
+    dataset, sample_id = catalog.dataset("web"), found.hits[0].sample_id
+    for part in dataset.files(catalog.resolve("web"), "decisions"):
+        before = read_parquet(dataset.storage, part.path)
+        mine = pc.and_(pc.equal(before["sample_id"], sample_id), pc.equal(before["stage"], "deduplicate"))
+        if harm == "missing":
+            after = before.filter(pc.invert(mine))
+        else:
+            at = before.column_names.index("keep")
+            after = before.set_column(at, before.field("keep"), pc.if_else(mine, False, before["keep"]))
+        with PartWriter(dataset.storage, "decisions", Path(part.path).stem, before.schema) as writer:
+            writer.write(after)
+    with pytest.raises(BalanceError, match=rf"stage 'deduplicate': 1 .*sample {sample_id} is one.*nothing was saved"):
+        save(catalog, found, "few")
+    assert catalog.dataset("few").versions() == []
 
 
 def test_the_command_line(built: Built, run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
