@@ -32,6 +32,7 @@ from catalog.parts import PartFile, describe_part
 from catalog.schema import field
 from catalog.seal import opened_json, sealed_json, sealed_parquet
 from catalog.storage import Storage, is_temporary
+from catalog.wording import amount
 
 DEFAULT_CATALOG: Final = "datasets"
 """The folder of the catalog where nobody says another."""
@@ -354,7 +355,7 @@ class Dataset:
         except NotFoundError as error:
             raise damaged(self.storage.uri, log, f"it has no commit {state.delta_version}") from error
         if len(parts) != state.files:  # an empty commit is passed over by its readers
-            said = f"it lists {len(parts)} parts at commit {state.delta_version}, expected {state.files}"
+            said = f"it lists {amount(len(parts), 'part')} at commit {state.delta_version}, expected {state.files}"
             raise damaged(self.storage.uri, log, said)
         return schema, parts
 
@@ -547,7 +548,7 @@ class Dataset:
             with reading(self.storage.uri, part.path):
                 footer = pq.read_metadata(self.storage.local(part.path) or part.path, filesystem=filesystem)
             if footer.num_rows != part.rows:
-                raise BalanceError(f"part {part.path} has {footer.num_rows} rows, expected {part.rows}")
+                raise BalanceError(f"part {part.path} has {amount(footer.num_rows, 'row')}, expected {part.rows}")
             return bool(footer.schema.to_arrow_schema().names == state.schema.names)
 
         with ThreadPoolExecutor(1 if self.storage.is_local else 16) as pool:

@@ -20,6 +20,7 @@ from catalog.parts import part_path
 from catalog.schema import SAMPLE_BITS, SUCCESS, TAKEN_URL
 from catalog.storage import Storage
 from catalog.takedown import Ledger
+from catalog.wording import amount
 from flows.plan import Plan, PlannedStage
 from tasks.in_order import in_order
 from tasks.publish import Samples
@@ -62,7 +63,9 @@ def check_balance(plan: Plan, rows: Mapping[int, int], known: frozenset[str] = f
                 alive = kept if judge.alive_only else alive[np.isin(alive, kept)]
         for judge, cursor in zip(judges, cursors, strict=True):
             if cursor is not None and len(todo) == len(rows) and (more := cursor.total - cursor.taken):
-                raise BalanceError(f"stage {judge.name!r}: {judge.whole[0]} has {more:,} rows of no part of the source")
+                raise BalanceError(
+                    f"stage {judge.name!r}: {judge.whole[0]} has {amount(more, 'row')} of no part of the source"
+                )
     return sum(rows[number] for number in todo)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from catalog.wording import amount
 from flows.console import CLOSED, INTERRUPTED, explained, fail, finish, give_up, is_closed, reopen_closed
 from flows.formats import Format
 
@@ -239,7 +240,7 @@ def _probe(order: "Order", rows: int, as_json: bool) -> None:
         _print_json(facts | describe(found.told, prices))
         return
     whole = "all of them were built" if found.is_whole else f"estimated from {found.rows:,} of them"
-    print(f"for {found.source_rows:,} rows, built from nothing; {whole}\n")
+    print(f"for {amount(found.source_rows, 'row')}, built from nothing; {whole}\n")
     _print_rich(render(found.told, prices))
     for line in found.notes:
         print(line)
@@ -374,7 +375,7 @@ def gc(
         _print_json({"files": list(garbage.files), "bytes": garbage.bytes, "deleted": delete, "used": garbage.used})
         return
     verb = "deleted" if delete else "would delete (--delete does it):"
-    print(f"{verb} {len(garbage.files)} files, {garbage.bytes / 1e6:,.1f} MB")
+    print(f"{verb} {amount(len(garbage.files), 'file')}, {garbage.bytes / 1e6:,.1f} MB")
     if garbage.quarantined:
         print(f"{len(garbage.quarantined)} of them are damaged files that `verify --repair` set aside:")
         print("\n".join(garbage.quarantined))
@@ -510,7 +511,7 @@ def search(
     saved = None
     if save is not None:
         saved = save_as(opened, found, save, lambda line: print(line, file=sys.stderr)).label
-        print(f"saved {len(found.hits):,} samples as {saved}", file=sys.stderr)
+        print(f"saved {amount(len(found.hits), 'sample')} as {saved}", file=sys.stderr)
     if as_json:
         _print_json(found.describe() | ({"saved": saved} if saved else {}))
     else:

@@ -29,7 +29,7 @@ def explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, EspalierError):
         return str(error), 2 if isinstance(error, UserError) else 1
     if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # typer's own: a wrong option
-        return error.format_message() or "say which command; --help lists them", 2
+        return plain_message(error.format_message()) or "say which command; --help lists them", 2
     if isinstance(error, MemoryError):
         return "this needs more memory than there is", 1
     if isinstance(error, OSError) and error.strerror and error.filename:  # of a file that somebody names
@@ -37,6 +37,11 @@ def explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         return f"cannot write: {error.strerror}", 1
     return f"{type(error).__name__}: {error} (this is a fault of Espalier: --debug shows where)", 1
+
+
+def plain_message(text: str) -> str:
+    """Return a message without the words that pydantic, and typer after it, put before what a check of ours says."""
+    return text.replace("Value error, ", "").replace("Assertion failed, ", "")
 
 
 def is_interrupt(error: BaseException) -> bool:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from catalog.wording import amount
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -100,7 +102,9 @@ class RichDisplay(Display):
         self._dataset = plan.dataset
         parts = sum(len(s.parts) for s in plan.stages)
         missing = sum(len(s.missing) for s in plan.stages)
-        self.message(f"{plan.recipe.dataset}: {parts} parts in {len(plan.stages)} stages, {missing} to make")
+        self.message(
+            f"{plan.recipe.dataset}: {amount(parts, 'part')} in {amount(len(plan.stages), 'stage')}, {missing} to make"
+        )
         for note in plan.notes:
             self.message(f"source: {note}")
 
@@ -108,7 +112,7 @@ class RichDisplay(Display):
     def stage(self, planned: "PlannedStage") -> Iterator[Bar]:
         name, missing = planned.stage.name, len(planned.missing)
         if not missing:
-            self.console.print(f"[dim]{name:<14} cached ({len(planned.parts)} parts)[/dim]", highlight=False)
+            self.console.print(f"[dim]{name:<14} cached ({amount(len(planned.parts), 'part')})[/dim]", highlight=False)
             yield Bar()
             return
         began_s = time.monotonic()
@@ -120,7 +124,8 @@ class RichDisplay(Display):
         kept = f", {len(planned.finished)} cached" if planned.finished else ""
         seconds = time.monotonic() - began_s
         self.console.print(
-            f"{name:<14} {bar.rows:>10,} rows  {bar.bytes / 1e6:>9,.1f} MB  {seconds:>7.1f} s  ({missing} parts{kept})",
+            f"{name:<14} {bar.rows:>10,} rows  {bar.bytes / 1e6:>9,.1f} MB  {seconds:>7.1f} s  "
+            f"({amount(missing, 'part')}{kept})",
             highlight=False,
         )
 
@@ -148,7 +153,7 @@ class RichDisplay(Display):
 
     def published(self, version: "Version", report: str | None) -> None:
         rows: Any = version.tables["samples"].rows if "samples" in version.tables else 0
-        self.message(f"published {version.label}: {rows:,} samples" + (f"; report: {report}" if report else ""))
+        self.message(f"published {version.label}: {amount(rows, 'sample')}" + (f"; report: {report}" if report else ""))
 
 
 class _RichBar(Bar):

@@ -16,6 +16,7 @@ from typing import TypeVar
 from catalog.errors import DamagedError, PartError, UserError
 from catalog.inputs import Inputs
 from catalog.parts import PartFile
+from catalog.wording import amount
 from flows.plan import PlannedPart
 from flows.worker import Job, PartMaker, Progress, Spread, Work, make_table, reduce_parts
 from tasks.stage import Columns, Reducer, Resources
@@ -127,7 +128,7 @@ class Failures:
         more = f" and {len(self._last) - 3} more" if len(self._last) > 3 else ""
         trace = next(iter(self._last.values()))[2]
         raise PartError(
-            f"stage {self._stage!r}: {len(self._last)} parts failed {ATTEMPTS} times ({'; '.join(shown)}{more}); "
-            "the others are finished and kept: mend the cause and build again",
+            f"stage {self._stage!r}: {amount(len(self._last), 'part')} failed {ATTEMPTS} times "
+            f"({'; '.join(shown)}{more}); the others are finished and kept: mend the cause and build again",
             trace,
         )

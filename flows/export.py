@@ -22,7 +22,8 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from catalog.database import Rows, streamed
 from catalog.dataset import Catalog
 from catalog.duck import Limits, quoted
-from catalog.errors import BuildError, UserError, nearest
+from catalog.errors import BuildError, UserError
+from catalog.wording import amount
 from flows.formats import Format
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def format_of(output: str | None, chosen: Format | None) -> Format:
         return Format.TABLE
     ending = Path(output).suffix.lower()
     if ending not in ENDINGS:
+        found = f"the ending {ending!r}" if ending else "no ending"
         known = ", ".join(ENDINGS)
-        found = f"the ending {ending!r}{nearest(ending, ENDINGS)}" if ending else "no ending"
         raise UserError(f"cannot tell the format of {output!r}: it has {found}; known are {known}, or give --format")
     return ENDINGS[ending]
 
@@ -226,7 +227,7 @@ def table_text(table: "pa.Table", limit: int, total: int | None = None) -> str:
     lines = [[n.ljust(w) for n, w in zip(names, widths, strict=True)], ["-" * w for w in widths]]
     lines += [[values[i].ljust(w) for values, w in zip(columns, widths, strict=True)] for i in range(there)]
     more = f", {rows - there:,} not shown" if rows > there else ""
-    return "\n".join([*("  ".join(line).rstrip() for line in lines), f"({rows:,} rows{more})"])
+    return "\n".join([*("  ".join(line).rstrip() for line in lines), f"({amount(rows, 'row')}{more})"])
 
 
 def cell(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from catalog.dataset import Catalog, Dataset, Version
 from catalog.parts import PartFile
 from catalog.schema import SUCCESS
+from catalog.wording import amount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,12 +44,12 @@ class FailedRows:
     def line(self, command: str) -> str:
         """Return one line: how many rows failed, the commonest reasons, and the command that shows all of them."""
         if not self.rows:
-            return f"0 of {self.of:,} rows failed"
+            return f"0 of {amount(self.of, 'row')} failed"
         named = [f"{rows:,} {reason}" for reason, rows in list(self.reasons.items())[:_TOLD]]
         if (more := len(self.reasons) - _TOLD) > 0:
             others = sum(list(self.reasons.values())[_TOLD:])
             named.append(f"{others:,} for {more:,} other reason{'s' if more > 1 else ''}")
-        return f"{self.rows:,} of {self.of:,} rows failed: {', '.join(named)}; `{command}` shows them"
+        return f"{self.rows:,} of {amount(self.of, 'row')} failed: {', '.join(named)}; `{command}` shows them"
 
 
 def failed_rows(dataset: Dataset, version: Version) -> FailedRows | None:

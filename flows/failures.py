@@ -10,6 +10,7 @@ from catalog.errors import NotFoundError, UserError, nearest
 from catalog.lease import hold
 from catalog.schema import TAKEN_URL
 from catalog.takedown import REASON as TAKEN_DOWN
+from catalog.wording import amount
 from flows.build import Order
 from flows.estimate import Estimate, estimate
 from flows.plan import RETRIES, Plan, make_plan, retry_parts
@@ -84,14 +85,9 @@ class Retry:
 
     def line(self) -> str:
         """Return how much it is, in one line."""
-        rows, parts = count(self.rows, "row"), count(self.parts, "part")
+        rows, parts = amount(self.rows, "row"), amount(self.parts, "part")
         of = sum(len(stage.parts) for stage in self.plan.stages)
         return f"{rows} of {parts} to try again; with what depends on them, {self.made:,} of {of:,} parts are made anew"
-
-
-def count(number: int, what: str) -> str:
-    """Return a number of things: `1 row`, `2,000 rows`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def begin_retry(
@@ -102,14 +98,6 @@ def begin_retry(
         found = plan_retry(dataset, reasons, catalog, executor, version)
         dataset.set_state(RETRIES, found.attempts)
     return found
-
-
-def order_retry(
-    dataset: Dataset, reasons: Sequence[str], catalog: str | None, executor: str, version: Version | None = None
-) -> tuple[Order, int]:
-    """Raise the attempt of every part that has rows of these reasons; return the build to run, and how many rows."""
-    found = begin_retry(dataset, reasons, catalog, executor, version)
-    return found.order, found.rows
 
 
 def plan_retry(
@@ -142,7 +130,7 @@ def plan_retry(
     known = {part.number for part in stage.parts}
     tried = {row["number"]: row["n"] for row in rows if row["number"] in known}
     if not tried:
-        many = count(sum(row["n"] for row in rows), "row")
+        many = amount(sum(row["n"] for row in rows), "row")
         raise UserError(
             f"{many} failed for {' or '.join(wanted)}, but none is in the source any more: its files changed"
         )

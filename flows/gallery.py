@@ -16,6 +16,7 @@ from catalog import lookup
 from catalog.dataset import Dataset
 from catalog.errors import UserError
 from catalog.shards import ShardReader
+from catalog.wording import amount
 from flows.search import Found
 from tasks.report import text
 from tasks.report.page import template
@@ -81,7 +82,7 @@ def _title(found: Found) -> str:
 
 def _about(found: Found) -> str:
     asked = found.query
-    told = [f"{len(found.hits)} of {found.searched:,} rows", f"column {found.column}", found.how]
+    told = [f"{len(found.hits)} of {amount(found.searched, 'row')}", f"column {found.column}", found.how]
     told += [f"where {asked.where}"] if asked.where else []
     told += [f"near-duplicates from {asked.unique:g} on left out"] if asked.unique is not None else []
     return " · ".join(told)

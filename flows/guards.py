@@ -22,6 +22,7 @@ from catalog.errors import HeldError, nearest
 from catalog.parts import PartFile
 from catalog.schema import FAILED
 from catalog.takedown import REASON as TAKEN_DOWN
+from catalog.wording import amount
 from flows.failed_rows import IMAGES, FailedRows, connected, count_failed, parts
 from flows.hints import command_for
 from tasks.download.reasons import NETWORK, REASONS
@@ -102,7 +103,7 @@ def _reasons(guards: Guards, dataset: Dataset, tables: Tables, last: Version | N
     if guards.outage and (lost := _outage(dataset, tables.get(IMAGES, ()), last)):
         yield lost
     if guards.min_rows is not None and kept < guards.min_rows:
-        yield f"min_rows: {kept:,} rows are kept, expected at least {guards.min_rows:,}"
+        yield f"min_rows: {amount(kept, 'row is', 'rows are')} kept, expected at least {guards.min_rows:,}"
     if guards.max_failed is not None and IMAGES in tables:
         yield from _too_many_failed(guards.max_failed, count_failed(dataset, tables[IMAGES]))
     if guards.max_change is not None and last is not None and _SAMPLES in last.tables:
@@ -141,7 +142,7 @@ def _too_many_failed(shares: Mapping[str, float], failed: FailedRows) -> Iterato
         rows = sum(n for r, n in failed.reasons.items() if r == reason or (reason == ANY and r != TAKEN_DOWN))
         if rows > share * failed.of:
             about = "" if reason == ANY else f" for {reason}"
-            found = f"{rows:,} of {failed.of:,} rows ({_percent(rows / failed.of)}) failed{about}"
+            found = f"{rows:,} of {amount(failed.of, 'row')} ({_percent(rows / failed.of)}) failed{about}"
             yield f"max_failed: {found}, expected at most {_percent(share)}"
 
 
@@ -158,7 +159,7 @@ def _too_much_change(share: float, dataset: Dataset, samples: Sequence[PartFile]
         ((removed, added),) = connection.execute(query).fetchall()
     changed = (removed + added) / _rows(before)
     if changed > share:
-        found = f"{removed:,} of the {_rows(before):,} rows of {last.label} are removed and {added:,} came in"
+        found = f"{removed:,} of the {amount(_rows(before), 'row')} of {last.label} are removed and {added:,} came in"
         yield f"max_change: {found} ({_percent(changed)}), expected at most {_percent(share)}"
 
 

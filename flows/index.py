@@ -24,6 +24,7 @@ from catalog.dataset import Dataset, Version
 from catalog.errors import UserError, nearest
 from catalog.parts import PartFile, fingerprint_of
 from catalog.seal import digest_of, sealed_json
+from catalog.wording import amount
 from flows.code_version import code_version
 from flows.kept_index import TABLE, Kept, best_device, columns, drop, embedding_column, folder, kept
 from tasks.encoder import encoder_of
@@ -96,7 +97,7 @@ def forget(dataset: Dataset, sample_ids: np.ndarray) -> list[str]:
                 held_out.forget_samples(gone)
                 facts = old.facts | {"rows": index.rows, "forgotten": old.facts.get("forgotten", 0) + removed}
                 _keep(dataset, column, facts, index, held_out)
-                told.append(f"index of {column}: {removed} rows taken out")
+                told.append(f"index of {column}: {amount(removed, 'row')} taken out")
                 continue
         except UserError:
             pass
@@ -121,8 +122,8 @@ def render(made: Kept) -> str:
     """Return an index as a terminal shows it."""
     facts = made.facts
     told = [
-        f"{made.dataset.name} {made.column}: {facts['factory']}, {facts['rows']:,} rows in {len(facts['parts'])} "
-        f"parts, {facts['bytes'] / 1e6:,.1f} MB, {facts['ms_per_query']:.2f} ms a query"
+        f"{made.dataset.name} {made.column}: {facts['factory']}, {amount(facts['rows'], 'row')} in "
+        f"{amount(len(facts['parts']), 'part')}, {facts['bytes'] / 1e6:,.1f} MB, {facts['ms_per_query']:.2f} ms a query"
     ]
     effort = facts["effort"]
     said = f" at {effort['name']} {effort['value']}" if effort["name"] else ""
@@ -190,7 +191,7 @@ class _Work:
         except UserError as error:
             return str(error)
         if was.dim != self.dim:
-            return f"its vectors have {was.dim} numbers, these {self.dim}"
+            return f"its vectors have {amount(was.dim, 'number')}, these {self.dim}"
         if self.budget.kind not in ("auto", was.kind):
             return f"it is of kind {was.kind}, and {self.budget.kind} was asked for"
         if gone and was.kind == "hnsw":
@@ -199,7 +200,7 @@ class _Work:
             return f"it does not fit {self.budget.memory_mb:g} MB"
         now = choose(rows, self.dim, self.budget)
         if rows > GROWTH * was.rows and now.factory != was.factory:
-            return f"{was.factory} was for {was.rows:,} rows, and there are {rows:,}"
+            return f"{was.factory} was for {amount(was.rows, 'row')}, and there are {rows:,}"
         return None
 
     def build(self) -> Kept:
@@ -234,7 +235,9 @@ class _Work:
             held_out.forget_span(*old.parts[path])
         spans = {path: span for path, span in old.parts.items() if path in there}
         spans |= self._fill(index, held_out, fresh, 1)[0]
-        self.say(f"{len(fresh)} parts added, {len(gone)} taken out, {len(spans) - len(fresh)} left as they were")
+        self.say(
+            f"{amount(len(fresh), 'part')} added, {len(gone)} taken out, {len(spans) - len(fresh)} left as they were"
+        )
         return self._settle(
             old.choice, index, held_out, spans, old.facts["training"], least=old.facts["effort"]["value"]
         )

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from catalog.errors import EspalierError, UserError, nearest
 from catalog.reach import Names
 from catalog.user_file import PIPE, plain, unreadable
+from catalog.wording import amount
 
 COLUMNS: Final = ("url", "sample_id", "sha256")
 """What a column may hold; all of these that a file has count."""
@@ -92,7 +93,9 @@ def _of_text(path: str, asked: Mapping[str, str]) -> dict[str, list[str]]:
         rows = [[separator.join(row)] for row in rows]
     for number, row in enumerate(rows[1:], 2):
         if len(row) != len(header):
-            raise UserError(f"{path}: row {number} has {len(row)} fields and the header {len(header)}; quote its text")
+            raise UserError(
+                f"{path}: row {number} has {amount(len(row), 'field')} and the header {len(header)}; quote its text"
+            )
     return {kind: [row[at] for row in rows[1:]] for kind, at in wanted.items()}
 
 
@@ -105,7 +108,7 @@ def _text(path: str) -> str:
         os.set_blocking(descriptor, True)
         data += file.readline(MAX_HEADER_BYTES - len(data))
         if len(data) == MAX_HEADER_BYTES and not data.endswith(b"\n"):
-            raise UserError(f"{path} has a first line of more than {MAX_HEADER_BYTES} bytes; expected a header")
+            raise UserError(f"{path} has a first line of more than {MAX_HEADER_BYTES:,} bytes; expected a header")
         data += file.read(MAX_BYTES - len(data) + 1)
     if len(data) > MAX_BYTES:
         raise UserError(f"{path} is longer than {MAX_BYTES >> 20} MB; split it, or write Parquet")

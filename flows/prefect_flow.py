@@ -14,6 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
 from catalog.errors import BalanceError, DamagedError, HeldError, PartError, UserError
+from catalog.wording import amount
 from flows.build import Order, Outcome, build_here, display, run_stage
 from flows.dead_runs import own_tags, reap_dead_runs, tag_own_run
 from flows.display import Bar, Display, Displays
@@ -138,7 +139,9 @@ class _Artifacts(Display):
         if not planned.missing:
             yield Bar()
             return
-        artifact = create_progress_artifact(0.0, description=f"{planned.stage.name}: {len(planned.missing)} parts")
+        artifact = create_progress_artifact(
+            0.0, description=f"{planned.stage.name}: {amount(len(planned.missing), 'part')}"
+        )
         bar = _ArtifactBar(artifact, len(planned.missing))
         yield bar
         bar.set(100.0)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from catalog.wording import amount
 from flows.deploy import lasting_api
 from flows.server import quiet_environment
 
@@ -32,7 +33,7 @@ def work(pool: str, limit: int | None, on_message: Callable[[str], Any]) -> int:
         # The server may be restarting: the worker waits for it as well.
         with contextlib.suppress(Exception):
             if count := reap_dead_runs():
-                on_message(f"marked {count} runs as crashed whose process was gone")
+                on_message(f"marked {amount(count, 'run')} as crashed whose process was gone")
 
     command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool]
     command += [] if limit is None else ["--limit", str(limit)]

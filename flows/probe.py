@@ -27,6 +27,7 @@ from catalog.errors import UserError
 from catalog.parts import PartFile
 from catalog.shards import FOLDER, shard_path
 from catalog.storage import Storage
+from catalog.wording import amount
 from flows.build import Order, display, run_stage
 from flows.cluster import open_engine
 from flows.display import Bar, Display, Displays
@@ -86,7 +87,7 @@ def probe(order: Order, rows: int, show: Display) -> Probe:
         wholes = _wholes(plan, engine, source_rows)
         batches = batches_of(rows, slots(engine, Resources()))
         if source_rows <= batches * sum(sizes_of(rows, batches)):
-            show.message(f"the source has {source_rows:,} rows, hardly more than the probe: it runs whole")
+            show.message(f"the source has {amount(source_rows, 'row')}, hardly more than the probe: it runs whole")
             made = runner.run("whole", chunks, source_rows)
             told = as_measured([(made[w.stage.name], w) for w in wholes], recipe.prices)
             return Probe(told, source_rows, source_rows, runner.failed)
@@ -125,7 +126,7 @@ class _Runner:
         for at, (name, part) in enumerate(zip(_BUILDS, pieces, strict=True)):
             count = sum(chunk.rows for chunk in part)
             about = f"{at} of {len(_BUILDS) - 1}" if at else "warming up, not counted"
-            self._show.message(f"probe, {about}: {count:,} of {self._source_rows:,} rows")
+            self._show.message(f"probe, {about}: {count:,} of {amount(self._source_rows, 'row')}")
             made.append(self.run(name, part, count))
         return made[1:]
 
@@ -147,7 +148,9 @@ class _Runner:
         except UserError as error:
             if name == "whole":
                 raise
-            raise UserError(f"in the probe's build of {rows} rows: {error}; give --probe more rows") from error
+            raise UserError(
+                f"in the probe's build of {amount(rows, 'row')}: {error}; give --probe more rows"
+            ) from error
         finally:
             display.reset(token)
         shards = _shard_bytes(dataset)
@@ -346,7 +349,7 @@ def _failed(reasons: Counter[str], rows: int) -> tuple[str, ...]:
     if not reasons:
         return ()
     named = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common(5))
-    return (f"{reasons.total():,} of {rows:,} rows failed: {named}{', ...' if len(reasons) > 5 else ''}",)
+    return (f"{reasons.total():,} of {amount(rows, 'row')} failed: {named}{', ...' if len(reasons) > 5 else ''}",)
 
 
 @contextmanager

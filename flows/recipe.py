@@ -153,12 +153,6 @@ def resolve(
     return recipe, text if as_written else dump(raw)
 
 
-def resolved_text(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> str:
-    """Return a recipe's text with fragments, variables and overrides in it; the text itself where it has none."""
-    raw, _, as_written = _composed(text, name, overrides)
-    return text if as_written else dump(raw)
-
-
 def dump(resolved: Mapping[str, Any]) -> str:
     """Return YAML that says what a resolved recipe does."""
     return yaml.dump(resolved, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

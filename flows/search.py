@@ -30,6 +30,7 @@ from catalog.inputs import read_parquet
 from catalog.lookup import KEY, among
 from catalog.schema import role
 from catalog.user_file import unreadable
+from catalog.wording import amount
 from flows.kept_index import TABLE, Kept, best_device, embedding_column, kept
 from tasks.encoder import encoder_of
 from tasks.index.tune import RESCORED
@@ -327,17 +328,17 @@ class _Finder:
         """Open the index if it is to be used; return what is done, in words."""
         rows, count = self._rows, self._count
         if exact:
-            return f"exact, {count:,} rows"
+            return f"exact, {amount(count, 'row')}"
         if opened is None:
-            return f"exact, {count:,} rows: {rows.column!r} has no index (`espalier index {rows.dataset.name}`)"
+            return f"exact, {amount(count, 'row')}: {rows.column!r} has no index (`espalier index {rows.dataset.name}`)"
         if count <= max(EXACT_ROWS, EXACT_SHARE * rows.rows):
-            return f"exact, {count:,} rows: so few need no index"
+            return f"exact, {amount(count, 'row')}: so few need no index"
         if self._strange(opened) and self._allowed is None:
-            return f"exact, {count:,} rows: the index has parts that {rows.version.label} has not"
+            return f"exact, {amount(count, 'row')}: the index has parts that {rows.version.label} has not"
         self._opened = opened
         missing = len(set(rows.paths) - opened.parts.keys())
-        beside = f", and {missing} parts beside it exactly" if missing else ""
-        return f"index {opened.kept.facts['factory']}, {count:,} rows{beside}"
+        beside = f", and {amount(missing, 'part')} beside it exactly" if missing else ""
+        return f"index {opened.kept.facts['factory']}, {amount(count, 'row')}{beside}"
 
     def _strange(self, opened: _Opened) -> list[tuple[int, int]]:
         """Return the spans of the index's parts that are not of this version."""

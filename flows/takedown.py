@@ -25,6 +25,7 @@ from catalog.lease import Lease, hold
 from catalog.reach import Names, Reach, listed_rows, reach
 from catalog.scrub import Scrubber, Words, scrub, words_of
 from catalog.takedown import Ledger
+from catalog.wording import amount
 from flows import cards, traces
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def _planned(dataset: Dataset, names: Names, copies: str, reason: str) -> tuple[
     if not any(map(len, found.sample_ids.values())) and not fresh:
         old = len(names) - len(names.sample_ids)
         said = f"{old:,} were taken down before" if old else "there is no such sample_id"
-        raise NoRowError(f"no row of {dataset.name!r} has any of these {len(names):,} names: {said}")
+        raise NoRowError(f"no row of {dataset.name!r} has any of these {amount(len(names), 'name')}: {said}")
     scrubbed = ledger.ordered(ledger.digests(found.names), None).scrubbed(reason)
     told = {
         "id": secrets.token_hex(8),
@@ -301,7 +302,7 @@ def _carry_out(held: _Held, dataset: Dataset, words: Words, **more: Any) -> Reco
         told["published"] = _publish(dataset, told["last_version"])
         cards.redraw(dataset, order.versions, held.message)
         if left := erase.remaining(dataset, order, ledger):
-            raise BuildError(f"something is left in {left[0]} ({len(left)} files): run the takedown again")
+            raise BuildError(f"something is left in {left[0]} ({amount(len(left), 'file')}): run the takedown again")
     ledger.done(told).save(dataset.storage)
     return told
 
@@ -377,7 +378,7 @@ def render(dataset: str, told: Record) -> "RenderableType":
     samples = sum(place["samples"] for place in places.values())
     verb = "would be taken down" if told.get("dry_run") else "taken down"
     copies = f", {told['copies']:,} of them copies of rows that were named" if told["copies"] else ""
-    head = Text(f"{samples:,} samples {verb}{copies}", style="bold")
+    head = Text(f"{amount(samples, 'sample')} {verb}{copies}", style="bold")
     table = Table(box=None, header_style="bold")
     for name, justify in (("dataset", "left"), ("versions", "left"), ("samples", "right"), ("rows", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -390,7 +391,10 @@ def render(dataset: str, told: Record) -> "RenderableType":
         table.add_row(name, versions, f"{place['samples']:,}", rows, *counts)
     lines = []
     if told["unknown"]:
-        lines.append(f"{told['unknown']:,} names are of no row; URLs and digests are remembered and will not come in")
+        lines.append(
+            f"{amount(told['unknown'], 'name is', 'names are')} of no row; "
+            "URLs and digests are remembered and will not come in"
+        )
     lines += _other_choices(told)
     for place in places.values():
         lines += place.get("index") or []

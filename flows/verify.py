@@ -9,6 +9,7 @@ from catalog.errors import UserError
 from catalog.repair import Mended
 from catalog.repair import repair as repair_dataset
 from catalog.verify import Findings, Progress, Verifier
+from catalog.wording import amount
 
 
 def verify(catalog: Catalog, label: str, repair: bool = False) -> tuple[Findings, Mended | None]:
@@ -41,7 +42,7 @@ def lines(findings: Findings, mended: Mended | None) -> Iterator[str]:
         yield from (f"{path}: set aside in _quarantine, the next build makes it again" for path in mended.set_aside)
         yield from mended.lost
     old = f", {findings.without_digest:,} of them have no digest and were decoded" if findings.without_digest else ""
-    checked = f"{findings.files:,} files ({findings.bytes / 1e6:,.1f} MB) checked{old}"
+    checked = f"{amount(findings.files, 'file')} ({findings.bytes / 1e6:,.1f} MB) checked{old}"
     if findings.is_sound:
         yield f"{findings.label} is sound: {checked}"
     elif mended is None:

@@ -20,6 +20,7 @@ from catalog.inputs import Inputs, Piece, Pieces, read_parquet
 from catalog.parts import PartFile, PartWriter, describe_part, number_rows
 from catalog.storage import Storage
 from catalog.takedown import Ledger
+from catalog.wording import amount
 from flows.plan import PlannedPart, PlannedStage, stage_seed
 from tasks.file_digest import Digested, check_unchanged
 from tasks.sources import Notes
@@ -196,7 +197,7 @@ class PartMaker:
             files = describe_part(self._work.storage, path).files
             writer.write_merged(kept, map(self._without_taken, step(b for b in batches if b.num_rows)), files)
             if writer.rows != before.num_rows:
-                raise BalanceError(f"a retry of {stage.name!r} gave {writer.rows} rows for {before.num_rows}")
+                raise BalanceError(f"a retry of {stage.name!r} gave {amount(writer.rows, 'row')} for {before.num_rows}")
             _check_files(self._work, part)
         return writer.part()
 
@@ -297,7 +298,7 @@ def check_balance(what: str, seen: list[np.ndarray], made: list[np.ndarray]) -> 
     if not np.array_equal(before, after):
         lost, new = len(np.setdiff1d(before, after)), len(np.setdiff1d(after, before))
         raise BalanceError(
-            f"{what}: {len(before)} rows went in and {len(after)} came out: {lost} lost, {new} made up, "
+            f"{what}: {amount(len(before), 'row')} went in and {len(after)} came out: {lost} lost, {new} made up, "
             f"{len(after) - len(np.unique(after))} doubled, or out of order"
         )
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from catalog.errors import RecipeError, UserError, nearest
 from catalog.schema import role
+from catalog.wording import amount
 from tasks import draw
 from tasks.in_order import Item, Result, in_order
 from tasks.stage import Tables
@@ -269,7 +270,7 @@ def fit(
     (`tests/benchmarks/bench_kmeans.py` compares their speed). Raises UserError where k is above n.
     """
     if k > len(rows):
-        raise UserError(f"k is {k}, but only {len(rows)} rows have a usable embedding: lower k")
+        raise UserError(f"k is {k}, but only {amount(len(rows), 'row has', 'rows have')} a usable embedding: lower k")
     rng = np.random.default_rng(seed)
     start = spread(rows, k, rng, device) if init == "k-means++" else np.sort(rng.choice(len(rows), k, replace=False))
     if engine == "faiss":

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from catalog.duck import open_database
+from catalog.wording import amount
 
 if TYPE_CHECKING:
     import duckdb
@@ -132,7 +133,7 @@ def _rows(db: "duckdb.DuckDBPyConnection") -> Check:
     planted, found = _one(db, "select count(*), count(sample_id) from planted")
     (rows,) = _one(db, "select count(*) from source")
     lost = _lines(db, "select 'lost ' || coalesce(url, 'the row without a URL') from planted where sample_id is null")
-    detail = [*lost, f"{rows - found} rows that nobody planted"] if rows != found else lost
+    detail = [*lost, f"{amount(rows - found, 'row')} that nobody planted"] if rows != found else lost
     return Check("rows of the source", found, planted, found / planted, "all", found == planted == rows, tuple(detail))
 
 
@@ -283,7 +284,7 @@ def _wrong_captions(db: "duckdb.DuckDBPyConnection", column: str) -> Check:
     (wrong,) = _one(db, "select count(*) from planted where wrong_caption")
     scored = int((~right).sum())
     value = float(roc_auc_score(right, rows["score"])) if 0 < scored < len(right) else 0.0
-    detail = (f"{len(right)} rows scored, {scored} of them with a wrong caption",)
+    detail = (f"{amount(len(right), 'row')} scored, {scored} of them with a wrong caption",)
     return Check("wrong captions score low (AUC)", scored, wrong, value, f">= {MIN_AUC}", value >= MIN_AUC, detail)
 
 
@@ -294,7 +295,7 @@ def _kept(db: "duckdb.DuckDBPyConnection", stage: str, keep: float) -> Check:
         f"from decisions where stage = '{stage}'",
     )
     target = floor(keep * judged)
-    detail = (f"{judged} rows to choose from, {target} to keep, {kept} kept",)
+    detail = (f"{amount(judged, 'row')} to choose from, {target} to keep, {kept} kept",)
     return Check("kept by prune", kept, target, kept - target, "exact", kept == target, detail)
 
 

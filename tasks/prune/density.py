@@ -7,6 +7,7 @@ from pydantic import Field
 
 from catalog.errors import UserError
 from catalog.inputs import Inputs, as_matrix
+from catalog.wording import amount
 from tasks import draw
 from tasks.kmeans import between
 from tasks.prune._base import ClusterSelector, Rows, Selection, Which, sentences
@@ -60,8 +61,9 @@ class Density(ClusterSelector):
         lower = np.minimum(self.min_per_cluster, upper)
         if lower.sum() > total:
             raise UserError(
-                f"min_per_cluster {self.min_per_cluster} needs {lower.sum()} rows in {len(present)} clusters, but "
-                f"only {total} are to be kept: {lower.sum() - total} too many; keep more, or lower k or min_per_cluster"
+                f"min_per_cluster {self.min_per_cluster} needs {amount(int(lower.sum()), 'row')} in "
+                f"{amount(len(present), 'cluster')}, but only {total} are to be kept: "
+                f"{lower.sum() - total} too many; keep more, or lower k or min_per_cluster"
             )
         quota = np.zeros(len(sizes), np.int64)
         quota[present] = quotas(share * total, lower, upper, total, self.projection)

@@ -106,7 +106,7 @@ def test_parts_with_other_columns_are_noticed(
 
 def test_wrong_claims_publish_nothing(dataset: Dataset, parts: list[PartFile], facts: VersionFacts) -> None:
     more = replace(parts[0], rows=99)
-    with pytest.raises(BalanceError, match="has 1 rows, expected 99"):
+    with pytest.raises(BalanceError, match="has 1 row, expected 99"):
         dataset.publish(state([more]), facts)
     with pytest.raises(BuildError, match="is not there"):
         dataset.publish(state([PartFile("source/ff.parquet", 1, 1)]), facts)

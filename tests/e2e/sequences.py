@@ -37,7 +37,7 @@ from catalog.takedown import STATE as TAKEDOWNS
 from catalog.takedown import TAKEN_URL
 from flows.build import Order, build_here, run_stage
 from flows.engine import InlineEngine
-from flows.failures import failures, order_retry
+from flows.failures import begin_retry, failures
 from flows.plan import NUMBERS, RETRIES, make_plan
 from flows.takedown import take_down
 from tests.hostile_server import HostileServer
@@ -375,14 +375,14 @@ class World:
         failed = f"select url from tiny.verdicts where reason = '{reason}'"
         rows = sql(Catalog(self.folder / "catalog"), failed).to_pylist()
         self.healed |= {(row["url"], self.token) for row in rows if row["url"] in self._broken}
-        order_retry(dataset, [reason], str(self.folder / "catalog"), "inline")
+        begin_retry(dataset, [reason], str(self.folder / "catalog"), "inline")
         return True
 
     def do_order(self, reason: str) -> bool:
         """Order a retry that dies before it begins, and of which the server answers nothing more."""
         if self.dataset().last() is None or reason not in {f["reason"] for f in failures(self.dataset())}:
             return False
-        order_retry(self.dataset(), [reason], str(self.folder / "catalog"), "inline")
+        begin_retry(self.dataset(), [reason], str(self.folder / "catalog"), "inline")
         return True
 
     def do_take(self, at: int, copies: str = "bytes") -> bool:

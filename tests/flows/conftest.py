@@ -1,14 +1,18 @@
 """A small real corpus behind a real server, and a recipe for it."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flows.cli import main
 from tests.hostile_server import HostileServer
 from tests.pictures import jpeg
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 class Web:
@@ -49,3 +53,20 @@ def web(tmp_path: Path) -> Iterator[Web]:
         urls = made.pictures(range(6))
         made.add_file("a", [*urls, urls[0], server.body(b"gone", status=404)])
         yield made
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs a command and returns (exit code, standard output, standard error)."""
+
+    def run_command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["espalier", *words])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run_command

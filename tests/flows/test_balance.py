@@ -74,7 +74,7 @@ def test_rows_of_no_part_are_noticed(tmp_path: Path) -> None:
     more = before.slice(0, 1).set_column(0, "sample_id", pa.array([99 << 24]))
     with PartWriter(plan.dataset.storage, "decisions", decisions.parts[0].fingerprint, decisions.schema) as writer:
         writer.write(pa.concat_tables([before.select(decisions.schema.names), more.cast(before.schema)]))
-    with pytest.raises(BalanceError, match=r"stage 'drop_odd': .* has 1 rows of no part of the source"):
+    with pytest.raises(BalanceError, match=r"stage 'drop_odd': .* has 1 row of no part of the source"):
         check_balance(plan, counts(plan))
 
 

@@ -15,7 +15,7 @@ from catalog.lease import hold
 from catalog.storage import Storage
 from flows.build import Order, build_here, run_stage, up_to_date
 from flows.engine import Engine
-from flows.failures import failures, order_retry
+from flows.failures import begin_retry, failures
 from flows.plan import Plan, PlannedStage, make_plan
 from tests.flows.conftest import Web
 from tests.pictures import jpeg
@@ -143,7 +143,8 @@ def test_a_retry_asks_for_the_failed_rows_alone(web: Web) -> None:
     told = {f["reason"]: (f["rows"], f["retry_may_help"]) for f in failures(dataset)}
     assert told == {"not_found": (1, False), "server_error": (1, True)}
     before = image_hits(web)
-    order, count = order_retry(dataset, ["server"], web.catalog, "inline")
+    found = begin_retry(dataset, ["server"], web.catalog, "inline")
+    order, count = found.order, found.rows
     assert count == 1
     outcome = build_here(order)
     assert outcome.version.number == 2
@@ -166,13 +167,13 @@ def test_a_retry_goes_on_from_the_newest_attempt_there_is(web: Web, lost: bool) 
     web.add_file("b", [*web.pictures(range(20, 23)), flaky])
     build_here(order_of(web, ""))
     dataset = Catalog(web.catalog).dataset("web")
-    order, _ = order_retry(dataset, ["server"], web.catalog, "inline")
+    order = begin_retry(dataset, ["server"], web.catalog, "inline").order
     if lost:
         build_here(order)
         first, second = ({f.path for f in dataset.files(dataset.version(n), "images")} for n in (1, 2))
         dataset.storage.delete(second - first)
     before = image_hits(web)
-    order, _ = order_retry(dataset, ["server"], web.catalog, "inline") if not lost else (order, 0)
+    order = order if lost else begin_retry(dataset, ["server"], web.catalog, "inline").order
     build_here(order)
     assert {u: n - before.get(u, 0) for u, n in image_hits(web).items() if n != before.get(u, 0)} == {flaky: 1}
     assert rows(web, "select count(*) from web.images where reason = 'server_error'") == [(0,)]
@@ -186,7 +187,7 @@ def test_a_retry_keeps_what_the_build_was_told(web: Web, monkeypatch: pytest.Mon
     told = Order.read(recipe, catalog=web.catalog, executor="inline", overrides=("download.image_size=32",))
     build_here(told)
     monkeypatch.delenv("KEEP_ROWS")
-    order, _ = order_retry(Catalog(web.catalog).dataset("web"), ["server"], web.catalog, "inline")
+    order = begin_retry(Catalog(web.catalog).dataset("web"), ["server"], web.catalog, "inline").order
     build_here(order)
     assert rows(web, "select count(*), max(width) from web.samples") == [(3, 32)]
     assert rows(web, "select count(*) from web.images where reason = 'server_error'") == [(0,)]
@@ -250,9 +251,9 @@ def test_a_retry_that_cannot_be(web: Web) -> None:
     build_here(order_of(web))
     dataset = Catalog(web.catalog).dataset("web")
     with pytest.raises(UserError, match="unknown reason 'timeuot'; did you mean 'timeout'"):
-        order_retry(dataset, ["timeuot"], web.catalog, "inline")
+        begin_retry(dataset, ["timeuot"], web.catalog, "inline")
     with pytest.raises(UserError, match="no row of 'web' failed for timeout"):
-        order_retry(dataset, ["timeout"], web.catalog, "inline")
+        begin_retry(dataset, ["timeout"], web.catalog, "inline")
 
 
 def test_a_failed_build_keeps_what_is_finished_and_publishes_nothing(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:

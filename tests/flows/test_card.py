@@ -14,7 +14,7 @@ from catalog.reach import Names
 from flows.build import Order, build_here, display, draw_report, lineage, timings
 from flows.card import card_of
 from flows.display import Display
-from flows.failures import order_retry
+from flows.failures import begin_retry
 from flows.takedown import take_down
 from tests.flows.conftest import Web
 from tests.pictures import jpeg
@@ -49,7 +49,7 @@ def test_the_card_of_a_version_stays_its_own(web: Web) -> None:
     web.add_file("b", [web.server.heals(jpeg(96, 80, 77), [(503, {})]), *web.pictures(range(20, 23))])
     build(web)
     build(web, kept=2)
-    order, _ = order_retry(dataset, ["server_error"], web.catalog, "inline")
+    order = begin_retry(dataset, ["server_error"], web.catalog, "inline").order
     build_here(order)
     newest = sql(Catalog(web.catalog), "select max(sample_id)::varchar as id from web.samples").to_pylist()[0]["id"]
     take_down(dataset, Names.of([newest]))

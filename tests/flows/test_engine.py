@@ -60,7 +60,7 @@ def test_a_failing_part_is_reported_and_the_others_are_made(engine: Engine, tmp_
     plan = plan_of(tmp_path, Misbehaving(fault="raise"))
     run(engine, plan, plan.stages[0])
     with pytest.raises(
-        PartError, match=r"1 parts failed 3 times .*part 1: RuntimeError: a fault of the stage"
+        PartError, match=r"1 part failed 3 times .*part 1: RuntimeError: a fault of the stage"
     ) as caught:
         run(engine, plan, plan.stages[1])
     assert "in _spoilt" in caught.value.traceback

@@ -222,6 +222,9 @@ def test_the_format_is_chosen_or_of_the_ending() -> None:
     with pytest.raises(UserError, match=r"'\.xls'.*known are \.csv, \.json, .*--format") as caught:
         format_of("a.xls", None)
     assert all(ending in str(caught.value) for ending in ENDINGS)
+    with pytest.raises(UserError) as caught:
+        format_of("a.xlsx", None)
+    assert str(caught.value).count(".parquet") == 1
     with pytest.raises(UserError, match="no ending"):
         format_of("a", None)
 

@@ -12,7 +12,7 @@ from catalog.errors import BusyError, UserError
 from catalog.lease import hold
 from flows.build import Order, build_here
 from flows.cli import main
-from flows.failures import begin_retry, order_retry, plan_retry
+from flows.failures import begin_retry, plan_retry
 from flows.plan import RETRIES
 from tests.flows.conftest import Web
 from tests.pictures import jpeg
@@ -101,5 +101,5 @@ def test_nothing_is_ordered_while_somebody_builds(web: Web) -> None:
     built(web)
     dataset = Catalog(web.catalog).dataset("web")
     with hold(dataset), pytest.raises(BusyError, match="is being built"):
-        order_retry(dataset, ["server"], web.catalog, "inline")
+        begin_retry(dataset, ["server"], web.catalog, "inline")
     assert dataset.state(RETRIES) == {}

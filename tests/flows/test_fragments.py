@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from catalog.errors import RecipeError
-from flows.recipe import Recipe, load, parse, resolved_text
+from flows.recipe import Recipe, load, parse, resolve
 
 RECIPE = """\
 dataset: laion
@@ -73,11 +73,11 @@ def test_overrides_reach_a_fragments_stages(folder: Path) -> None:
 
 def test_the_resolved_text_needs_no_other_file(folder: Path) -> None:
     path = written(folder, including("filters/sizes.yaml", "{least: 300}"), sizes=FILTERS)
-    recipe, text = load(path), resolved_text(path.read_text(), str(path))
+    recipe, text = resolve(path.read_text(), str(path))
     assert "include" not in text
     (folder / "filters" / "sizes.yaml").unlink()
     assert parse(text, "elsewhere") == recipe
-    assert resolved_text(text, "elsewhere") == text
+    assert resolve(text, "elsewhere")[1] == text
 
 
 def test_fragments_include_fragments_beside_them(folder: Path) -> None:

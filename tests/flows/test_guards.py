@@ -18,7 +18,7 @@ from catalog.schema import IMAGES, SAMPLE_ID, SOURCE
 from flows.approve import approve
 from flows.build import Order, build_here, up_to_date
 from flows.failed_rows import FailedRows, failed_rows
-from flows.failures import order_retry
+from flows.failures import begin_retry
 from flows.guards import Guards, tripped
 from flows.index import budget_of, update
 from flows.recipe import parse
@@ -26,8 +26,7 @@ from flows.save import check_target
 from flows.search import Query, search
 from flows.takedown import take_down
 from tasks.download.reasons import NETWORK, REASONS
-from tests.flows.conftest import Web
-from tests.flows.test_cli import Run, run  # noqa: F401  # a fixture
+from tests.flows.conftest import Run, Web
 from tests.flows.vectors import Planted
 from tests.pictures import jpeg
 
@@ -202,7 +201,7 @@ def dataset_of(web: Web) -> Dataset:
     return Catalog(web.catalog).dataset("web")
 
 
-def sql_count(run: Run, web: Web, table: str, *words: str) -> int:  # noqa: F811
+def sql_count(run: Run, web: Web, table: str, *words: str) -> int:
     code, out, err = run(
         "sql", f"select count(*) as n from web.{table}", "--catalog", web.catalog, "--format", "json", *words
     )
@@ -210,7 +209,7 @@ def sql_count(run: Run, web: Web, table: str, *words: str) -> int:  # noqa: F811
     return int(json.loads(out)[0]["n"])
 
 
-def test_an_outage_is_held_tried_again_and_never_the_latest_meanwhile(web: Web, run: Run) -> None:  # noqa: F811
+def test_an_outage_is_held_tried_again_and_never_the_latest_meanwhile(web: Web, run: Run) -> None:
     where = ["--catalog", web.catalog]
     assert build_here(order_of(web)).version.number == 1
     ill = [web.server.heals(jpeg(96, 80, seed), [(503, {})]) for seed in (40, 41)]
@@ -247,7 +246,8 @@ def test_an_outage_is_held_tried_again_and_never_the_latest_meanwhile(web: Web, 
     assert json.loads(run("diff", "web", "web@2", *where, "--json")[1])["a"] == "web@1"
     assert run("why", "web", ill[0], *where)[0] == 2  # the latest has no such row
 
-    order, rows = order_retry(dataset_of(web), ["server_error"], web.catalog, "inline", dataset_of(web).version(2))
+    found = begin_retry(dataset_of(web), ["server_error"], web.catalog, "inline", dataset_of(web).version(2))
+    order, rows = found.order, found.rows
     assert rows == 2
     outcome = build_here(order)
     assert (outcome.version.number, outcome.version.tables["samples"].rows) == (3, 9)
@@ -255,7 +255,7 @@ def test_an_outage_is_held_tried_again_and_never_the_latest_meanwhile(web: Web, 
     assert dataset_of(web).version().number == 3
 
 
-def test_a_first_version_that_is_held(web: Web, run: Run) -> None:  # noqa: F811
+def test_a_first_version_that_is_held(web: Web, run: Run) -> None:
     """There is no latest then; approving makes one, once, and not while somebody builds."""
     where = ["--catalog", web.catalog]
     strict = order_of(web, "guards: {min_rows: 8}\n", "")

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +11,11 @@ import pytest
 
 from catalog.errors import RecipeError
 from flows.build import Order, build_here
-from flows.cli import app, main
-from tests.flows.conftest import Web
+from flows.cli import app
+from tests.flows.conftest import Run, Web
 from tests.flows.vectors import Planted
 from tests.hostile_server import HostileServer
 
-Run = Callable[..., tuple[int, str, str]]
 LABELS = [
     *(
         "",
@@ -130,6 +128,7 @@ MISTAKES = [
     ["index", "web", "--memory-mb", "-1"],
     ["index", "web", "--memory-mb", "nan"],
     ["takedown", "web"],
+    ["takedown", "web", "--file", "{file}", "--copies", "all"],
     ["takedown", "web", "--file", "/no/such.csv"],
     ["takedown", "web", "--file", "{folder}"],
     ["takedown", "web", "--file", "{fifo}"],
@@ -155,23 +154,6 @@ MISTAKES = [
     ["ls", "extra"],
     ["schema", "extra"],
 ]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs a command and returns (exit code, standard output, standard error)."""
-
-    def run_command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["espalier", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run_command
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +193,8 @@ def check(words: list[str], code: int, out: str, err: str, codes: tuple[int, ...
     assert len(err.splitlines()) == 1, err
     assert err.strip() != "espalier:", words
     assert "fault of Espalier" not in err, (words, err)
+    assert "Value error" not in err, (words, err)
+    assert "Assertion failed" not in err, (words, err)
     assert "Traceback" not in err
     assert "Errno" not in err, err
     assert err.strip().isprintable(), err

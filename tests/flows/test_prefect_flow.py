@@ -88,7 +88,7 @@ def test_a_fault_of_the_data_is_not(web: Web, client: Any, monkeypatch: pytest.M
 
     def broken(plan: Any, planned: Any, engine: Any, run_id: str) -> int:
         calls.append(planned.stage.name)
-        raise PartError("1 parts failed 3 times")
+        raise PartError("1 part failed 3 times")
 
     monkeypatch.setattr(module, "run_stage", broken)
     with pytest.raises(PartError):

@@ -1,7 +1,6 @@
 """`plan --probe`: what it foretells comes true, it says what it does, and it leaves nothing behind."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from catalog.errors import UserError
 from catalog.storage import Storage
 from flows import probe as probes
 from flows.build import Order, build_here
-from flows.cli import main
 from flows.demo.corpus import plant
 from flows.demo.run import RECIPE
 from flows.demo.server import serve
@@ -22,7 +20,7 @@ from flows.probe import LEAST_ROWS, probe, sampled, smaller
 from tasks.cluster import Cluster
 from tasks.prune import Random
 from tasks.sources import Chunk, Folder, Parquet
-from tests.flows.conftest import Web
+from tests.flows.conftest import Run, Web
 from tests.pictures import jpeg
 
 STAGES = """\
@@ -212,21 +210,6 @@ def test_whatever_stops_it_leaves_nothing_behind(crawl: Web, monkeypatch: pytest
         probe(order, 160, Display())
     assert made
     assert files(crawl.folder) == before
-
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run_command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["espalier", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run_command
 
 
 def interrupted(*_: object) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from flows import search as searching
 from flows.build import Order, build_here
 from flows.save import save
 from flows.search import Query, search
-from tests.flows.conftest import Web
-from tests.flows.test_cli import run  # noqa: F401  # a fixture
+from tests.flows.conftest import Run, Web
 from tests.hostile_server import HostileServer
 
 TINY = {
@@ -29,7 +27,6 @@ TINY = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "mlp_ratio": 2.0},
     "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1, "mlp_ratio": 2.0},
 }
-Command = Callable[..., tuple[int, str, str]]
 
 
 class Built:
@@ -219,7 +216,7 @@ def test_what_is_not_in_balance_is_not_saved(built: Built, harm: str) -> None:
     assert catalog.dataset("few").versions() == []
 
 
-def test_the_command_line(built: Built, run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_command_line(built: Built, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at = ["--catalog", built.catalog]
     code, out, err = run("index", "web", "--json", *at)
     assert (code, json.loads(out)["factory"]) == (0, "Flat")

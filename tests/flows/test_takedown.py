@@ -32,7 +32,7 @@ from catalog.shards import ERASED, ShardReader
 from catalog.takedown import REASON, Ledger
 from flows.build import Order, build_here, up_to_date
 from flows.cli import main
-from flows.failures import failures, order_retry
+from flows.failures import begin_retry, failures
 from flows.takedown import records, take_down
 from flows.why import stories
 from flows.worker import _folders
@@ -277,7 +277,7 @@ def test_no_build_brings_them_back(built: Web, emptied: bool) -> None:
     why = "select count(*) as n from web.verdicts where reason = 'taken_down' and not keep"
     assert sql(Catalog(built.catalog), why).to_pylist() == [{"n": 5}]
     with pytest.raises(UserError, match="stay out"):
-        order_retry(dataset, [REASON], built.catalog, "inline")
+        begin_retry(dataset, [REASON], built.catalog, "inline")
 
 
 def test_copies_may_stay(built: Web) -> None:
@@ -371,13 +371,13 @@ def test_what_cannot_be(built: Web, tmp_path: Path) -> None:
     dataset = dataset_of(built)
     with pytest.raises(UserError, match="name the rows with --file"):
         take_down(dataset, None)
-    with pytest.raises(UserError, match="no row of 'web' has any of these 1 names: there is no such sample_id"):
+    with pytest.raises(UserError, match="no row of 'web' has any of these 1 name: there is no such sample_id"):
         take_down(dataset, Names(sample_ids=frozenset([99])))
     with hold(dataset), pytest.raises(BusyError, match="is being built"):
         take_down(dataset, names(url_of(built, 0)))
 
 
-def killed_at(web: Web, catalog: Path, url: str, at: int) -> int:
+def killed_at(catalog: Path, url: str, at: int) -> int:
     """Take a URL down in a process of its own that is killed before its change number `at`; return how many it made."""
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(catalog), url, str(at)],
@@ -393,7 +393,7 @@ def killed_at(web: Web, catalog: Path, url: str, at: int) -> int:
 def check_killed(web: Web, tmp_path: Path, at: int, needles: dict[str, bytes], url: str) -> None:
     target = tmp_path / f"killed-{at}"
     shutil.copytree(web.catalog, target)
-    assert killed_at(web, target, url, at) == -1
+    assert killed_at(target, url, at) == -1
     dataset = Catalog(target).dataset("web")
     if Ledger.read(dataset.storage).pending is not None:
         with pytest.raises(UserError, match="was interrupted; carry it through first: espalier takedown web"):
@@ -422,7 +422,7 @@ def test_killed_it_goes_on(built: Web, tmp_path: Path) -> None:
     needles = needles_of(dataset_of(built), 0)
     url = url_of(built, 0)
     shutil.copytree(built.catalog, tmp_path / "whole")
-    steps = killed_at(built, tmp_path / "whole", url, 10**9)
+    steps = killed_at(tmp_path / "whole", url, 10**9)
     assert steps > 20
     for at in (2, steps // 2, steps - 1):
         check_killed(built, tmp_path, at, needles, url)
@@ -433,7 +433,7 @@ def test_killed_anywhere_it_goes_on(built: Web, tmp_path: Path) -> None:
     needles = needles_of(dataset_of(built), 0)
     url = url_of(built, 0)
     shutil.copytree(built.catalog, tmp_path / "whole")
-    for at in range(1, killed_at(built, tmp_path / "whole", url, 10**9) + 1):
+    for at in range(1, killed_at(tmp_path / "whole", url, 10**9) + 1):
         check_killed(built, tmp_path, at, needles, url)
 
 
@@ -507,13 +507,13 @@ def test_nothing_is_erased_unasked(
             code, out, err = command(built, patch, capsys, "--file", str(file), "--copies", "none")
         assert code == expected
         listed = " ".join(err.split())
-        assert "1 samples would be taken down" in listed
+        assert "1 sample would be taken down" in listed
         assert "samples by --copies: none 1, bytes 2, pixels 2, duplicates 2; this was none" in listed
         if expected:
             assert "nothing was erased" in err
             now = {p: p.read_bytes() for p in Path(built.catalog).rglob("*") if p.is_file() and p.name != "_lease"}
             assert now == before
-    assert "1 samples taken down" in out
+    assert "1 sample taken down" in out
 
 
 class Terminal(io.StringIO):

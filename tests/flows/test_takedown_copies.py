@@ -1,11 +1,7 @@
 """A takedown reaches what was saved from a dataset, and what it was saved from, over any number of datasets."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,7 +21,7 @@ from flows.save import save
 from flows.search import Found, Hit, Query
 from flows.takedown import records, take_down
 from tests.flows.conftest import Web
-from tests.flows.test_takedown import KILLED, dataset_of, needles_of, order_of, traces, url_of
+from tests.flows.test_takedown import dataset_of, killed_at, needles_of, order_of, traces, url_of
 from tests.hostile_server import HostileServer
 
 SAVED = ("few", "fewer", "other")
@@ -192,11 +188,11 @@ def test_killed_anywhere_it_goes_on_through_all_datasets(built: Web, tmp_path: P
 def _kill_and_go_on(built: Web, tmp_path: Path, shares: Sequence[float], name: str) -> None:
     """Kill a takedown after a share of its changes; let one of the datasets go on with it, if its ledger says so."""
     url, needles = url_of(built, 0), needles_of(dataset_of(built), 0)
-    steps = _killed(Path(shutil.copytree(built.catalog, tmp_path / "whole")), url, 10**9)
+    steps = killed_at(Path(shutil.copytree(built.catalog, tmp_path / "whole")), url, 10**9)
     assert steps > 60
     for share in shares:
         target = Path(shutil.copytree(built.catalog, tmp_path / f"killed-{share}"))
-        assert _killed(target, url, round(steps * share)) == -1
+        assert killed_at(target, url, round(steps * share)) == -1
         catalog = Catalog(target)
         waiting = [n for n in (name, "web") if Ledger.read(catalog.dataset(n).storage).pending is not None]
         if waiting:
@@ -208,15 +204,3 @@ def _kill_and_go_on(built: Web, tmp_path: Path, shares: Sequence[float], name: s
             assert [r["state"] for r in records(catalog.dataset(reached))] == ["done"], (share, reached)
             assert Ledger.read(catalog.dataset(reached).storage).pending is None
         shutil.rmtree(target)
-
-
-def _killed(catalog: Path, url: str, at: int) -> int:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(catalog), url, str(at)],
-        env=os.environ | {"PYTHONPATH": "."},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return int(done.stdout or 0) if done.returncode == 0 else -1

@@ -28,7 +28,7 @@ from catalog.verify import Verifier, check_shards
 from flows.approve import approve
 from flows.build import NUMBERS, Order, build_here
 from flows.cli import main
-from flows.failures import order_retry
+from flows.failures import begin_retry
 from flows.takedown import take_down
 from flows.verify import is_settled, lines, verify
 from tests.flows.conftest import Web
@@ -525,7 +525,7 @@ def test_pictures_that_are_gone_are_failed_rows(web: Web) -> None:
 def test_a_retry_keeps_its_rows_when_an_attempt_is_damaged(web: Web) -> None:
     gone = next(r for r in content(web)["images"] if r["reason"])
     with served(web, url_of(web, gone["sample_id"]), jpeg(96, 80, 78)):
-        order, _ = order_retry(dataset_of(web), [gone["reason"]], web.catalog, "inline")
+        order = begin_retry(dataset_of(web), [gone["reason"]], web.catalog, "inline").order
         build_here(order)
         before = content(web)
         shards = sorted({r["shard"] for r in before["images"] if r["shard"]})

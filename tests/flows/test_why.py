@@ -100,6 +100,9 @@ def test_the_command(built: Web, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert code == 0
     for words in ("duplicate_exact", "same SHA-256", "espalier why web@1 0", "published", "picture 6 of a"):
         assert words in out
+    kept = sql(Catalog(built.catalog), "select sample_id from web.samples limit 1").to_pylist()[0]["sample_id"]
+    _, out, _ = run("web", str(kept))
+    assert out.splitlines()[0].endswith("  kept")
     code, out, _ = run("web", "0", "--json")
     assert (code, json.loads(out)[0]["sample_id"]) == (0, 0)
     code, out, err = run("web", "http://nowhere/")

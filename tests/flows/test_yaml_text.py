@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from catalog.errors import RecipeError, UserError
-from flows.recipe import Recipe, load, parse, resolved_text
+from flows.recipe import Recipe, load, parse, resolve
 from flows.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_NODES, compose, read_text, value_of
 
 pytestmark = pytest.mark.timeout(120)  # each takes milliseconds; without its limit it takes minutes, or all memory
@@ -252,9 +252,9 @@ def test_whatever_is_written_is_a_recipe_or_a_mistake(tmp_path: Path) -> None:
             (tmp_path / "f.yaml").write_text(mutated(rng.choice(fragments), rng), "utf-8")
             text = GOOD + "  - include: f.yaml\n"
         try:
-            recipe = parse(text, str(tmp_path / "r.yaml"))
+            recipe, resolved = resolve(text, str(tmp_path / "r.yaml"))
             assert isinstance(recipe, Recipe)
-            again = parse(resolved_text(text, str(tmp_path / "r.yaml")), "again")
+            again = parse(resolved, "again")
             assert again == recipe
             built += 1
         except UserError as error:

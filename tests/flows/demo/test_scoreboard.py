@@ -113,7 +113,7 @@ def test_a_lost_and_a_doubled_row(truth):
     twice = pa.concat_tables([tables["source"], replace(tables["source"].slice(5, 1), "sample_id", lambda _: 1 << 30)])
     found = checks(truth, tables | {"source": twice})
     assert not found[ROWS].passed
-    assert found[ROWS].detail == ("1 rows that nobody planted",)
+    assert found[ROWS].detail == ("1 row that nobody planted",)
 
 
 def test_a_wrong_reason_names_the_hazard(truth):

@@ -1,0 +1,6 @@
+"""How messages say numbers of things."""
+
+
+def amount(number: int, one: str, many: str | None = None) -> str:
+    """Return a number of things: `1 row`, `2,000 rows`. `many`: the words for more than one, by default with an s."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
