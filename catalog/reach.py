@@ -39,11 +39,15 @@ from catalog.takedown import REASON, Ledger
 CHOICES: Final = ("none", "bytes", "pixels", "duplicates")
 """Which copies are taken too: each takes what the one before does, and more."""
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_NAMED: Final = {"source": ("url", "caption"), "images": ("final_url", "sha256", "pixels_sha256", "reason")}
+_NAMED: Final = {
+    "source": ("url", "caption", "row_detail"),
+    "images": ("final_url", "sha256", "pixels_sha256", "reason"),
+}
 _LOOKED: Final = (
     ("urls", "source", "url"),
     ("urls", "images", "final_url"),
     ("texts", "source", "caption"),
+    ("texts", "source", "row_detail"),  # of a record that is broken: all that it has
     ("sha256", "images", "sha256"),
     ("pixels", "images", "pixels_sha256"),
 )
@@ -227,7 +231,8 @@ class _Place:
         self.ids |= live
         images = images.filter(pc.is_in(images.column("sample_id"), pa.array(sorted(live), pa.int64())))
         urls = _values(source, "url") | _values(images, "final_url")
-        texts = _values(_without_url(source), "caption")
+        nameless = _without_url(source)
+        texts = _values(nameless, "caption") | _values(nameless, "row_detail")
         return live, Names(urls, _values(images, "sha256"), frozenset(), _values(images, "pixels_sha256"), texts)
 
     def _told(self, table: str, sample_ids: np.ndarray) -> pa.Table:

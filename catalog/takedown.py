@@ -4,7 +4,7 @@ It is one JSON object in the dataset's state, `_state/takedowns.json`, that is r
 
     key         random: the digests say nothing without it, and are not those of other datasets
     urls        digests of the URLs that must not come back
-    texts       digests of the captions of rows without a URL that must not come back
+    texts       digests of the captions of rows without a URL, and of broken records, that must not come back
     contents    digests of the SHA-256 of the bytes that must not come back
     pixels      digests of the SHA-256 of the pixels that must not come back
     pending     the order that is being carried out, written before anything is touched (`catalog.erase.Order`)
@@ -131,7 +131,7 @@ class Ledger:
         return self._digest(b"pixels", pixels_sha256.lower())
 
     def text(self, caption: str) -> str:
-        """Return the digest of a caption."""
+        """Return the digest of a caption, or of what a record says that is broken."""
         return self._digest(b"text", caption)
 
     def _digest(self, kind: bytes, text: str) -> str:
@@ -151,9 +151,10 @@ class Ledger:
         if not (self.urls or self.texts) or "url" not in rows.column_names:
             return np.zeros(rows.num_rows, bool)
         gone = self._listed(rows.column("url"), self.url, self.urls)
-        if self.texts and "caption" in rows.column_names:
-            nameless = np.asarray(pc.is_null(rows.column("url")))
-            gone |= nameless & self._listed(rows.column("caption"), self.text, self.texts)
+        nameless = np.asarray(pc.is_null(rows.column("url")))
+        for column in ("caption", "row_detail"):
+            if self.texts and column in rows.column_names:
+                gone |= nameless & self._listed(rows.column(column), self.text, self.texts)
         return gone
 
     def hide_images(self, rows: pa.Table) -> pa.Table:

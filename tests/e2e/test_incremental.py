@@ -51,6 +51,10 @@ KNOWN: dict[str, list[Step]] = {
         ["start", "web", [WORDED, PRUNE, WIDE, LOOKS], {"a": PICTURES, "b": FAILING}],
         ["file", "0", PICTURES[1:7]],
     ],
+    "a take-down of a record that is broken, which has neither URL nor caption": [
+        ["start", "csv", [WORDED], {"a": [*PICTURES, *TORN]}],
+        ["take", len(PICTURES), "bytes"],
+    ],
     "vectors of a CSV source that grows, and a take-down of one of them": [
         ["start", "csv", [EMBED, CLUSTER, MEANING, CONCEPTS], {"b": PICTURES}],
         ["grow", "b", TORN],
