@@ -11,8 +11,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from catalog.errors import RecipeError, UserError
 from flows.build import Order
+from flows.console import plain_message
 from flows.server import quiet_environment
 
 
@@ -88,5 +91,6 @@ def lasting_api() -> str:
 
 
 def _reason(error: ValueError) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-2] if len(lines) > 2 else lines[0]
+    if isinstance(error, ValidationError):
+        return plain_message(error.errors()[0]["msg"])
+    return " ".join(str(error).split())

@@ -25,6 +25,7 @@ from pydantic_core import ErrorDetails
 
 from catalog.errors import NotFoundError, RecipeError, nearest
 from flows import yaml_text
+from flows.console import plain_message
 from flows.fragments import INCLUDE_SCHEMA, VARIABLE, expand
 from flows.guards import Guards
 from flows.yaml_text import MAX_DEPTH, Budget, check_text, compose, shown, value_of
@@ -270,7 +271,7 @@ def _explain(error: ErrorDetails, raw: dict[str, Any], node: yaml.Node) -> str:
         return f"{where}: {field}: it lacks `{key}`, which says what it is"
     if kind == "missing":
         return f"{where}: {field}: is missing"
-    message = _KINDS.get(kind) or error["msg"].removeprefix("Value error, ")
+    message = _KINDS.get(kind) or plain_message(error["msg"])
     got = error.get("input")
     found = f" (got {shown(got)})" if isinstance(got, str | int | float | bool) or got is None else ""
     return f"{where}: {field}: {message[:1].lower()}{message[1:]}{found}"

@@ -69,7 +69,7 @@ def test_sql_at_a_version(built: Web, run: Run) -> None:
         (["gc", "web", "--keep-versions", "0"], "expected at least 1"),
         (["errors", "wep"], "did you mean 'web'?"),
         (["takedown", "web"], "name the rows with --file"),
-        (["takedown", "web", "--file", "/no/such/file.csv"], "No such file"),
+        (["takedown", "web", "--file", "/no/such/file.csv"], "it is not there"),
         (["sql", "select 1", "--limit", "-1"], "--limit"),
         (["report", "web", "-o", "/no/such/folder/card.html"], "cannot write '/no/such/folder/card.html'"),
         (["nonsense"], "nonsense"),
