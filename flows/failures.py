@@ -125,7 +125,7 @@ def plan_retry(
     if not rows:
         raise UserError(f"no row of {asked!r} failed for {' or '.join(wanted)}{nearest('', there)}")
     order = Order.again(version, catalog=catalog, executor=executor)
-    plan = make_plan(order.load(), dataset)
+    plan = make_plan(order.load(), dataset, remember=False)
     stage = next(s for s in plan.stages if s.stage.table == "images")
     known = {part.number for part in stage.parts}
     tried = {row["number"]: row["n"] for row in rows if row["number"] in known}
@@ -135,7 +135,7 @@ def plan_retry(
             f"{many} failed for {' or '.join(wanted)}, but none is in the source any more: its files changed"
         )
     attempts = retry_parts(plan, stage.stage.name, wanted, list(tried))
-    again = make_plan(order.load(), dataset, retries=attempts)
+    again = make_plan(order.load(), dataset, retries=attempts, remember=False)
     return Retry(order, sum(tried.values()), len(tried), again, attempts)
 
 

@@ -123,8 +123,11 @@ def make_plan(
     dataset: Dataset,
     identify: Callable[[str], str] | None = None,
     retries: Mapping[str, Any] | None = None,
+    remember: bool = True,
 ) -> Plan:
     """Plan a build. Nothing is made where there is no dataset yet. `retries`: plan with these, instead of those kept.
+
+    `remember`: keep the digests of source files that were read, so that the next plan need not read them again.
 
     Raises RecipeError where a stage asks for a table or a column that nothing before it writes, UserError where a
     takedown or a repair was interrupted.
@@ -161,7 +164,7 @@ def make_plan(
     rows: dict[str, int] = {}
     for c in chunks:
         rows[c.uri] = rows.get(c.uri, 0) + c.rows
-    if dataset.exists():
+    if remember and dataset.exists():
         identities.save()
     inputs = tuple(f | {"rows": rows[u]} for u, f in files.items())
     return Plan(recipe, dataset, tuple(planned), inputs, ledger, survey.notes, identities)

@@ -163,7 +163,8 @@ def _source(listed: ListFile, connection: Any) -> str:
 
 def fails_words(words: Words, entries: Entries, values: pa.ChunkedArray, connection: Any) -> tuple[Any, Any]:
     """Return which rows go (bool (n,)), and the evidence of those (string, null elsewhere)."""
-    tokens = pc.utf8_split_whitespace(text(values))
+    # Trimmed first: after white space at the end of a buffer, Arrow's splitting reads the bytes behind it.
+    tokens = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(text(values)))
     rows = pc.list_parent_indices(tokens).to_numpy()
     coded = pc.list_flatten(tokens).dictionary_encode()  # words repeat: each is hashed once
     found = entries.contain(*_hashes(coded.dictionary, connection, words.ignore_case))

@@ -59,6 +59,7 @@ class Filter(MapStage):
 
     table: ClassVar[str] = "decisions"
 
+    version: ClassVar[int] = 2
     use: Literal["filter"] = "filter"
     where: str | None = Field(
         None, description="SQL predicate that is true for the rows to keep: width >= 200 and nsfw < 0.5"

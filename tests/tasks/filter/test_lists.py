@@ -17,7 +17,8 @@ from catalog.errors import RecipeError
 from catalog.inputs import Inputs
 from catalog.schema import SOURCE
 from tasks.filter import Filter
-from tasks.filter._lists import Entries, Listed, ListFile, read
+from tasks.filter._lists import Entries, Listed, ListFile, Words, fails_words, read
+from tasks.filter._predicate import connect
 
 SCHEMA = pa.schema([*SOURCE, pa.field("licence", pa.string())])
 
@@ -73,6 +74,21 @@ def test_words_are_found_as_by_a_set(tmp_path: Path, captions: list[str], words:
     found = decided(Filter(words={"none": {"file": listing(tmp_path / "w.txt", *words)}}), rows=7, caption=captions)
     wanted = set(words)
     assert [reason is None for reason, _ in found] == [not wanted.isdisjoint(c.split()) for c in captions]
+
+
+@pytest.mark.parametrize("behind", [b"\0", b"a", b"\x80\x80", b"\xa0", b"\xc3\x80", b"\xff"])
+@pytest.mark.parametrize("caption", ["fox ", "a fox\u00a0", "fox\u3000", "fox \n"])
+def test_what_lies_behind_the_last_caption_in_memory_decides_nothing(
+    tmp_path: Path, caption: str, behind: bytes
+) -> None:
+    """A table's column may be copied to where other bytes follow, so the array is handed over as it lies."""
+    words = Words(file=listing(tmp_path / "words.txt", "fox"))
+    data = caption.encode()
+    ends = pa.array([0, len(data)], pa.int32()).buffers()[1]
+    lying = pa.Array.from_buffers(pa.string(), 1, [None, ends, pa.py_buffer(data + behind * 4)])
+    with connect() as connection:
+        fails, _ = fails_words(words, read(words), lying, connection)
+    assert not fails[0]
 
 
 def test_captions_that_are_not_utf8_are_judged_like_any_other(tmp_path: Path) -> None:
