@@ -25,7 +25,7 @@ from catalog.reach import columns_of, groups, opened, parts_of
 from catalog.schema import SAMPLE_BITS
 from catalog.scrub import CONCEPTS, Scrubber, plain_parts, unnamed
 from catalog.seal import digest_of
-from catalog.shards import FOLDER, Span, erase, erase_sidecars, span_of
+from catalog.shards import FOLDER, Span, erase, erase_sidecars, span_of, stem
 from catalog.storage import Storage, is_temporary
 from catalog.takedown import REASON, Ledger, blank
 
@@ -168,10 +168,16 @@ def erase_parts(dataset: Dataset, order: Order, scrubber: Scrubber) -> None:
                 writer.files |= described.files
                 sound = {name: facts for name, facts in described.files.items() if name not in kept}
                 writer.files |= _recorded(dataset.storage, sound, digests)
+                named: set[str] = set()
                 for group in range(file.num_row_groups):
                     rows = file.read_row_group(group, use_threads=False)
                     gone = among(np.asarray(rows.column("sample_id").to_numpy(), np.int64), ids)
-                    writer.write(blank(table, rows, gone) if table in KEPT else rows.filter(pa.array(~gone)))
+                    left = blank(table, rows, gone) if table in KEPT else rows.filter(pa.array(~gone))
+                    if writer.files:
+                        named |= {stem(shard) for shard in pc.unique(left.column("shard")).drop_null().to_pylist()}
+                    writer.write(left)
+                # Of a shard in which nothing is left no row names, and `sweep` removes it.
+                writer.files = {name: facts for name, facts in writer.files.items() if stem(name) in named}
 
 
 def _recorded(
@@ -201,13 +207,9 @@ def sweep(dataset: Dataset) -> None:
     stems = {shard.removesuffix(".tar") for shard in named}
     paths = list(storage.list())
     gone = [p for p in paths if is_temporary(p) or p.startswith(("_work/", f"{QUARANTINE}/"))]
-    gone += [p for p in paths if p.startswith(f"{FOLDER}/") and _stem(p) not in stems]
+    gone += [p for p in paths if p.startswith(f"{FOLDER}/") and stem(p) not in stems]
     storage.delete(gone)
     shutil.rmtree(work.folder(storage), ignore_errors=True)
-
-
-def _stem(path: str) -> str:
-    return path.removesuffix("_stats.json").removesuffix(".tar").removesuffix(".parquet")
 
 
 def settle(dataset: Dataset, order: Order) -> None:

@@ -12,7 +12,7 @@ its log. Nobody builds while it is there, and the next repair does all of it aga
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -42,7 +42,7 @@ from catalog.lease import hold
 from catalog.lookup import rows_of
 from catalog.parts import PartFile, PartWriter, describe_part
 from catalog.seal import Seal, opened_json, read_seal
-from catalog.shards import FOLDER, record_of, sidecars, stem
+from catalog.shards import FOLDER, Span, moved, record_of, sidecars, stem
 from catalog.verify import STATE_FOLDERS, Damage, Findings, Progress, Verifier
 
 
@@ -312,7 +312,7 @@ class _Repairer:
             return
         part = self._found.recorded_by[path]
         described = describe_part(self._storage, part)
-        data = self._sidecar(path, part)
+        data = beside(self._dataset, part, f"{stem(path)}.tar", self._parts)[path]
         record = record_of(data)
         if record != described.files[path] and made_of("source", [*self._parts, *pending(self._dataset)["parts"]]):
             self._aside(path)
@@ -323,19 +323,21 @@ class _Repairer:
         if record != described.files[path]:
             _record(self._dataset, described, {**described.files, path: record})
 
-    def _sidecar(self, path: str, part: str) -> bytes:
-        """Return what lay beside a shard, from the part and the source's rows of it."""
-        rows = read_parquet(self._storage, part)
-        ids = np.asarray(rows.column("sample_id").to_numpy(), np.int64)
-        sources = [f"source/{name}.parquet" for name in self._dataset.finished("source")]
-        for name in ("url", "caption"):
-            if name in rows.column_names or not sources:
-                continue
-            told = rows_of(self._storage, sources, ids, [name])
-            at = np.searchsorted(told.column("sample_id").to_numpy(), ids)
-            if told.num_rows and (at < told.num_rows).all():
-                rows = rows.append_column(name, told.column(name).take(pa.array(at)))
-        return sidecars(f"{stem(path)}.tar", rows)[path]
+
+def beside(dataset: Dataset, part: str, shard: str, damaged: Collection[str] = ()) -> dict[str, bytes]:
+    """Return path -> content of what lies beside a shard, from the part that names it and the source's rows of it.
+    `damaged`: parts of the source that cannot be read."""
+    rows = read_parquet(dataset.storage, part)
+    ids = np.asarray(rows.column("sample_id").to_numpy(), np.int64)
+    sources = [path for name in dataset.finished("source") if (path := f"source/{name}.parquet") not in damaged]
+    for name in ("url", "caption"):
+        if name in rows.column_names or not sources:
+            continue
+        told = rows_of(dataset.storage, sources, ids, [name])
+        at = np.searchsorted(told.column("sample_id").to_numpy(), ids)
+        if told.num_rows and (at < told.num_rows).all():
+            rows = rows.append_column(name, told.column(name).take(pa.array(at)))
+    return sidecars(shard, rows)
 
 
 def _record(dataset: Dataset, part: PartFile, files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -354,8 +356,12 @@ def rewrite(
     notes: Mapping[str, Any],
     files: Mapping[str, Mapping[str, Any]],
     shards: Mapping[str, str],
+    spans: Sequence[Span] = (),
 ) -> PartFile:
-    """Write the rows of a part as another one of the same table, with shards under other names; return it."""
+    """Write the rows of a part as another one of the same table, with shards under other names; return it.
+
+    `spans`: what was put back into these shards (`catalog.shards.put_back`).
+    """
     table = path.partition("/")[0]
     source = dataset.storage.local(path) or dataset.storage.filesystem().open_input_file(path)
     with pq.ParquetFile(source) as file:
@@ -364,14 +370,19 @@ def rewrite(
             writer.notes |= notes
             writer.files |= files
             for group in range(file.num_row_groups):
-                writer.write(_renamed(file.read_row_group(group, use_threads=False), shards))
+                writer.write(_renamed(file.read_row_group(group, use_threads=False), shards, spans))
                 writer.end_group()
     return writer.part()
 
 
-def _renamed(rows: pa.Table, shards: Mapping[str, str]) -> pa.Table:
+def _renamed(rows: pa.Table, shards: Mapping[str, str], spans: Sequence[Span]) -> pa.Table:
     if not shards or "shard" not in rows.column_names:
         return rows
+    if spans:
+        places = zip(rows.column("shard").to_pylist(), rows.column("byte_offset").to_pylist(), strict=True)
+        offsets = [moved(offset, spans) if shard in shards else offset for shard, offset in places]
+        at = rows.column_names.index("byte_offset")
+        rows = rows.set_column(at, rows.schema.field(at), pa.array(offsets, pa.int64()))
     names = [shards.get(name, name) for name in rows.column("shard").to_pylist()]
     at = rows.column_names.index("shard")
     return rows.set_column(at, rows.schema.field(at), pa.array(names, pa.string()))

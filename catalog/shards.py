@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catalog.errors import damaged, reading
-from catalog.schema import SAMPLE_BITS, SUCCESS
+from catalog.schema import SAMPLE_BITS, SUCCESS, TAKEN_URL
 from catalog.storage import Storage
 
 FOLDER: Final = "shards"
@@ -149,7 +149,7 @@ def sidecars(path: str, rows: pa.Table) -> dict[str, bytes]:
 
 def _sidecars(path: str, rows: pa.Table, reasons: Sequence[str | None]) -> dict[str, bytes]:
     buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd")
+    pq.write_table(rows.combine_chunks(), buffer, compression="zstd")
     stats = json.dumps(_stats_of(rows.column("status").to_pylist(), reasons), indent=1)
     return {f"{stem(path)}.parquet": buffer.getvalue(), f"{stem(path)}_stats.json": stats.encode()}
 
@@ -298,14 +298,49 @@ def _rewrite(storage: Storage, path: str, spans: Sequence[Span]) -> None:
             at = max(at, end)
 
 
+def put_back(storage: Storage, path: str, target: str, spans: Iterable[Span]) -> dict[str, Any]:
+    """Copy a shard that never had some samples, with what stands for erased ones where they stood in another; return
+    what is recorded of the copy. `spans`: of that other shard."""
+    size = storage.list(FOLDER)[path]
+    digest, written, at = hashlib.sha256(), 0, 0
+    with storage.writer(target) as file:
+
+        def put(piece: bytes) -> None:
+            nonlocal written
+            written += file.write(piece)
+            digest.update(piece)
+
+        for begin, end in sorted(spans):
+            while written < begin and (piece := storage.read_range(path, at, min(_COPIED_BYTES, begin - written))):
+                at += len(piece)
+                put(piece)
+            for piece in _erased(begin, end):
+                put(piece)
+        while at < size:
+            piece = storage.read_range(path, at, _COPIED_BYTES)
+            at += len(piece)
+            put(piece)
+    return {"bytes": written, "sha256": digest.hexdigest()}
+
+
+def moved(byte_offset: int, spans: Iterable[Span]) -> int:
+    """Return where a byte of a shard is after `put_back`."""
+    for begin, end in sorted(spans):
+        byte_offset += end - begin if byte_offset >= begin else 0
+    return byte_offset
+
+
 def erase_sidecars(storage: Storage, path: str, sample_ids: Iterable[int], reason: str) -> None:
-    """Take samples out of the files beside a shard: their rows keep the key, as rows that failed for `reason`."""
+    """Take samples out of the files beside a shard: their rows keep the key, as rows that failed for `reason`.
+
+    The files are then what they are where the samples are known as taken down when the shard is made.
+    """
     if not storage.exists(f"{stem(path)}.parquet"):
         return
     rows = pq.read_table(io.BytesIO(storage.read(f"{stem(path)}.parquet")))
     keys = pa.array([sample_key(sample_id) for sample_id in sample_ids], pa.string())
     gone = pc.is_in(rows.column("key"), keys)
-    said = {"status": "failed_to_download", "error_message": reason}
+    said = {"url": TAKEN_URL, "status": "failed_to_download", "error_message": reason}
     for at, field in enumerate(rows.schema):
         if field.name != "key":
             value = pa.scalar(said.get(field.name), field.type)

@@ -8,7 +8,8 @@ It is one JSON object in the dataset's state, `_state/takedowns.json`, that is r
     contents    digests of the SHA-256 of the bytes that must not come back
     pixels      digests of the SHA-256 of the pixels that must not come back
     pending     the order that is being carried out, written before anything is touched (`catalog.erase.Order`)
-    records     one a takedown: when, who, why, how many rows, which versions and files; never a URL, a text or a pixel
+    records     one a takedown: when, who, why, how many rows, which versions, files and stretches
+                of shards; never a URL, a text or a pixel
 
 Whoever makes a part of the source, or of the images, leaves those rows without their content, with the reason
 `taken_down`, so every later stage passes them over. A part that is about single rows keeps its fingerprint when rows
@@ -32,6 +33,7 @@ import pyarrow.compute as pc
 from catalog.dataset import Dataset
 from catalog.errors import UserError
 from catalog.schema import FAILED, TAKEN_URL
+from catalog.shards import Span
 from catalog.storage import Storage
 
 STATE: Final = "takedowns"
@@ -117,6 +119,11 @@ class Ledger:
     def rewritten(self) -> Counter[str]:
         """Return part -> how many takedowns rewrote it. What was made of all of its rows before holds no longer."""
         return Counter(path for record in self.records for path in record.get("files", ()))
+
+    def erased(self, shard: str) -> list[Span]:
+        """Return the stretches of a shard that stand for erased samples, ascending."""
+        found = (span for record in self.records for span in record.get("erased", {}).get(shard, ()))
+        return sorted({(int(begin), int(end)) for begin, end in found})
 
     def url(self, url: str) -> str:
         """Return the digest of a URL: keyed BLAKE2b, 128 bits, hex."""

@@ -8,17 +8,20 @@ under a name of their own:
     they are not, or nobody recorded any       they stay an attempt of their own, as a retry is (`flows.plan.RETRIES`),
                                                and whatever is made from them is made anew
 
+Where rows of a shard were taken down, what stands for them is put in where it stood (`_stretched`).
+
 Versions that name the old pictures keep saying so, and `verify` says that they are not there.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from catalog.dataset import Dataset
 from catalog.parts import PartFile, describe_part, fingerprint_of, part_path
-from catalog.repair import pending, rewrite, set_pending
-from catalog.shards import shard_path, stem
+from catalog.repair import beside, pending, rewrite, set_pending
+from catalog.shards import Span, put_back, put_recorded, shard_path, stem
+from catalog.takedown import Ledger
 from flows.engine import Engine
 from flows.plan import RETRIES, Plan, PlannedPart, PlannedStage, retry_parts
 from flows.worker import LOST, jobs_of, work_of
@@ -115,15 +118,51 @@ def _restored(dataset: Dataset, path: str, trial: PlannedPart, waiting: Mapping[
     """Put what a trial made in the place of what was lost, if it is just that; return whether it was."""
     made = describe_part(dataset.storage, part_path(_IMAGES, trial.fingerprint))
     fresh = shard_path(trial.number or 0, trial.fingerprint)
+    old = _shard_of(path, trial.number or 0)
+    spans = Ledger.read(dataset.storage).erased(old)
+    if spans and fresh in made.files:
+        stretched, shard = _stretched(dataset, made, fresh, trial, spans)
+        restored = _put(dataset, path, trial, waiting, stretched, shard)
+        _remove(dataset, stretched, shard)
+    else:
+        restored = _put(dataset, path, trial, waiting, made, fresh)
+    if restored:
+        _remove(dataset, made, fresh)
+    return restored
+
+
+def _shard_of(path: str, number: int) -> str:
+    """Return the shard that is lost with a file: itself, or that of a part."""
+    fingerprint = path.rpartition("/")[2].removesuffix(".parquet")
+    return path if path.endswith(".tar") else shard_path(number, fingerprint)
+
+
+def _stretched(
+    dataset: Dataset, made: PartFile, fresh: str, trial: PlannedPart, spans: Sequence[Span]
+) -> tuple[PartFile, str]:
+    """Return a part with the rows that were made, and its shard, in which what stands for erased samples lies where it
+    lay before. Without it the shard of rows that were taken down would never be what it was."""
+    fingerprint = fingerprint_of("stretched", trial.fingerprint, spans)
+    shard = shard_path(trial.number or 0, fingerprint)
+    files = {name: facts for name, facts in made.files.items() if stem(name) != stem(fresh)}
+    files[shard] = put_back(dataset.storage, fresh, shard, spans)
+    files |= put_recorded(dataset.storage, beside(dataset, made.path, shard))
+    return rewrite(dataset, made.path, fingerprint, made.notes, files, {fresh: shard}, spans), shard
+
+
+def _remove(dataset: Dataset, made: PartFile, shard: str) -> None:
+    dataset.storage.delete([made.path, *(f"{stem(shard)}{end}" for end in (".tar", ".parquet", "_stats.json"))])
+
+
+def _put(
+    dataset: Dataset, path: str, trial: PlannedPart, waiting: Mapping[str, Any], made: PartFile, fresh: str
+) -> bool:
     if path in waiting["parts"]:
         restored = _restored_part(dataset, path, made, fresh, trial.number or 0, waiting["parts"][path])
     else:
         restored = _same(made.files.get(fresh), waiting["shards"][path])
         if restored:
             dataset.storage.move(fresh, path)
-    if restored:
-        beside = [f"{stem(fresh)}{end}" for end in (".tar", ".parquet", "_stats.json")]
-        dataset.storage.delete([made.path, *beside])
     return restored
 
 

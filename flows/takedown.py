@@ -287,7 +287,7 @@ def _carry_out(held: _Held, dataset: Dataset, words: Words, **more: Any) -> Reco
     """Erase what is pending in one dataset, and keep the record."""
     order = _pending(dataset)
     assert order is not None
-    told: Record = {"index": [], "published": None} | dict(order.facts) | more
+    told: Record = {"index": [], "published": None, "erased": dict(order.spans)} | dict(order.facts) | more
     ledger = Ledger.read(dataset.storage)
     if order.sample_ids:
         scrubber = Scrubber(words, ledger)

@@ -227,7 +227,7 @@ def test_the_shards_stay_whole(built: Web) -> None:
         assert stats["count"] == len(beside)
         for row in beside:
             if row["error_message"] == REASON:
-                assert {v for k, v in row.items() if k != "key"} == {"failed_to_download", REASON, None}
+                assert {v for k, v in row.items() if k != "key"} == {TAKEN_URL, "failed_to_download", REASON, None}
     assert sorted(listed) == sorted(after.values())
 
 

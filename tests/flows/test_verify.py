@@ -1,5 +1,6 @@
 """Damage of every kind, to every file of a small published dataset: it is named, mended, and nothing else is."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -701,6 +702,40 @@ def test_a_takedown_leaves_digests_that_are_right(web: Web) -> None:
     assert named(web) == []
     flip(tar_of(web))
     assert named(web) == [tar_of(web).relative_to(dataset_root(web)).as_posix()]
+
+
+@pytest.mark.parametrize(
+    ("taken", "lost"),
+    [*itertools.product(("first", "last", "some"), ("part", "shard", "both")), ("all", "part")],
+)
+def test_what_a_takedown_took_rows_from_is_mended(web: Web, taken: str, lost: str) -> None:
+    """Every version, byte for byte, from the web, and the rows stay away."""
+    ids = sorted(r["sample_id"] for r in content(web)["images"] if r["shard"] and r["sample_id"] >> 24 == 0)
+    gone = {"first": ids[:1], "last": ids[-1:], "some": [ids[0], ids[2]], "all": ids}[taken]
+    urls = [url_of(web, sample_id) for sample_id in gone]
+    for some in (gone[:1], gone[1:]):  # by two take-downs, where there are several
+        if some:
+            take_down(dataset_of(web), Names(sample_ids=frozenset(some)))
+    build(web)
+    assert named(web) == []
+    dataset, root = dataset_of(web), dataset_root(web)
+    numbers = [version.number for version in dataset.versions()]
+    before = {number: content(web, number) for number in numbers}
+    parts = [f.path for f in dataset.files(dataset.version(), "images")]
+    (part,) = [p for p in parts if gone[0] in read_parquet(dataset.storage, p)["sample_id"].to_pylist()]
+    shard = next((p for p in describe_part(dataset.storage, part).files if p.endswith(".tar")), "")
+    assert bool(shard) == (taken != "all")  # in which nothing is left
+    hits = [web.server.hits[url] for url in urls]
+    for path in {"part": [part], "shard": [shard], "both": [part, shard]}[lost]:
+        zeros(root / path) if path == part else halve(root / path)
+    assert is_settled(*verify(Catalog(web.catalog), "web", repair=True))
+    build(web)
+    assert named(web) == []
+    assert [version.number for version in dataset.versions()] == numbers
+    assert {number: content(web, number) for number in numbers} == before
+    assert [web.server.hits[url] for url in urls] == hits
+    assert {r["reason"] for r in content(web)["images"] if r["sample_id"] in gone} == {"taken_down"}
+    assert build(web) == 0
 
 
 def test_a_takedown_does_not_bless_damage(web: Web) -> None:
