@@ -142,10 +142,12 @@ def test_a_node_is_killed(round_: int, tmp_path: Path, expected: tuple[Path, dic
 def cluster() -> Any:
     from ray.cluster_utils import Cluster
 
-    os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    yield made
-    made.shutdown()
+    with pytest.MonkeyPatch.context() as patched:  # other tests of this process start a Ray that asks for a token
+        patched.setenv("RAY_AUTH_MODE", "disabled")
+        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        yield made
+        made.shutdown()
 
 
 def test_one_two_and_four_actors_give_the_same(tmp_path: Path, expected: tuple[Path, dict[str, Any]]) -> None:
