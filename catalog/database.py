@@ -23,7 +23,7 @@ from catalog.duck import Limits, limited, lock, open_database, quoted
 from catalog.errors import NotFoundError, QueryError, damage_in_sql, nearest
 from catalog.parts import PartFile
 from catalog.schema import SUCCESS, TAKEN_URL, role
-from catalog.takedown import REASON as TAKEN_DOWN
+from catalog.takedown.ledger import REASON as TAKEN_DOWN
 
 if TYPE_CHECKING:
     import duckdb

@@ -26,12 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catalog import delta, log_copies
-from catalog.amend import amend
 from catalog.errors import BalanceError, BuildError, DamagedError, NotFoundError, UserError, damaged, nearest, reading
 from catalog.parts import PartFile, describe_part
 from catalog.schema import field
 from catalog.seal import opened_json, sealed_json, sealed_parquet
 from catalog.storage import Storage, is_temporary
+from catalog.takedown.amend import amend
 from catalog.wording import amount
 
 DEFAULT_CATALOG: Final = "datasets"
@@ -377,7 +377,7 @@ class Dataset:
         """Correct what versions say of the rows of some tables and of their stages, after the logs were amended; return
         which versions.
 
-        Only for whoever holds the dataset, after files were replaced in place (`catalog.amend`).
+        Only for whoever holds the dataset, after files were replaced in place (`catalog.takedown.amend`).
         """
         delta.widen(self.storage, "versions", VERSIONS)
         changed: dict[str, int] = {}

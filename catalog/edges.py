@@ -1,7 +1,8 @@
 """Edges: which row of which dataset a row comes from, so that lineage, takedowns and `gc` can follow it.
 
 Table `edges` (`catalog.schema.EDGES`) has a row for every pair of child and parent, in the dataset of the child.
-Whoever makes rows of other rows writes it, before it writes anything that holds their content: `flows.save` for each
+Whoever makes rows of other rows writes it, before it writes anything that holds their content: `flows.explore.save` for
+each
 row that it copies. Whoever copies a row copies its edges too, so a row names all datasets that it went through, and is
 found when those between are gone.
 

@@ -11,7 +11,7 @@ HEAD_BYTES: Final = 4096
 """What `sniff` looks at, at most."""
 
 DECODED: Final = frozenset(["jpg", "png", "webp", "gif", "bmp", "tiff", "avif"])
-"""The formats that `catalog.images` decodes. `sniff` knows more, so that the others get a true reason."""
+"""The formats that `tasks.images` decodes. `sniff` knows more, so that the others get a true reason."""
 
 _BY_SIGNATURE: Final[tuple[tuple[str, tuple[bytes, ...]], ...]] = (
     ("jpg", (b"\xff\xd8\xff",)),

@@ -3,7 +3,7 @@
 They are one JSON object in the dataset's state `numbers`: what a chunk is known by -> its number. A number is never
 given twice, so the next one follows the largest of the object. Where the object and its copy are lost, `reserved`
 takes their place: an object that knows no chunk, and keeps every number that may have been given from being given
-again. The next plan then finds the numbers of chunks by the names of the parts of `source` (`flows.plan`).
+again. The next plan then finds the numbers of chunks by the names of the parts of `source` (`flows.build.plan`).
 """
 
 import re

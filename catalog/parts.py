@@ -2,7 +2,7 @@
 
 A part is named by its fingerprint, so that it exists means that its work is done. The shard
 appears first, then the part, each whole or not at all, and nothing is ever written in place, but for a takedown
-(`catalog.erase`).
+(`catalog.takedown.erase`).
 """
 
 import hashlib

@@ -5,7 +5,7 @@ in the dataset's state `repairs` until a build has settled it:
 
     parts     path -> the SHA-256 that it should have (null where nobody knows). A part that is not there is made again
               under its name, and `settle` lets the logs say what it is now.
-    shards    path -> bytes and SHA-256. Their pictures are fetched again (`flows.mend`).
+    shards    path -> bytes and SHA-256. Their pictures are fetched again (`flows.build.mend`).
 
 While a repair goes on, the state also has the key `unfinished`: table -> the first of the commits that are taken out of
 its log. Nobody builds while it is there, and the next repair does all of it again: so one that is killed loses nothing.
@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catalog import delta, log_copies, numbers
-from catalog.amend import amend
 from catalog.dataset import (
     IRREPLACEABLE,
     LOGS,
@@ -43,6 +42,7 @@ from catalog.lookup import rows_of
 from catalog.parts import PartFile, PartWriter, describe_part
 from catalog.seal import Seal, opened_json, read_seal
 from catalog.shards import FOLDER, Span, moved, record_of, sidecars, stem
+from catalog.takedown.amend import amend
 from catalog.verify import STATE_FOLDERS, Damage, Findings, Progress, Verifier
 
 

@@ -22,7 +22,7 @@ SAMPLE_BITS: Final = 24
 SUCCESS: Final = "success"
 FAILED: Final = "failed"
 TAKEN_URL: Final = "taken-down:"
-"""What stands for the URL of a row that was taken down (`catalog.takedown`): a URL by its form, so that nothing
+"""What stands for the URL of a row that was taken down (`catalog.takedown.ledger`): a URL by its form, so that nothing
 stumbles; nobody can fetch it."""
 
 

@@ -456,8 +456,8 @@ def shard_fault(storage: Storage, path: str, parts: Sequence[str]) -> str | None
 
     Walks its members, and decodes every picture that `parts` say is in it.
     """
-    from catalog.images import ImageError, decode
     from catalog.inputs import read_parquet
+    from tasks.images import ImageError, decode
 
     try:
         with _file(storage, path) as file, tarfile.open(fileobj=file, mode="r:") as tar:

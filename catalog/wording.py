@@ -1,6 +1,11 @@
-"""How messages say numbers of things."""
+"""Wording that all messages share."""
 
 
 def amount(number: int, one: str, many: str | None = None) -> str:
     """Return a number of things: `1 row`, `2,000 rows`. `many`: the words for more than one, by default with an s."""
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def plain_message(text: str) -> str:
+    """Return a message without the words that pydantic, and typer after it, put before what a check of ours says."""
+    return text.replace("Value error, ", "").replace("Assertion failed, ", "")

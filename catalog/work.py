@@ -1,7 +1,8 @@
 """Where what runs keeps files of its own: scratch, which goes with the run, and checkpoints, which outlive a kill.
 
 It is `_work` of the dataset where the catalog is local, and else a folder for each dataset in the temporary folder of
-the machine. Rows may be in it, so a takedown empties it (`catalog.erase.sweep`), on the machine where it is given.
+the machine. Rows may be in it, so a takedown empties it (`catalog.takedown.erase.sweep`), on the machine where it is
+given.
 """
 
 import hashlib

@@ -29,7 +29,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 @pytest.fixture(scope="session")
 def ray_started() -> Iterator[None]:
     """A Ray that engines join instead of starting one each: it takes seconds."""
-    from flows.cluster import RayEngine
+    from flows.build.ray_engine import RayEngine
 
     with RayEngine.start():
         yield
@@ -38,7 +38,7 @@ def ray_started() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[str]:
     """The URL of a Prefect API, which is also configured while the session lasts."""
-    from flows.server import prefect_api
+    from flows.schedule.prefect_server import prefect_api
 
     with prefect_api() as url:
         yield url

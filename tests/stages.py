@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from catalog.dataset import Catalog, Dataset
 from catalog.inputs import Inputs
 from catalog.schema import DECISIONS, SAMPLE_ID
-from flows.recipe import Recipe
+from flows.recipe.recipe import Recipe
 from tasks.sources import Parquet
 from tasks.stage import Batches, Columns, MapStage, Run, Stage, Step, Tables, TableStage
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from catalog.dataset import Catalog
-from flows.plan import make_plan
-from flows.recipe import load, stage_models
+from flows.build.plan import make_plan
+from flows.recipe.recipe import load, stage_models
 from tests.pictures import jpeg
 from tests.stages import write_source
 
@@ -55,7 +55,7 @@ def test_no_grab_bags() -> None:
     assert [p for package in OURS for p in (ROOT / package).rglob("*") if p.stem in bad] == []
 
 
-@pytest.mark.parametrize("module", ["flows.cli", "flows.recipe", "catalog.dataset", "catalog.inputs"])
+@pytest.mark.parametrize("module", ["flows.cli", "flows.recipe.recipe", "catalog.dataset", "catalog.inputs"])
 def test_imports_are_cheap(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {LAZY!r} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
@@ -80,7 +80,7 @@ def test_every_recipe_in_configs_plans(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_the_committed_schema_is_the_recipe() -> None:
-    from flows.cli import recipe_schema
+    from flows.cli.app import recipe_schema
 
     committed = (ROOT / "configs" / "recipe.schema.json").read_text()
     assert committed.strip() == recipe_schema().strip(), "run `make schema`"

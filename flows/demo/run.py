@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 
 from catalog.database import sql
 from catalog.dataset import DEFAULT_CATALOG, Catalog, Version
-from flows.build import Order, display, timings, up_to_date
+from flows.build.build import Order, display, timings, up_to_date
+from flows.build.progress import RichDisplay
 from flows.demo.corpus import check_rows, plant
 from flows.demo.scoreboard import Check, render, score
 from flows.demo.server import serve
-from flows.display import RichDisplay
-from flows.server import prefect_api, state_folder
+from flows.schedule.prefect_server import prefect_api, state_folder
 
 RECIPE = Path(__file__).parents[2] / "configs" / "demo.yaml"
 KEEP = 0.5
@@ -41,7 +41,7 @@ def run(catalog: str | None, rows: int, executor: str, as_json: bool) -> int:
         outcome = up_to_date(order)
         if outcome is None:
             with prefect_api(show.message):
-                from flows.prefect_flow import build_flow
+                from flows.schedule.prefect_flow import build_flow
 
                 outcome = build_flow(order)
     checks = check(opened, outcome.version, pq.read_table(plan.truth))

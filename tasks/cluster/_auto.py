@@ -7,8 +7,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from catalog.errors import UserError
-from tasks import kmeans
 from tasks.stage import Config
+from tasks.vectors import kmeans
 
 Criterion = Literal["silhouette", "calinski_harabasz"]
 

@@ -6,8 +6,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from tasks import draw, kmeans
 from tasks.stage import Config
+from tasks.vectors import kmeans
+from tasks.vectors import random_keys as draw
 
 Points = Annotated[int, Field(ge=1)]
 

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from catalog.inputs import as_matrix
 from catalog.schema import CLUSTERS
-from tasks.batches import recut
-from tasks.kmeans import Assigner, clustered_column
 from tasks.stage import Batches, Columns, MapStage, Step, Tables
+from tasks.streams.rebatch import recut
+from tasks.vectors.kmeans import Assigner, clustered_column
 
 STEP_ROWS: Final = 8192
 """Rows written at once. As those multiplied at once they are counted from the start of a part: what is written must

@@ -8,11 +8,12 @@ from pydantic import Discriminator, Field, Tag
 
 from catalog.inputs import Inputs
 from catalog.schema import field
-from tasks import draw, kmeans
 from tasks.cluster import _auto
 from tasks.cluster._resample import Resample, fit_resampled
-from tasks.in_order import in_order
 from tasks.stage import Batches, Columns, Config, Run, Tables, TableStage
+from tasks.streams.ordered_map import in_order
+from tasks.vectors import kmeans
+from tasks.vectors import random_keys as draw
 
 SAMPLE_PER_CENTROID = 256
 """Training rows for each centroid where a recipe names none: faiss's hidden cap, here in the open."""
@@ -77,7 +78,7 @@ class Centroids(Training, TableStage):
     one of the best criterion (`_auto.choose`), and notes them all; it then fits as for a k that was given, but from a
     k-means++ start. `resample` refits to the rows nearest to the centroids (`_resample.fit_resampled`).
     Raises UserError where fewer than k rows have a usable embedding; no rows at all give an empty table.
-    Source: `tasks/kmeans.py`.
+    Source: `tasks/vectors/kmeans.py`.
     """
 
     use: Literal["centroids"] = "centroids"

@@ -10,8 +10,8 @@ from tasks.cluster._resample import Resample
 from tasks.cluster.assign import Assign
 from tasks.cluster.centroids import Centroids, Training
 from tasks.cluster.hierarchy import Hierarchy, Levels, check_levels
-from tasks.kmeans import vector_column
 from tasks.stage import Columns, Stage, Tables
+from tasks.vectors.kmeans import vector_column
 
 
 class Cluster(Training, Stage):

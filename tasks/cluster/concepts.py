@@ -13,11 +13,11 @@ from catalog.errors import RecipeError, UserError, nearest
 from catalog.inputs import Inputs, as_matrix
 from catalog.schema import field
 from catalog.user_file import NOT_THERE, read_lines
-from tasks import kmeans
-from tasks.concept_names import CAPTION_CHARS, TERMS, name_classes
-from tasks.encoder import encoder_of
-from tasks.file_digest import digest_of
+from tasks.concepts.names import CAPTION_CHARS, TERMS, name_classes
+from tasks.encoders.encoder import encoder_of
+from tasks.files.digest import digest_of
 from tasks.stage import Batches, Columns, Run, Tables, TableStage
+from tasks.vectors import kmeans
 
 LISTED: Final = 8
 """Samples of each cluster that the table names, at the centre and at the edge."""
@@ -48,7 +48,7 @@ class Concepts(TableStage):
     """Writes `concepts`, one row a cluster of `centroids`; `clusters` without samples are there with size 0.
 
     `intra` and `inter` are d_intra and d_inter of Abbas et al. 2024 (arXiv 2401.04578), over all samples of a cluster.
-    `name_caption` is by class-based TF-IDF (`tasks.concept_names`). `name_label` is zero-shot, as CLIP classifies
+    `name_caption` is by class-based TF-IDF (`tasks.concepts.names`). `name_label` is zero-shot, as CLIP classifies
     images (Radford et al. 2021, section 3.1.4), with the centroid for the image: each label stands for the mean of
     the text vectors of all templates, from the encoder that made the clustered embeddings.
     Memory: 8 bytes a rejected row, and a few hundred bytes and at most 64 captions a cluster.
@@ -152,7 +152,7 @@ class Concepts(TableStage):
         labels = self.label_list()
         if not labels:
             return pa.nulls(len(centroids), pa.string()), pa.nulls(len(centroids), pa.float32())
-        from tasks.encoder_model import load
+        from tasks.encoders.model import load
 
         schema = inputs.schema("embeddings")
         tables = {"embeddings": schema, "centroids": inputs.schema("centroids")}
@@ -171,7 +171,7 @@ class Concepts(TableStage):
 
 def label_vectors(labels: Sequence[str], templates: Sequence[str], model: Any) -> np.ndarray:
     """Return one unit vector a label, the mean of its sentences': float32 (n, d). `model`: `encoder_model.Model`."""
-    from tasks.encoder_model import unit
+    from tasks.encoders.model import unit
 
     found = []
     for start in range(0, len(labels), LABELS_AT_ONCE):

@@ -11,10 +11,10 @@ from pydantic import Field, model_validator
 from catalog.errors import RecipeError, UserError
 from catalog.inputs import Inputs, as_matrix
 from catalog.schema import field
-from tasks import kmeans
 from tasks.cluster._resample import Resample, fit_resampled, mixed, usual_points
 from tasks.cluster.centroids import as_lists
 from tasks.stage import Batches, Columns, Run, Tables, TableStage
+from tasks.vectors import kmeans
 
 Levels = tuple[Annotated[int, Field(gt=0)], ...]
 

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from catalog.errors import RecipeError, nearest
 from catalog.inputs import Inputs
-from tasks import draw
 from tasks.stage import Columns, Config, Tables
+from tasks.vectors import random_keys as draw
 
 FIRST: Final = "first"
 LARGEST: Final = "largest"

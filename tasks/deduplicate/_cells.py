@@ -10,8 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from tasks import kmeans
-from tasks.in_order import Item, Result
+from tasks.streams.ordered_map import Item, Result
+from tasks.vectors import kmeans
 
 CELL_ROWS: Final = 2048
 """Mean size of a cell."""

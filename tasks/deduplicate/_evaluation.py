@@ -15,13 +15,14 @@ from pydantic import Field, model_validator
 from catalog.errors import RecipeError, UserError, nearest
 from catalog.inputs import as_matrix
 from catalog.user_file import unreadable
-from tasks import kmeans
-from tasks.deduplicate import exact, perceptual
-from tasks.file_digest import digest_of
+from tasks.deduplicate import _exact as exact
+from tasks.deduplicate import _perceptual as perceptual
+from tasks.files.digest import digest_of
 from tasks.stage import Config, Run
+from tasks.vectors import kmeans
 
 if TYPE_CHECKING:
-    from tasks.encoder_model import Model
+    from tasks.encoders.model import Model
 
 CHUNK_ROWS: Final = 1024
 """Rows that are read, hashed and encoded before they are written down."""
@@ -250,7 +251,7 @@ def _from_images(found: Targets, images: Sequence[bytes | None], wanted: Sequenc
 
 def _measure(found: Targets, at: int, data: bytes, wanted: Sequence[str]) -> None:
     """Take an image's digests and hash; of what is no image, the digest of the bytes."""
-    from catalog import images
+    from tasks import images
 
     if "sha256" in wanted:
         found.bytes[at] = np.frombuffer(hashlib.sha256(data).digest()[:16], np.uint64)

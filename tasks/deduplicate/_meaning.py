@@ -8,15 +8,15 @@ from typing import Final
 import numpy as np
 
 from catalog.inputs import Inputs
-from tasks import kmeans
 from tasks.deduplicate._base import Order
+from tasks.deduplicate._borders import Borders
 from tasks.deduplicate._cells import shared, split
 from tasks.deduplicate._near import FIT_PAIRS, LEAST_PAIRS, Fold, Near
+from tasks.deduplicate._semantic import BLOCK_ROWS, Clusters, Rule, Semantic, Verdict, asked_vectors, decide
 from tasks.deduplicate._spill import spill
 from tasks.deduplicate._ties import Pairs, Ties, roots
-from tasks.deduplicate.borders import Borders
-from tasks.deduplicate.semantic import BLOCK_ROWS, Clusters, Rule, Semantic, Verdict, asked_vectors, decide
 from tasks.stage import Run
+from tasks.vectors import kmeans
 
 MOST_PAIRS: Final = 1 << 25
 """As many ties are held in memory, 20 bytes each; where there are more, they are found in rounds."""

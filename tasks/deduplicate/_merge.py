@@ -17,9 +17,9 @@ import numpy as np
 
 from tasks.deduplicate._base import Order
 from tasks.deduplicate._meaning import Meaning
+from tasks.deduplicate._perceptual import Looks
+from tasks.deduplicate._semantic import Rule
 from tasks.deduplicate._ties import Pairs, Ties, roots
-from tasks.deduplicate.perceptual import Looks
-from tasks.deduplicate.semantic import Rule
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from tasks import kmeans
+from tasks.vectors import kmeans
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from tasks import kmeans
+from tasks.vectors import kmeans
 
 BUCKET_BYTES: Final = 1 << 28
 MOST_BUCKETS: Final = 256

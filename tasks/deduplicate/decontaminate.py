@@ -11,12 +11,13 @@ from pydantic import Field, model_validator
 from catalog.errors import RecipeError, nearest
 from catalog.inputs import Inputs, as_matrix
 from catalog.schema import DECISIONS
-from tasks import kmeans
-from tasks.deduplicate import exact, perceptual
+from tasks.deduplicate import _exact as exact
+from tasks.deduplicate import _perceptual as perceptual
 from tasks.deduplicate._evaluation import GIVEN, Evaluation, EvaluationSet, read
-from tasks.deduplicate.perceptual import MOST_RADIUS
-from tasks.encoder import encoder_of
+from tasks.deduplicate._perceptual import MOST_RADIUS
+from tasks.encoders.encoder import encoder_of
 from tasks.stage import Batches, Columns, Run, Tables, TableStage
+from tasks.vectors import kmeans
 
 REASONS: Final = (
     None, "contaminated_exact", "contaminated_pixels", "contaminated_perceptual", "contaminated_semantic"
@@ -139,7 +140,7 @@ class Decontaminate(TableStage):
             column = self._column(inputs)
             dim = kmeans.width(inputs.schema("embeddings"), column)
             if self._encodes():
-                from tasks.encoder_model import load
+                from tasks.encoders.model import load
 
                 sides = {"models": inputs.whole("models")} if "models" in inputs else {}
                 model = load(encoder_of(inputs.schema("embeddings"), column), run.device, sides)

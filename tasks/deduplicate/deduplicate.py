@@ -12,7 +12,9 @@ from pydantic import Field, model_validator
 from catalog.errors import RecipeError, nearest
 from catalog.inputs import Inputs
 from catalog.schema import DECISIONS
-from tasks.deduplicate import exact, perceptual, semantic
+from tasks.deduplicate import _exact as exact
+from tasks.deduplicate import _perceptual as perceptual
+from tasks.deduplicate import _semantic as semantic
 from tasks.deduplicate._base import (
     EXACT,
     FIRST,
@@ -29,10 +31,10 @@ from tasks.deduplicate._base import (
 )
 from tasks.deduplicate._meaning import Meaning
 from tasks.deduplicate._merge import Settled, settle
-from tasks.deduplicate.perceptual import Looks, Perceptual
-from tasks.deduplicate.semantic import EASY, HARD, Semantic
-from tasks.kmeans import vector_column
+from tasks.deduplicate._perceptual import Looks, Perceptual
+from tasks.deduplicate._semantic import EASY, HARD, Semantic
 from tasks.stage import Batches, Columns, Run, Tables, TableStage
+from tasks.vectors.kmeans import vector_column
 
 
 @dataclass

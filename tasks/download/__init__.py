@@ -97,10 +97,10 @@ class Download(Settings, MapStage):
     def _engine(self) -> Engine:
         cpus = max(1, int(self.resources.cpus))
         if self.engine == "img2dataset":
-            from tasks.download.img2dataset import Img2datasetEngine
+            from tasks.download._img2dataset import Img2datasetEngine
 
             return Img2datasetEngine(self, cpus, self.engine_limit_s)
-        from tasks.download.http import HttpEngine
+        from tasks.download._http import HttpEngine
 
         return HttpEngine(self, cpus)
 

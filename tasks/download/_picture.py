@@ -7,10 +7,10 @@ from pathlib import Path
 from threading import Condition, Lock
 from typing import Final
 
-from catalog import images
-from catalog.images.apart import Apart
+from tasks import images
 from tasks.download._base import LocalFile, Outcome, Settings
 from tasks.download.reasons import FetchError
+from tasks.images.apart import Apart
 
 DECODE_BYTES: Final = 256 << 20
 """What the pictures that are decoded at one time may take together; one that takes more is decoded alone."""

@@ -58,7 +58,7 @@ REASONS: Final[dict[str, Reason]] = {
     "empty_body": Reason("no bytes", "later"),
     "hash_mismatch": Reason("not the bytes whose digest the source gives", "later"),
     "unreadable_file": Reason("a local file that cannot be read", "later"),
-    # the image (catalog.images.ImageError)
+    # the image (tasks.images.ImageError)
     "not_an_image": Reason("the bytes are no image", "never"),
     "unsupported_format": Reason("an image, in a format that is not decoded; the detail names it", "never"),
     "truncated": Reason("the image ends early", "later"),

@@ -16,9 +16,9 @@ from pydantic import Field, model_validator
 
 from catalog.errors import RecipeError, nearest
 from catalog.schema import SAMPLE_ID, field
-from tasks.embed.ahead import Prepared, prepare_ahead
-from tasks.encoder import Encoder
-from tasks.encoder_model import Model, load, unit
+from tasks.embed._ahead import Prepared, prepare_ahead
+from tasks.encoders.encoder import Encoder
+from tasks.encoders.model import Model, load, unit
 from tasks.stage import Batches, Columns, MapStage, Resources, Step, Tables
 
 UNDECODABLE: Final = "undecodable"

@@ -17,7 +17,7 @@ from pydantic import Field
 from catalog.duck import lock, open_database, quoted
 from catalog.errors import RecipeError, nearest
 from catalog.user_file import NOT_THERE, unreadable
-from tasks.file_digest import digest_of
+from tasks.files.digest import digest_of
 from tasks.stage import Config
 
 Match = Literal["exact", "host", "suffix"]

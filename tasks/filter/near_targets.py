@@ -19,13 +19,13 @@ from catalog.errors import RecipeError, nearest
 from catalog.inputs import Inputs, as_matrix
 from catalog.schema import DECISIONS
 from catalog.user_file import NOT_THERE, unreadable
-from tasks.encoder import encoder_of
-from tasks.file_digest import digest_of
-from tasks.kmeans import Assigner, clustered_column, width
+from tasks.encoders.encoder import encoder_of
+from tasks.files.digest import digest_of
 from tasks.stage import Batches, Columns, Run, Tables, TableStage
+from tasks.vectors.kmeans import Assigner, clustered_column, width
 
 if TYPE_CHECKING:
-    from tasks.encoder_model import Model
+    from tasks.encoders.model import Model
 
 _READ_ROWS: Final = 4096
 _FAR: Final = "far_from_targets"
@@ -154,7 +154,7 @@ class NearTargets(TableStage):
         return int(inputs.schema("centroids").field("centroid").type.list_size)
 
     def _model(self, inputs: Inputs, run: Run) -> "Model":
-        from tasks.encoder_model import load
+        from tasks.encoders.model import load
 
         schema = inputs.schema("embeddings")
         tables = {"embeddings": schema, "centroids": inputs.schema("centroids")}

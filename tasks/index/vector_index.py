@@ -1,6 +1,7 @@
 """A faiss index of unit vectors under their sample_ids: trained, filled block by block, searched, written.
 
-The similarity is the inner product of unit vectors, the cosine. Lists are learnt by `tasks.kmeans`, and rows are put
+The similarity is the inner product of unit vectors, the cosine. Lists are learnt by `tasks.vectors.kmeans`, and rows
+are put
 into them by it too: its training sample is explicit (faiss draws one of its own, unseen), and it runs on a GPU where
 faiss is the CPU's. Not for rows without a direction: they are passed over.
 """
@@ -13,9 +14,9 @@ from typing import IO, Any, Final
 import numpy as np
 
 from catalog.errors import UserError
-from tasks import kmeans
 from tasks.index.choose import CODEBOOK_ROWS, LINKS, Choice, Kind
-from tasks.kmeans import Assigner
+from tasks.vectors import kmeans
+from tasks.vectors.kmeans import Assigner
 
 ITERATIONS: Final = 10
 """Of k-means, for the lists: as faiss has it."""

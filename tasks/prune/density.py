@@ -8,10 +8,10 @@ from pydantic import Field
 from catalog.errors import UserError
 from catalog.inputs import Inputs, as_matrix
 from catalog.wording import amount
-from tasks import draw
-from tasks.kmeans import between
 from tasks.prune._base import ClusterSelector, Rows, Selection, Which, sentences
 from tasks.stage import Run
+from tasks.vectors import random_keys as draw
+from tasks.vectors.kmeans import between
 
 Projection = Literal["additive", "proportional"]
 

@@ -8,9 +8,9 @@ from pydantic import Field
 
 from catalog.errors import UserError
 from catalog.inputs import Inputs
-from tasks import draw
 from tasks.prune._base import ClusterSelector, Rows, Selection, Which, sentences
 from tasks.stage import Columns, Run, Tables
+from tasks.vectors import random_keys as draw
 
 LEVELS: Final = ("level", "cluster", "parent")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from catalog.inputs import Inputs
-from tasks import draw
 from tasks.prune._base import ClusterSelector, Rows, Selection, sentences
 from tasks.stage import Columns, Run, Tables
+from tasks.vectors import random_keys as draw
 
 
 class Random(ClusterSelector):

@@ -3,7 +3,7 @@
 `report` makes the card as data, one small table; `page` draws it as one HTML file. The stage is `Report`.
 """
 
-from tasks.report.page import render
+from tasks.report._page import render
 from tasks.report.report import Report
 
 AnyReport = Report

@@ -1,4 +1,4 @@
-"""`use: report`: the data card as a table, one row a fact or picture. `tasks.report.page` draws it.
+"""`use: report`: the data card as a table, one row a fact or picture. `tasks.report._page` draws it.
 
 Sections, each in `position` order, `content` being JSON:
 
@@ -28,13 +28,13 @@ from catalog.errors import RecipeError
 from catalog.inputs import Inputs
 from catalog.schema import field
 from tasks.report._base import Entry, Evidence, by_position
-from tasks.report.concepts import concepts
-from tasks.report.coverage import coverages
-from tasks.report.funnel import funnel, summary
-from tasks.report.histograms import histograms, measures
-from tasks.report.models import models
-from tasks.report.pictures import grids, pairs
-from tasks.report.thumbnails import thumbnails
+from tasks.report._concepts import concepts
+from tasks.report._coverage import coverages
+from tasks.report._funnel import funnel, summary
+from tasks.report._histograms import histograms, measures
+from tasks.report._models import models
+from tasks.report._pictures import grids, pairs
+from tasks.report._thumbnails import thumbnails
 from tasks.stage import Batches, Columns, Run, Tables, TableStage
 
 CARD: Final = pa.schema(

@@ -14,11 +14,11 @@ from pydantic import Field
 
 from catalog.errors import RecipeError
 from catalog.schema import score
-from tasks.kmeans import vector_column, width
+from tasks.files.weights import Weights
 from tasks.score._heads import Head
 from tasks.score.prompts import PromptSet
 from tasks.stage import Config, Tables
-from tasks.weights import Weights
+from tasks.vectors.kmeans import vector_column, width
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from catalog.errors import UserError
-from tasks.weights import State
+from tasks.files.weights import State
 
 if TYPE_CHECKING:
     import torch

@@ -9,9 +9,9 @@ from typing import ClassVar, Final, Literal
 import numpy as np
 from pydantic import Field
 
+from tasks.files.weights import Weights
 from tasks.score._base import VectorScorer
 from tasks.score._heads import Head, affine_maps, single
-from tasks.weights import Weights
 
 DIMS: Final = {"l14": 768, "b32": 512, "b16": 512}
 

@@ -11,9 +11,9 @@ from typing import ClassVar, Final, Literal
 
 import numpy as np
 
+from tasks.files.weights import Weights
 from tasks.score._base import VectorScorer
 from tasks.score._heads import Head, affine_maps, folded, single
-from tasks.weights import Weights
 
 WIDTHS: Final = (768, 1024, 128, 64, 16, 1)
 

@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import Field
 
 from catalog.errors import UserError
+from tasks.files.weights import State, Weights
 from tasks.score._base import VectorScorer
 from tasks.score._heads import Affine, Head, affine_maps, folded, sigmoid, single
-from tasks.weights import State, Weights
 
 WIDTHS: Final = {
     "l14": (768, 64, 512, 256, 1),

@@ -15,12 +15,12 @@ from pydantic import Field, model_validator
 from catalog.errors import UserError
 from catalog.inputs import Inputs
 from catalog.schema import field
-from tasks.encoder import Encoder, encoder_of
-from tasks.encoder_model import Model, load
-from tasks.kmeans import Sample, UnitRows, vector_column
-from tasks.score.zpe import template_scores, template_weights
+from tasks.encoders.encoder import Encoder, encoder_of
+from tasks.encoders.model import Model, load
+from tasks.files.weights import Weights
+from tasks.score._zpe import template_scores, template_weights
 from tasks.stage import Batches, Columns, Config, Run, Tables, TableStage
-from tasks.weights import Weights
+from tasks.vectors.kmeans import Sample, UnitRows, vector_column
 
 if TYPE_CHECKING:
     import torch

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from catalog.errors import RecipeError, nearest
 from catalog.schema import SAMPLE_ID
-from tasks.batches import recut
 from tasks.score._base import Forward, ImageScorer
 from tasks.score.watermark import Watermark
 from tasks.stage import Batches, Columns, Config, MapStage, Resources, Step, Tables
+from tasks.streams.rebatch import recut
 
 AnyImageScorer = Watermark
 
@@ -100,8 +100,8 @@ def _submit(
     def prepare(row: int) -> None:
         from PIL import Image
 
-        from catalog.images import ImageError, decode
         from catalog.inputs import stored_error
+        from tasks.images import ImageError, decode
 
         try:
             picture = Image.fromarray(decode(images[row].as_py() or b""))

@@ -13,7 +13,6 @@ from pydantic import Field
 
 from catalog.inputs import as_matrix
 from catalog.schema import SAMPLE_ID
-from tasks.batches import recut
 from tasks.score._base import VectorScorer
 from tasks.score._heads import Head, Stacked
 from tasks.score.aesthetic_v1 import AestheticV1
@@ -23,6 +22,7 @@ from tasks.score.prompts import vectors_of
 from tasks.score.violence import Violence
 from tasks.score.zero_shot import ZeroShot
 from tasks.stage import Batches, Columns, MapStage, Resources, Step, Tables
+from tasks.streams.rebatch import recut
 
 AnyVectorScorer = Annotated[AestheticV1 | AestheticV2 | Nsfw | Violence | ZeroShot, Field(discriminator="use")]
 

@@ -11,11 +11,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from catalog.errors import UserError
+from tasks.files.weights import Weights
 from tasks.score._base import VectorScorer
 from tasks.score._heads import Affine, Head, sigmoid
 from tasks.score.prompts import PromptSet
 from tasks.stage import Tables
-from tasks.weights import Weights
 
 DIMS: Final = {"l14": 768, "b32": 512}
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 import numpy as np
 
 from catalog.errors import UserError
+from tasks.encoders.torchvision_on_cpu import ensure_torchvision
+from tasks.files.weights import Weights
 from tasks.score._base import Forward, ImageScorer
-from tasks.torchvision_on_cpu import ensure_torchvision
-from tasks.weights import Weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -4,7 +4,7 @@ The logits are a weighted mean over the templates, w_p: sum_p w_p * scale * <x, 
 templates fold into one vector a label: a hundred templates cost as much as one. (CLIP's own ensemble also scales each
 label's mean vector to length 1; the formula here, ZPE's, does not.)
 
-Source: CLIP, Radford et al., ICML 2021, arXiv:2103.00020, section 3.1; weights: `tasks/score/zpe.py`.
+Source: CLIP, Radford et al., ICML 2021, arXiv:2103.00020, section 3.1; weights: `tasks/score/_zpe.py`.
 """
 
 import re
@@ -19,7 +19,7 @@ from pydantic import Field
 from catalog.errors import RecipeError, UserError
 from catalog.schema import field, score
 from catalog.user_file import read_lines
-from tasks.file_digest import digest_of
+from tasks.files.digest import digest_of
 from tasks.score._base import VectorScorer
 from tasks.score._heads import Affine, Head
 from tasks.score.prompts import Ensemble, PromptSet

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from catalog.errors import UserError
 from catalog.schema import SAMPLE_BITS
-from tasks.file_digest import FileState, changed, digest_of
+from tasks.files.digest import FileState, changed, digest_of
 from tasks.sources._files import printable
 from tasks.sources._notes import Note
 from tasks.stage import Columns, MapStage, Tables

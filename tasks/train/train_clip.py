@@ -28,10 +28,10 @@ from pydantic import Field
 from catalog.errors import RecipeError, UserError, nearest
 from catalog.inputs import Inputs
 from catalog.schema import MODELS
-from tasks.clip import ModelConfig, WordTokenizer, build, check_config, read_config
+from tasks.encoders.open_clip_config import ModelConfig, WordTokenizer, build, check_config, read_config
+from tasks.encoders.torchvision_on_cpu import ensure_torchvision
 from tasks.stage import Batches, Columns, Resources, Run, Tables, TableStage
-from tasks.torchvision_on_cpu import ensure_torchvision
-from tasks.train.pairs import Pairs, read_pairs
+from tasks.train._pairs import Pairs, read_pairs
 
 if TYPE_CHECKING:
     import torch
@@ -203,7 +203,7 @@ class _Training:
         import torch
         from torch.nn.functional import normalize
 
-        from tasks.train.contrastive import contrastive_loss
+        from tasks.train._contrastive import contrastive_loss
 
         for group in self.optimizer.param_groups:
             group["lr"] = self.stage.learning_rate * learning_rate_at(self.done, self.stage.steps, self.stage.warmup)
@@ -227,7 +227,7 @@ class _Training:
         """Return views float32 (b, 3, side, side), tokens int64 (b, context) and caption ids int64 (b,) of a step."""
         import torch
 
-        from tasks.train.augment import random_views
+        from tasks.train._augment import random_views
 
         rows = batch_rows(len(self.pairs), self.stage.batch_size, self.done, self.run.seed)
         device = self.run.device

@@ -107,7 +107,7 @@ def run_ours(urls: Path, out: Path) -> None:
 
 def their_command(urls: Path, out: Path) -> tuple[list[str], bytes]:
     """Return img2dataset's command line and what it reads: two processes of 16 threads, its fastest here."""
-    from tasks.download.img2dataset import _MAIN, fetch_python
+    from tasks.download._img2dataset import _MAIN, fetch_python
 
     arguments = {
         "url_list": str(urls),
@@ -181,7 +181,7 @@ def watch(pid: int) -> list[float]:
 
 def bare_loop_ms() -> float:
     """Return the CPU of decode, resize and encode alone, ms an image: what no downloader can do without."""
-    from catalog import images
+    from tasks import images
 
     bodies, times = jpegs(), []
     for _ in range(3):

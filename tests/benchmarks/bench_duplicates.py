@@ -27,10 +27,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalog import images
 from catalog.inputs import Inputs
 from catalog.schema import SAMPLE_ID, vector
 from flows.demo import photographs
+from tasks import images
 from tasks.deduplicate import Deduplicate
 from tests.helpers import LocalRun
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tasks.embed import Embed
-from tasks.torchvision_on_cpu import ensure_torchvision
+from tasks.encoders.torchvision_on_cpu import ensure_torchvision
 from tests.pictures import encoded
 
 MODEL = "ViT-B-32"

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from catalog import images
+from tasks import images
 from tasks.score.image_issues import READ, SCORES, scores
 from tasks.score.image_sizes import SizeCounts, quartiles
 from tests.pictures import encoded, picture

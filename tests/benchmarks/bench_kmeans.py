@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_info
 
-from tasks import kmeans
-from tasks.in_order import in_order
+from tasks.streams.ordered_map import in_order
+from tasks.vectors import kmeans
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, float, Any]:

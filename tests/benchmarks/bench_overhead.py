@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from catalog.dataset import Catalog
 from catalog.parts import PartWriter
-from flows.build import publish, recipe_digest, run_stage
-from flows.cluster import open_engine
-from flows.engine import Engine, InlineEngine
-from flows.plan import NUMBERS, make_plan
+from flows.build.build import publish, recipe_digest, run_stage
+from flows.build.engine import Engine, InlineEngine
+from flows.build.plan import NUMBERS, make_plan
+from flows.build.ray_engine import open_engine
 from tests.stages import Lengths, dataset_in, recipe_of, write_source
 
 

@@ -32,16 +32,16 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from catalog.dataset import Catalog, Dataset
-from catalog.images import decode
 from catalog.schema import vector
-from flows.build import run_stage
-from flows.engine import InlineEngine
-from flows.plan import NUMBERS, Plan, make_plan
-from flows.recipe import Recipe
+from flows.build.build import run_stage
+from flows.build.engine import InlineEngine
+from flows.build.plan import NUMBERS, Plan, make_plan
+from flows.recipe.recipe import Recipe
 from tasks.cluster import Cluster
 from tasks.deduplicate import Deduplicate
 from tasks.download import Download
 from tasks.embed import Embed
+from tasks.images import decode
 from tasks.prune import AnyPrune
 from tasks.sources import Webdataset
 from tasks.stage import Batches, Resources, Stage, Step, Tables

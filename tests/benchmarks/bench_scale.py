@@ -30,9 +30,9 @@ import pyarrow.parquet as pq
 
 from catalog.dataset import Dataset
 from catalog.schema import SAMPLE_BITS, SAMPLE_ID, vector
-from flows.build import run_stage
-from flows.engine import InlineEngine
-from flows.plan import NUMBERS, make_plan
+from flows.build.build import run_stage
+from flows.build.engine import InlineEngine
+from flows.build.plan import NUMBERS, make_plan
 from tasks.cluster import Cluster
 from tasks.deduplicate import Deduplicate
 from tasks.prune import Density

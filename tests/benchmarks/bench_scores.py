@@ -44,8 +44,8 @@ from catalog.inputs import Inputs, Piece, Pieces, as_matrix
 from catalog.parts import PartWriter
 from catalog.schema import SAMPLE_BITS, SAMPLE_ID, vector
 from catalog.storage import Storage
-from flows.plan import PlannedPart
-from flows.worker import Job, PartMaker, Work
+from flows.build.plan import PlannedPart
+from flows.build.worker import Job, PartMaker, Work
 from tasks.score import Score
 from tasks.score.prompts import SCHEMA
 from tasks.stage import MapStage, Step

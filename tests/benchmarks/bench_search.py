@@ -37,9 +37,9 @@ from catalog import lookup
 from catalog.dataset import Catalog, Dataset, TableState, Version, VersionFacts
 from catalog.parts import PartFile, PartWriter
 from catalog.schema import SAMPLE_ID, SOURCE, vector
-from flows.index import budget_of, update
-from flows.kept_index import Kept, best_device, drop
-from flows.search import Query, Searcher, search
+from flows.explore.index import budget_of, update
+from flows.explore.search import Query, Searcher, search
+from flows.explore.stored_index import Kept, best_device, drop
 
 PART_ROWS = 20_000
 FEW_ROWS = 500

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.deduplicate.semantic import judge
+from tasks.deduplicate._semantic import judge
 
 EPSILON = 0.05
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageEnhance
 from torch.nn import functional
 
-from catalog.images import decode
+from tasks.images import decode
 from tests.benchmarks.mobilenet import MobileNet
 
 SIDE = 96

@@ -31,15 +31,15 @@ from catalog.database import sql
 from catalog.dataset import Catalog, Dataset, Version
 from catalog.errors import EspalierError, RecipeError, UserError
 from catalog.inputs import read_parquet
-from catalog.reach import CHOICES, Names
 from catalog.shards import ShardReader
-from catalog.takedown import STATE as TAKEDOWNS
-from catalog.takedown import TAKEN_URL
-from flows.build import Order, build_here, run_stage
-from flows.engine import InlineEngine
-from flows.failures import begin_retry, failures
-from flows.plan import NUMBERS, RETRIES, make_plan
-from flows.takedown import take_down
+from catalog.takedown.ledger import STATE as TAKEDOWNS
+from catalog.takedown.ledger import TAKEN_URL
+from catalog.takedown.reach import CHOICES, Names
+from flows.build.build import Order, build_here, run_stage
+from flows.build.engine import InlineEngine
+from flows.build.plan import NUMBERS, RETRIES, make_plan
+from flows.explore.failures import begin_retry, failures
+from flows.govern.takedown import take_down
 from tests.hostile_server import HostileServer
 from tests.pictures import jpeg
 

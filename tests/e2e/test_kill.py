@@ -17,12 +17,12 @@ from tests.stages import content, write_source
 
 pytestmark = [pytest.mark.slow]
 ROUNDS = int(os.environ.get("ESPALIER_KILLS", "20"))
-# It ends as the command line does (flows/cli.py): at once, without taking the interpreter and its libraries apart.
+# It ends as the command line does (flows/cli/app.py): at once, without taking the interpreter and its libraries apart.
 SCRIPT = """
 import os, sys
-from flows.build import Order, build_here, publish, run_stage
-from flows.cluster import open_engine
-from flows.plan import make_plan, NUMBERS
+from flows.build.build import Order, build_here, publish, run_stage
+from flows.build.ray_engine import open_engine
+from flows.build.plan import make_plan, NUMBERS
 from catalog.lease import hold
 from tests.stages import DropOdd, Slow, dataset_in, recipe_of
 from pathlib import Path
@@ -153,9 +153,9 @@ def cluster() -> Any:
 def test_one_two_and_four_actors_give_the_same(tmp_path: Path, expected: tuple[Path, dict[str, Any]]) -> None:
     import ray
 
-    from flows.build import publish, run_stage
-    from flows.cluster import open_engine
-    from flows.plan import make_plan
+    from flows.build.build import publish, run_stage
+    from flows.build.plan import make_plan
+    from flows.build.ray_engine import open_engine
     from tests.stages import DropOdd, Slow, dataset_in, recipe_of
 
     source, rows = expected

@@ -9,7 +9,7 @@ import pyarrow as pa
 from catalog.dataset import Catalog, Dataset, TableState, Version, VersionFacts
 from catalog.parts import PartFile, PartWriter
 from catalog.schema import SAMPLE_ID, SOURCE, field, vector
-from tasks.encoder import ENCODER
+from tasks.encoders.encoder import ENCODER
 
 DIM = 32
 ENCODED_BY = {ENCODER: '{"name": "clip", "model": "ViT-B-32", "pretrained": "random"}'}

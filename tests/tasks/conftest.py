@@ -17,8 +17,8 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return the paths of a configuration and of safetensors weights."""
     from safetensors.torch import save_file
 
-    from tasks.clip import build
-    from tasks.torchvision_on_cpu import ensure_torchvision
+    from tasks.encoders.open_clip_config import build
+    from tasks.encoders.torchvision_on_cpu import ensure_torchvision
 
     ensure_torchvision()
     import torch

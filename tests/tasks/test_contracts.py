@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from catalog.schema import CLUSTERS, DECISIONS, IMAGES, SAMPLE_ID, SOURCE, role, score, vector
-from flows.recipe import stage_models
+from flows.recipe.recipe import stage_models
 from tasks.sources import Source
 from tasks.stage import MapStage, Stage, TableStage
 

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from catalog import images
 from catalog.errors import UserError
 from flows.demo import corpus, photographs
 from flows.demo.corpus import MAX_ROWS, MIN_ROWS, Plan, plant
 from flows.demo.hazards import BY_NAME, HAZARDS
 from flows.demo.photographs import MAX_IOU, PHOTOGRAPHS, describe, distinct_crops
+from tasks import images
 from tasks.download.reasons import REASONS
 
 

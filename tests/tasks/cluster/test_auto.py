@@ -7,9 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from catalog.errors import UserError
-from tasks import kmeans
 from tasks.cluster import Centroids, Cluster
 from tasks.cluster._auto import Grid, calinski_harabasz, choose, silhouette
+from tasks.vectors import kmeans
 from tests.helpers import LocalRun
 from tests.tasks.cluster.worlds import embeddings, mixture, unit
 

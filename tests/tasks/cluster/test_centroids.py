@@ -9,8 +9,9 @@ import pytest
 from catalog.errors import UserError
 from catalog.inputs import Inputs, as_matrix
 from catalog.schema import vector
-from tasks import draw, kmeans
 from tasks.cluster import Centroids
+from tasks.vectors import kmeans
+from tasks.vectors import random_keys as draw
 from tests.helpers import LocalRun
 
 

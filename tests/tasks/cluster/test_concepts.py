@@ -107,8 +107,8 @@ def with_embeddings(tables: dict[str, pa.Table], tiny_clip: tuple[Path, Path], d
 
 
 def text_vectors(labels: list[str], templates: tuple[str, ...], tiny_clip: tuple[Path, Path]) -> np.ndarray:
-    from tasks.encoder import Encoder
-    from tasks.encoder_model import load
+    from tasks.encoders.encoder import Encoder
+    from tasks.encoders.model import load
 
     model = load(Encoder(name="clip", model=str(tiny_clip[0]), pretrained=str(tiny_clip[1])), "cpu", {})
     means = [np.mean([model.unit_texts([t.replace("{}", label)])[0] for t in templates], axis=0) for label in labels]

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from catalog.errors import RecipeError, UserError
 from catalog.inputs import Inputs, as_matrix
-from tasks import kmeans
 from tasks.cluster import Centroids, Cluster, Hierarchy
 from tasks.cluster._resample import Resample, fit_resampled, nearest_members, usual_points
 from tasks.cluster.centroids import centroids_table
+from tasks.vectors import kmeans
 from tests.helpers import LocalRun
 from tests.tasks.cluster.worlds import Mixture, embeddings, mixture, unit
 

@@ -9,10 +9,10 @@ import torch
 
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, vector
-from tasks import kmeans
 from tasks.cluster.centroids import centroids_table
-from tasks.deduplicate.borders import Borders
+from tasks.deduplicate._borders import Borders
 from tasks.deduplicate.deduplicate import Deduplicate
+from tasks.vectors import kmeans
 from tests.helpers import LocalRun
 
 
@@ -200,8 +200,8 @@ def test_how_the_work_is_shared_among_cores_changes_nothing(
     ways = [(1, 1 << 15, 512, 2048), (3, 1 << 15, 31, 77), (2, 100, 512, 9)]
     for at, (cores, large, visitors, hosts) in enumerate(ways):
         monkeypatch.setattr("tasks.deduplicate._cells.LARGE", large)
-        monkeypatch.setattr("tasks.deduplicate.borders.VISITORS", visitors)
-        monkeypatch.setattr("tasks.deduplicate.borders.HOSTS", hosts)
+        monkeypatch.setattr("tasks.deduplicate._borders.VISITORS", visitors)
+        monkeypatch.setattr("tasks.deduplicate._borders.HOSTS", hosts)
         torch.set_num_threads(cores)
         try:
             run = LocalRun(tmp_path / str(at))

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from catalog import images as pictures
 from catalog.errors import RecipeError, UserError
 from catalog.inputs import Inputs
 from catalog.schema import DECISIONS, IMAGES, SAMPLE_ID, vector
+from tasks import images as pictures
 from tasks.deduplicate.decontaminate import Decontaminate
-from tasks.encoder import Encoder
-from tasks.encoder_model import load
+from tasks.encoders.encoder import Encoder
+from tasks.encoders.model import load
 from tests.helpers import LocalRun
 from tests.pictures import encoded, picture
 

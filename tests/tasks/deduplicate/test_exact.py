@@ -9,8 +9,8 @@ import pytest
 
 from catalog.inputs import Inputs
 from catalog.schema import DECISIONS
+from tasks.deduplicate._exact import parse
 from tasks.deduplicate.deduplicate import Deduplicate
-from tasks.deduplicate.exact import parse
 from tests.helpers import LocalRun
 
 

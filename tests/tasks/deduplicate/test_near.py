@@ -16,7 +16,7 @@ from catalog.schema import CLUSTERS, SAMPLE_ID, vector
 from tasks.cluster.centroids import centroids_table
 from tasks.deduplicate import Deduplicate
 from tasks.deduplicate._near import SLACK, Fold, Near, nearest
-from tasks.deduplicate.semantic import Rule, judge
+from tasks.deduplicate._semantic import Rule, judge
 from tests.helpers import LocalRun
 
 RULES: list[Rule] = ["order", "greedy", "components"]

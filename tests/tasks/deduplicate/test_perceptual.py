@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from catalog.inputs import Inputs
+from tasks.deduplicate._perceptual import Perceptual, pairs
 from tasks.deduplicate.deduplicate import Deduplicate
-from tasks.deduplicate.perceptual import Perceptual, pairs
 from tests.helpers import LocalRun
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, vector
+from tasks.deduplicate._semantic import Rule, Semantic, judge
 from tasks.deduplicate.deduplicate import Deduplicate
-from tasks.deduplicate.semantic import Rule, Semantic, judge
 from tests.helpers import LocalRun
 
 RULES: list[Rule] = ["order", "greedy", "components"]
@@ -176,7 +176,7 @@ def test_order_decides_who_stays(tmp_path: Path, order: str) -> None:
 def test_streaming_beyond_what_is_held_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = clumps(1, 300)
     held = [judge(rows, rule, 0.04, block=64) for rule in RULES]
-    monkeypatch.setattr("tasks.kmeans.HELD_BYTES", 0)
+    monkeypatch.setattr("tasks.vectors.kmeans.HELD_BYTES", 0)
     for rule, before in zip(RULES, held, strict=True):
         after = judge(rows, rule, 0.04, block=64)
         assert (after.keep == before.keep).all()

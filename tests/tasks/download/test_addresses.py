@@ -5,7 +5,7 @@ import aiohttp
 import pytest
 from aiohttp.abc import AbstractResolver
 
-from tasks.download.addresses import (
+from tasks.download._addresses import (
     AllowedHosts,
     PrivateAddressError,
     PublicResolver,

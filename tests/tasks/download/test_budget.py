@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from tasks.download.budget import ByteBudget, Holding, NoRoomError
-from tasks.download.http import BUDGET_BYTES
+from tasks.download._budget import ByteBudget, Holding, NoRoomError
+from tasks.download._http import BUDGET_BYTES
 from tests.pictures import jpeg
 
 CONCURRENCY = 128
@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from tasks.download import Download
 from tasks.download._base import Request
-from tasks.download.http import HttpEngine
+from tasks.download._http import HttpEngine
 good, hostile, host, reason, concurrency = sys.argv[1:]
 stage = Download(allow_hosts=[host], respect_robots=False, respect_tdm=False, timeout_s=100, retries=1, backoff_s=0.1,
                  per_host=int(concurrency), concurrency=int(concurrency), max_bytes=4_000_000)

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from catalog import images
 from catalog.schema import IMAGES, LOCAL, SOURCE, role
+from tasks import images
 from tasks.download import SCHEMA, Download
 from tests.pictures import encoded, jpeg, picture
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tasks.download import headers
-from tasks.download.headers import cut_short, decompressed, encodings, opted_out, retry_after_s
+from tasks.download import _headers as headers
+from tasks.download._headers import cut_short, decompressed, encodings, opted_out, retry_after_s
 from tasks.download.reasons import FetchError
 
 NOW_S = 1_700_000_000.0

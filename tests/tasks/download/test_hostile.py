@@ -10,7 +10,7 @@ import pyarrow.feather as feather
 import pytest
 from PIL import Image
 
-from catalog import images
+from tasks import images
 from tasks.download.reasons import REASONS
 from tests.pictures import encoded, jpeg, picture, png_bomb
 

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 from aiohttp import web
 
-from tasks.download import Download, hosts
+from tasks.download import Download
+from tasks.download import _hosts as hosts
 from tasks.download._base import Outcome, Request
-from tasks.download.hosts import BUSY_AFTER, DOWN_AFTER, Hosts
-from tasks.download.http import HttpEngine
+from tasks.download._hosts import BUSY_AFTER, DOWN_AFTER, Hosts
+from tasks.download._http import HttpEngine
 from tasks.download.reasons import FetchError
 from tests.hostile_server import HostileServer
 from tests.pictures import jpeg

@@ -12,8 +12,8 @@ import pytest
 
 from tasks.download import Download
 from tasks.download._base import LocalFile, Request
-from tasks.download.hosts import DOWN_AFTER
-from tasks.download.http import HttpEngine
+from tasks.download._hosts import DOWN_AFTER
+from tasks.download._http import HttpEngine
 from tasks.download.reasons import REASONS
 from tests.hostile_server import HostileServer
 from tests.pictures import encoded, jpeg, jpeg_bomb, picture, png_bomb, slow_bmp
@@ -336,13 +336,13 @@ def test_local_files(server, tmp_path):
 
 
 def test_what_nobody_foresaw_is_a_row_too(server, monkeypatch):
-    monkeypatch.setattr("catalog.images.statistics", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("tasks.images.statistics", lambda *_, **__: 1 / 0)
     check(fetch(server, server.body(JPEG))[0], "unforeseen", "ZeroDivisionError")
 
 
 def test_large_bodies_share_a_small_budget(server, monkeypatch):
     """Far more bytes than fit, all at once, results larger than the budget: slower, but nothing locks up."""
-    monkeypatch.setattr("tasks.download.http.BUDGET_BYTES", 1 << 20)
+    monkeypatch.setattr("tasks.download._http.BUDGET_BYTES", 1 << 20)
     noise = encoded(picture(600, 400), "BMP")  # 720 kB, and nobody announces it
     url = server.drips(noise, step=200_000, pause_s=0.001)
     outcomes = fetch(server, *[f"{url}?{i}" for i in range(30)], timeout_s=10, encode_format="png", image_size=128)
@@ -517,7 +517,7 @@ def test_every_reason_has_a_test():
     tests = [*here.glob("test_*.py"), *(here.parent / "sources").glob("test_*.py")]  # sources have reasons of their own
     assert set(REASONS) - {"taken_down"} <= {
         name for test in tests for name in re.findall(r'"(\w+)"', test.read_text())
-    }  # "taken_down": tests/flows/test_takedown.py
+    }  # "taken_down": tests/flows/govern/test_takedown.py
 
 
 def test_a_host_that_can_have_no_address_is_bad_url_whatever_would_be_asked_first(server):

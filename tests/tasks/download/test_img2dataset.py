@@ -13,10 +13,10 @@ import numpy as np
 import psutil
 import pytest
 
-from catalog import images
 from catalog.errors import BuildError
+from tasks import images
 from tasks.download import Download
-from tasks.download import img2dataset as engine
+from tasks.download import _img2dataset as engine
 from tasks.download._base import LocalFile, Request
 from tests.helpers import wait_for
 from tests.pictures import encoded, jpeg, picture

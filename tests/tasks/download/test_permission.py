@@ -7,8 +7,8 @@ import pytest
 from yarl import URL
 
 from tasks.download import Download
-from tasks.download.addresses import AllowedHosts
-from tasks.download.permission import Memory, Permission
+from tasks.download._addresses import AllowedHosts
+from tasks.download._permission import Memory, Permission
 from tasks.download.reasons import FetchError
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from catalog import images
+from tasks import images
 from tasks.download import Download
 from tasks.download._base import Outcome
 from tasks.download._picture import DECODE_BYTES, PictureMaker, Room

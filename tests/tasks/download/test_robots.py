@@ -3,8 +3,8 @@
 import pytest
 from yarl import URL
 
-from tasks.download.robots import Robots
-from tasks.download.site_files import SiteFile
+from tasks.download._robots import Robots
+from tasks.download._site_files import SiteFile
 
 RULES = """\
 User-agent: *

@@ -9,9 +9,9 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from tasks.download import site_files
+from tasks.download import _site_files as site_files
+from tasks.download._site_files import FAILED_S, KEPT_S, Known, Shelf, SiteFile, SiteFiles, cache_folder
 from tasks.download.reasons import FetchError
-from tasks.download.site_files import FAILED_S, KEPT_S, Known, Shelf, SiteFile, SiteFiles, cache_folder
 from tests.hostile_server import HostileServer
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from yarl import URL
 
-from tasks.download.site_files import SiteFile
-from tasks.download.tdm import MOST_RULES, Reservations, header_evidence, header_says
+from tasks.download._site_files import SiteFile
+from tasks.download._tdm import MOST_RULES, Reservations, header_evidence, header_says
 
 POLICY = "https://photos.example/policies/1"
 RULES = [

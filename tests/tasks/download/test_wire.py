@@ -13,7 +13,7 @@ from http.client import HTTPException
 import pytest
 from aiohttp.http_exceptions import BadHttpMessage
 
-from tasks.download.wire import (
+from tasks.download._wire import (
     MOST_FRAMING_BYTES,
     MOST_HEAD_BYTES,
     MOST_INTERIM,

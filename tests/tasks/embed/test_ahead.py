@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 from PIL.Image import Image
 
-from tasks.embed.ahead import AHEAD, prepare_ahead
-from tasks.encoder import Encoder
+from tasks.embed._ahead import AHEAD, prepare_ahead
+from tasks.encoders.encoder import Encoder
 from tests.pictures import encoded, picture
 
 ENCODER = Encoder(name="clip", model="ViT-B-32", pretrained="openai", text=False)

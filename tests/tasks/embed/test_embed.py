@@ -84,11 +84,11 @@ def test_schema_is_what_is_written(tiny_clip: tuple[Path, Path]) -> None:
 
 
 def test_one_decode_serves_every_encoder(tiny_clip: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    import catalog.images
+    import tasks.images
 
     calls: list[int] = []
-    real = catalog.images.decode
-    monkeypatch.setattr(catalog.images, "decode", lambda data: calls.append(1) or real(data))
+    real = tasks.images.decode
+    monkeypatch.setattr(tasks.images, "decode", lambda data: calls.append(1) or real(data))
     config, weights = map(str, tiny_clip)
     encoders = [{"name": name, "model": config, "pretrained": weights} for name in ("a", "b", "c")]
     embed(Embed(encoders=encoders), rows([jpeg(seed=i) for i in range(5)]))
@@ -232,6 +232,7 @@ def test_needs_the_tables_that_it_reads() -> None:
 
 def test_import_is_cheap() -> None:
     heavy = "{m for m in ('torch', 'open_clip', 'torchvision', 'cv2', 'sklearn', 'PIL') if m in sys.modules}"
-    code = f"import sys, tasks.embed, tasks.train, tasks.clip, tasks.torchvision_on_cpu; sys.exit(str({heavy} or ''))"
+    modules = "tasks.embed, tasks.train, tasks.encoders.open_clip_config, tasks.encoders.torchvision_on_cpu"
+    code = f"import sys, {modules}; sys.exit(str({heavy} or ''))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""

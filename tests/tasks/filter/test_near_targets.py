@@ -11,8 +11,8 @@ import pytest
 from catalog.errors import RecipeError
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, DECISIONS, SAMPLE_ID, vector
-from tasks.encoder import Encoder
-from tasks.encoder_model import load
+from tasks.encoders.encoder import Encoder
+from tasks.encoders.model import load
 from tasks.filter import NearTargets
 from tests.helpers import LocalRun
 from tests.pictures import jpeg

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from catalog.errors import UserError
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS
-from tasks.coverage import effective_number
+from tasks.concepts.coverage import effective_number
 from tasks.prune.hierarchical import Hierarchical, cut, share_out
 from tests.helpers import LocalRun
 from tests.tasks.prune.worlds import HIERARCHY, decide, kept, tables, world

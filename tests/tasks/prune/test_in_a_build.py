@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from catalog.database import sql
 from catalog.dataset import Catalog
-from flows.build import Order, build_here
+from flows.build.build import Order, build_here
 
 ROWS = 60
 

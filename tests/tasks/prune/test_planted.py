@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from catalog.inputs import Inputs
-from tasks.coverage import Coverage, coverage
+from tasks.concepts.coverage import Coverage, coverage
 from tests.tasks.prune.worlds import clustered, decide, make
 
 DIM, CONCEPTS, ROWS = 24, 12, 3000

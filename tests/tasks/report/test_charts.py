@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from tasks.report.charts import MAIN, columns, curve, polyline, ribbon
+from tasks.report._charts import MAIN, columns, curve, polyline, ribbon
 
 
 def numbers(path: str) -> list[float]:

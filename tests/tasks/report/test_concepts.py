@@ -10,7 +10,7 @@ from catalog.schema import CLUSTERS, DECISIONS, SOURCE
 from tasks.cluster.concepts import CONCEPTS
 from tasks.report import Report, render
 from tasks.report._base import Evidence
-from tasks.report.concepts import concepts
+from tasks.report._concepts import concepts
 from tests.helpers import LocalRun
 from tests.tasks.report.gallery import CONCEPTS as CAPTIONS
 from tests.tasks.report.gallery import Gallery

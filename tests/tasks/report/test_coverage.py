@@ -10,11 +10,11 @@ import pytest
 
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, DECISIONS, SAMPLE_ID, SOURCE, score
-from tasks.coverage import coverage
+from tasks.concepts.coverage import coverage
 from tasks.prune import Prototypes, Score, Then
 from tasks.report import Report, render
 from tasks.report._base import Evidence
-from tasks.report.coverage import BINS, coverages, facts, skyline
+from tasks.report._coverage import BINS, coverages, facts, skyline
 from tests.helpers import LocalRun
 from tests.tasks.report.gallery import Gallery
 

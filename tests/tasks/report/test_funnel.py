@@ -5,7 +5,7 @@ import pyarrow as pa
 from catalog.inputs import Inputs
 from catalog.schema import DECISIONS, IMAGES, SOURCE
 from tasks.report._base import Evidence
-from tasks.report.funnel import funnel, summary
+from tasks.report._funnel import funnel, summary
 from tests.tasks.report.gallery import Gallery
 
 

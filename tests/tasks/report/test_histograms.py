@@ -5,7 +5,7 @@ import pytest
 from catalog.inputs import Inputs
 from catalog.schema import DECISIONS, IMAGES, SOURCE, score
 from tasks.report._base import Evidence
-from tasks.report.histograms import BINS, histograms, measures
+from tasks.report._histograms import BINS, histograms, measures
 from tests.tasks.report.gallery import Gallery
 
 

@@ -3,7 +3,7 @@ import pyarrow as pa
 from catalog.inputs import Inputs
 from catalog.schema import MODELS
 from tasks.report._base import Evidence
-from tasks.report.models import models
+from tasks.report._models import models
 
 
 def test_models_are_told_without_their_weights_and_broken_metrics_are_none() -> None:

@@ -187,7 +187,7 @@ def test_an_empty_card_is_a_page() -> None:
 
 
 def test_a_page_of_the_largest_card_stays_small(card: pa.Table) -> None:
-    from tasks.report.thumbnails import BUDGET_BYTES
+    from tasks.report._thumbnails import BUDGET_BYTES
 
     words = len(render(card.set_column(3, CARD.field(3), pa.nulls(len(card), pa.large_binary())), LINEAGE))
     assert words + BUDGET_BYTES * 4 / 3 < 5_000_000

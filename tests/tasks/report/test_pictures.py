@@ -5,7 +5,7 @@ import pyarrow as pa
 from catalog.inputs import Inputs
 from catalog.schema import DECISIONS, IMAGES
 from tasks.report._base import Evidence
-from tasks.report.pictures import grids, pairs
+from tasks.report._pictures import grids, pairs
 from tests.tasks.report.gallery import Gallery
 
 

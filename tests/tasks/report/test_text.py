@@ -2,7 +2,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tasks.report import text
+from tasks.report import _text as text
 
 
 @pytest.mark.parametrize(

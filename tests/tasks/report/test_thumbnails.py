@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from catalog.inputs import Inputs
-from tasks.report import thumbnails as module
-from tasks.report.thumbnails import SIDE_PX, thumbnail, thumbnails
+from tasks.report import _thumbnails as module
+from tasks.report._thumbnails import SIDE_PX, thumbnail, thumbnails
 from tests.tasks.report.gallery import jpeg
 
 

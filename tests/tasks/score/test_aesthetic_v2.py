@@ -20,7 +20,7 @@ def layered(path: str, vectors: np.ndarray) -> np.ndarray:
     import torch
     from torch.nn import Dropout, Linear, Sequential
 
-    from tasks.weights import Weights
+    from tasks.files.weights import Weights
 
     a, b, c, d, e, f = WIDTHS
     net = Sequential(

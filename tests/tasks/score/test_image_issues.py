@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from catalog import images
 from catalog.errors import RecipeError
 from catalog.schema import IMAGES
+from tasks import images
 from tasks.score.image_issues import READ, SCORES, ImageIssues, odd_size, scores
 from tests.pictures import encoded, picture
 

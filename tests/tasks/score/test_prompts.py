@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from catalog.errors import RecipeError, UserError
 from catalog.inputs import Inputs
 from catalog.schema import SAMPLE_ID, vector
-from tasks.encoder import Encoder
-from tasks.encoder_model import load
+from tasks.encoders.encoder import Encoder
+from tasks.encoders.model import load
 from tasks.score import Prompts
+from tasks.score._zpe import template_weights
 from tasks.score.prompts import SCHEMA, PromptSet, Reference, vectors_of
-from tasks.score.zpe import template_weights
 from tests.helpers import LocalRun
 from tests.tasks.score.embeddings import unit
 

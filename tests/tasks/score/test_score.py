@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from catalog.database import sql
 from catalog.dataset import Catalog
 from catalog.schema import IMAGES
-from flows.build import Order, build_here
+from flows.build.build import Order, build_here
 from tasks.score import Prompts, Score, ScoreImages, ScoreVectors
 from tasks.score.watermark import network
 from tests.pictures import jpeg

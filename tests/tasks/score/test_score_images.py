@@ -37,11 +37,11 @@ def test_how_rows_arrive_changes_no_bit_and_bad_images_are_null(weights: Path) -
 
 
 def test_one_decode_serves_every_scorer(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import catalog.images
+    import tasks.images
 
     calls: list[int] = []
-    real = catalog.images.decode
-    monkeypatch.setattr(catalog.images, "decode", lambda data: calls.append(1) or real(data))
+    real = tasks.images.decode
+    monkeypatch.setattr(tasks.images, "decode", lambda data: calls.append(1) or real(data))
     scorers = [{"use": "watermark", "name": name, "weights": str(weights)} for name in ("one", "two")]
     step = ScoreImages.model_validate({"scorers": scorers}).open("cpu", {})
     (found,) = step(iter([rows([jpeg(40, 40, seed=i) for i in range(3)])]))

@@ -67,7 +67,7 @@ def test_against_the_published_loop(weights: Path) -> None:
     from PIL import Image
     from torchvision import transforms
 
-    from tasks.weights import Weights
+    from tasks.files.weights import Weights
 
     images = [encoded(picture(300 - 40 * i, 90 + 30 * i, seed=i), "PNG") for i in range(5)]
     steps = [transforms.Resize((256, 256)), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
@@ -85,7 +85,7 @@ def test_against_the_published_loop(weights: Path) -> None:
 
 
 def test_the_published_names_of_the_weights(weights: Path) -> None:
-    from tasks.weights import Weights
+    from tasks.files.weights import Weights
 
     state = Weights(weights=str(weights)).read()
     names = {"conv_stem.weight", "bn1.running_mean", "blocks.0.0.conv_dw.weight", "conv_head.weight", "bn2.weight"}

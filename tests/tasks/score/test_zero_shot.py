@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from catalog.errors import RecipeError
 from catalog.inputs import Inputs
 from catalog.schema import SAMPLE_ID, role, vector
-from tasks.encoder import Encoder
-from tasks.encoder_model import load
+from tasks.encoders.encoder import Encoder
+from tasks.encoders.model import load
 from tasks.score import Prompts, Score, ScoreVectors
 from tasks.score.zero_shot import ZeroShot
 from tests.helpers import LocalRun

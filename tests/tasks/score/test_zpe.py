@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.score.zpe import template_scores, template_weights
+from tasks.score._zpe import template_scores, template_weights
 
 
 def formula(logits: np.ndarray, reference: np.ndarray) -> np.ndarray:

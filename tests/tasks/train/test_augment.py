@@ -6,7 +6,7 @@ import pytest
 def test_views_depend_on_the_seed_alone() -> None:
     import torch
 
-    from tasks.train.augment import random_views
+    from tasks.train._augment import random_views
 
     pictures = torch.randint(0, 256, (7, 3, 36, 36), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     one, two, other = (random_views(pictures, 32, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
@@ -21,7 +21,7 @@ def test_views_depend_on_the_seed_alone() -> None:
 def test_without_chance_a_view_is_the_resized_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from tasks.train import augment
+    from tasks.train import _augment as augment
 
     for name, value in (("AREA", (1.0, 1.0)), ("ASPECT", 0.0), ("BRIGHTNESS", 0.0), ("TINT", 0.0)):
         monkeypatch.setattr(augment, name, value)

@@ -2,7 +2,7 @@
 
 import math
 
-from tasks.torchvision_on_cpu import ensure_torchvision
+from tasks.encoders.torchvision_on_cpu import ensure_torchvision
 
 
 def test_distinct_captions_give_open_clips_loss() -> None:
@@ -10,7 +10,7 @@ def test_distinct_captions_give_open_clips_loss() -> None:
     import torch
     from open_clip.loss import ClipLoss
 
-    from tasks.train.contrastive import contrastive_loss
+    from tasks.train._contrastive import contrastive_loss
 
     chance = torch.Generator().manual_seed(0)
     images, texts = (torch.nn.functional.normalize(torch.randn(9, 5, generator=chance), dim=1) for _ in range(2))
@@ -21,7 +21,7 @@ def test_distinct_captions_give_open_clips_loss() -> None:
 def test_equal_captions_share_the_target() -> None:
     import torch
 
-    from tasks.train.contrastive import contrastive_loss
+    from tasks.train._contrastive import contrastive_loss
 
     chance = torch.Generator().manual_seed(1)
     images = torch.nn.functional.normalize(torch.randn(6, 4, generator=chance), dim=1)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from catalog.inputs import Inputs
-from tasks.train.pairs import ROWS, read_pairs
+from tasks.train._pairs import ROWS, read_pairs
 from tests.pictures import encoded, picture
 
 

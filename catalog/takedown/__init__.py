@@ -1,0 +1,1 @@
+"""Take-downs: the ledger, what a take-down reaches, and erasing it."""

@@ -1,0 +1,1 @@
+"""Plan and run a build: parts, engines, publishing, guards."""

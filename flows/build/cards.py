@@ -1,0 +1,129 @@
+"""Data cards of versions whose rows were taken down: made anew from what their tables hold now, and drawn anew."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Final, TypeVar
+
+from pydantic import TypeAdapter
+
+from catalog.dataset import Dataset, Version
+from catalog.edges import saved_from
+from catalog.inputs import Piece, Pieces
+from catalog.lookup import schema_of, spans
+from catalog.parts import PartWriter
+from catalog.schema import SAMPLE_BITS
+from catalog.takedown.scrub import Scrubber
+from flows.build.build import write_report
+from flows.build.plan import PlannedPart, stage_seed
+from flows.build.worker import Work, make_table
+from tasks.report import AnyReport, Report
+from tasks.stage import TableStage
+
+T = TypeVar("T")
+R = TypeVar("R")
+Say = Callable[[str], object]
+
+REPORT: Final = "report"
+_PAGES: Final = "_reports"
+
+
+def saved_report(label: str) -> Report:
+    """Return the stage that makes the card of what a search of a version found."""
+    return Report(description=f"Saved from a search of {label}.")
+
+
+def remake(dataset: Dataset, versions: Collection[int], say: Say) -> None:
+    """Make the tables of the reports of some versions anew; one that cannot be made is emptied."""
+    done: set[str] = set()
+    for version in reversed(dataset.versions()):
+        for path in [f.path for f in dataset.files(version, REPORT)] if REPORT in version.tables else ():
+            if path in done:
+                continue
+            done.add(path)
+            if version.number in versions:
+                try:
+                    _remake(dataset, version, path)
+                except Exception as error:  # noqa: BLE001  # a recipe of another release, say: the rows must go anyway
+                    say(f"the report of {version.label} cannot be made again and was emptied: {error}")
+                    schema = schema_of(dataset.storage, [path])
+                    with PartWriter(dataset.storage, REPORT, _fingerprint(path), schema):
+                        pass
+    there = (f"{REPORT}/{name}.parquet" for name in dataset.finished(REPORT))
+    dataset.storage.delete(path for path in list(there) if path not in done)
+
+
+def _remake(dataset: Dataset, version: Version, path: str) -> None:
+    """Run a version's report stage again over what its tables hold now, into the same part."""
+    at, facts = next((n, s) for n, s in enumerate(version.stages) if s["table"] == REPORT)
+    stage = _stage(version, facts)
+    before = dict.fromkeys(s["table"] for s in version.stages[:at] if s["table"] in version.tables)
+    tables = {table: _pieces(dataset, version, table) for table in before}
+    available = {table: pieces.schema for table, pieces in tables.items()}
+    columns = stage.inputs(available)
+    reads = {name: tables[name] for name in (*columns, *stage.sides())}
+    seed = version.seed if saved_from(version.recipe) else stage_seed(version.seed, stage.name)
+    work = Work(stage, stage.output(available), columns, reads, (), dataset.storage, "cpu", seed)
+    make_table(work, PlannedPart(_fingerprint(path)), _one_by_one, lambda done, total, unit: None)
+
+
+def _stage(version: Version, facts: Mapping[str, Any]) -> TableStage:
+    """Return the stage that made the card of a version, as the version says."""
+    if (label := saved_from(version.recipe)) is not None:
+        return saved_report(label)
+    stage: TableStage = TypeAdapter(AnyReport).validate_python(facts["parameters"])
+    return stage
+
+
+def _one_by_one(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    return map(function, items)
+
+
+def _pieces(dataset: Dataset, version: Version, table: str) -> Pieces:
+    paths = [file.path for file in dataset.files(version, table)]
+    schema = schema_of(dataset.storage, paths) if paths else dataset.schema(version, table)
+    if "sample_id" not in schema.names:
+        return Pieces(schema, tuple(Piece(path) for path in paths))
+    found = sorted((span, path) for path, span in spans(dataset.storage, paths).items())
+    numbers = [((low >> SAMPLE_BITS, high >> SAMPLE_BITS), path) for (low, high), path in found]
+    return Pieces(schema, tuple(Piece(path, low if low == high else None) for (low, high), path in numbers))
+
+
+def _fingerprint(path: str) -> str:
+    return path.rpartition("/")[2].removesuffix(".parquet")
+
+
+def redraw(dataset: Dataset, versions: Collection[int], say: Say) -> None:
+    """Draw the pages anew of some versions, and of the last one; a page that cannot be drawn is removed."""
+    known = {version.number: version for version in dataset.versions()}
+    for path, number in _drawn(dataset).items():
+        version = known.get(number)
+        if version is None:
+            dataset.storage.delete([path])
+        elif number in versions:
+            _draw(dataset, version, path, say)
+    if known:
+        last = max(known)
+        _draw(dataset, known[last], f"{_PAGES}/{last}.html", say)
+
+
+def redraw_mentioning(dataset: Dataset, scrubber: Scrubber, say: Say) -> None:
+    """Draw the pages anew that show one of the words, say in the recipe: what they are drawn from no longer does."""
+    known = {version.number: version for version in dataset.versions()}
+    for path, number in _drawn(dataset).items():
+        if scrubber.finds(dataset.storage.read(path).decode("utf-8", "replace")) and number in known:
+            _draw(dataset, known[number], path, say)
+
+
+def _drawn(dataset: Dataset) -> dict[str, int]:
+    """Return path -> version of the pages that there are; -1 where the name is no version's."""
+    names = {path: path.rpartition("/")[2].partition(".")[0] for path in dataset.storage.list(_PAGES)}
+    return {path: int(name) if name.isdecimal() else -1 for path, name in names.items()}
+
+
+def _draw(dataset: Dataset, version: Version, path: str, say: Say) -> None:
+    try:
+        drawn = write_report(dataset, version) is not None
+    except Exception as error:  # noqa: BLE001  # an emptied card
+        say(f"the report of {version.label} cannot be drawn and was removed: {error}")
+        drawn = False
+    if not drawn:
+        dataset.storage.delete([path])

@@ -1,0 +1,134 @@
+"""Where parts are made: in this process, or on Ray. Both give the same tables.
+
+    map_parts     a MapStage over parts, on a pool of actors: streamed, bounded in flight, failed parts retried
+    reduce_parts  a mergeable statistic over any number of parts in one pass
+    run_once      one TableStage, with the resources that it asks for
+
+Plain Ray actors, not Ray Data: a file of a known name a part gives resume for free. Actors hold nothing but the
+model, and a part is on disk before it is acknowledged, so whatever dies, only parts in flight are made again.
+"""
+
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from catalog.errors import DamagedError, PartError, UserError
+from catalog.inputs import Inputs
+from catalog.parts import PartFile
+from catalog.wording import amount
+from flows.build.plan import PlannedPart
+from flows.build.worker import Job, PartMaker, Progress, Spread, Work, make_table, reduce_parts
+from tasks.stage import Columns, Reducer, Resources
+
+T = TypeVar("T")
+R = TypeVar("R")
+State = TypeVar("State")
+
+ATTEMPTS = 3
+"""How often a part is tried that fails with an error of its own."""
+
+OnPart = Callable[[PlannedPart, PartFile], None]
+
+
+class Engine(ABC):
+    """A place where stages run. Use it as a context manager."""
+
+    name: str
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:  # noqa: B027  # nothing to give back, unless a subclass holds something
+        """Give back what it holds."""
+
+    @abstractmethod
+    def device(self, resources: Resources) -> str:
+        """Return `cuda` or `cpu`: what an actor with these resources gets."""
+
+    @abstractmethod
+    def map_parts(self, work: Work, jobs: Iterable[Job], on_part: OnPart) -> None:
+        """Make every part; call `on_part` for each that is done. Raises PartError after all others are done."""
+
+    @abstractmethod
+    def run_once(self, work: Work, part: PlannedPart, progress: Progress) -> PartFile:
+        """Run a TableStage."""
+
+    @abstractmethod
+    def spread(self) -> Spread:
+        """Return the function that applies another one to many items here."""
+
+    def reduce_parts(self, inputs: Inputs, reducer: Reducer[State, R], columns: Columns) -> R:
+        """Run a mergeable statistic over all alive rows of `inputs`."""
+        return reduce_parts(inputs, reducer, columns, self.spread())
+
+
+class InlineEngine(Engine):
+    """Everything in this process, one part after the other: for tests and tiny data."""
+
+    name = "inline"
+
+    def device(self, resources: Resources) -> str:
+        if resources.gpus == 0:
+            return "cpu"
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def map_parts(self, work: Work, jobs: Iterable[Job], on_part: OnPart) -> None:
+        maker = PartMaker(work)
+        failures = Failures(work.stage.name)
+        for job in jobs:
+            for _ in range(ATTEMPTS):
+                try:
+                    on_part(job.part, maker.make(job))
+                    break
+                except (UserError, DamagedError):
+                    raise
+                except Exception as error:  # noqa: BLE001  # a stage may raise anything; the other parts go on
+                    failures.add(job.part, error, traceback.format_exc())
+        failures.raise_if_any()
+
+    def run_once(self, work: Work, part: PlannedPart, progress: Progress) -> PartFile:
+        return make_table(work, part, self.spread(), progress)
+
+    def spread(self) -> Spread:
+        return _one_by_one
+
+
+def _one_by_one(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    return map(function, items)
+
+
+class Failures:
+    """Which parts failed how often, and with what."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._counts: dict[str, int] = {}
+        self._last: dict[str, tuple[PlannedPart, str, str]] = {}
+
+    def add(self, part: PlannedPart, error: BaseException, trace: str) -> bool:
+        """Count a failure; return whether the part may be tried again."""
+        count = self._counts[part.fingerprint] = self._counts.get(part.fingerprint, 0) + 1
+        if count < ATTEMPTS:
+            return True
+        line = (str(error).strip().splitlines() or [""])[0]
+        self._last[part.fingerprint] = (part, f"{type(error).__name__}: {line}", trace)
+        return False
+
+    def raise_if_any(self) -> None:
+        """Raise PartError that names the failed parts; the worker's traceback goes with it."""
+        if not self._last:
+            return
+        shown = [f"part {part.number}: {line}" for part, line, _ in list(self._last.values())[:3]]
+        more = f" and {len(self._last) - 3} more" if len(self._last) > 3 else ""
+        trace = next(iter(self._last.values()))[2]
+        raise PartError(
+            f"stage {self._stage!r}: {amount(len(self._last), 'part')} failed {ATTEMPTS} times "
+            f"({'; '.join(shown)}{more}); the others are finished and kept: mend the cause and build again",
+            trace,
+        )

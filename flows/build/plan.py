@@ -1,0 +1,387 @@
+"""What a build would do: every part of every stage, by fingerprint, before anything runs.
+
+A part's fingerprint is a hash of its stage (use, version, parameters, seed where it matters) and of the fingerprints
+of the parts that it reads. So the whole plan follows from the recipe and the source's files; what is there under its
+fingerprint is cached, and resuming, caching and growing are the same thing.
+"""
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from catalog import numbers
+from catalog.dataset import Dataset
+from catalog.errors import RecipeError, nearest
+from catalog.inputs import Piece, Pieces
+from catalog.parts import fingerprint_of, part_path, written_schema
+from catalog.repair import check_finished, pending
+from catalog.takedown.ledger import check_none_pending
+from flows.build.source_digests import Identities
+from flows.recipe.recipe import Recipe
+from tasks.files.digest import Digested, digested
+from tasks.sources import Chunk, Note, Origin, Source
+from tasks.stage import Columns, Stage, TableStage
+
+NUMBERS = numbers.STATE
+RETRIES = "retries"
+"""The dataset's state that says which parts were asked to try failed rows again, and for which reasons."""
+
+
+@dataclass(frozen=True)
+class PlannedPart:
+    """One part: what it is called, and which chunk or part of the source it belongs to."""
+
+    fingerprint: str
+    number: int | None = None
+    rows: int | None = None
+    """Rows of the source in it, where that is known before it ran."""
+    chunk: Mapping[str, Any] | None = None
+    """For a source: the chunk's descriptor."""
+    core: str | None = None
+    """For a source: what the part is but for its columns."""
+    made_of: Mapping[str, str] | None = None
+    """For a source: column -> what its values are made from; None where columns are not told apart."""
+    origin: Origin | None = None
+    """For a stage that reads the source's files, and the source: which files."""
+    earlier: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """For a retry: the attempts before, the newest first: the path, and the reasons that were asked for since.
+
+    The first that is there is gone on from: an attempt that was asked for may never have been made, or collected.
+    """
+
+    def seen_by(self, columns: Sequence[str]) -> str:
+        """Return the fingerprint of what a stage sees that reads some columns of this part."""
+        if self.core is None or self.made_of is None:
+            return self.fingerprint
+        return fingerprint_of(self.core, {name: self.made_of.get(name) for name in columns})
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage with its parts, and everything that it reads."""
+
+    stage: Stage
+    schema: pa.Schema
+    """As the stage yields it; `written` is what the table has."""
+    parts: tuple[PlannedPart, ...]
+    columns: Columns
+    reads: Mapping[str, Pieces]
+    """Every table that it reads, whole: columns, and sides."""
+    judges: tuple[Pieces, ...]
+    finished: Mapping[str, int] = field(repr=False)
+    """fingerprint -> bytes, of this stage's parts that were there when the plan was made."""
+    files: Mapping[str, Digested] = field(default_factory=dict, repr=False)
+    """The local files that its parameters name (lists, weights), as they were when they were planned."""
+
+    @cached_property
+    def written(self) -> pa.Schema:
+        return written_schema(self.schema)
+
+    @cached_property
+    def missing(self) -> tuple[PlannedPart, ...]:
+        return tuple(p for p in self.parts if p.fingerprint not in self.finished)
+
+    @property
+    def status(self) -> str:
+        """`cached`, `to run` or `partly`."""
+        if not self.missing:
+            return "cached"
+        return "to run" if len(self.missing) == len(self.parts) else "partly"
+
+    def paths(self) -> list[str]:
+        return [part_path(self.stage.table, p.fingerprint) for p in self.parts]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every stage of a recipe over one state of its source."""
+
+    recipe: Recipe
+    dataset: Dataset
+    stages: tuple[PlannedStage, ...]
+    inputs: tuple[Mapping[str, Any], ...]
+    """The source's files: uri, sha256, rows."""
+    numbers: Mapping[str, int]
+    notes: tuple[Note, ...] = ()
+    """What the source's files have beside its rows."""
+    identities: Identities | None = field(default=None, repr=False, compare=False)
+    """What was learnt of the source's files; it is kept already where the dataset exists."""
+
+    @property
+    def is_cached(self) -> bool:
+        return not any(s.missing for s in self.stages)
+
+
+def make_plan(
+    recipe: Recipe,
+    dataset: Dataset,
+    identify: Callable[[str], str] | None = None,
+    retries: Mapping[str, Any] | None = None,
+    remember: bool = True,
+) -> Plan:
+    """Plan a build. Nothing is made where there is no dataset yet. `retries`: plan with these, instead of those kept.
+
+    `remember`: keep the digests of source files that were read, so that the next plan need not read them again.
+
+    Raises RecipeError where a stage asks for a table or a column that nothing before it writes, UserError where a
+    takedown or a repair was interrupted.
+    """
+    takedowns = check_none_pending(dataset)
+    check_finished(dataset)
+    rewritten = takedowns.rewritten()
+    source = recipe.source
+    identities = Identities(dataset)
+    survey = source.survey(identify or identities)
+    chunks = survey.chunks
+    if not chunks:
+        raise RecipeError("the source is empty: it has no rows")
+    keys = _chunk_keys(chunks)
+    ledger = _numbered(
+        dataset, keys, lambda at, n: _source_parts(source, survey.schema, [chunks[at]], [n])[0].fingerprint
+    )
+    retries = dataset.state(RETRIES) if retries is None else retries
+    tables: dict[str, _Table] = {}
+    planned: list[PlannedStage] = []
+    for stage in recipe.steps():
+        if isinstance(stage, Source):
+            schema = survey.schema
+            parts = _source_parts(stage, schema, chunks, [ledger[key] for key in keys])
+            planned.append(_planned(dataset, stage, schema, parts, {}, {}, ()))
+        else:
+            with digested() as files_read:
+                stage_plan = _plan_stage(dataset, recipe, stage, tables, retries)
+            stage_plan = replace(stage_plan, files=files_read)
+            planned.append(stage_plan if takedowns.is_empty else _without_taken(stage_plan, tables["source"]))
+        before = tables.get(stage.table, _Table(planned[-1].written, rewritten))
+        tables[stage.table] = before.with_(stage, planned[-1].parts)
+    files = {c.uri: {"uri": c.uri, "sha256": c.identity} for c in chunks}
+    rows: dict[str, int] = {}
+    for c in chunks:
+        rows[c.uri] = rows.get(c.uri, 0) + c.rows
+    if remember and dataset.exists():
+        identities.save()
+    inputs = tuple(f | {"rows": rows[u]} for u, f in files.items())
+    return Plan(recipe, dataset, tuple(planned), inputs, ledger, survey.notes, identities)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table as of a stage: the parts of the stages before it that write it. A value: `with_` makes the next one."""
+
+    schema: pa.Schema
+    rewritten: Mapping[str, int]
+    """Part -> how many takedowns took rows from it."""
+    entries: tuple[tuple[Stage, tuple[PlannedPart, ...]], ...] = ()
+
+    def with_(self, stage: Stage, parts: tuple[PlannedPart, ...]) -> "_Table":
+        """Return the table as of the next stage."""
+        return replace(self, entries=(*self.entries, (stage, parts)))
+
+    @cached_property
+    def aligned(self) -> dict[int, list[PlannedPart]]:
+        """Part number -> parts, of the stages that work part by part."""
+        found: dict[int, list[PlannedPart]] = {}
+        for _, parts in self.entries:
+            for part in parts:
+                if part.number is not None:
+                    found.setdefault(part.number, []).append(part)
+        return found
+
+    @cached_property
+    def unaligned(self) -> list[str]:
+        """Fingerprints, of the stages that see whole tables."""
+        return [p.fingerprint for _, parts in self.entries for p in parts if p.number is None]
+
+    @cached_property
+    def digest(self) -> str:
+        """What who reads all of its rows depends on: every part, and which of them have lost rows since."""
+        parts = [p.fingerprint for _, parts in self.entries for p in parts]
+        lost = [(path, self.rewritten[path]) for path in self.paths() if path in self.rewritten]
+        return fingerprint_of(parts, lost) if lost else fingerprint_of(parts)
+
+    def read_by(self, number: int | None, columns: Sequence[str] = ()) -> list[str]:
+        """Return the fingerprints of what part `number` (None: a whole table) of a later stage reads.
+
+        A part that reads some columns of a source does not depend on the others.
+        """
+        if number is None:
+            return [self.digest]
+        return [*(part.seen_by(columns) for part in self.aligned.get(number, [])), *self.unaligned]
+
+    def paths(self) -> list[str]:
+        """Return where its parts lie."""
+        return [part_path(stage.table, p.fingerprint) for stage, parts in self.entries for p in parts]
+
+    def pieces(self) -> Pieces:
+        """Return its parts, as a stage reads them."""
+        numbers = (p.number for _, parts in self.entries for p in parts)
+        return Pieces(self.schema, tuple(map(Piece, self.paths(), numbers)))
+
+
+def _plan_stage(
+    dataset: Dataset, recipe: Recipe, stage: Stage, tables: Mapping[str, _Table], retries: Mapping[str, Any]
+) -> PlannedStage:
+    available = {name: table.schema for name, table in tables.items()}
+    columns = stage.inputs(available)
+    for name in (*columns, *stage.sides()):
+        if name not in tables:
+            raise RecipeError(
+                f"stage {stage.name!r} reads the table {name!r}, which no stage before it writes{nearest(name, tables)}"
+            )
+    judging = [t for n, t in tables.items() if stage.alive_only and n in ("images", "decisions") and _judges(t.schema)]
+    schema = stage.output(available)
+    about = _about(stage, recipe.seed, schema)
+
+    def fingerprint(number: int | None) -> str:
+        read = [[n, tables[n].read_by(number, columns[n])] for n in sorted(columns)]
+        sides = [[n, tables[n].digest] for n in sorted(stage.sides())]
+        return fingerprint_of(about, read, sides, [t.read_by(number) for t in judging])
+
+    parts: list[PlannedPart] = []
+    if isinstance(stage, TableStage):
+        parts.append(PlannedPart(fingerprint(None)))
+    else:
+        for part in tables["source"].entries[0][1]:
+            origin = part.origin if "local_path" in columns.get("source", ()) else None
+            planned = PlannedPart(fingerprint(part.number), part.number, part.rows, origin=origin)
+            parts.append(_retried(planned, stage, retries))
+    reads = {n: tables[n].pieces() for n in (*columns, *stage.sides())}
+    return _planned(dataset, stage, schema, parts, columns, reads, tuple(t.pieces() for t in judging))
+
+
+def _without_taken(planned: PlannedStage, source: _Table) -> PlannedStage:
+    """Return a stage that also passes over the rows whose URL says that they were taken down.
+
+    That is a law above all parts, so no fingerprint says it.
+    """
+    if not planned.stage.alive_only or "url" not in source.schema.names:
+        return planned
+    judge = Pieces(pa.schema([source.schema.field(name) for name in ("sample_id", "url")]), source.pieces().pieces)
+    return replace(planned, judges=(*planned.judges, judge))
+
+
+def _planned(
+    dataset: Dataset,
+    stage: Stage,
+    schema: pa.Schema,
+    parts: Sequence[PlannedPart],
+    columns: Columns,
+    reads: Mapping[str, Pieces],
+    judges: tuple[Pieces, ...],
+) -> PlannedStage:
+    there = dataset.finished(stage.table)
+    mine = {p.fingerprint: there[p.fingerprint] for p in parts if p.fingerprint in there}
+    return PlannedStage(stage, schema, tuple(parts), columns, reads, judges, mine)
+
+
+def _judges(schema: pa.Schema) -> bool:
+    return bool({"status", "keep"} & set(schema.names))
+
+
+def _about(stage: Stage, seed: int, schema: pa.Schema) -> list[Any]:
+    """Return what the stage itself gives to its fingerprints: its parameters, and the columns that it writes."""
+    columns = [[f.name, str(f.type)] for f in written_schema(schema)]
+    return [stage.use, stage.version, stage.parameters(), seed if stage.seeded else None, columns]
+
+
+def stage_seed(recipe_seed: int, name: str) -> int:
+    """Return a stage's seed (63 bits), derived from the recipe's seed and the stage's name alone."""
+    return int.from_bytes(hashlib.sha256(f"{recipe_seed}/{name}".encode()).digest()[:8]) >> 1
+
+
+def _source_parts(
+    stage: Source, schema: pa.Schema, chunks: Sequence[Chunk], numbers: Sequence[int]
+) -> list[PlannedPart]:
+    # Where the file lies changes nothing that is in the part, unless the rows say where their bytes are.
+    hidden = {"layout", "state"} if "local_path" in schema.names else {"layout", "state", "uri"}
+    parts = []
+    for chunk, number in zip(chunks, numbers, strict=True):
+        facts, made_of = asdict(chunk), stage.made_of(chunk)
+        identity = {k: v for k, v in facts.items() if k not in hidden}
+        core = fingerprint_of(stage.use, stage.version, stage.parameters(), identity, number)
+        fingerprint = fingerprint_of(_about(stage, 0, schema), core, made_of)
+        parts.append(PlannedPart(fingerprint, number, chunk.rows, facts, core, made_of, Origin(stage, chunk)))
+    return sorted(parts, key=lambda p: p.number or 0)
+
+
+def _chunk_keys(chunks: Sequence[Chunk]) -> list[str]:
+    """Return what each chunk's number hangs on: its content, not its place; copies are told apart by their order."""
+    seen: Counter[tuple[str, int, int]] = Counter()
+    keys = []
+    for chunk in chunks:
+        content = (chunk.identity, chunk.start, chunk.rows)
+        keys.append(fingerprint_of(content, seen[content]))
+        seen[content] += 1
+    return keys
+
+
+def _numbered(dataset: Dataset, chunks: Sequence[str], fingerprint: Callable[[int, int], str]) -> dict[str, int]:
+    """Return a part number for every chunk: the one it has, or the next that was never given.
+
+    `fingerprint`: chunk and number -> that of the source's part.
+    """
+    known = numbers.known(dataset)
+    if numbers.LOST in known:
+        known[numbers.RESERVED] = known.pop(numbers.LOST)
+        known |= _found_again(dataset, chunks, fingerprint)
+    following = max(known.values(), default=-1) + 1
+    for chunk in chunks:
+        if chunk not in known:
+            known[chunk] = following
+            following += 1
+    return known
+
+
+def _found_again(dataset: Dataset, chunks: Sequence[str], fingerprint: Callable[[int, int], str]) -> dict[str, int]:
+    """Return the numbers of chunks whose part of the source is there, or set aside: its name is made of both."""
+    names = {*dataset.finished("source"), *(Path(path).stem for path in pending(dataset)["parts"])}
+    left = deque(numbers.found(dataset))
+    known: dict[str, int] = {}
+    for at, chunk in enumerate(chunks):
+        for _ in range(len(left)):
+            number = left.popleft()
+            if fingerprint(at, number) in names:
+                known[chunk] = number
+                break
+            left.append(number)  # most often the next number is the next chunk's
+    return known
+
+
+def _retried(part: PlannedPart, stage: Stage, retries: Mapping[str, Any]) -> PlannedPart:
+    """Return the newest attempt of a part: each retry that was asked for has a fingerprint of its own."""
+    for reasons in retries.get(part.fingerprint, []):
+        before = ((part_path(stage.table, part.fingerprint), ()), *part.earlier)
+        earlier = tuple((path, tuple(sorted({*since, *reasons}))) for path, since in before)
+        part = replace(part, fingerprint=fingerprint_of("retry", part.fingerprint, reasons), earlier=earlier)
+    return part
+
+
+def retry_parts(plan: Plan, stage_name: str, reasons: Sequence[str], numbers: Sequence[int]) -> dict[str, Any]:
+    """Return the retries state in which the parts `numbers` of a stage get one attempt more."""
+    state = dict(plan.dataset.state(RETRIES))
+    available = {s.stage.name: s for s in plan.stages}
+    planned = available[stage_name]
+    bases = _bases(planned, state)
+    for part in planned.parts:
+        if part.number in numbers:
+            base = bases[part.fingerprint]
+            state[base] = [*state.get(base, []), sorted(reasons)]
+    return state
+
+
+def _bases(planned: PlannedStage, retries: Mapping[str, Any]) -> dict[str, str]:
+    """Return newest attempt -> first attempt, of the parts of a stage."""
+    found = {p.fingerprint: p.fingerprint for p in planned.parts}
+    for base, attempts in retries.items():
+        newest = base
+        for reasons in attempts:
+            newest = fingerprint_of("retry", newest, reasons)
+        if newest in found:
+            found[newest] = base
+    return found

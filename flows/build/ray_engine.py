@@ -1,0 +1,472 @@
+"""The Ray engine: pools of actors on a Ray of our own, or on the cluster that RAY_ADDRESS names."""
+
+import json
+import logging
+import os
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from typing import Any, Final, TypeVar
+
+from catalog.errors import BuildError, DamagedError, PartError, QueryError, UserError
+from catalog.parts import PartFile
+from flows.build.engine import Engine, Failures, InlineEngine, OnPart
+from flows.build.plan import PlannedPart
+from flows.build.ray_access import check_reachable, check_token_in_force, on_loopback, private_folder, require_token
+from flows.build.worker import Job, PartMaker, Progress, Spread, Work, make_table
+from tasks.stage import Resources
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+IN_FLIGHT: Final = 2
+"""Parts given to an actor at once: one that it makes, and one that waits, so that it never does."""
+_STARTS: Final = 3
+_PROGRESS_S: Final = 0.5
+_LOST_LIMIT: Final = 20
+"""How often one part may lose its actor before the build gives up: one that kills its worker must not go on."""
+_OBJECT_STORE_BYTES: Final = 256 << 20
+
+
+class RayUnavailableError(BuildError):
+    """Ray did not start, several times."""
+
+
+class RayEngine(Engine):
+    """Stages on Ray actors."""
+
+    name = "ray"
+
+    def __init__(self, owns_ray: bool) -> None:
+        self._owns_ray = owns_ray
+        self._pool: _Pool | None = None
+
+    @classmethod
+    def start(cls) -> "RayEngine":
+        """Join RAY_ADDRESS, or start a local Ray that nobody else can reach. Raises RayUnavailableError."""
+        address = os.environ.get("RAY_ADDRESS")
+        with nullcontext() if address else on_loopback():
+            import ray
+
+            if ray.is_initialized():
+                return cls(owns_ray=False)
+            return cls._join(address) if address else cls._start_local()
+
+    @classmethod
+    def _join(cls, address: str) -> "RayEngine":
+        """Join a running cluster. Raises UserError where nobody answers within seconds, or our token is refused."""
+        import ray
+
+        check_reachable(address)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="espalier")
+        except Exception as error:
+            raise UserError(
+                f"cannot join the Ray cluster RAY_ADDRESS={address!r}: {_first_line(error)} (is RAY_AUTH_TOKEN, or the "
+                f"file RAY_AUTH_TOKEN_PATH, the cluster's token?)"
+            ) from error
+        return cls(owns_ray=True)
+
+    @classmethod
+    def _start_local(cls) -> "RayEngine":
+        import ray
+
+        require_token()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait must not burn the others' cores
+        last: Exception | None = None
+        for _ in range(_STARTS):
+            try:
+                # Busy machines make the raylet give up on its own helpers now and then: try again.
+                ray.init(
+                    "local",  # else it joins whatever cluster it finds on this machine
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    namespace="espalier",
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(private_folder()),
+                )
+            except Exception as error:  # noqa: BLE001  # Ray raises bare Exception here
+                last = error
+                ray.shutdown()
+            else:
+                check_token_in_force()
+                return cls(owns_ray=True)
+        raise RayUnavailableError(_first_line(last))
+
+    def close(self) -> None:
+        import ray
+
+        self._drop_pool()
+        if self._owns_ray:
+            ray.shutdown()
+
+    def device(self, resources: Resources) -> str:
+        return "cuda" if _gpus(resources) > 0 else "cpu"
+
+    def map_parts(self, work: Work, jobs: Iterable[Job], on_part: OnPart) -> None:
+        waiting = deque(jobs)
+        if not waiting:
+            return
+        options = _options(work.stage.resources)
+        size = min(pool_size(work.stage.resources), len(waiting))
+        if self._pool is None or not self._pool.serves(options, size):
+            self._drop_pool()
+            self._pool = _Pool(options, size)
+        try:
+            _Round(self._pool, work).run(waiting, on_part)
+        except BaseException:
+            self._drop_pool()  # its actors may still be busy
+            raise
+
+    def _drop_pool(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = None
+
+    def run_once(self, work: Work, part: PlannedPart, progress: Progress) -> PartFile:
+        import ray
+
+        self._drop_pool()  # it would keep the cores that this stage and its tasks want
+        remote = ray.remote(_run_table).options(**_options(work.stage.resources), max_retries=0)
+        for attempt in range(_LOST_LIMIT):
+            key = f"espalier/{part.fingerprint}/{attempt}"
+            try:
+                return _follow(remote.remote(work, part, key), key, progress)
+            except _lost_errors():
+                # Killed, or its node went: checkpoints let it go on where it was.
+                time.sleep(min(2.0**attempt / 4, 5))
+        raise BuildError(f"stage {work.stage.name!r} lost its worker {_LOST_LIMIT} times")
+
+    def spread(self) -> Spread:
+        return _spread
+
+
+def open_engine(executor: str, on_message: Callable[[str], Any] = print) -> Engine:
+    """Return the engine of that name, `ray` or `inline`; where Ray will not start, say so and work inline."""
+    if executor == "inline":
+        return InlineEngine()
+    try:
+        return RayEngine.start()
+    except RayUnavailableError as error:
+        on_message(f"Ray did not start ({error}); going on in this process, one part after the other")
+        return InlineEngine()
+
+
+class _Pool:
+    """A number of actors with the same resources. Stages that follow each other share it: starts cost seconds.
+
+    An actor gets work once it has answered. One that dies is replaced, not restarted by Ray: where its node took the
+    resources along, a restarted one would wait for them for ever, and the parts that it was given with it.
+    """
+
+    def __init__(self, options: dict[str, Any], size: int) -> None:
+        import ray
+
+        self._options = options
+        self._size = size
+        self._class: Any = ray.remote(_Actor).options(**options)
+        self.ready: list[Any] = []
+        self.starting: dict[Any, Any] = {}
+        """The answer that is awaited -> the actor."""
+        for _ in range(size):
+            self._start()
+
+    def _start(self) -> None:
+        actor = self._class.remote()
+        self.starting[actor.answer.remote()] = actor
+
+    def serves(self, options: dict[str, Any], size: int) -> bool:
+        """Say whether a stage may work here: the same resources, and as many actors as it wants."""
+        return options == self._options and size == self._size
+
+    def answered(self, ref: Any) -> None:
+        """Take an actor's first answer; where it died instead, start another."""
+        import ray
+
+        actor = self.starting.pop(ref)
+        try:
+            ray.get(ref)
+        except _lost_errors():
+            self._start()
+        else:
+            self.ready.append(actor)
+
+    def lost(self, actor: Any) -> None:
+        """Replace an actor that died or cannot be reached; once, however many of its parts say so."""
+        import ray
+
+        if actor in self.ready:
+            self.ready.remove(actor)
+            ray.kill(actor)
+            self._start()
+
+    def close(self) -> None:
+        """End the actors."""
+        import ray
+
+        for actor in [*self.ready, *self.starting.values()]:
+            ray.kill(actor)
+
+
+class _Round:
+    """One stage over its parts, with a bounded number in flight."""
+
+    def __init__(self, pool: _Pool, work: Work) -> None:
+        import ray
+
+        self._name = work.stage.name
+        self._failures = Failures(self._name)
+        self._lost: dict[str, int] = {}
+        self._pool = pool
+        self._work = [ray.put(work)]  # in a list: as an argument of its own, Ray would unpack it at every call
+
+    def run(self, waiting: deque[Job], on_part: OnPart) -> None:
+        import ray
+
+        flying: dict[Any, tuple[Any, Job]] = {}
+        while waiting or flying:
+            self._fill(waiting, flying)
+            refs = [*flying, *self._pool.starting]
+            done, rest = ray.wait(refs, num_returns=1, timeout=None)
+            if rest:  # whatever else is ready: one call for many small parts
+                done += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+            for ref in done:
+                if ref in self._pool.starting:
+                    self._pool.answered(ref)
+                    continue
+                actor, job = flying.pop(ref)
+                if self._collect(ref, actor, job, on_part):
+                    waiting.append(job)
+        self._failures.raise_if_any()
+
+    def _fill(self, waiting: deque[Job], flying: dict[Any, tuple[Any, Job]]) -> None:
+        """Give parts to the actors with the fewest, up to IN_FLIGHT each."""
+        load = Counter(actor for actor, _ in flying.values())
+        for held in range(IN_FLIGHT):
+            for actor in self._pool.ready:
+                if waiting and load[actor] == held:
+                    job = waiting.popleft()
+                    flying[actor.make.remote(self._work, job)] = (actor, job)
+                    load[actor] += 1
+
+    def _collect(self, ref: Any, actor: Any, job: Job, on_part: OnPart) -> bool:
+        """Take one result; return whether the part must be made again."""
+        import ray
+
+        try:
+            outcome = ray.get(ref)
+        except _lost_errors() as error:
+            self._pool.lost(actor)
+            if passed := _taken(_limit_key(self._work, job)):
+                raise QueryError(passed) from error
+            lost = self._lost[job.part.fingerprint] = self._lost.get(job.part.fingerprint, 0) + 1
+            if lost >= _LOST_LIMIT:
+                raise BuildError(
+                    f"part {job.part.number} of {self._name!r} lost its worker {lost} times: {_first_line(error)}"
+                ) from error
+            return True
+        if isinstance(outcome, PartFile):
+            on_part(job.part, outcome)
+            return False
+        fault, trace = outcome
+        if isinstance(fault, UserError | DamagedError):
+            raise fault
+        return self._failures.add(job.part, fault, trace)
+
+
+class _Actor:
+    """Makes parts; holds nothing but the stage that it has opened."""
+
+    def __init__(self) -> None:
+        from catalog.duck import on_stuck
+
+        _quiet()
+        on_stuck(self._give_up)
+        self._making = ""
+        self._key: Any = None
+        self._maker: PartMaker | None = None
+
+    def _give_up(self, message: str) -> None:
+        """End this process, as a statement passed a limit and cannot be interrupted; leave the message for the driver.
+
+        In another thread: the one that makes the part does not come back.
+        """
+        from ray.experimental import internal_kv
+
+        try:
+            internal_kv._internal_kv_put(self._making, message)
+        finally:
+            os._exit(1)
+
+    def answer(self) -> None:
+        """Say that it is there."""
+
+    def make(self, work: list[Any], job: Job) -> PartFile | tuple[Exception, str]:
+        """Return what was written, or the error with its traceback (as a value: Ray would wrap it)."""
+        import ray
+
+        self._making = _limit_key(work, job)
+        try:
+            if self._maker is None or self._key != work[0]:
+                self._maker = None  # gives the last stage's model back before this one's is made
+                self._maker, self._key = PartMaker(ray.get(work[0])), work[0]
+            return self._maker.make(job)
+        except Exception as error:  # noqa: BLE001  # a stage may raise anything
+            return _portable(error), traceback.format_exc()
+
+
+def _limit_key(work: list[Any], job: Job) -> str:
+    """Return where the cluster's key-value store has the limit that one part of one round passed."""
+    return f"espalier/limit/{work[0].hex()}/{job.part.fingerprint}"
+
+
+def _taken(key: str) -> str:
+    """Return the text under a key of the cluster's store, and remove it; empty where there is none."""
+    from ray.experimental import internal_kv
+
+    found = internal_kv._internal_kv_get(key)
+    if found:
+        internal_kv._internal_kv_del(key)
+    return str(found, "utf-8") if found else ""
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error that any process can unpickle."""
+    import pickle
+
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301  # our own bytes, made in this very line
+    except Exception:  # noqa: BLE001  # whatever its __reduce__ does
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _run_table(work: Work, part: PlannedPart, key: str) -> PartFile | tuple[Exception, str]:
+    """Run a TableStage; its progress goes to the cluster's key-value store, under `key`.
+
+    In the task's main thread: only there does Ray lend its cores to the tasks that it waits for.
+    """
+    from ray.experimental import internal_kv
+
+    _quiet()
+    told_s = 0.0
+
+    def progress(done: int, total: int, unit: str) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s > _PROGRESS_S or done >= total:
+            told_s = time.monotonic()
+            internal_kv._internal_kv_put(key, json.dumps([done, total, unit]))
+
+    try:
+        return make_table(work, part, _spread, progress)
+    except Exception as error:  # noqa: BLE001  # a stage may raise anything
+        return _portable(error), traceback.format_exc()
+
+
+def _follow(ref: Any, key: str, progress: Progress) -> PartFile:
+    """Wait for a TableStage, showing how far it is."""
+    import ray
+    from ray.experimental import internal_kv
+
+    ready: list[Any] = []
+    while not ready:
+        ready, _ = ray.wait([ref], timeout=_PROGRESS_S)
+        if told := internal_kv._internal_kv_get(key):
+            progress(*json.loads(told))
+    internal_kv._internal_kv_del(key)
+    outcome = ray.get(ref)
+    if isinstance(outcome, PartFile):
+        return outcome
+    error, trace = outcome
+    if isinstance(error, UserError | BuildError):
+        raise error
+    raise PartError(f"{type(error).__name__}: {_first_line(error)}", trace)
+
+
+def _spread(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Apply a function to every item in Ray tasks, a bounded number at once; results in the items' order."""
+    import ray
+
+    remote: Any = ray.remote(_apply).options(num_cpus=1, max_retries=-1)
+    shared = ray.put(function)
+    limit = max(2, int(ray.cluster_resources().get("CPU", 1)) * 2)
+    flying: deque[Any] = deque()
+    for item in items:
+        if len(flying) >= limit:
+            yield ray.get(flying.popleft())
+        flying.append(remote.remote(shared, item))
+    while flying:
+        yield ray.get(flying.popleft())
+
+
+def _apply(function: Callable[[T], R], item: T) -> R:
+    from flows.build.worker import limit_threads
+
+    _quiet()
+    limit_threads(1)
+    return function(item)
+
+
+def _lost_errors() -> tuple[type[Exception], ...]:
+    """Return what Ray raises where a worker, or the node under it, is gone: the work is not done, and may be again."""
+    from ray import exceptions
+
+    return (
+        exceptions.RayActorError,  # ActorDiedError, ActorUnavailableError
+        exceptions.WorkerCrashedError,
+        exceptions.LocalRayletDiedError,
+        exceptions.NodeDiedError,
+        exceptions.ObjectLostError,
+    )
+
+
+def _gpus(resources: Resources) -> float:
+    import ray
+
+    there = ray.cluster_resources().get("GPU", 0)
+    if resources.gpus == "auto":
+        return 1.0 if there >= 1 else 0.0
+    if resources.gpus > there:
+        raise UserError(
+            f"a stage asks for {resources.gpus:g} GPUs an actor, the cluster has {there:g}: write `gpus: auto`"
+        )
+    return float(resources.gpus)
+
+
+def _options(resources: Resources) -> dict[str, Any]:
+    """Return Ray's options for one actor or task. More cores than any node has are asked for as all that it has."""
+    import ray
+
+    largest = max((n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]), default=1.0)
+    options: dict[str, Any] = {"num_cpus": min(resources.cpus, largest), "num_gpus": _gpus(resources)}
+    if resources.memory_gb:
+        options["memory"] = int(resources.memory_gb * (1 << 30))
+    return options
+
+
+def pool_size(resources: Resources) -> int:
+    """Return how many actors fit, or as many as the stage asks for."""
+    import ray
+
+    if resources.actors:
+        return resources.actors
+    there = ray.cluster_resources()
+    fit = there.get("CPU", 1) // resources.cpus
+    gpus = _gpus(resources)
+    return max(1, int(min(fit, there.get("GPU", 0) // gpus) if gpus else fit))
+
+
+def _quiet() -> None:
+    """Workers inherit no logging set-up; their libraries must not chat."""
+    logging.getLogger().setLevel(logging.WARNING)
+
+
+def _first_line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

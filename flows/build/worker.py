@@ -1,0 +1,336 @@
+"""Making one part: read its input, run the stage, write the output. The same in this process and on a Ray actor."""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from catalog import work as work_files
+from catalog.errors import BalanceError, StoredImageError, UserError
+from catalog.inputs import Inputs, Piece, Pieces, read_parquet
+from catalog.parts import PartFile, PartWriter, describe_part, number_rows
+from catalog.storage import Storage
+from catalog.takedown.ledger import Ledger
+from catalog.wording import amount
+from flows.build.plan import PlannedPart, PlannedStage, stage_seed
+from tasks.files.digest import Digested, check_unchanged
+from tasks.sources import Notes
+from tasks.stage import Columns, MapStage, Reducer, Stage, Step, TableStage
+
+T = TypeVar("T")
+R = TypeVar("R")
+Progress = Callable[[int, int, str], None]
+
+SOURCE_NOTES = "source"
+"""Among the notes of a part of the source: what became of its values, a list of (count, what, example)."""
+LOST = "lost:"
+"""What a reason of a retry begins with that means no reason: rows whose shard is lost (`flows.build.mend`)."""
+"""The folder of a dataset where its stages keep what is not part of it."""
+
+
+class Spread(Protocol):
+    """How a worker gives out work of its own: over the cluster, or one after the other."""
+
+    def __call__(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]: ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything about one stage that its workers share: sent once an actor, not once a part."""
+
+    stage: Stage
+    schema: pa.Schema
+    columns: Columns
+    tables: Mapping[str, Pieces]
+    """Tables of which every part is read whole (sides, and what an earlier TableStage wrote); others without pieces."""
+    judges: tuple[Pieces, ...]
+    storage: Storage
+    device: str
+    seed: int
+    files: Mapping[str, Digested] = field(default_factory=dict)
+    """The local files that the stage's parameters name, as they were when they were planned."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One part to make: its fingerprint, and the pieces that are its own."""
+
+    part: PlannedPart
+    tables: Mapping[str, tuple[Piece, ...]]
+    judges: tuple[tuple[Piece, ...], ...]
+
+
+def work_of(planned: PlannedStage, storage: Storage, device: str, recipe_seed: int) -> Work:
+    """Return what the workers of a stage share."""
+    keep_all = isinstance(planned.stage, TableStage)
+    sides = planned.stage.sides()
+    return Work(
+        planned.stage,
+        planned.schema,
+        planned.columns,
+        {name: _shared(pieces, keep_all or name in sides) for name, pieces in planned.reads.items()},
+        tuple(_shared(judge, keep_all) for judge in planned.judges),
+        storage,
+        device,
+        stage_seed(recipe_seed, planned.stage.name),
+        planned.files,
+    )
+
+
+def jobs_of(planned: PlannedStage) -> Iterator[Job]:
+    """Yield the parts that are not there yet."""
+    own = {name: _by_number(pieces) for name, pieces in planned.reads.items()}
+    judging = [_by_number(judge) for judge in planned.judges]
+    for part in planned.missing:
+        tables = {name: pieces.get(part.number, ()) for name, pieces in own.items() if name in planned.columns}
+        yield Job(part, tables, tuple(judge.get(part.number, ()) for judge in judging))
+
+
+def _shared(pieces: Pieces, keep_all: bool) -> Pieces:
+    return Pieces(pieces.schema, tuple(p for p in pieces.pieces if keep_all or p.number is None))
+
+
+def _by_number(pieces: Pieces) -> dict[int | None, tuple[Piece, ...]]:
+    found: dict[int | None, list[Piece]] = {}
+    for piece in pieces.pieces:
+        if piece.number is not None:
+            found.setdefault(piece.number, []).append(piece)
+    return {number: tuple(mine) for number, mine in found.items()}
+
+
+class PartMaker:
+    """Makes parts of one MapStage. The stage is opened with the first part, and stays open."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._step: Step | None = None
+        self._taken = Ledger.read(work.storage)
+
+    def make(self, job: Job) -> PartFile:
+        """Make one part; return what was written. Raises BalanceError where rows were lost, doubled or reordered, and
+        DamagedError where a stored picture is not what was written."""
+        inputs = self._inputs(job)
+        with _reading(self._work, job.part):
+            try:
+                return self._make(job, inputs)
+            except StoredImageError as error:
+                inputs.check_stored(error.sample_id)
+                return self._make(job, inputs.trusting())  # its bytes are those written: the decoder is another
+
+    def _make(self, job: Job, inputs: Inputs) -> PartFile:
+        for path, reasons in job.part.earlier:
+            if self._work.storage.exists(path):
+                return self._retry(job, inputs, path, reasons)
+        return self._write(job.part, self._batches(job, inputs))
+
+    def _inputs(self, job: Job) -> Inputs:
+        work = self._work
+        own = {n: Pieces(t.schema, (*job.tables.get(n, ()), *t.pieces)) for n, t in work.tables.items()}
+        pairs = zip(work.judges, job.judges, strict=True)
+        return Inputs(own, [Pieces(t.schema, (*mine, *t.pieces)) for t, mine in pairs], work.storage)
+
+    def _batches(self, job: Job, inputs: Inputs) -> Iterator[pa.Table]:
+        if job.part.chunk is not None:
+            return iter([pa.table({name: [value] for name, value in job.part.chunk.items()})])
+        return inputs.batches(self._work.columns, self._work.stage.resources.batch_rows)
+
+    def _open(self) -> Step:
+        if self._step is None:
+            stage = self._work.stage
+            assert isinstance(stage, MapStage)
+            inputs = Inputs(self._work.tables, (), self._work.storage)
+            self._step = stage.open(self._work.device, {name: inputs.whole(name) for name in stage.sides()})
+            limit_threads(stage.resources.cpus)
+        return self._step
+
+    def _write(self, part: PlannedPart, batches: Iterator[pa.Table]) -> PartFile:
+        stage, step = self._work.stage, self._open()
+        seen: list[np.ndarray] = []
+        made: list[np.ndarray] = []
+        found = Notes()
+        writer = PartWriter(self._work.storage, stage.table, part.fingerprint, self._work.schema, part.number or 0)
+        with writer:
+            for piece in step(_watched(batches, seen)):
+                rows = self._without_taken(piece)
+                if part.chunk is not None:
+                    found.add_all(piece.schema)
+                    rows = number_rows(rows, part.number or 0, writer.rows)
+                made.append(rows.column("sample_id").to_numpy())
+                writer.write(rows)
+            if part.chunk is None:
+                check_balance(f"part {part.number} of {stage.name!r}", seen, made)
+            if notes := found.all():
+                writer.notes[SOURCE_NOTES] = notes
+            _check_files(self._work, part)
+        return writer.part()
+
+    def _without_taken(self, piece: pa.Table) -> pa.Table:
+        """Return what a step yielded, without the content of rows that were taken down."""
+        if self._work.stage.table == "source":
+            return self._taken.hide_source(piece)
+        return self._taken.hide_images(piece) if self._work.stage.table == "images" else piece
+
+    def _retry(self, job: Job, inputs: Inputs, path: str, reasons: Sequence[str]) -> PartFile:
+        """Try the rows of some reasons, or of lost shards, again; others stay as an attempt before left them."""
+        before = read_parquet(self._work.storage, path)
+        lost = [reason.removeprefix(LOST) for reason in reasons if reason.startswith(LOST)]
+        again = pc.fill_null(pc.is_in(before.column("reason"), pa.array(reasons)), False)
+        again = pc.or_(again, pc.is_in(before.column("shard"), pa.array(lost, pa.string()), skip_nulls=True))
+        wanted = before.filter(again).column("sample_id")
+        batches = (
+            b.filter(pc.is_in(b.column("sample_id"), wanted.combine_chunks())) for b in self._batches(job, inputs)
+        )
+        stage, step = self._work.stage, self._open()
+        kept = before.filter(pc.invert(again))
+        part = job.part
+        writer = PartWriter(self._work.storage, stage.table, part.fingerprint, self._work.schema, part.number or 0)
+        with writer:
+            files = describe_part(self._work.storage, path).files
+            writer.write_merged(kept, map(self._without_taken, step(b for b in batches if b.num_rows)), files)
+            if writer.rows != before.num_rows:
+                raise BalanceError(f"a retry of {stage.name!r} gave {amount(writer.rows, 'row')} for {before.num_rows}")
+            _check_files(self._work, part)
+        return writer.part()
+
+
+def make_table(work: Work, part: PlannedPart, spread: Spread, progress: Progress) -> PartFile:
+    """Run a TableStage; return the part that it wrote."""
+    stage = work.stage
+    assert isinstance(stage, TableStage)
+    inputs = Inputs(work.tables, work.judges, work.storage)
+    limit_threads(stage.resources.cpus)
+    with _folders(work.storage, part.fingerprint) as (scratch, checkpoints), _reading(work, part):
+        run = StageRun(work, inputs, spread, progress, scratch, checkpoints)
+        made: list[np.ndarray] = []
+        with PartWriter(work.storage, stage.table, part.fingerprint, work.schema) as writer:
+            for piece in stage.run(inputs, run):
+                if stage.table == "decisions":
+                    made.append(piece.column("sample_id").to_numpy())
+                writer.write(piece)
+            if stage.table == "decisions":
+                check_balance(f"{stage.name!r}", [inputs.ids()], made)
+            writer.notes |= run.notes
+            _check_files(work, part)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return writer.part()
+
+
+def _check_files(work: Work, part: PlannedPart) -> None:
+    """Raise UserError where a local file that a part is made from changed after it was planned.
+
+    Called before the part appears, so nothing that was read of another content is under the planned fingerprint.
+    """
+    check_unchanged(work.files)
+    if part.origin is not None:
+        part.origin.check_unchanged()
+
+
+@contextmanager
+def _reading(work: Work, part: PlannedPart) -> Iterator[None]:
+    """Let an error name the file that changed while it was read, where that is what it comes from."""
+    try:
+        yield
+    except Exception as error:
+        try:
+            _check_files(work, part)
+        except UserError as changed:
+            raise changed from error
+        raise
+
+
+class StageRun:
+    """What a TableStage may use of the place where it runs (`tasks.stage.Run`)."""
+
+    def __init__(
+        self, work: Work, inputs: Inputs, spread: Spread, progress: Progress, scratch: Path, checkpoints: Path
+    ) -> None:
+        self.seed = work.seed
+        self.device = work.device
+        self.scratch = scratch
+        self.checkpoints = checkpoints
+        self.notes: dict[str, Any] = {}
+        self._inputs = inputs
+        self._spread = spread
+        self._progress = progress
+
+    def progress(self, done: int, total: int, unit: str = "rows") -> None:
+        self._progress(done, total, unit)
+
+    def note(self, **facts: Any) -> None:
+        self.notes |= facts
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        return self._spread(function, items)
+
+    def reduce(self, reducer: Reducer[Any, R], columns: Columns) -> R:
+        return reduce_parts(self._inputs, reducer, columns, self._spread)
+
+
+def reduce_parts(inputs: Inputs, reducer: Reducer[Any, R], columns: Columns, spread: Spread) -> R:
+    """Run a mergeable statistic over parts, and merge in part order, so that the result hangs on no timing."""
+    state = reducer.init()
+    first = next(iter(columns))
+    for other in spread(partial(_reduce_part, reducer, columns), inputs.split(first)):
+        state = reducer.merge(state, other)
+    return reducer.compute(state)
+
+
+def _reduce_part(reducer: Reducer[Any, Any], columns: Columns, inputs: Inputs) -> Any:
+    state = reducer.init()
+    for batch in inputs.batches(columns):
+        state = reducer.update(state, batch)
+    return state
+
+
+def check_balance(what: str, seen: list[np.ndarray], made: list[np.ndarray]) -> None:
+    """Raise BalanceError unless the rows that came out are the rows that went in, in order."""
+    before = np.concatenate(seen) if seen else np.empty(0, np.int64)
+    after = np.concatenate(made) if made else np.empty(0, np.int64)
+    if not np.array_equal(before, after):
+        lost, new = len(np.setdiff1d(before, after)), len(np.setdiff1d(after, before))
+        raise BalanceError(
+            f"{what}: {amount(len(before), 'row')} went in and {len(after)} came out: {lost} lost, {new} made up, "
+            f"{len(after) - len(np.unique(after))} doubled, or out of order"
+        )
+
+
+def _watched(batches: Iterator[pa.Table], seen: list[np.ndarray]) -> Iterator[pa.Table]:
+    for batch in batches:
+        if "sample_id" in batch.column_names:
+            seen.append(batch.column("sample_id").to_numpy())
+        yield batch
+
+
+def limit_threads(cpus: float) -> None:
+    """Give the numeric libraries as many threads as the stage asked for: sums then split alike wherever they run."""
+    from threadpoolctl import threadpool_limits
+
+    count = max(1, int(cpus))
+    threadpool_limits(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
+
+
+def clear_scratch(storage: Storage) -> None:
+    """Remove what killed builds left behind. Only for whoever holds the dataset; checkpoints stay."""
+    for folder in work_files.folder(storage).glob("scratch-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _folders(storage: Storage, fingerprint: str) -> Iterator[tuple[Path, Path]]:
+    """Give (scratch, checkpoints) for a part."""
+    base = work_files.make(storage)
+    checkpoints = base / f"checkpoints-{fingerprint}"
+    checkpoints.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="scratch-", dir=base) as scratch:
+        yield Path(scratch), checkpoints

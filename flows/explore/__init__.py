@@ -1,0 +1,1 @@
+"""What people ask of a catalog: search, export, explain, list, retry."""

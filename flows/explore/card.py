@@ -1,0 +1,33 @@
+"""`espalier report`: the data card of a version, in the catalog or in a file of one's own."""
+
+from catalog.dataset import Catalog
+from catalog.errors import NotFoundError, UserError
+from flows.build.build import draw_report, report_path, write_report
+from flows.explore.export import target
+
+
+def card_of(catalog: Catalog, label: str, output: str | None) -> str:
+    """Draw the card of `DATASET[@N]`; return where it is: `output`, else beside the version.
+
+    With `output` nothing is written to the catalog. Raises NotFoundError where the recipe makes no card. Where the
+    catalog cannot be written, the card that the build drew is the answer.
+    """
+    version = catalog.resolve(label)
+    dataset = catalog.existing(version.dataset)
+    missing = NotFoundError(f"{version.label} has no report: add `- use: report` to its recipe")
+    if output is not None:
+        card = draw_report(dataset, version)
+        if card is None:
+            raise missing
+        with target(output) as file:
+            file.write(card)
+        return output
+    try:
+        path = write_report(dataset, version)
+    except UserError:
+        path = report_path(dataset, version)
+        if path is None:
+            raise
+    if path is None:
+        raise missing
+    return path

@@ -1,0 +1,174 @@
+"""Rows that failed: why, and trying some of them again."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from catalog.database import sql
+from catalog.dataset import Catalog, Dataset, Version
+from catalog.errors import NotFoundError, UserError, nearest
+from catalog.lease import hold
+from catalog.schema import TAKEN_URL
+from catalog.takedown.ledger import REASON as TAKEN_DOWN
+from catalog.wording import amount
+from flows.build.build import Order
+from flows.build.plan import RETRIES, Plan, make_plan, retry_parts
+from flows.forecast.history import Estimate, estimate
+from tasks.download.reasons import REASONS
+
+
+def failures(dataset: Dataset, version: Version | None = None) -> list[dict[str, Any]]:
+    """Return a row a reason: rows, share, whether a retry may help, what it means, an example.
+
+    `version` is the one that is looked at, by default the last. Where nothing is downloaded, rows can only have been
+    taken down. Raises NotFoundError where none was.
+    """
+    version = version or dataset.version()
+    if "images" not in version.tables and (taken := _taken(dataset, version)):
+        return taken
+    rows = _images(
+        dataset,
+        version,
+        "select i.reason, count(*) as n, any_value(s.url order by s.sample_id) as example, "
+        "any_value(i.detail order by s.sample_id) as detail, (select count(*) from {d}.images) as total "
+        "from {d}.images i join {d}.source s using (sample_id) where i.reason is not null "
+        "group by 1 order by 2 desc, 1",
+    )
+    found = []
+    for row in rows:
+        about = REASONS.get(row["reason"])
+        found.append(
+            {
+                "reason": row["reason"],
+                "rows": row["n"],
+                "share": round(row["n"] / row["total"], 4),
+                "retry_may_help": about is not None and about.retry != "never",
+                "meaning": about.about if about else "",
+                "example": row["example"],
+                "detail": row["detail"],
+            }
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Failed rows that are tried again, and what is made anew for them."""
+
+    order: Order
+    """The build that does it."""
+    rows: int
+    parts: int
+    """Parts of the images that have such rows: the others keep what they have."""
+    plan: Plan
+    """What that build would make: those parts, and whatever depends on them."""
+    attempts: Mapping[str, Any]
+    """The state RETRIES that orders it."""
+
+    @property
+    def made(self) -> int:
+        """How many parts are made, of all stages."""
+        return sum(len(stage.missing) for stage in self.plan.stages)
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as JSON can say it: rows, and the parts of each stage."""
+        stages = [
+            {n: getattr(e, n) for n in ("stage", "use", "parts", "parts_to_run", "rows")} for e in self.estimates()
+        ]
+        parts = sum(len(stage.parts) for stage in self.plan.stages)
+        said = {"rows_tried": self.rows, "parts_tried": self.parts, "parts_to_run": self.made, "parts": parts}
+        return said | {"stages": stages}
+
+    def estimates(self) -> list[Estimate]:
+        """Return what each stage of the build would take."""
+        return estimate(self.plan)
+
+    def line(self) -> str:
+        """Return how much it is, in one line."""
+        rows, parts = amount(self.rows, "row"), amount(self.parts, "part")
+        of = sum(len(stage.parts) for stage in self.plan.stages)
+        return f"{rows} of {parts} to try again; with what depends on them, {self.made:,} of {of:,} parts are made anew"
+
+
+def begin_retry(
+    dataset: Dataset, reasons: Sequence[str], catalog: str | None, executor: str, version: Version | None = None
+) -> Retry:
+    """Order what `plan_retry` returns: every build does it from now on. Raises what that raises, and BusyError."""
+    with hold(dataset):
+        found = plan_retry(dataset, reasons, catalog, executor, version)
+        dataset.set_state(RETRIES, found.attempts)
+    return found
+
+
+def plan_retry(
+    dataset: Dataset, reasons: Sequence[str], catalog: str | None, executor: str, version: Version | None = None
+) -> Retry:
+    """Return what trying the rows of some reasons again comes to. Changes nothing.
+
+    The rows and the recipe are those of `version`, by default the last: a held version is tried again by its number.
+    Raises UserError where a reason is unknown, or no row of the source as it is now has it.
+    """
+    asked = version.label if version else dataset.name
+    version = version or dataset.version()
+    there = {f["reason"] for f in failures(dataset, version)}
+    if not any(r.strip() for r in reasons):
+        raise UserError(f"no reason is named{nearest('', there)}")
+    wanted = sorted({_full_name(r.strip(), {*REASONS, *there}) for r in reasons if r.strip()})
+    if TAKEN_DOWN in wanted:
+        raise UserError(f"rows that were taken down stay out: {TAKEN_DOWN!r} cannot be tried again")
+    quoted = ", ".join(f"'{r}'" for r in wanted)
+    rows = _images(
+        dataset,
+        version,
+        f"select sample_id >> 24 as number, count(*) as n from {{d}}.images where reason in ({quoted}) group by 1",
+    )
+    if not rows:
+        raise UserError(f"no row of {asked!r} failed for {' or '.join(wanted)}{nearest('', there)}")
+    order = Order.again(version, catalog=catalog, executor=executor)
+    plan = make_plan(order.load(), dataset, remember=False)
+    stage = next(s for s in plan.stages if s.stage.table == "images")
+    known = {part.number for part in stage.parts}
+    tried = {row["number"]: row["n"] for row in rows if row["number"] in known}
+    if not tried:
+        many = amount(sum(row["n"] for row in rows), "row")
+        raise UserError(
+            f"{many} failed for {' or '.join(wanted)}, but none is in the source any more: its files changed"
+        )
+    attempts = retry_parts(plan, stage.stage.name, wanted, list(tried))
+    again = make_plan(order.load(), dataset, retries=attempts, remember=False)
+    return Retry(order, sum(tried.values()), len(tried), again, attempts)
+
+
+def _taken(dataset: Dataset, version: Version) -> list[dict[str, Any]]:
+    """Return the one reason of a version without images: rows of its source that were taken down; none, where none."""
+    text = f"select count(*) filter (url = '{TAKEN_URL}') as n, count(*) as total from {{d}}.source"
+    (counts,) = _rows(dataset, version, text)
+    if not counts["n"]:
+        return []
+    facts = {"reason": TAKEN_DOWN, "rows": counts["n"], "share": round(counts["n"] / counts["total"], 4)}
+    about = REASONS.get(TAKEN_DOWN)
+    return [facts | {"retry_may_help": False, "meaning": about.about if about else "", "example": None, "detail": None}]
+
+
+def _images(dataset: Dataset, version: Version, text: str) -> list[dict[str, Any]]:
+    if "images" not in version.tables:
+        raise NotFoundError(f"{version.label} has no images table: its recipe downloads nothing")
+    return _rows(dataset, version, text)
+
+
+def _rows(dataset: Dataset, version: Version, text: str) -> list[dict[str, Any]]:
+    catalog = Catalog(dataset.storage.uri.rpartition("/")[0])
+    rows: list[dict[str, Any]] = sql(
+        catalog, text.replace("{d}", f'"{dataset.name}"'), {dataset.name: version.number}
+    ).to_pylist()
+    return rows
+
+
+def _full_name(reason: str, known: Collection[str]) -> str:
+    """Return the reason that is meant: its name, or the one name that begins so (`dns` for `dns_failed`)."""
+    if reason in known:
+        return reason
+    begin = [name for name in known if name.startswith(reason)]
+    if len(begin) != 1:
+        raise UserError(f"unknown reason {reason!r}{nearest(reason, begin or known)}")
+    return begin[0]

@@ -1,0 +1,313 @@
+"""Make a dataset of its own from what a search found: rows, vectors and image bytes, published as a version.
+
+Every table of the searched version comes along: those about samples with the found rows only, those beside them
+(centroids, models) whole. Samples keep their ids; their bytes are copied into new shards, so the new dataset needs
+nothing of the old one. Only the report is drawn anew: the old one describes the dataset that was searched.
+
+Its table `edges` says of each row which row of which version it is a copy of, through all datasets that it went
+through, so that a takedown reaches it (`catalog.edges`). It is written before anything else; and a takedown that began
+meanwhile ends the saving.
+
+Before bytes are copied, every shard that they come from is read once and compared with its digest; and what was made
+is compared as a build is (`flows.build.balance`). So damage is not copied on, and nothing unbalanced is published.
+
+What is saved twice is one version; another result under the same name is the next version.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from catalog import edges, lookup
+from catalog.dataset import Catalog, Dataset, TableState, Version, VersionFacts, check_name
+from catalog.edges import SAVED
+from catalog.errors import UserError, damaged
+from catalog.inputs import Piece, Pieces, read_parquet
+from catalog.lease import hold
+from catalog.lookup import KEY
+from catalog.parts import PartFile, PartWriter, fingerprint_of
+from catalog.schema import EDGES, field
+from catalog.shards import ShardReader
+from catalog.takedown.ledger import Ledger, check_none_pending
+from catalog.verify import shard_damage
+from flows.build.balance import check_saved
+from flows.build.build import write_report_or_say
+from flows.build.cards import saved_report
+from flows.build.code_version import code_version
+from flows.build.plan import PlannedPart
+from flows.build.worker import Work, make_table
+from flows.explore.search import Found
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+SHARD_ROWS: Final = 10_000
+_COPIED_AT_ONCE: Final = 256
+"""Images in memory at once."""
+_PLACE: Final = ("shard", "byte_offset", "byte_size")
+_REPORT: Final = "report"
+_IMAGE: Final = field("image", pa.large_binary(), "encoded image", "image")
+
+
+def save(catalog: Catalog, found: Found, name: str, message: Callable[[str], object] = lambda line: None) -> Version:
+    """Publish what was found as the dataset `name`; return the version.
+
+    Raises UserError where nothing was found, where rejected rows may be among it, where rows were taken down (in the
+    dataset `name`, or since they were found), or where `name` is a dataset that was built; BusyError while somebody
+    else writes it; DamagedError and BalanceError where what is copied is not what was written.
+    """
+    _check(catalog, found, name)
+    dataset = catalog.dataset(name)
+    work = _Saving(catalog.existing(found.version.dataset), found, dataset)
+    with hold(dataset, wait_s=None) as lease:
+        check_none_pending(dataset)
+        before = set(dataset.storage.list())
+        law = work.law()
+        try:
+            tables = work.tables()
+            check_saved(dataset, work.sample_ids, tables)
+            if work.law() != law:
+                raise UserError(f"rows of {found.version.dataset!r} were taken down meanwhile: search again")
+        except BaseException:  # nothing of rows that may have to go stays behind
+            made = sorted(set(dataset.storage.list()) - before)
+            dataset.storage.delete(path for path in made if not path.startswith(f"{edges.TABLE}/"))
+            dataset.storage.delete(path for path in made if path.startswith(f"{edges.TABLE}/"))
+            raise
+        lease.check()
+        version = dataset.publish(tables, work.facts(catalog, tables))
+        write_report_or_say(dataset, version, message)
+        return version
+
+
+def recipe_text(found: Found, name: str) -> str:
+    """Return the YAML that says what a saved dataset is."""
+    asked = found.describe()
+    about = {"from": found.version.label, **asked["query"], "how": found.how, "rows": len(found.hits)}
+    about |= {"code_version": code_version()}
+    text = yaml.safe_dump({"dataset": name, SAVED: about}, sort_keys=False, allow_unicode=True)
+    return f"# Not a recipe to build: `espalier search ... --save {name}` made this from {found.version.label}.\n{text}"
+
+
+def check_target(catalog: Catalog, name: str) -> None:
+    """Raise UserError where nothing can be saved as `name`: worth asking before the search."""
+    check_name(name)
+    if name not in catalog.datasets():
+        return
+    dataset = catalog.dataset(name)
+    last = dataset.last() or next(iter(dataset.held()), None)
+    if last is not None and SAVED not in (yaml.safe_load(last.recipe) or {}):
+        raise UserError(f"{name!r} is a dataset that was built, and a search must not replace it: give another name")
+
+
+def _check(catalog: Catalog, found: Found, name: str) -> None:
+    check_target(catalog, name)
+    if not found.hits:
+        raise UserError(f"nothing was found, so there is nothing to save as {name!r}")
+    if found.query.all:
+        raise UserError("--save takes rows that are in the dataset: without --all")
+    if "samples" not in found.version.tables or "images" not in found.version.tables:
+        raise UserError(f"{found.version.label} has no samples with images: there is nothing to save")
+
+
+@dataclass(frozen=True)
+class _Saving:
+    """One result on its way into a dataset."""
+
+    source: Dataset
+    found: Found
+    target: Dataset
+
+    @property
+    def sample_ids(self) -> np.ndarray:
+        return np.unique(np.array([hit.sample_id for hit in self.found.hits], np.int64))
+
+    def law(self) -> str:
+        """Return what must be the same before and after: which rows of the searched dataset were taken down.
+
+        Raises UserError while a takedown of it is pending.
+        """
+        check_none_pending(self.source)
+        return json.dumps([record["at"] for record in Ledger.read(self.source.storage).records])
+
+    def tables(self) -> dict[str, TableState]:
+        """Write every table; return what they are to be.
+
+        Edges first: what follows has content. Then images: the others say where they lie.
+        """
+        version = self.found.version
+        lineage = self._edges()
+        self.law()
+        self._check_rows()
+        images = self._images()
+        places = pa.concat_tables(
+            [read_parquet(self.target.storage, part.path, (KEY, *_PLACE)) for part in images.parts]
+        )
+        made = {edges.TABLE: lineage, "images": images}
+        for table in version.tables:
+            if table not in ("images", edges.TABLE, _REPORT):
+                made[table] = self._table(table, places)
+        return made | {_REPORT: self._report(made)}
+
+    def facts(self, catalog: Catalog, tables: Mapping[str, TableState]) -> VersionFacts:
+        """Return where the version comes from."""
+        found = self.found
+        recipe = recipe_text(found, self.target.name)
+        paths = sorted(part.path for table in tables.values() for part in table.parts)
+        digest = hashlib.sha256(json.dumps([found.version.label, found.describe()["query"], paths]).encode())
+        place = f"{catalog.uri}/{found.version.label}"
+        inputs = [{"uri": place, "rows": found.searched, "sha256": found.version.recipe_sha256}]
+        stages = [self._stage(table, state) for table, state in tables.items()]
+        return VersionFacts(recipe, digest.hexdigest(), code_version(), inputs, stages, found.version.seed)
+
+    def _edges(self) -> TableState:
+        """Say of each row what it is a copy of, and what that was a copy of."""
+        older = edges.edges_of(self.source)
+        mine = pc.is_in(older.column("child"), pa.array(self.sample_ids))
+        rows = pa.concat_tables([edges.copies(self.sample_ids, self.found.version), older.filter(mine)])
+        rows = rows.group_by(EDGES.names).aggregate([]).select(EDGES.names)
+        rows = rows.sort_by([(name, "ascending") for name in EDGES.names[:-1]])
+        fingerprint = fingerprint_of("save", edges.TABLE, rows.to_pylist())
+        with PartWriter(self.target.storage, edges.TABLE, fingerprint, EDGES) as writer:
+            writer.write(rows)
+        return TableState(EDGES, [writer.part()])
+
+    def _check_rows(self) -> None:
+        """Raise UserError where a row that was found is not in the version any more, or may not be in the target."""
+        ids = self.sample_ids
+        there = lookup.rows_of(self.source.storage, self._paths("samples"), ids, ()).num_rows
+        if there < len(ids):
+            raise UserError(f"{len(ids) - there:,} of the rows that were found were taken down since: search again")
+        ledger = Ledger.read(self.target.storage)
+        if ledger.is_empty:
+            return
+        source = lookup.rows_of(self.source.storage, self._paths("source"), ids)
+        images = lookup.rows_of(self.source.storage, self._paths("images"), ids)
+        hidden = ledger.hidden_source(source) | ledger.hidden_images(images)
+        if hidden.any():
+            raise UserError(
+                f"{int(hidden.sum()):,} of the rows that were found were taken down from {self.target.name!r} and must "
+                "not come back: save under another name, or search without them"
+            )
+
+    def _stage(self, table: str, state: TableState) -> dict[str, Any]:
+        return {
+            "name": "search",
+            "use": "search",
+            "table": table,
+            "version": 1,
+            "parameters": self.found.describe()["query"],
+            "fingerprint": fingerprint_of([part.path for part in state.parts]),
+            "parts": len(state.parts),
+            "rows": sum(part.rows for part in state.parts),
+            "bytes": sum(part.bytes for part in state.parts),
+            "notes": {"from": self.found.version.label, "how": self.found.how},
+        }
+
+    def _paths(self, table: str) -> list[str]:
+        if table not in self.found.version.tables:
+            return []
+        return [part.path for part in self.source.files(self.found.version, table)]
+
+    def _fingerprint(self, table: str, sample_ids: np.ndarray) -> str:
+        """Name a part by what it is made from: a version's table, and the rows."""
+        return fingerprint_of("save", self.source.name, table, self._paths(table), sample_ids.tolist())
+
+    def _images(self) -> TableState:
+        """Copy bytes, a shard for every 10,000 rows; return the images table."""
+        ids = self.sample_ids
+        self._check_shards()
+        chunks = [ids[start : start + SHARD_ROWS] for start in range(0, len(ids), SHARD_ROWS)]
+        written = [self._shard(number, chunk) for number, chunk in enumerate(chunks)]
+        schema = lookup.schema_of(self.target.storage, [part.path for part in written])
+        return TableState(schema, written)
+
+    def _check_shards(self) -> None:
+        """Raise DamagedError where a shard that rows are copied from is not what was written."""
+        storage, checked = self.source.storage, set()
+        for part in self._paths("images"):
+            shards = lookup.rows_of(storage, [part], self.sample_ids, ["shard"]).column("shard")
+            for shard in pc.unique(shards).drop_null().to_pylist():
+                if shard not in checked and (damage := shard_damage(storage, part, shard)):
+                    raise damaged(storage.uri, shard, damage.detail)
+                checked.add(shard)
+
+    def _report(self, tables: Mapping[str, TableState]) -> TableState:
+        """Draw the data card of what was saved."""
+        stage = saved_report(self.found.version.label)
+        columns = stage.inputs({name: state.schema for name, state in tables.items()})
+        pieces = {
+            name: Pieces(tables[name].schema, tuple(Piece(part.path) for part in tables[name].parts))
+            for name in columns
+        }
+        schema = stage.output({})
+        seed = self.found.version.seed
+        work = Work(stage, schema, columns, pieces, (), self.target.storage, "cpu", seed)
+        read = sorted(part.path for name in columns for part in tables[name].parts)
+        part = PlannedPart(fingerprint_of("save", stage.version, stage.parameters(), seed, read))
+        return TableState(schema, [make_table(work, part, _one_by_one, lambda done, total, unit: None)])
+
+    def _shard(self, number: int, ids: np.ndarray) -> PartFile:
+        images = lookup.rows_of(self.source.storage, self._paths("images"), ids)
+        told = lookup.rows_of(self.source.storage, self._paths("source"), ids)
+        beside = [name for name in ("url", "caption") if name in told.column_names]
+        kept = [f for f in images.schema if f.name not in _PLACE]
+        new = [name for name in beside if name not in images.column_names]
+        sidecars = [field(name, pa.string(), "of the source", "sidecar") for name in new]
+        schema = pa.schema([*kept, _IMAGE, *sidecars])
+        reader = ShardReader(self.source.storage)
+        writer = PartWriter(self.target.storage, "images", self._fingerprint("images", ids), schema, number)
+        with writer:
+            for start in range(0, images.num_rows, _COPIED_AT_ONCE):
+                some = images.slice(start, _COPIED_AT_ONCE)
+                columns = [some.column(f.name) for f in kept]
+                columns.append(pa.chunked_array([pa.array(reader.read(some), pa.large_binary())]))
+                columns += [told.column(f.name).slice(start, _COPIED_AT_ONCE) for f in sidecars]
+                writer.write(pa.table(columns, schema=schema))
+        return writer.part()
+
+    def _table(self, table: str, places: pa.Table) -> TableState:
+        """Copy the found rows of a table, or all of one that is not about samples."""
+        ids, paths = self.sample_ids, self._paths(table)
+        if not paths:
+            return TableState(self.source.schema(self.found.version, table), [])
+        schema = lookup.schema_of(self.source.storage, paths)
+        about_samples = KEY in schema.names
+        writer = PartWriter(
+            self.target.storage, table, self._fingerprint(table, ids if about_samples else ids[:0]), schema
+        )
+        with writer:
+            for rows in self._rows(table, schema, about_samples):
+                writer.write(_replaced(rows, places))
+        return TableState(schema, [writer.part()])
+
+    def _rows(self, table: str, schema: pa.Schema, about_samples: bool) -> Iterator[pa.Table]:
+        paths = self._paths(table)
+        if not about_samples:
+            yield from (read_parquet(self.source.storage, path) for path in paths)
+            return
+        for start in range(0, len(self.sample_ids), SHARD_ROWS):
+            yield lookup.rows_of(self.source.storage, paths, self.sample_ids[start : start + SHARD_ROWS], schema.names)
+
+
+def _one_by_one(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    return map(function, items)
+
+
+def _replaced(rows: pa.Table, places: pa.Table) -> pa.Table:
+    """Return rows with the place of their image as it is now, in every table that says it."""
+    if KEY not in rows.column_names or not set(_PLACE) <= set(rows.column_names):
+        return rows
+    known = np.asarray(places.column(KEY).to_numpy())
+    at = np.searchsorted(known, np.asarray(rows.column(KEY).to_numpy()))
+    now = places.take(pa.array(at))
+    for name in _PLACE:
+        number = rows.column_names.index(name)
+        rows = rows.set_column(number, rows.schema.field(name), now.column(name).cast(rows.schema.field(name).type))
+    return rows

@@ -1,0 +1,492 @@
+"""Search a dataset by words, by a picture or by one of its samples; exactly, or by its index.
+
+Which way is taken, for N rows of which A may be found (in `samples`, and `where` holds):
+
+    no index, or `exact`, or A <= 10,000, or A <= N / 100    the vectors of those A rows are read and compared: exact
+    A >= N / 4, or A > 2,000,000    the index gives more than is wanted, and the rest is left out
+    else                            the index looks among those A only
+
+so that there are always as many results as rows that may be found; the index looks in N / A times as many lists.
+Parts that it lacks are searched exactly beside it, and rows of parts that are no longer of the version are left out.
+DuckDB runs only where there is a `where`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+import pyarrow as pa
+
+from catalog import lookup
+from catalog.database import connect, query
+from catalog.dataset import Catalog, Dataset, Version
+from catalog.duck import Limits
+from catalog.errors import NotFoundError, QueryError, UserError
+from catalog.inputs import read_parquet
+from catalog.lookup import KEY, among
+from catalog.schema import role
+from catalog.user_file import unreadable
+from catalog.wording import amount
+from flows.explore.stored_index import TABLE, Kept, best_device, embedding_column, kept
+from tasks.encoders.encoder import encoder_of
+from tasks.index.tune import RESCORED
+from tasks.index.vector_index import VectorIndex, unit_rows
+from tasks.vectors.kmeans import usable
+
+if TYPE_CHECKING:
+    import duckdb
+
+WHERE_LIMITS: Final = Limits(600, 8000, "; ask less of --where")
+"""Of the statement that selects rows."""
+MAX_IMAGE_BYTES: Final = 256 << 20
+EXACT_ROWS: Final = 10_000
+"""So few rows are compared one by one: as fast, and exact."""
+EXACT_SHARE: Final = 0.01
+SELECTED_ROWS: Final = 2_000_000
+"""faiss is told which rows to look at up to this many: each takes about 50 bytes, and 50 ns for every query."""
+SELECTED_SHARE: Final = 0.25
+"""Of so many or more, it is cheaper to find too many and leave some out."""
+_MOST_FETCHED: Final = 100_000
+_FIRST_FETCH: Final = 3
+"""Nobody knows how many near-duplicates there are: fetch so many times what is wanted, then twice that, ..."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is searched for. Exactly one of `text`, `image` (a path) and `like` (a sample_id)."""
+
+    text: str | None = None
+    image: str | None = None
+    like: int | None = None
+    column: str = ""
+    top: int = 20
+    where: str = ""
+    exact: bool = False
+    unique: float | None = None
+    """Results with a cosine of at least this to a better one are not shown."""
+    all: bool = False
+    """Also rows that failed or were rejected."""
+
+    @property
+    def wanted(self) -> int:
+        """Rows to find: what is like a sample is first of all the sample itself."""
+        return self.top + (self.like is not None)
+
+    def check(self) -> None:
+        """Raise UserError where it cannot be a query."""
+        given = [name for name in ("text", "image", "like") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(f"--{name}" for name in given) or "none of them"
+            raise UserError(f"say one of --text, --image and --like; found {found}")
+        if self.text is not None and not self.text.strip():
+            raise UserError("--text is empty: say what to search for")
+        if self.top < 1:
+            raise UserError(f"--top is {self.top}, expected at least 1")
+        if self.unique is not None and not -1 < self.unique <= 1:
+            raise UserError(f"--unique is {self.unique:g}, expected a cosine: above -1, at most 1 (0.94 is usual)")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One result. `score` is the cosine; `copies` says how many near-duplicates of it were left out."""
+
+    rank: int
+    score: float
+    sample_id: int
+    url: str | None = None
+    caption: str | None = None
+    copies: int = 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to."""
+
+    version: Version
+    query: Query
+    column: str
+    how: str
+    hits: Sequence[Hit]
+    searched: int
+    """Rows that might have been found."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as JSON can say it."""
+        asked = {name: value for name, value in asdict(self.query).items() if value not in (None, "", False)}
+        return {
+            "version": self.version.label,
+            "query": asked | {"column": self.column},
+            "how": self.how,
+            "searched": self.searched,
+            "hits": [asdict(hit) for hit in self.hits],
+        }
+
+
+def search(catalog: Catalog, label: str, asked: Query, device: str | None = None) -> Found:
+    """Return the nearest samples of `DATASET[@N]`, nearest first, ties by sample_id.
+
+    Raises UserError, in one line, where there are no embeddings, no such column or sample, where the image cannot be
+    read, and (QueryError) where `where` is not SQL over the columns of `samples`.
+    """
+    asked.check()
+    with Searcher(catalog, label, asked.column, device) as searcher:
+        return searcher.search(asked)
+
+
+class Searcher:
+    """One embedding column of `DATASET[@N]`, to be searched more than once.
+
+    The encoder, the index, the list of samples and the connection are opened by the first query that needs them, and
+    kept until `close`. It goes on with what it has opened: after a takedown, or a new index, open another.
+    """
+
+    def __init__(self, catalog: Catalog, label: str, column: str = "", device: str | None = None) -> None:
+        self._catalog, self._device = catalog, device
+        self.version = catalog.resolve(label)
+        self._dataset = catalog.existing(self.version.dataset)
+        self.column = embedding_column(self._dataset, self.version, column)
+        self._rows = _Rows(self._dataset, self.version, self.column)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, where there is one."""
+        if "_connection" in vars(self):
+            self._connection.close()
+
+    def search(self, asked: Query) -> Found:
+        """Return what `flows.explore.search.search` does; raises what it raises."""
+        asked.check()
+        if asked.column not in ("", self.column):
+            raise UserError(f"this searcher is of the column {self.column!r}; found {asked.column!r}")
+        allowed = self._allowed(asked)
+        finder = _Finder(self._rows, self._index, self._vector(asked), allowed, asked.exact)
+        ids, scores, copies = _distinct(finder, asked) if asked.unique is not None else finder.best(asked.wanted)
+        ids, scores, copies = _without(asked.like, ids, scores, copies, asked.top)
+        known = self._described(ids)
+        pairs = zip(ids.tolist(), scores.tolist(), copies.tolist(), strict=True)
+        hits = [Hit(rank, score, i, *known.get(i, (None, None)), n) for rank, (i, score, n) in enumerate(pairs, 1)]
+        searched = self._rows.rows if allowed is None else len(allowed)
+        return Found(self.version, asked, self.column, finder.how, hits, searched)
+
+    @cached_property
+    def _index(self) -> "_Opened | None":
+        found = kept(self._dataset, self.column)
+        return _Opened(found) if found is not None else None
+
+    @cached_property
+    def _connection(self) -> "duckdb.DuckDBPyConnection":
+        return connect(self._catalog, {self.version.dataset: self.version.number}, [self.version.dataset])
+
+    @cached_property
+    def _kept_ids(self) -> np.ndarray:
+        parts = self._dataset.files(self.version, "samples")
+        return lookup.ids_of(self._dataset.storage, [part.path for part in parts])
+
+    @cached_property
+    def _model(self) -> Any:
+        return _model(self._rows, self._device)
+
+    @cached_property
+    def _source(self) -> tuple[lookup.Parts, list[str]] | None:
+        """The parts that say url and caption, and which of them they say."""
+        if "source" not in self.version.tables:
+            return None
+        schema, parts = self._dataset.contents(self.version, "source")
+        shown = [name for name in ("url", "caption") if name in schema.names]
+        return lookup.Parts(self._dataset.storage, [part.path for part in parts]), shown
+
+    def _allowed(self, asked: Query) -> np.ndarray | None:
+        """Return the samples that may be found, int64 ascending; None where all may."""
+        if not asked.where:
+            return None if asked.all else self._kept_ids
+        _check_condition(asked.where)
+        rows = _every_row(self._dataset, self.version) if asked.all else "select * from samples"
+        text = f"select {KEY} from (\n{rows}\n) as samples\nwhere (\n{asked.where}\n)"
+        found = query(self._connection, text, limits=WHERE_LIMITS)
+        return np.unique(np.asarray(found.column(KEY).to_numpy(), np.int64))
+
+    def _vector(self, asked: Query) -> np.ndarray:
+        """Return the query as float32 (d,), of length 1."""
+        if asked.like is not None:
+            return self._rows.one(asked.like)
+        data = _read_image(asked.image) if asked.image is not None else None
+        if data is None:
+            vectors = self._model.unit_texts([asked.text])
+            good = np.abs(vectors).sum(axis=1) > 0
+        else:
+            vectors, good = self._model.unit_images([data])
+        if not good[0]:
+            what = f"the image {asked.image!r}" if data is not None else f"the text {asked.text!r}"
+            raise UserError(f"{what} cannot be searched for: it does not decode, or the encoder gives it no vector")
+        return np.asarray(vectors[0], np.float32)
+
+    def _described(self, ids: np.ndarray) -> Mapping[int, tuple[str | None, str | None]]:
+        """Return sample_id -> (url, caption)."""
+        if self._source is None or not len(ids):
+            return {}
+        parts, shown = self._source
+        rows = parts.rows(np.sort(ids), shown)
+        nothing = [None] * rows.num_rows
+        told = [rows.column(name).to_pylist() if name in shown else nothing for name in ("url", "caption")]
+        return dict(zip(rows.column(KEY).to_pylist(), zip(*told, strict=True), strict=True))
+
+
+class _Rows:
+    """The vectors of one column in one version."""
+
+    def __init__(self, dataset: Dataset, version: Version, column: str) -> None:
+        self.dataset, self.version, self.column = dataset, version, column
+
+    @cached_property
+    def paths(self) -> list[str]:
+        return [part.path for part in self.dataset.files(self.version, TABLE)]
+
+    @property
+    def rows(self) -> int:
+        return self.version.tables[TABLE].rows
+
+    @cached_property
+    def _parts(self) -> lookup.Parts:
+        return lookup.Parts(self.dataset.storage, self.paths)
+
+    def of(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ids ascending, float32 unit rows) of the samples that have a vector."""
+        ids, vectors = lookup.vectors_of(self._parts, self.column, sample_ids)
+        good = usable(vectors)
+        return ids[good], unit_rows(vectors[good])
+
+    def one(self, sample_id: int) -> np.ndarray:
+        """Return the vector of one sample, float32 (d,), of length 1. Raises NotFoundError."""
+        possible = self.paths and 0 <= sample_id < 1 << 63
+        vectors = self.of(np.array([sample_id]))[1] if possible else np.empty((0, 0), np.float32)
+        if not len(vectors):
+            raise NotFoundError(f"{self.version.label} has no sample {sample_id} with a vector in {self.column!r}")
+        return np.asarray(vectors[0])
+
+    def nearest(
+        self, vector: np.ndarray, k: int, allowed: np.ndarray | None, paths: Iterable[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ids, cosines) of the k nearest rows of some parts, exactly: block by block."""
+        best = (np.empty(0, np.int64), np.empty(0, np.float32))
+        for path in paths:
+            for ids, vectors in lookup.blocks(self.dataset.storage, path, self.column, allowed):
+                good = usable(vectors)
+                scores = unit_rows(vectors[good]) @ vector
+                best = _first(np.concatenate([best[0], ids[good]]), np.concatenate([best[1], scores]), k)
+        return best
+
+
+class _Opened:
+    """An index as it is kept, loaded when it is first asked."""
+
+    def __init__(self, found: Kept) -> None:
+        self.kept = found
+        self.parts = found.parts
+        self.is_lossy = found.choice.is_lossy
+
+    @cached_property
+    def index(self) -> VectorIndex:
+        return self.kept.load(mapped=True)
+
+
+class _Finder:
+    """Finds the rows nearest to one vector, and keeps in `how` by what way."""
+
+    def __init__(
+        self, rows: _Rows, opened: _Opened | None, vector: np.ndarray, allowed: np.ndarray | None, exact: bool
+    ) -> None:
+        self._rows, self._vector, self._allowed = rows, vector, allowed
+        self._opened: _Opened | None = None
+        self.how = self._choose(opened, exact)
+
+    def best(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (ids, cosines, zeros) of the k nearest, nearest first; fewer where there are no more."""
+        k = min(k, self._count)
+        ids, scores = self._by_index(self._opened, k) if self._opened is not None else self._exactly(k)
+        return ids, scores, np.zeros(len(ids), np.int64)
+
+    @property
+    def _count(self) -> int:
+        """Rows that may be found."""
+        return self._rows.rows if self._allowed is None else len(self._allowed)
+
+    def _exactly(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._rows.nearest(self._vector, k, self._allowed, self._rows.paths)
+
+    def _choose(self, opened: _Opened | None, exact: bool) -> str:
+        """Open the index if it is to be used; return what is done, in words."""
+        rows, count = self._rows, self._count
+        if exact:
+            return f"exact, {amount(count, 'row')}"
+        if opened is None:
+            return f"exact, {amount(count, 'row')}: {rows.column!r} has no index (`espalier index {rows.dataset.name}`)"
+        if count <= max(EXACT_ROWS, EXACT_SHARE * rows.rows):
+            return f"exact, {amount(count, 'row')}: so few need no index"
+        if self._strange(opened) and self._allowed is None:
+            return f"exact, {amount(count, 'row')}: the index has parts that {rows.version.label} has not"
+        self._opened = opened
+        missing = len(set(rows.paths) - opened.parts.keys())
+        beside = f", and {amount(missing, 'part')} beside it exactly" if missing else ""
+        return f"index {opened.kept.facts['factory']}, {amount(count, 'row')}{beside}"
+
+    def _strange(self, opened: _Opened) -> list[tuple[int, int]]:
+        """Return the spans of the index's parts that are not of this version."""
+        mine = set(self._rows.paths)
+        return [span for path, span in opened.parts.items() if path not in mine]
+
+    def _by_index(self, opened: _Opened, k: int) -> tuple[np.ndarray, np.ndarray]:
+        fresh = [path for path in self._rows.paths if path not in opened.parts]
+        ids, scores = self._looked_up(opened, RESCORED * k if opened.is_lossy else k)
+        if opened.is_lossy:
+            ids, vectors = self._rows.of(ids)
+            scores = vectors @ self._vector
+        beside = self._rows.nearest(self._vector, k, self._allowed, fresh)
+        ids, scores = _first(np.concatenate([ids, beside[0]]), np.concatenate([scores, beside[1]]), k)
+        if len(ids) < k:
+            self.how = "exact: the index found too few"
+            return self._exactly(k)
+        return ids, scores
+
+    def _looked_up(self, opened: _Opened, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the index finds among the rows that may be found."""
+        index, effort = opened.index, int(opened.kept.facts["effort"]["value"])
+        if self._allowed is None:
+            return self._ask(index, k, effort, None)
+        allowed = self._allowed
+        for low, high in self._strange(opened):
+            begin, end = np.searchsorted(allowed, low), np.searchsorted(allowed, high, side="right")
+            allowed = np.delete(allowed, slice(begin, end))
+        share = min(max(len(allowed), 1) / max(index.rows, 1), 1.0)
+        wide = min(int(effort / share), max(index.most_effort, effort))
+        if share < SELECTED_SHARE and len(allowed) <= SELECTED_ROWS:
+            return self._ask(index, k, wide, allowed)
+        fetch = int(k / share * (1 if share == 1 else 2))
+        while True:
+            ids, scores = self._ask(index, fetch, wide, None)
+            keep = among(ids, allowed)
+            if keep.sum() >= k or fetch >= min(_MOST_FETCHED, index.rows):
+                return ids[keep][:k], scores[keep][:k]
+            fetch *= 4
+
+    def _ask(
+        self, index: VectorIndex, k: int, effort: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        k = min(k, index.rows)
+        effort = max(effort, k) if index.kind == "hnsw" else effort
+        scores, found = index.search(self._vector[None], k, effort, allowed)
+        there = found[0] >= 0
+        return found[0][there], scores[0][there]
+
+    def vectors(self, ids: np.ndarray) -> np.ndarray:
+        """Return the unit rows of samples, in their order."""
+        there, vectors = self._rows.of(ids)
+        return np.asarray(vectors[np.searchsorted(there, ids)])
+
+
+def _distinct(finder: _Finder, asked: Query) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the nearest rows of which no two have a cosine of `unique` or more: each stands for those after it."""
+    assert asked.unique is not None
+    fetch = _FIRST_FETCH * asked.wanted
+    while True:
+        ids, scores, _ = finder.best(fetch)
+        vectors = finder.vectors(ids)
+        chosen, stands_for = _leaders(vectors, asked.unique)
+        if len(chosen) >= asked.wanted or len(ids) < fetch:
+            copies = np.bincount(stands_for, minlength=len(ids))[chosen] - 1
+            return ids[chosen], scores[chosen], copies
+        fetch *= 2
+
+
+def _leaders(vectors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return (rows that are not near an earlier leader, the leader of every row) of (n, d), by their order."""
+    leader = np.full(len(vectors), -1, np.int64)
+    chosen = []
+    for row in range(len(vectors)):  # as many turns as there are leaders: what one stands for is skipped
+        if leader[row] >= 0:
+            continue
+        near = (vectors[row:] @ vectors[row] >= threshold) & (leader[row:] < 0)
+        near[0] = True
+        leader[row:][near] = row
+        chosen.append(row)
+    return np.array(chosen, np.int64), leader
+
+
+def _first(ids: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k best, best first, ties by id."""
+    if len(ids) > 4 * k:
+        least = np.partition(scores, len(scores) - k)[len(scores) - k]
+        ids, scores = ids[scores >= least], scores[scores >= least]
+    order = np.lexsort((ids, -scores))[:k]
+    return ids[order], scores[order]
+
+
+def _without(
+    sample_id: int | None, ids: np.ndarray, scores: np.ndarray, copies: np.ndarray, top: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    keep = ids != sample_id
+    return ids[keep][:top], scores[keep][:top], copies[keep][:top]
+
+
+def _check_condition(condition: str) -> None:
+    """Raise QueryError unless the text is one SQL expression: nothing that ends the brackets it is put in."""
+    import duckdb
+
+    if not condition.strip():
+        raise QueryError("--where is empty: say a condition over the columns of `samples`")
+    try:
+        duckdb.SQLExpression(condition)
+    except duckdb.Error as error:
+        line = " ".join(str(error).partition("\n\nLINE")[0].split())
+        raise QueryError(f"--where is not one SQL condition: {line.removeprefix('Parser Error: ')}") from error
+
+
+def _every_row(dataset: Dataset, version: Version) -> str:
+    """Return SQL for all rows of a version with the columns of its tables, as `samples` has them, rejected ones too."""
+    taken: set[str] = {KEY}
+    columns, joins = [f"{TABLE}.{KEY}"], ""
+    for table in version.tables:
+        schema = dataset.schema(version, table)
+        if KEY not in schema.names or table in ("decisions", "samples"):
+            continue
+        names = [f.name for f in schema if f.name.lower() not in taken and role(f) != "vector"]
+        taken |= {name.lower() for name in names}
+        columns += [f'"{table}"."{name}"' for name in names]
+        joins += "" if table == TABLE else f'\nleft join "{table}" on "{table}".{KEY} = {TABLE}.{KEY}'
+    return f"select {', '.join(columns)}\nfrom {TABLE}{joins}"
+
+
+def _read_image(path: str | None) -> bytes:
+    file = Path(path or "")
+    try:
+        if why := unreadable(file):
+            raise UserError(f"cannot read the image {path!r}: {why}")
+        if file.stat().st_size > MAX_IMAGE_BYTES:
+            raise UserError(f"cannot read the image {path!r}: it is larger than {MAX_IMAGE_BYTES:,} bytes")
+        return file.read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot read the image {path!r}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _model(rows: _Rows, device: str | None) -> Any:
+    """Return the encoder of the column, loaded."""
+    from tasks.encoders.model import load
+
+    encoder = encoder_of(rows.dataset.schema(rows.version, TABLE), rows.column)
+    sides: dict[str, pa.Table] = {}
+    if encoder.trained is not None:
+        parts = [part.path for part in rows.dataset.files(rows.version, "models")]
+        sides["models"] = pa.concat_tables([read_parquet(rows.dataset.storage, path) for path in parts])
+    return load(encoder, device or best_device(), sides)

@@ -1,0 +1,90 @@
+"""The faiss index of an embedding column as it is kept beside its dataset: where it lies, and reading it.
+
+Reading alone, so that a search need not import what builds (`flows.explore.index`).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from catalog.dataset import Dataset, Version
+from catalog.errors import NotFoundError, UserError
+from catalog.seal import opened_json
+from tasks.index.choose import Choice
+from tasks.index.held_out import HeldOut
+from tasks.index.vector_index import VectorIndex
+from tasks.vectors.kmeans import vector_column
+
+TABLE: Final = "embeddings"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An index as it is kept: its JSON, and where it lies."""
+
+    dataset: Dataset
+    column: str
+    facts: dict[str, Any]
+
+    @property
+    def parts(self) -> dict[str, tuple[int, int]]:
+        """Path -> (lowest, highest) sample_id of the parts that are in it."""
+        return {part["path"]: (part["low"], part["high"]) for part in self.facts["parts"]}
+
+    @property
+    def choice(self) -> Choice:
+        """What it is made of."""
+        return Choice(**self.facts["choice"])
+
+    def load(self, mapped: bool = False) -> VectorIndex:
+        """Return the index, `mapped` where it will not be changed. Raises UserError where it cannot be read."""
+        path = f"{folder(self.column)}/{self.facts['files']['index']}"
+        local = self.dataset.storage.local(path)
+        if local is not None and not local.is_file():
+            raise NotFoundError(f"{local} is not there: `espalier index {self.dataset.name}` makes it anew")
+        data = None if local else self.dataset.storage.read(path)
+        return VectorIndex.read(str(local) if local else None, data, self.choice.kind, mapped)
+
+    def held_out(self) -> HeldOut:
+        """Return its queries, with their exact neighbours among its rows."""
+        return HeldOut.read(self.dataset.storage.read(f"{folder(self.column)}/{self.facts['files']['held_out']}"))
+
+
+def folder(column: str) -> str:
+    """Return where the index of a column lies, relative to its dataset."""
+    return f"_index/{column}"
+
+
+def kept(dataset: Dataset, column: str) -> Kept | None:
+    """Return the index of a column; None where there is none. Raises UserError where its JSON is damaged."""
+    path = f"{folder(column)}/index.json"
+    try:
+        facts = opened_json(dataset.storage.read(path))
+        return Kept(dataset, column, facts) if facts["parts"] is not None else None
+    except NotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{dataset.storage.uri}/{path} says no index ({error}): remove it, index again") from error
+
+
+def columns(dataset: Dataset) -> list[str]:
+    """Return the columns that have an index, or something left of one."""
+    return sorted({path.split("/")[1] for path in dataset.storage.list("_index")})
+
+
+def drop(dataset: Dataset, column: str) -> None:
+    """Remove the index of a column."""
+    dataset.storage.delete(sorted(dataset.storage.list(folder(column)), reverse=True))
+
+
+def embedding_column(dataset: Dataset, version: Version, column: str) -> str:
+    """Return the column that is meant, by default the first. Raises UserError where there is none of that name."""
+    if TABLE not in version.tables:
+        raise NotFoundError(f"{version.label} has no embeddings: its recipe has no stage `use: embed`")
+    return vector_column({TABLE: dataset.schema(version, TABLE)}, column)
+
+
+def best_device() -> str:
+    """Return `cuda` where there is one, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,1 @@
+"""Estimate what a build takes, from earlier builds or from a probe."""

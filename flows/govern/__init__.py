@@ -1,0 +1,1 @@
+"""Take-downs, verification and approval."""

@@ -1,0 +1,1 @@
+"""The recipe: its model, fragments, overrides and the YAML that users write."""

@@ -1,0 +1,1 @@
+"""Prefect: the flow of a build, its server, deployments and workers."""

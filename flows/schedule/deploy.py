@@ -1,0 +1,96 @@
+"""Scheduled builds: a Prefect deployment on a process work pool, which a worker picks up.
+
+A deployment records the recipe as it was resolved when it was deployed: every run builds that text, whatever becomes
+of the recipe's file, its fragments and variables. `espalier deploy` once more replaces it.
+
+Two guards keep a schedule from building one dataset twice at once: the deployment runs one flow at a time and drops
+what comes meanwhile, and the dataset's lease refuses a second builder whoever it is.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from catalog.errors import RecipeError, UserError
+from catalog.wording import plain_message
+from flows.build.build import Order
+from flows.schedule.prefect_server import quiet_environment
+
+
+def deploy(order: Order, cron: str, timezone: str, pool: str, name: str | None) -> Iterator[str]:
+    """Register a deployment of this order; yield what to tell the user. Replaces one of the same name.
+
+    Raises UserError where no lasting Prefect API is configured: a schedule needs a server that outlives the command.
+    """
+    quiet_environment()
+    api = lasting_api()
+    recipe = order.load()
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.exceptions import ObjectNotFound
+    from prefect.schedules import Cron
+    from prefect.types.entrypoint import EntrypointType
+
+    from flows.schedule.dead_runs import reap_dead_runs
+    from flows.schedule.prefect_flow import build
+
+    try:
+        CronSchedule(cron=cron, timezone=timezone)
+    except ValueError as error:
+        raise RecipeError(f"--cron {cron!r} or --timezone {timezone!r} is wrong: {_reason(error)}") from None
+    reap_dead_runs()
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(pool)
+        except ObjectNotFound:
+            client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+            yield f"made the work pool {pool!r}"
+    deployment = RunnerDeployment.from_flow(
+        build,
+        name=name or recipe.dataset,
+        schedule=Cron(cron, timezone=timezone),
+        parameters=_parameters(order),
+        tags=["espalier", f"dataset:{recipe.dataset}"],
+        work_pool_name=pool,
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        job_variables={"working_dir": str(Path.cwd())},
+    )
+    deployment.apply()
+    yield f"registered build/{deployment.name} at {api}: {cron} ({timezone})"
+    yield f"start a worker:  PREFECT_API_URL={api} espalier worker --pool {pool}"
+    yield f"build it now:    PREFECT_API_URL={api} prefect deployment run build/{deployment.name}"
+
+
+def _parameters(order: Order) -> dict[str, object]:
+    """Return the flow's parameters: the recipe as it is resolved now, whatever becomes of its files and variables.
+
+    A worker has another working directory, so the catalog's path is made whole.
+    """
+    uri = order.place()
+    said = order.parameters() | {"catalog": uri if "://" in uri else str(Path(uri).absolute())}
+    return {name: value for name, value in said.items() if name != "wait_s"}
+
+
+def lasting_api() -> str:
+    """Return the URL of the configured Prefect API. Raises UserError where there is none."""
+    from prefect.settings import PREFECT_API_URL
+
+    api = os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value()
+    if not api:
+        raise UserError(
+            "a schedule needs a Prefect server that keeps running: start one with "
+            "`prefect server start --host 127.0.0.1`, and set PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    return str(api)
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        return plain_message(error.errors()[0]["msg"])
+    return " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""Names and coverage of concepts."""

@@ -1,0 +1,1 @@
+"""CLIP-like encoders: configuration, model, tokenizer."""

@@ -1,0 +1,132 @@
+"""What a recipe may say of one encoder, and what can be known of it before anything is loaded."""
+
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from catalog.errors import RecipeError, nearest
+from catalog.schema import score, vector
+from tasks.encoders.open_clip_config import BPE_WORDS, pretrained_tags, read_config
+from tasks.files.digest import digest_of
+from tasks.stage import Config, Tables
+
+RANDOM: Final = "random"
+"""`pretrained: random` gives seeded random weights: to measure speed, and as a floor for quality."""
+
+
+ENCODER: Final = "encoder"
+"""Key of a vector field's metadata: which encoder made it, as JSON."""
+
+
+class Encoder(Config):
+    """One model: its image vector is column `name`, its caption vector `<name>_text`, their cosine `<name>_score`."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="the column of its vectors")
+    model: str | None = Field(
+        None, description="an open_clip model name, a JSON configuration, or a folder that open_clip saved"
+    )
+    pretrained: str | None = Field(None, description="open_clip's tag, a local checkpoint, or `random`")
+    trained: str | None = Field(None, description="instead of model: a model that the recipe trains, by its name")
+    text: bool = Field(True, description="embed the caption too, and score how well it fits")
+    dim: int | None = Field(None, gt=0, description="length of the vectors, for `hf-hub:` models only")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the device is fast at it, else float32"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Encoder":
+        if (self.model is None) == (self.trained is None):
+            raise ValueError(f"encoder {self.name!r}: say either `model` or `trained`")
+        if self.pretrained is not None and self.trained is not None:
+            raise ValueError(f"encoder {self.name!r}: `pretrained` goes with `model` only")
+        if self.dim is not None and not (self.model or "").startswith("hf-hub:"):
+            raise ValueError(f"encoder {self.name!r}: `dim` is for hf-hub: models; of others it is known")
+        return self
+
+    def fields(self, available: Tables) -> list[pa.Field]:
+        """Return the columns that it writes. Raises RecipeError: no such model, no such weights."""
+        label = self.trained or " ".join(Path(word).name for word in (self.model, self.pretrained) if word)
+        dim = self.check(available)
+        mine = {ENCODER: self.model_dump_json(exclude_defaults=True)}
+        found = [vector(self.name, dim, f"image vector of {label}, length 1", **mine)]
+        if self.text:
+            found.append(vector(f"{self.name}_text", dim, f"caption vector of {label}, length 1", **mine))
+            found.append(score(f"{self.name}_score", f"clip:{label}", 1, "cosine of image and caption"))
+        return found
+
+    def check(self, available: Tables) -> int:
+        """Return the length of its vectors. Raises RecipeError; loads nothing."""
+        if self.trained is not None:
+            return self._check_trained(self.trained, available)
+        assert self.model is not None
+        if self.model.startswith("hf-hub:"):
+            if self.dim is None:
+                raise RecipeError(f"encoder {self.name!r}: say `dim`, the length of the vectors of {self.model}")
+            return self.dim
+        config = read_config(self.model)
+        self._check_weights(self.model)
+        self._check_words(self.model, config)
+        return int(config["embed_dim"])
+
+    def _check_trained(self, wanted: str, available: Tables) -> int:
+        known = available["models"].field("weights").metadata or {} if "models" in available else {}
+        name = known.get(b"model", b"").decode()
+        if not name or wanted != name:
+            there = [name] if name else []
+            raise RecipeError(f"encoder {self.name!r}: no earlier stage trains {wanted!r}{nearest(wanted, there)}")
+        return int(known[b"embed_dim"])
+
+    def _check_weights(self, model: str) -> None:
+        if Path(model).is_dir():
+            return
+        if self.pretrained is None:
+            raise RecipeError(f"encoder {self.name!r}: say `pretrained`, the weights of {model}{_offer(model)}")
+        tags = pretrained_tags(model)
+        tag = self.pretrained.lower().replace("-", "_")  # as open_clip reads them
+        if self.pretrained != RANDOM and not Path(self.pretrained).is_file() and tag not in tags:
+            raise RecipeError(
+                f"encoder {self.name!r}: {self.pretrained!r} is neither a file nor weights of {model}"
+                f"{nearest(self.pretrained, tags)}"
+            )
+
+    def _check_words(self, model: str, config: dict[str, Any]) -> None:
+        text = config["text_cfg"]
+        own = any(key in text for key in ("hf_tokenizer_name", "hf_model_name")) or "siglip" in model.lower()
+        if self.text and not own and text.get("vocab_size", BPE_WORDS) < BPE_WORDS:
+            raise RecipeError(
+                f"encoder {self.name!r}: {model} has {text['vocab_size']} tokens, CLIP's tokenizer {BPE_WORDS}: "
+                "say `text: false`, or train it with `use: train_clip`, which gives it a tokenizer of its own"
+            )
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what decides its vectors: local files by content, so that moving one changes nothing."""
+        found = self.model_dump(mode="json")
+        for key in ("model", "pretrained"):
+            if found[key] is not None and found[key] != RANDOM:
+                found[key] = _content(found[key])
+        return found
+
+
+def encoder_of(schema: pa.Schema, column: str) -> Encoder:
+    """Return the encoder that made a vector column of `embeddings`. Raises RecipeError where it does not say."""
+    if column not in schema.names:
+        raise RecipeError(f"no embedding column {column!r}{nearest(column, schema.names)}")
+    made_by = (schema.field(column).metadata or {}).get(ENCODER.encode())
+    if made_by is None:
+        raise RecipeError(f"the embedding column {column!r} does not say which encoder made it: embed once more")
+    return Encoder.model_validate_json(made_by)
+
+
+def _offer(model: str) -> str:
+    tags = pretrained_tags(model)
+    return f"; there is: {', '.join(sorted(tags))}, or a file" if tags else " (a file)"
+
+
+def _content(reference: str) -> str:
+    """Return a local file's or folder's digest, or the reference itself where it is neither."""
+    path = Path(reference)
+    if path.is_dir():
+        return "folder:" + ",".join(f"{p.name}={digest_of(p)}" for p in sorted(path.iterdir()) if p.is_file())
+    return f"sha256:{digest_of(path)}" if path.is_file() else reference

@@ -1,0 +1,1 @@
+"""Files that methods read: digests and weights."""

@@ -1,0 +1,141 @@
+"""The clusters as concepts: a name from their captions, how much of each is left, what lies at the centre."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from tasks.concepts.coverage import effective_number
+from tasks.concepts.names import CAPTION_CHARS, name_classes
+from tasks.report._base import TEXT_LIMIT, Entry, Evidence, id_list
+from tasks.report._pictures import describe
+
+NAMED: Final = 1000
+"""Clusters that compete for words; the largest ones."""
+CAPTIONS: Final = 64
+"""Captions of a cluster that its name is made from: those nearest to its centroid."""
+NEAREST: Final = 4
+"""Pictures of a concept, at its centre, and where the table `concepts` knows them as many at its edge."""
+CURVE_POINTS: Final = 200
+_SANE: Final = "isfinite(distance) and abs(distance) <= 1e6"
+TOLD: Final = ("intra", "inter", "name_caption", "name_label", "label_cosine", "nearest", "farthest")
+"""Columns of the table `concepts` that a card shows."""
+
+
+def concepts(evidence: Evidence, limit: int) -> Iterator[Entry]:
+    """Yield the sections `balance` (one entry), `concept` (the `limit` largest) and `concept_image`.
+
+    Names, spread and pictures come from the table `concepts` where there is one, and are found here otherwise. What is
+    kept is counted here in either case: stages after `concepts` may have rejected more.
+    """
+    if not evidence.has("clusters", "cluster", "distance"):
+        return
+    sizes = _sizes(evidence)
+    if not sizes:
+        return
+    yield _balance(sizes)
+    shown = sizes[:limit]
+    told = _told(evidence, shown) if evidence.has("concepts", *TOLD) else _found(evidence, sizes, shown)
+    told = {row["cluster"]: _NOTHING_TOLD for row in shown} | told
+    for row in shown:
+        yield Entry("concept", row | told[row["cluster"]].facts)
+    pictured = {row["cluster"]: told[row["cluster"]] for row in shown}
+    described = describe(evidence, {i for one in pictured.values() for i in (*one.nearest, *one.farthest)})
+    for cluster, one in pictured.items():
+        for sample_id in one.nearest:
+            yield Entry("concept_image", described[sample_id] | {"cluster": cluster}, sample_id)
+    for cluster, one in pictured.items():  # last: they are the first to go where the pictures become too many
+        for sample_id in one.farthest:
+            yield Entry("concept_image", described[sample_id] | {"cluster": cluster, "at": "edge"}, sample_id)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a card says of one concept beside its counts."""
+
+    facts: dict[str, Any]
+    nearest: list[int]
+    farthest: list[int] = field(default_factory=list)
+
+
+_NOTHING_TOLD: Final = _Told({"terms": []}, [])
+"""Of a cluster that the table `concepts` does not have."""
+
+
+def _told(evidence: Evidence, shown: Sequence[dict[str, Any]]) -> dict[int, _Told]:
+    """Return what the table `concepts` says of some clusters."""
+    query = f"select cluster, {', '.join(TOLD)} from concepts where cluster in ({id_list(r['cluster'] for r in shown)})"
+    found = {}
+    for row in evidence.rows(query):
+        facts = {name: row[name] if row[name] is None else round(row[name], 6) for name in ("intra", "inter")}
+        facts["terms"] = row["name_caption"][:TEXT_LIMIT].split(", ") if row["name_caption"] else []
+        if row["name_label"] is not None:
+            facts |= {"label": row["name_label"][:TEXT_LIMIT], "label_cosine": _rounded(row["label_cosine"])}
+        near = _ids(row["nearest"])[:NEAREST]
+        far = [sample_id for sample_id in _ids(row["farthest"]) if sample_id not in near][:NEAREST]
+        found[row["cluster"]] = _Told(facts, near, far)
+    return found
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _ids(listed: list[int | None] | None) -> list[int]:
+    """Return the samples of a list that may be null, or have nulls in it."""
+    return [sample_id for sample_id in listed or () if sample_id is not None]
+
+
+def _found(evidence: Evidence, sizes: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]) -> dict[int, _Told]:
+    """Return names and nearest samples of some clusters, found from captions and distances."""
+    nearest = _nearest(evidence, [row["cluster"] for row in sizes[:NAMED]])
+    names = _names(evidence, nearest)
+    return {c: _Told({"terms": names[c]}, nearest[c][:NEAREST]) for c in (row["cluster"] for row in shown)}
+
+
+def _sizes(evidence: Evidence) -> list[dict[str, Any]]:
+    """Return size, rows kept and mean distance of every cluster, the largest first.
+
+    The mean is a sum of integers (millionths): a sum of floats would depend on the order of DuckDB's threads. Distances
+    that are no number (of a vector with NaN in it) are in no mean; it is null where all are.
+    """
+    query = f"""select cluster, count(*) as size,
+            count(*) filter (where sample_id not in ({evidence.gone})) as kept,
+            sum(case when {_SANE} then round(distance * 1e6)::bigint end)::double / 1e6
+                / nullif(count(*) filter (where {_SANE}), 0) as mean_distance
+        from clusters where cluster is not null group by cluster order by size desc, cluster"""
+    return evidence.rows(query)
+
+
+def _balance(sizes: Sequence[dict[str, Any]]) -> Entry:
+    curves = {}
+    for key in ("size", "kept"):
+        ranked = sorted((row[key] for row in sizes), reverse=True)
+        places = np.unique(np.linspace(0, len(ranked) - 1, min(len(ranked), CURVE_POINTS)).round().astype(int))
+        curves[key] = {
+            "effective": round(effective_number(np.array(ranked)), 3),
+            "empty": ranked.count(0),
+            "ranks": (places + 1).tolist(),
+            "rows": [ranked[place] for place in places],
+        }
+    return Entry("balance", {"clusters": len(sizes), "before": curves["size"], "after": curves["kept"]})
+
+
+def _nearest(evidence: Evidence, clusters: Sequence[int]) -> dict[int, list[int]]:
+    """Return the samples nearest to the centroids, nearest first: a bounded heap a cluster, no sort of all rows."""
+    query = f"""select cluster, min({{'distance': distance, 'id': sample_id}}, {CAPTIONS}) as nearest
+        from clusters where cluster in ({id_list(clusters)}) and distance is not null group by cluster"""
+    found = {row["cluster"]: [near["id"] for near in row["nearest"]] for row in evidence.rows(query)}
+    return {cluster: found.get(cluster, []) for cluster in clusters}
+
+
+def _names(evidence: Evidence, nearest: dict[int, list[int]]) -> dict[int, list[str]]:
+    captions = evidence.captions(sample_id for ids in nearest.values() for sample_id in ids)
+    documents: dict[int, list[str]] = defaultdict(list)
+    for cluster, sample_ids in nearest.items():
+        for sample_id in sample_ids:
+            documents[cluster].append(captions.get(sample_id, "")[:CAPTION_CHARS])
+    texts = ["\n".join(documents[cluster]) for cluster in nearest]
+    return dict(zip(nearest, name_classes(texts), strict=True))

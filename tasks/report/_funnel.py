@@ -1,0 +1,85 @@
+"""How many rows came in, how many each stage rejected and why, how many are left."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, Final
+
+from catalog.takedown.ledger import REASON
+from tasks.report._base import TEXT_LIMIT, Entry, Evidence, cut
+
+KEPT_REASONS: Final = 50
+"""Reasons of a step that the card keeps, the commonest: a list of words may give 100,000 of them."""
+STEPS: Final = 200
+"""Stages whose decisions the card tells, those that saw most rows."""
+
+Reasons = list[dict[str, Any]]
+_TAKEN: Final = "select count(*) from ({})"
+
+
+def funnel(evidence: Evidence) -> Iterator[Entry]:
+    """Yield one entry a step: stage, rows seen, kept and rejected, and the commonest reasons.
+
+    A stage judges every row that was alive when it ran, so the stages' order is that of the rows they saw.
+    """
+    if not evidence.base:
+        return
+    rows = evidence.number(f"select count(*) from {evidence.base}")
+    downloads = evidence.has("images", "status")
+    taken = 0 if downloads or not evidence.has("source", "url") else evidence.number(_TAKEN.format(evidence.taken))
+    yield _step("source", rows, taken, [{"reason": REASON, "rows": taken, "example": None}] if taken else [])
+    if downloads:
+        failed = evidence.number("select count(*) from images where status is distinct from 'success'")
+        yield _step("download", rows, failed, _failures(evidence))
+    if evidence.has("decisions"):
+        yield from _judged(evidence)
+
+
+def summary(evidence: Evidence, title: str, description: str) -> Entry:
+    """Return the one entry of the first screen: rows, rows kept, and what else is known about them."""
+    rows = evidence.number(f"select count(*) from {evidence.base}") if evidence.base else 0
+    gone = evidence.number(f"select count(distinct sample_id) from ({evidence.gone})")
+    facts: dict[str, Any] = {"title": title, "description": description, "rows": rows, "kept": rows - gone}
+    if evidence.has("images", "byte_size"):
+        facts["kept_bytes"] = evidence.number(
+            f"select sum(byte_size) from images where sample_id not in ({evidence.gone})",
+        )
+    if evidence.has("clusters"):
+        facts["concepts"] = evidence.number("select count(distinct cluster) from clusters")
+    return Entry("summary", facts)
+
+
+def _failures(evidence: Evidence) -> Reasons:
+    detail = "min_by(detail, sample_id)" if evidence.has("images", "detail") else "null::varchar"
+    grouped = f"""select coalesce(reason, 'unknown') as reason, count(*) as rows, {detail} as example
+        from images where status is distinct from 'success' group by 1"""
+    return evidence.rows(_commonest(grouped))
+
+
+def _judged(evidence: Evidence) -> Iterator[Entry]:
+    reasons: dict[str, Reasons] = defaultdict(list)
+    grouped = """select stage, coalesce(reason, 'unknown') as reason, count(*) as rows,
+            min_by(evidence, sample_id) as example
+        from decisions where not keep group by 1, 2"""
+    for row in evidence.rows(_commonest(grouped, "stage")):
+        reasons[row.pop("stage")].append(row)
+    query = f"""select stage, count(*) as seen, count(*) filter (where not keep) as rejected
+        from decisions group by stage order by seen desc, rejected, stage limit {STEPS}"""
+    for row in evidence.rows(query):
+        yield _step(row["stage"], row["seen"], row["rejected"], reasons[row["stage"]])
+
+
+def _commonest(grouped: str, *by: str) -> str:
+    """Return SQL for the KEPT_REASONS commonest rows of `grouped`, of each value of `by`, cut to what a card keeps."""
+    columns = [*by, f"left(reason, {TEXT_LIMIT}) as reason", "rows", f"left(example, {TEXT_LIMIT}) as example"]
+    part = f"partition by {', '.join(by)} " if by else ""
+    order = ", ".join(["rows desc", "reason", *by])
+    return f"""select {", ".join(columns)} from (select * from ({grouped})
+        qualify row_number() over ({part}order by {order}) <= {KEPT_REASONS}) as g
+        order by g.rows desc, {", ".join(f"g.{name}" for name in ("reason", *by))}"""
+
+
+def _step(stage: str, seen: int, rejected: int, reasons: Reasons) -> Entry:
+    """Return one step. `reasons` may be the commonest alone: the rows of all others are `other_rows`."""
+    others = rejected - sum(reason["rows"] for reason in reasons)
+    content = {"stage": cut(stage), "seen": seen, "kept": seen - rejected, "rejected": rejected, "reasons": reasons}
+    return Entry("funnel", content | {"other_rows": others})

@@ -1,0 +1,51 @@
+"""The pictures of a card: small, few, and bounded in bytes."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from catalog.inputs import Inputs
+
+SIDE_PX: Final = 160
+BUDGET_BYTES: Final = 3_000_000
+"""Of all pictures of a card together; base64 makes four thirds of it."""
+FETCHED_AT_ONCE: Final = 16
+"""Images in memory at once, as they are stored: each may be megabytes."""
+
+
+def thumbnails(inputs: Inputs, sample_ids: Sequence[int]) -> dict[int, bytes]:
+    """Return a small picture of each sample, in the order given, until the budget is spent.
+
+    Samples without bytes, or whose bytes do not decode, have none. Raises DamagedError where a shard is damaged.
+    """
+    if "images" not in inputs:
+        return {}
+    made: dict[int, bytes] = {}
+    spent = 0
+    for sample_id, data in _fetched(inputs, list(dict.fromkeys(sample_ids))):
+        small = thumbnail(data)
+        if small is None:
+            inputs.check_stored(sample_id)
+        if small is None or spent + len(small) > BUDGET_BYTES:
+            continue
+        made[sample_id] = small
+        spent += len(small)
+    return made
+
+
+def thumbnail(data: bytes, side_px: int = SIDE_PX) -> bytes | None:
+    """Return encoded image bytes as a WebP that fits into a square; None where they do not decode."""
+    from tasks.images import ImageError, decode, encode, inspect, resize
+
+    try:
+        header = inspect(data)
+        pixels = decode(data, scale=min(1.0, side_px / max(header.width, header.height)))
+        return encode(resize(pixels, side_px, "keep_ratio_largest", only_if_bigger=True), "webp", quality=80)
+    except ImageError:
+        return None
+
+
+def _fetched(inputs: Inputs, sample_ids: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    for start in range(0, len(sample_ids), FETCHED_AT_ONCE):
+        some = sample_ids[start : start + FETCHED_AT_ONCE]
+        images = inputs.images(some)
+        yield from ((sample_id, images[sample_id]) for sample_id in some if sample_id in images)

@@ -1,0 +1,1 @@
+"""Streams of batches: rebatching, ordered concurrent maps."""

@@ -1,0 +1,1 @@
+"""Embedding columns, sampling and k-means."""

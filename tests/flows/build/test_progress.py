@@ -1,0 +1,26 @@
+"""What a build tells whoever watches: sizes count the images."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from flows.build.build import Order, build_here, display
+from flows.build.progress import RichDisplay
+from tests.flows.conftest import Web
+
+
+def test_the_line_of_a_stage_counts_its_images(web: Web, capsys: pytest.CaptureFixture[str]) -> None:
+    token = display.set(RichDisplay())
+    try:
+        build_here(Order.read(web.recipe(), catalog=web.catalog, executor="inline"))
+    finally:
+        display.reset(token)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("download")]
+    dataset = Path(web.catalog) / "web"
+    files = [*(dataset / "images").glob("*.parquet"), *(dataset / "shards").iterdir()]
+    size = sum(path.stat().st_size for path in files)
+    assert sum(path.stat().st_size for path in (dataset / "shards").glob("*.tar")) > size / 2
+    found = re.search(r"([\d,.]+) MB", line)
+    assert found
+    assert float(found[1]) == pytest.approx(size / 1e6, abs=0.051)
