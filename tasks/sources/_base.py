@@ -7,7 +7,7 @@ moved makes no new part, and a new file makes only its own.
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -42,7 +42,7 @@ class Chunk:
     rows: int
     layout: str = ""
     """How the columns of its file are read: what a source needs to know of the other files."""
-    state: str = ""
+    state: str = field(default="", compare=False)
     """Hash of the states of its local files before they were looked at; it is in no fingerprint."""
 
     SCHEMA: ClassVar[pa.Schema] = pa.schema(

@@ -157,7 +157,7 @@ def test_labels_are_of_the_encoder_that_was_clustered() -> None:
 
 def test_labels_that_cannot_be_used(tiny_clip: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("\n \n")
-    with pytest.raises(RecipeError, match=r"no file '.*label.txt'; did you mean '.*labels.txt'\?"):
+    with pytest.raises(RecipeError, match=r"cannot read '.*label.txt': it is not there; did you mean '.*labels.txt'\?"):
         Concepts(labels=str(tmp_path / "label.txt")).parameters()
     with pytest.raises(RecipeError, match="labels: there is none in"):
         Concepts(labels=str(tmp_path / "labels.txt")).parameters()
