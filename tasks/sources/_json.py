@@ -15,6 +15,8 @@ MAX_OBJECT_BYTES: Final = 16 << 20
 """A longer object counts as broken."""
 SAMPLE_OBJECTS: Final = 1_000
 """Objects that the columns and their types are taken from."""
+_LONG: Final = pa.decimal128(19)
+"""What stands for a whole number that no float64 has: int64 among whole numbers, text among others."""
 TEXTS: Final = pa.list_(pa.string())
 """The type of a key that is a list of texts or numbers in some object."""
 
@@ -23,7 +25,8 @@ def columns_of(objects: Iterable[bytes]) -> pa.Schema:
     """Return the keys of some objects, in the order in which they first appear, with their types.
 
     Whole numbers are int64, numbers float64, true and false bool, lists of such and of text TEXTS, everything else
-    string: nested values, and keys whose values differ in kind, keep their JSON text. Keys without a value are null.
+    string: nested values, keys whose values differ in kind, and numbers of which no float64 has all, keep their JSON
+    text. Keys without a value are null.
     """
     kinds: dict[str, set[pa.DataType]] = {}
     for text in objects:
@@ -77,6 +80,11 @@ def _expression(at: int, type_: pa.DataType) -> str:
     if pa.types.is_string(type_):
         return f"v[{at}]"
     kinds, sql = _SQL[type_]
+    if type_ == pa.float64():
+        whole = (
+            f"t[{at}] <> 'DOUBLE' and try_cast(v[{at}] as hugeint) <> try_cast(try_cast(v[{at}] as double) as hugeint)"
+        )
+        return f"case when t[{at}] in {kinds} and not ({whole}) then try_cast(v[{at}] as {sql}) end"
     return f"case when t[{at}] in {kinds} then try_cast(v[{at}] as {sql}) end"
 
 
@@ -111,7 +119,9 @@ def _kind(value: Any) -> pa.DataType:
     if isinstance(value, bool):
         return pa.bool_()
     if isinstance(value, int):
-        return pa.int64() if -(1 << 63) <= value < 1 << 63 else pa.string()
+        if not -(1 << 63) <= value < 1 << 63:
+            return pa.string()
+        return pa.int64() if float(value) == value else _LONG
     if isinstance(value, list) and not any(isinstance(item, list | dict) for item in value):
         return TEXTS
     return pa.float64() if isinstance(value, float) else pa.string()
@@ -122,6 +132,8 @@ def _common(found: set[pa.DataType]) -> pa.DataType:
         return pa.null()
     if TEXTS in found:
         return TEXTS
+    if found <= {pa.int64(), _LONG}:
+        return pa.int64()
     if found <= {pa.int64(), pa.float64()}:
-        return pa.float64() if pa.float64() in found else pa.int64()
+        return pa.float64()
     return next(iter(found)) if len(found) == 1 else pa.string()
