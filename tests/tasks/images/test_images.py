@@ -144,7 +144,7 @@ def test_a_polyglot_is_the_image_that_it_is_and_storing_it_strips_the_rest():
 def test_a_bomb_costs_no_memory():
     code = (
         "import resource, sys; sys.path.insert(0, '.')\n"
-        "from catalog import images; from tests.pictures import png_bomb\n"
+        "from tasks import images; from tests.pictures import png_bomb\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for size in ((30000, 30000), (16000, 8000)):\n"
         "    try: images.decode(png_bomb(*size))\n"

@@ -14,7 +14,7 @@ SPARE = 40 << 20
 """Strips, tables and whatever the allocator rounds up to."""
 CHILD = """
 import sys
-from catalog import images
+from tasks import images
 def peak():
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 data = open(sys.argv[1], "rb").read()
