@@ -17,9 +17,10 @@ from flows.build.progress import RichDisplay
 from flows.demo.corpus import check_rows, plant
 from flows.demo.scoreboard import Check, render, score
 from flows.demo.server import serve
+from flows.recipe.shipped import SHIPPED
 from flows.schedule.prefect_server import prefect_api, state_folder
 
-RECIPE = Path(__file__).parents[2] / "configs" / "demo.yaml"
+RECIPE = SHIPPED / "demo.yaml"
 KEEP = 0.5
 
 

@@ -17,9 +17,9 @@ from typing import Any, Final
 import yaml
 
 from catalog.errors import RecipeError, nearest
+from flows.recipe.shipped import SHIPPED
 from flows.recipe.yaml_text import SHOWN_PATH, Budget, compose, read_text, shown, value_of, where
 
-SHIPPED: Final = Path(__file__).parents[2] / "configs"
 VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 INCLUDE_SCHEMA: Final = {
     "type": "object",

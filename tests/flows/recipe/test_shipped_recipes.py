@@ -17,7 +17,7 @@ from PIL import Image
 from catalog.database import sql
 from catalog.dataset import Catalog
 from flows.build.build import Order, build_here
-from flows.recipe.fragments import SHIPPED
+from flows.recipe.shipped import SHIPPED
 from tests.hostile_server import HostileServer
 from tests.pictures import jpeg
 
