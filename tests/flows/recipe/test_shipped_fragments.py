@@ -8,8 +8,8 @@ import pytest
 
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, IMAGES, SAMPLE_ID, SOURCE, score, vector
-from flows.recipe.shipped import SHIPPED
 from flows.recipe.recipe import parse
+from flows.recipe.shipped import SHIPPED
 from tasks.filter import Filter
 from tasks.score import ImageIssues, Language
 
