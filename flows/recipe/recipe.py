@@ -12,6 +12,7 @@ Every mistake is one line with the file, the line in it, the field, and the near
 `${NAME}` and `${NAME:-default}` stand for environment variables, `overrides` for `--set stage.field=value`.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -326,6 +327,11 @@ def _fields_of(owner: Mapping[str, Any], is_recipe: bool) -> list[str]:
         if owner.get("use") in uses and (method is None or owner.get("method") in get_args(method.annotation)):
             return list(model.model_fields)
     return sorted({f for model in _nested(Recipe) for f in model.model_fields})
+
+
+def json_schema() -> str:
+    """Return the JSON Schema of recipes, as `configs/recipe.schema.json` has it."""
+    return json.dumps(Recipe.model_json_schema(), indent=1, sort_keys=True)
 
 
 @cache
