@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from catalog import delta
 from catalog.dataset import Catalog, Dataset, Version
-from catalog.duck import Limits, limited, lock, open_database, quoted
+from catalog.duck import Limits, identifier, limited, literal, lock, open_database
 from catalog.errors import NotFoundError, QueryError, damage_in_sql, nearest
 from catalog.parts import PartFile
 from catalog.schema import SUCCESS, TAKEN_URL, role
@@ -80,7 +80,7 @@ def connect(
     for dataset, version in shown.items():
         attach(connection, dataset, version, dataset.name)
     if len(shown) == 1:
-        connection.execute(f"set schema = {quoted(_named(next(iter(shown)).name))}")
+        connection.execute(f"set schema = {literal(identifier(next(iter(shown)).name))}")
     shut_in(connection, shown)
     return connection
 
@@ -224,20 +224,34 @@ def shut_in(connection: "duckdb.DuckDBPyConnection", shown: Mapping[Dataset, Ver
 
 def attach(connection: "duckdb.DuckDBPyConnection", dataset: Dataset, version: Version, schema: str) -> None:
     """Show one version of a dataset as a DuckDB schema."""
-    connection.execute(f'create schema if not exists "{schema}"')
+    connection.execute(f"create schema if not exists {identifier(schema)}")
     with ThreadPoolExecutor(8) as pool:  # each is several requests, on object stores
         found = dict(zip(version.tables, pool.map(lambda t: dataset.contents(version, t), version.tables), strict=True))
     schemas = {table: columns for table, (columns, _) in found.items()}
     views = _views(schema, schemas, version)
     for table, (columns, parts) in found.items():
         name = SCORES_TABLE if table in views else table  # the view `scores` has more than the table of that name
-        _show(connection, dataset, f'"{schema}"."{name}"', columns, parts, version.tables[table].uniform)
+        _show(
+            connection,
+            dataset,
+            f"{identifier(schema)}.{identifier(name)}",
+            columns,
+            parts,
+            version.tables[table].uniform,
+        )
     for table in _LOGS:
         with suppress(NotFoundError):
             columns, parts = delta.contents(dataset.storage, table)
-            _show(connection, dataset, f'"{schema}"."{table}"', columns, parts, not delta.is_widened(columns))
+            _show(
+                connection,
+                dataset,
+                f"{identifier(schema)}.{identifier(table)}",
+                columns,
+                parts,
+                not delta.is_widened(columns),
+            )
     for name, query_text in views.items():
-        connection.execute(f'create view "{schema}"."{name}" as {query_text}')
+        connection.execute(f"create view {identifier(schema)}.{identifier(name)} as {query_text}")
 
 
 def _views(schema: str, schemas: Mapping[str, pa.Schema], version: Version) -> dict[str, str]:
@@ -265,7 +279,7 @@ def _show(
         connection.execute(f"create table {name} as select * from _empty")
         connection.unregister("_empty")
         return
-    files = ", ".join(quoted(f"{dataset.storage.uri}/{part.path}") for part in parts)
+    files = ", ".join(literal(f"{dataset.storage.uri}/{part.path}") for part in parts)
     union = "" if uniform else ", union_by_name = true"
     try:
         connection.execute(f"create view {name} as select * from read_parquet([{files}]{union})")
@@ -288,9 +302,9 @@ def _scores(schema: str, schemas: Mapping[str, pa.Schema]) -> str | None:
         names = [f.name for f in columns if f.name != "sample_id" and (every or role(f) == "score")]
         if fresh := [name for name in names if name not in taken]:
             taken.update(fresh)
-            listed = ", ".join(f'"{name}"' for name in ["sample_id", *fresh])
+            listed = ", ".join(identifier(name) for name in ["sample_id", *fresh])
             shown = SCORES_TABLE if every else table
-            sources[table] = f'(select {listed} from "{schema}"."{shown}")'
+            sources[table] = f"(select {listed} from {identifier(schema)}.{identifier(shown)})"
     if not sources or list(sources) == ["scores"]:
         return None
     first, *others = sources.values()
@@ -306,12 +320,15 @@ def _verdicts(schema: str, schemas: Mapping[str, pa.Schema], version: Version) -
     url = 's."url"' if "url" in schemas["source"].names else "null::varchar"
     joins = ""
     cases: list[tuple[str, tuple[str, ...]]] = []
-    taken = (f"{url} = '{TAKEN_URL}'", (quoted(_maker(version, "source")), f"'{TAKEN_DOWN}'", "null", "null", "null"))
+    taken = (
+        f"{url} = {literal(TAKEN_URL)}",
+        (literal(_maker(version, "source")), literal(TAKEN_DOWN), "null", "null", "null"),
+    )
     if {"status", "reason"} <= set(schemas.get("images", pa.schema([])).names):
-        joins += f' left join "{schema}".images i using (sample_id)'
+        joins += f" left join {identifier(schema)}.images i using (sample_id)"
         maker = _maker(version, "images", "download")
         detail = 'i."detail"' if "detail" in schemas["images"].names else "null"
-        cases.append((f"i.status <> '{SUCCESS}'", (quoted(maker), "i.reason", detail, "null", "null")))
+        cases.append((f"i.status <> '{SUCCESS}'", (literal(maker), "i.reason", detail, "null", "null")))
     if "decisions" in schemas:
         joins += f" left join ({_rejected(schema, version)}) d using (sample_id)"
         cases.append(("d.stage is not null", tuple(f"d.{column}" for column in _JUDGED)))
@@ -323,7 +340,8 @@ def _verdicts(schema: str, schemas: Mapping[str, pa.Schema], version: Version) -
         for at, (column, type_) in enumerate(_JUDGED.items())
     ]
     out = " or ".join(f"coalesce({condition}, false)" for condition, _ in cases) or "false"
-    return f'select s.sample_id, {url} as url, not ({out}) as keep, {", ".join(picked)} from "{schema}".source s{joins}'
+    columns = f"s.sample_id, {url} as url, not ({out}) as keep, {', '.join(picked)}"
+    return f"select {columns} from {identifier(schema)}.source s{joins}"
 
 
 def _maker(version: Version, table: str, default: str = "") -> str:
@@ -333,8 +351,8 @@ def _maker(version: Version, table: str, default: str = "") -> str:
 
 def _rejected(schema: str, version: Version) -> str:
     """Return SQL for what was rejected: one row a sample."""
-    columns = ", ".join(f'"{column}"' for column in ("sample_id", *_JUDGED))
-    rejected = f'select {columns} from "{schema}".decisions where not keep'
+    columns = ", ".join(("sample_id", *_JUDGED))
+    rejected = f"select {columns} from {identifier(schema)}.decisions where not keep"
     if any(s.get("table") == "decisions" for s in version.stages):
         return rejected
     return f"select distinct on (sample_id) * from ({rejected}) order by sample_id, stage"  # who knows who wrote it
@@ -422,11 +440,6 @@ def _schemas(connection: "duckdb.DuckDBPyConnection") -> set[str]:
 def _columns(connection: "duckdb.DuckDBPyConnection") -> set[str]:
     rows = connection.execute("select column_name from information_schema.columns").fetchall()
     return {name for (name,) in rows}
-
-
-def _named(name: str) -> str:
-    """Return a name as SQL has it: a dataset may be called `order`."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 @lru_cache(1)

@@ -99,7 +99,7 @@ def lock(
     """Let a connection read these folders and files, and nothing else, from now on; return it."""
     for setting, allowed in (("allowed_directories", folders), ("allowed_paths", files)):
         if allowed:
-            connection.execute(f"set global {setting} = [{', '.join(quoted(each) for each in allowed)}]").fetchall()
+            connection.execute(f"set global {setting} = [{', '.join(literal(each) for each in allowed)}]").fetchall()
     connection.execute("set global enable_external_access = false").fetchall()
     connection.execute("set global lock_configuration = true").fetchall()
     return connection
@@ -225,6 +225,11 @@ def _resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def quoted(text: str) -> str:
-    """Return a text as SQL has it."""
+def literal(text: str) -> str:
+    """Return a text as a SQL string literal."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """Return the name of a schema, a table or a column as a quoted SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'

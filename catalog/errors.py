@@ -149,6 +149,13 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def first_line(error: object, limit: int = 300) -> str:
+    """Return the first line of an error's message that is not blank, at most `limit` characters of it; the name of the
+    error's type where the message is empty."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:limit]
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?`, or what there is when nothing is near, to end an error message with."""
     names = sorted(known)

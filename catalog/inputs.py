@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from catalog.duck import open_database
+from catalog.duck import identifier, literal, open_database
 from catalog.errors import NotFoundError, StoredImageError, damage_in_sql, damaged, nearest, reading
-from catalog.schema import SAMPLE_BITS, SUCCESS, TAKEN_URL
+from catalog.schema import PLACE_NAMES, SAMPLE_BITS, SUCCESS, TAKEN_URL
 from catalog.vector_pages import is_vector, read_vectors
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ STORED: Final = b"espalier.stored"
 """Key of the metadata of rows whose `image` was read from shards that nobody has checked: see `stored_error`."""
 IMAGE: Final = "image"
 """The virtual column of `images` that holds the encoded bytes."""
-_PLACE: Final = ("shard", "byte_offset", "byte_size")
 
 
 @dataclass(frozen=True)
@@ -273,9 +272,9 @@ class Inputs:
             return
         if not self._storage.is_local and not connection.filesystem_is_registered(self._storage.fsspec().protocol):
             connection.register_filesystem(self._storage.fsspec())
-        files = ", ".join("'" + f"{self._storage.uri}/{path}".replace("'", "''") + "'" for path in paths)
+        files = ", ".join(literal(f"{self._storage.uri}/{path}") for path in paths)
         try:
-            connection.execute(f'create view "{name}" as select * from read_parquet([{files}])')
+            connection.execute(f"create view {identifier(name)} as select * from read_parquet([{files}])")
         except Exception as error:  # it reads a footer
             raise damage_in_sql(error) or error from error
 
@@ -316,7 +315,7 @@ class Inputs:
         pieces = self._pieces(table)
         names = ["sample_id"]
         for column in columns:
-            real = _PLACE if column == IMAGE and IMAGE not in pieces.schema.names else (column,)
+            real = PLACE_NAMES if column == IMAGE and IMAGE not in pieces.schema.names else (column,)
             names += [c for c in real if c not in names]
         for column in names:
             if column not in pieces.schema.names:
@@ -347,7 +346,7 @@ class Inputs:
     def _append_nulls(self, base: pa.Table, table: str, columns: Sequence[str]) -> pa.Table:
         schema = self._pieces(table).schema
         for column in columns:
-            for name in _PLACE if column == IMAGE and IMAGE not in schema.names else (column,):
+            for name in PLACE_NAMES if column == IMAGE and IMAGE not in schema.names else (column,):
                 base = base.append_column(schema.field(name), pa.nulls(base.num_rows, schema.field(name).type))
         return base
 
@@ -356,7 +355,7 @@ class Inputs:
         if IMAGE not in columns.get("images", ()) or IMAGE in rows.column_names:
             return rows
         data = pa.array(self._shards.read(rows), pa.large_binary())
-        keep = [c for c in rows.column_names if c not in _PLACE or c in columns["images"]]
+        keep = [c for c in rows.column_names if c not in PLACE_NAMES or c in columns["images"]]
         found = rows.select(keep).append_column(IMAGE, data)
         return found if self._trusted else found.replace_schema_metadata({STORED: b"1"})
 

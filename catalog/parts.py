@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catalog.errors import reading
-from catalog.schema import SAMPLE_BITS, SAMPLE_ID, role
-from catalog.schema import field as schema_field
+from catalog.schema import PLACE, SAMPLE_BITS, SAMPLE_ID, role
 from catalog.seal import KEY, SealingFile
 from catalog.shards import ShardWriter, shard_path, stem
 from catalog.storage import Storage
@@ -27,11 +26,6 @@ FILES: Final = b"espalier.files"
 """Of a footer: JSON, path -> bytes and sha256 of the shards that the part's rows name, and of the files beside them."""
 _ROW_GROUP_ROWS: Final = 65_536
 _ROW_GROUP_BYTES: Final = 64 << 20
-_PLACE: Final = [
-    schema_field("shard", pa.string(), "the tar that holds the bytes, relative to the dataset"),
-    schema_field("byte_offset", pa.int64(), "where in the tar the bytes begin"),
-    schema_field("byte_size", pa.int64(), "how many bytes are stored"),
-]
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ def written_schema(schema: pa.Schema) -> pa.Schema:
     fields: list[pa.Field] = []
     for f in schema:
         if role(f) == "image":
-            fields += _PLACE
+            fields += PLACE
         elif role(f) != "sidecar":
             fields.append(f)
     return pa.schema(fields)
@@ -157,7 +151,7 @@ class PartWriter:
         if self._shard is None:
             return rows
         place = self._shard.add(rows, self._images[0])
-        for column, values in zip(_PLACE, place, strict=True):
+        for column, values in zip(PLACE, place, strict=True):
             rows = rows.append_column(column, values)
         return rows.select(self._schema.names)
 

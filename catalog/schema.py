@@ -89,15 +89,21 @@ FAULT: Final = [
 ]
 """The last columns of every source. A row with a fault and without an image fails for that reason in `images`."""
 
+PLACE: Final = (
+    field("shard", pa.string(), "the tar that holds the bytes, relative to the dataset"),
+    field("byte_offset", pa.int64(), "where in the tar the bytes begin"),
+    field("byte_size", pa.int64(), "how many bytes are stored"),
+)
+"""Where the bytes of an image lie: null where there are none."""
+PLACE_NAMES: Final = tuple(f.name for f in PLACE)
+
 IMAGES: Final = pa.schema(
     [
         SAMPLE_ID,
         field("status", pa.string(), "success or failed"),
         field("reason", pa.string(), "why it failed, from a closed list; null on success"),
         field("detail", pa.string(), "the evidence: status code, limit, error text"),
-        field("shard", pa.string(), "the tar that holds the bytes, relative to the dataset"),
-        field("byte_offset", pa.int64(), "where in the tar the bytes begin"),
-        field("byte_size", pa.int64(), "how many bytes are stored"),
+        *PLACE,
         field("format", pa.string(), "jpg, png or webp: of the stored bytes"),
         field("sha256", pa.string(), "hex digest of the bytes as they were received"),
         field(

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catalog.errors import damaged, reading
-from catalog.schema import SAMPLE_BITS, SUCCESS, TAKEN_URL
+from catalog.schema import PLACE_NAMES, SAMPLE_BITS, SUCCESS, TAKEN_URL
 from catalog.storage import Storage
 
 FOLDER: Final = "shards"
@@ -201,7 +201,7 @@ class ShardReader:
 
     def read(self, rows: pa.Table) -> list[bytes | None]:
         """Return the bytes of rows with shard, byte_offset, byte_size; None where shard is null."""
-        places = list(zip(*(rows.column(c).to_pylist() for c in ("shard", "byte_offset", "byte_size")), strict=True))
+        places = list(zip(*(rows.column(c).to_pylist() for c in PLACE_NAMES), strict=True))
         if self._storage.is_local:
             return [None if s is None else self._slice(s, o, n) for s, o, n in places]
         with ThreadPoolExecutor(16) as pool:

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from catalog.errors import BuildError, EspalierError, NotFoundError, UserError, nearest
+from catalog.errors import BuildError, EspalierError, NotFoundError, UserError, first_line, nearest
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -393,15 +393,10 @@ def _translated(error: OSError, name: str) -> EspalierError:
         return NotFoundError(f"{name} is a folder, expected a file")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return NotFoundError(f"{name} is not there")
-    return BuildError(f"cannot use {name}: {_one_line(error)}")
+    return BuildError(f"cannot use {name}: {first_line(error)}")
 
 
 def _translated_remote(error: Exception, name: str) -> EspalierError:
     if type(error).__name__ in {"PermissionDeniedError", "UnauthenticatedError"}:
-        return UserError(f"may not use {name}: the store refuses our credentials ({_one_line(error)})")
-    return BuildError(f"cannot use {name}: {_one_line(error)}")
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+        return UserError(f"may not use {name}: the store refuses our credentials ({first_line(error)})")
+    return BuildError(f"cannot use {name}: {first_line(error)}")

@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from catalog.errors import UserError
+from catalog.errors import UserError, first_line
 
 NOT_THERE: Final = "it is not there"
 PIPE: Final = "it is a pipe, expected a file"
@@ -36,8 +36,7 @@ def kind_of(mode: int) -> str | None:
 
 def plain(error: Exception) -> str:
     """Return what went wrong with a file, without the number of the error."""
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return str(text).splitlines()[0]
+    return first_line(getattr(error, "strerror", None) or error)
 
 
 def read_lines(path: str) -> list[str]:

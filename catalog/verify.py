@@ -28,6 +28,7 @@ from catalog.dataset import LOGS, QUARANTINE, REPAIRS, UNFINISHED, Dataset, Vers
 from catalog.errors import EspalierError, NotFoundError
 from catalog.log_copies import Copies, commit_number, commit_path
 from catalog.parts import describe_part
+from catalog.schema import PLACE_NAMES
 from catalog.seal import Seal, digest_of, is_sealed, opened_json, read_seal
 from catalog.shards import FOLDER
 from catalog.storage import Storage, is_temporary
@@ -468,7 +469,7 @@ def shard_fault(storage: Storage, path: str, parts: Sequence[str]) -> str | None
     if any(begin + length > size for begin, length in places.items()) or not _ends(storage, path, size):
         return "it ends early"
     for part in parts:
-        rows = read_parquet(storage, part, ["sample_id", "shard", "byte_offset", "byte_size"])
+        rows = read_parquet(storage, part, ["sample_id", *PLACE_NAMES])
         rows = rows.filter(pc.equal(rows.column("shard"), path))
         for row in rows.to_pylist():
             if places.get(row["byte_offset"]) != row["byte_size"]:

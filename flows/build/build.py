@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.dataset import DEFAULT_CATALOG, Catalog, Dataset, TableState, Version, VersionFacts
+from catalog.errors import first_line
 from catalog.lease import hold
 from catalog.parts import PartFile, describe_part, fingerprint_of, part_path
 from catalog.repair import pending, settle
@@ -244,7 +245,7 @@ def _recorded(plan: Plan, planned: PlannedStage, tally: _Tally, run_id: str) -> 
         yield
     except BaseException as error:
         status = "failed" if isinstance(error, Exception) else "crashed"
-        message = (str(error).splitlines() or [type(error).__name__])[0][:500]
+        message = first_line(error, 500)
         raise
     finally:
         if tally.parts or message:

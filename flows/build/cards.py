@@ -1,6 +1,6 @@
 """Data cards of versions whose rows were taken down: made anew from what their tables hold now, and drawn anew."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, TypeVar
 
 from pydantic import TypeAdapter
@@ -13,10 +13,11 @@ from catalog.parts import PartWriter
 from catalog.schema import SAMPLE_BITS
 from catalog.takedown.scrub import Scrubber
 from flows.build.build import write_report
-from flows.build.plan import PlannedPart, stage_seed
-from flows.build.worker import Work, make_table
+from flows.build.plan import PlannedPart
+from flows.build.worker import Work, make_table, one_by_one
 from tasks.report import AnyReport, Report
 from tasks.stage import TableStage
+from tasks.vectors.seeds import derived_seed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -60,9 +61,9 @@ def _remake(dataset: Dataset, version: Version, path: str) -> None:
     available = {table: pieces.schema for table, pieces in tables.items()}
     columns = stage.inputs(available)
     reads = {name: tables[name] for name in (*columns, *stage.sides())}
-    seed = version.seed if saved_from(version.recipe) else stage_seed(version.seed, stage.name)
+    seed = version.seed if saved_from(version.recipe) else derived_seed(version.seed, stage.name)
     work = Work(stage, stage.output(available), columns, reads, (), dataset.storage, "cpu", seed)
-    make_table(work, PlannedPart(_fingerprint(path)), _one_by_one, lambda done, total, unit: None)
+    make_table(work, PlannedPart(_fingerprint(path)), one_by_one, lambda done, total, unit: None)
 
 
 def _stage(version: Version, facts: Mapping[str, Any]) -> TableStage:
@@ -71,10 +72,6 @@ def _stage(version: Version, facts: Mapping[str, Any]) -> TableStage:
         return saved_report(label)
     stage: TableStage = TypeAdapter(AnyReport).validate_python(facts["parameters"])
     return stage
-
-
-def _one_by_one(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    return map(function, items)
 
 
 def _pieces(dataset: Dataset, version: Version, table: str) -> Pieces:

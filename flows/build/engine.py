@@ -10,15 +10,15 @@ model, and a part is on disk before it is acknowledged, so whatever dies, only p
 
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from catalog.errors import DamagedError, PartError, UserError
+from catalog.errors import DamagedError, PartError, UserError, first_line
 from catalog.inputs import Inputs
 from catalog.parts import PartFile
 from catalog.wording import amount
 from flows.build.plan import PlannedPart
-from flows.build.worker import Job, PartMaker, Progress, Spread, Work, make_table, reduce_parts
+from flows.build.worker import Job, PartMaker, Progress, Spread, Work, make_table, one_by_one, reduce_parts
 from tasks.stage import Columns, Reducer, Resources
 
 T = TypeVar("T")
@@ -96,11 +96,7 @@ class InlineEngine(Engine):
         return make_table(work, part, self.spread(), progress)
 
     def spread(self) -> Spread:
-        return _one_by_one
-
-
-def _one_by_one(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    return map(function, items)
+        return one_by_one
 
 
 class Failures:
@@ -116,8 +112,7 @@ class Failures:
         count = self._counts[part.fingerprint] = self._counts.get(part.fingerprint, 0) + 1
         if count < ATTEMPTS:
             return True
-        line = (str(error).strip().splitlines() or [""])[0]
-        self._last[part.fingerprint] = (part, f"{type(error).__name__}: {line}", trace)
+        self._last[part.fingerprint] = (part, f"{type(error).__name__}: {first_line(error)}", trace)
         return False
 
     def raise_if_any(self) -> None:

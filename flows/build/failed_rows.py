@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from catalog.dataset import Catalog, Dataset, Version
+from catalog.duck import literal
 from catalog.parts import PartFile
 from catalog.schema import SUCCESS
 from catalog.wording import amount
@@ -77,7 +78,7 @@ def connected(dataset: Dataset) -> "Iterator[duckdb.DuckDBPyConnection]":
 
 def parts(dataset: Dataset, files: Iterable[PartFile], columns: str = "sample_id, status, reason") -> str:
     """Return SQL for some columns of the rows of some parts; of none, for no row."""
-    names = ", ".join("'" + f"{dataset.storage.uri}/{file.path}".replace("'", "''") + "'" for file in files)
+    names = ", ".join(literal(f"{dataset.storage.uri}/{file.path}") for file in files)
     if not names:
         return "(select " + ", ".join(f"null as {name}" for name in columns.split(", ")) + " where false)"
     return f"(select {columns} from read_parquet([{names}]))"

@@ -5,7 +5,6 @@ of the parts that it reads. So the whole plan follows from the recipe and the so
 fingerprint is cached, and resuming, caching and growing are the same thing.
 """
 
-import hashlib
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -288,11 +287,6 @@ def _about(stage: Stage, seed: int, schema: pa.Schema) -> list[Any]:
     """Return what the stage itself gives to its fingerprints: its parameters, and the columns that it writes."""
     columns = [[f.name, str(f.type)] for f in written_schema(schema)]
     return [stage.use, stage.version, stage.parameters(), seed if stage.seeded else None, columns]
-
-
-def stage_seed(recipe_seed: int, name: str) -> int:
-    """Return a stage's seed (63 bits), derived from the recipe's seed and the stage's name alone."""
-    return int.from_bytes(hashlib.sha256(f"{recipe_seed}/{name}".encode()).digest()[:8]) >> 1
 
 
 def _source_parts(

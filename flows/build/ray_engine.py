@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
-from catalog.errors import BuildError, DamagedError, PartError, QueryError, UserError
+from catalog.errors import BuildError, DamagedError, PartError, QueryError, UserError, first_line
 from catalog.parts import PartFile
 from flows.build.engine import Engine, Failures, InlineEngine, OnPart
 from flows.build.plan import PlannedPart
@@ -64,7 +64,7 @@ class RayEngine(Engine):
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="espalier")
         except Exception as error:
             raise UserError(
-                f"cannot join the Ray cluster RAY_ADDRESS={address!r}: {_first_line(error)} (is RAY_AUTH_TOKEN, or the "
+                f"cannot join the Ray cluster RAY_ADDRESS={address!r}: {first_line(error)} (is RAY_AUTH_TOKEN, or the "
                 f"file RAY_AUTH_TOKEN_PATH, the cluster's token?)"
             ) from error
         return cls(owns_ray=True)
@@ -97,7 +97,7 @@ class RayEngine(Engine):
             else:
                 check_token_in_force()
                 return cls(owns_ray=True)
-        raise RayUnavailableError(_first_line(last))
+        raise RayUnavailableError(first_line(last))
 
     def close(self) -> None:
         import ray
@@ -268,7 +268,7 @@ class _Round:
             lost = self._lost[job.part.fingerprint] = self._lost.get(job.part.fingerprint, 0) + 1
             if lost >= _LOST_LIMIT:
                 raise BuildError(
-                    f"part {job.part.number} of {self._name!r} lost its worker {lost} times: {_first_line(error)}"
+                    f"part {job.part.number} of {self._name!r} lost its worker {lost} times: {first_line(error)}"
                 ) from error
             return True
         if isinstance(outcome, PartFile):
@@ -386,7 +386,7 @@ def _follow(ref: Any, key: str, progress: Progress) -> PartFile:
     error, trace = outcome
     if isinstance(error, UserError | BuildError):
         raise error
-    raise PartError(f"{type(error).__name__}: {_first_line(error)}", trace)
+    raise PartError(f"{type(error).__name__}: {first_line(error)}", trace)
 
 
 def _spread(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -465,8 +465,3 @@ def pool_size(resources: Resources) -> int:
 def _quiet() -> None:
     """Workers inherit no logging set-up; their libraries must not chat."""
     logging.getLogger().setLevel(logging.WARNING)
-
-
-def _first_line(error: object) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -21,10 +21,11 @@ from catalog.parts import PartFile, PartWriter, describe_part, number_rows
 from catalog.storage import Storage
 from catalog.takedown.ledger import Ledger
 from catalog.wording import amount
-from flows.build.plan import PlannedPart, PlannedStage, stage_seed
+from flows.build.plan import PlannedPart, PlannedStage
 from tasks.files.digest import Digested, check_unchanged
 from tasks.sources import Notes
 from tasks.stage import Columns, MapStage, Reducer, Stage, Step, TableStage
+from tasks.vectors.seeds import derived_seed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,6 +42,11 @@ class Spread(Protocol):
     """How a worker gives out work of its own: over the cluster, or one after the other."""
 
     def __call__(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]: ...
+
+
+def one_by_one(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Apply a function to every item in this process: a `Spread` without a cluster."""
+    return map(function, items)
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ def work_of(planned: PlannedStage, storage: Storage, device: str, recipe_seed: i
         tuple(_shared(judge, keep_all) for judge in planned.judges),
         storage,
         device,
-        stage_seed(recipe_seed, planned.stage.name),
+        derived_seed(recipe_seed, planned.stage.name),
         planned.files,
     )
 

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from catalog.database import Rows, streamed
 from catalog.dataset import Catalog
-from catalog.duck import Limits, quoted
+from catalog.duck import Limits, identifier, literal
 from catalog.errors import BuildError, UserError
 from catalog.wording import amount
 from flows.explore.formats import Format
@@ -249,13 +249,13 @@ def _csv_columns(relation: "duckdb.DuckDBPyRelation") -> "duckdb.DuckDBPyRelatio
 
     names = _names(relation.columns)
     values = [column(f"#{at}", type_) for at, type_ in enumerate(relation.types, 1)]
-    return relation.project(", ".join(f"{v} as {_named(n)}" for v, n in zip(values, names, strict=True)))
+    return relation.project(", ".join(f"{v} as {identifier(n)}" for v, n in zip(values, names, strict=True)))
 
 
 def _json_lines(relation: "duckdb.DuckDBPyRelation") -> "duckdb.DuckDBPyRelation":
     """Return one column, `line`: every row as a JSON object."""
     values = [_json_value(f"#{at}", type_) for at, type_ in enumerate(relation.types, 1)]
-    pairs = [f"{quoted(n)}, {v}" for n, v in zip(_names(relation.columns), values, strict=True)]
+    pairs = [f"{literal(n)}, {v}" for n, v in zip(_names(relation.columns), values, strict=True)]
     return relation.project(f"json_object({', '.join(pairs)})::varchar as line")
 
 
@@ -305,8 +305,4 @@ def _json_struct(value: str, fields: Sequence[tuple[str, Any]], depth: int) -> s
     parts = [_json_value(f"struct_extract_at({value}, {at})", t, depth) for at, (_, t) in enumerate(fields, 1)]
     if not all(name for name, _ in fields):
         return f"[{', '.join(f'to_json({part})' for part in parts)}]"
-    return f"json_object({', '.join(f'{quoted(n)}, {p}' for (n, _), p in zip(fields, parts, strict=True))})"
-
-
-def _named(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+    return f"json_object({', '.join(f'{literal(n)}, {p}' for (n, _), p in zip(fields, parts, strict=True))})"

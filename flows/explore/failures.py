@@ -6,6 +6,7 @@ from typing import Any
 
 from catalog.database import sql
 from catalog.dataset import Catalog, Dataset, Version
+from catalog.duck import identifier, literal
 from catalog.errors import NotFoundError, UserError, nearest
 from catalog.lease import hold
 from catalog.schema import TAKEN_URL
@@ -116,11 +117,11 @@ def plan_retry(
     wanted = sorted({_full_name(r.strip(), {*REASONS, *there}) for r in reasons if r.strip()})
     if TAKEN_DOWN in wanted:
         raise UserError(f"rows that were taken down stay out: {TAKEN_DOWN!r} cannot be tried again")
-    quoted = ", ".join(f"'{r}'" for r in wanted)
+    reasons = ", ".join(map(literal, wanted))
     rows = _images(
         dataset,
         version,
-        f"select sample_id >> 24 as number, count(*) as n from {{d}}.images where reason in ({quoted}) group by 1",
+        f"select sample_id >> 24 as number, count(*) as n from {{d}}.images where reason in ({reasons}) group by 1",
     )
     if not rows:
         raise UserError(f"no row of {asked!r} failed for {' or '.join(wanted)}{nearest('', there)}")
@@ -159,7 +160,7 @@ def _images(dataset: Dataset, version: Version, text: str) -> list[dict[str, Any
 def _rows(dataset: Dataset, version: Version, text: str) -> list[dict[str, Any]]:
     catalog = Catalog(dataset.storage.uri.rpartition("/")[0])
     rows: list[dict[str, Any]] = sql(
-        catalog, text.replace("{d}", f'"{dataset.name}"'), {dataset.name: version.number}
+        catalog, text.replace("{d}", identifier(dataset.name)), {dataset.name: version.number}
     ).to_pylist()
     return rows
 

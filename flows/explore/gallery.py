@@ -15,6 +15,7 @@ import numpy as np
 from catalog import lookup
 from catalog.dataset import Dataset
 from catalog.errors import UserError
+from catalog.schema import PLACE_NAMES
 from catalog.shards import ShardReader
 from catalog.wording import amount
 from flows.explore.search import Found
@@ -26,7 +27,6 @@ SIDE_PX: Final = 240
 BUDGET_BYTES: Final = 12_000_000
 """Of all pictures together; hits after that are shown without."""
 _FETCHED_AT_ONCE: Final = 16
-_PLACE: Final = ("shard", "byte_offset", "byte_size")
 
 
 def render(found: Found, dataset: Dataset) -> str:
@@ -64,7 +64,7 @@ def pictures(found: Found, dataset: Dataset) -> dict[int, bytes]:
     ids = [hit.sample_id for hit in found.hits]
     for start in range(0, len(ids), _FETCHED_AT_ONCE):
         some = np.sort(np.array(ids[start : start + _FETCHED_AT_ONCE], np.int64))
-        rows = lookup.rows_of(dataset.storage, paths, some, _PLACE)
+        rows = lookup.rows_of(dataset.storage, paths, some, PLACE_NAMES)
         for sample_id, data in zip(rows.column(lookup.KEY).to_pylist(), reader.read(rows), strict=True):
             small = thumbnail(data, SIDE_PX) if data is not None else None
             if small is not None and spent + len(small) <= BUDGET_BYTES:

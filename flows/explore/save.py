@@ -16,7 +16,7 @@ What is saved twice is one version; another result under the same name is the ne
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -33,7 +33,7 @@ from catalog.inputs import Piece, Pieces, read_parquet
 from catalog.lease import hold
 from catalog.lookup import KEY
 from catalog.parts import PartFile, PartWriter, fingerprint_of
-from catalog.schema import EDGES, field
+from catalog.schema import EDGES, PLACE_NAMES, field
 from catalog.shards import ShardReader
 from catalog.takedown.ledger import Ledger, check_none_pending
 from catalog.verify import shard_damage
@@ -42,7 +42,7 @@ from flows.build.build import write_report_or_say
 from flows.build.cards import saved_report
 from flows.build.code_version import code_version
 from flows.build.plan import PlannedPart
-from flows.build.worker import Work, make_table
+from flows.build.worker import Work, make_table, one_by_one
 from flows.explore.search import Found
 
 T = TypeVar("T")
@@ -51,7 +51,6 @@ R = TypeVar("R")
 SHARD_ROWS: Final = 10_000
 _COPIED_AT_ONCE: Final = 256
 """Images in memory at once."""
-_PLACE: Final = ("shard", "byte_offset", "byte_size")
 _REPORT: Final = "report"
 _IMAGE: Final = field("image", pa.large_binary(), "encoded image", "image")
 
@@ -147,7 +146,7 @@ class _Saving:
         self._check_rows()
         images = self._images()
         places = pa.concat_tables(
-            [read_parquet(self.target.storage, part.path, (KEY, *_PLACE)) for part in images.parts]
+            [read_parquet(self.target.storage, part.path, (KEY, *PLACE_NAMES)) for part in images.parts]
         )
         made = {edges.TABLE: lineage, "images": images}
         for table in version.tables:
@@ -251,13 +250,13 @@ class _Saving:
         work = Work(stage, schema, columns, pieces, (), self.target.storage, "cpu", seed)
         read = sorted(part.path for name in columns for part in tables[name].parts)
         part = PlannedPart(fingerprint_of("save", stage.version, stage.parameters(), seed, read))
-        return TableState(schema, [make_table(work, part, _one_by_one, lambda done, total, unit: None)])
+        return TableState(schema, [make_table(work, part, one_by_one, lambda done, total, unit: None)])
 
     def _shard(self, number: int, ids: np.ndarray) -> PartFile:
         images = lookup.rows_of(self.source.storage, self._paths("images"), ids)
         told = lookup.rows_of(self.source.storage, self._paths("source"), ids)
         beside = [name for name in ("url", "caption") if name in told.column_names]
-        kept = [f for f in images.schema if f.name not in _PLACE]
+        kept = [f for f in images.schema if f.name not in PLACE_NAMES]
         new = [name for name in beside if name not in images.column_names]
         sidecars = [field(name, pa.string(), "of the source", "sidecar") for name in new]
         schema = pa.schema([*kept, _IMAGE, *sidecars])
@@ -296,18 +295,14 @@ class _Saving:
             yield lookup.rows_of(self.source.storage, paths, self.sample_ids[start : start + SHARD_ROWS], schema.names)
 
 
-def _one_by_one(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    return map(function, items)
-
-
 def _replaced(rows: pa.Table, places: pa.Table) -> pa.Table:
     """Return rows with the place of their image as it is now, in every table that says it."""
-    if KEY not in rows.column_names or not set(_PLACE) <= set(rows.column_names):
+    if KEY not in rows.column_names or not set(PLACE_NAMES) <= set(rows.column_names):
         return rows
     known = np.asarray(places.column(KEY).to_numpy())
     at = np.searchsorted(known, np.asarray(rows.column(KEY).to_numpy()))
     now = places.take(pa.array(at))
-    for name in _PLACE:
+    for name in PLACE_NAMES:
         number = rows.column_names.index(name)
         rows = rows.set_column(number, rows.schema.field(name), now.column(name).cast(rows.schema.field(name).type))
     return rows

@@ -24,7 +24,7 @@ import pyarrow as pa
 from catalog import lookup
 from catalog.database import connect, query
 from catalog.dataset import Catalog, Dataset, Version
-from catalog.duck import Limits
+from catalog.duck import Limits, identifier
 from catalog.errors import NotFoundError, QueryError, UserError
 from catalog.inputs import read_parquet
 from catalog.lookup import KEY, among
@@ -461,8 +461,10 @@ def _every_row(dataset: Dataset, version: Version) -> str:
             continue
         names = [f.name for f in schema if f.name.lower() not in taken and role(f) != "vector"]
         taken |= {name.lower() for name in names}
-        columns += [f'"{table}"."{name}"' for name in names]
-        joins += "" if table == TABLE else f'\nleft join "{table}" on "{table}".{KEY} = {TABLE}.{KEY}'
+        columns += [f"{identifier(table)}.{identifier(name)}" for name in names]
+        joins += (
+            "" if table == TABLE else f"\nleft join {identifier(table)} on {identifier(table)}.{KEY} = {TABLE}.{KEY}"
+        )
     return f"select {', '.join(columns)}\nfrom {TABLE}{joins}"
 
 

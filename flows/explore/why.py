@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from catalog.database import SCORES_TABLE, connect
 from catalog.dataset import Catalog, Dataset, Version
+from catalog.duck import identifier
 from catalog.errors import NotFoundError, RecipeError
 from catalog.parts import fingerprint_of
-from catalog.schema import SAMPLE_BITS, SUCCESS, TAKEN_URL, role
+from catalog.schema import PLACE_NAMES, SAMPLE_BITS, SUCCESS, TAKEN_URL, role
 from catalog.takedown.ledger import REASON as TAKEN_DOWN
 from catalog.takedown.ledger import Ledger
 from flows.build.plan import NUMBERS
@@ -156,7 +157,7 @@ class _Teller:
     def _published(self, sample_id: int) -> Row | None:
         if "samples" not in self._names or not self._rows("samples", sample_id):
             return None
-        place = [n for n in ("shard", "byte_offset", "byte_size") if n in self._schemas["samples"].names]
+        place = [n for n in PLACE_NAMES if n in self._schemas["samples"].names]
         return self._one("samples", sample_id, place) if place else {}
 
     def _origin(self, sample_id: int) -> Row:
@@ -170,8 +171,8 @@ class _Teller:
 
     def _rows(self, table: str, sample_id: int, columns: Sequence[str] = ()) -> list[Row]:
         chosen = columns or [f.name for f in self._schemas[table] if role(f) != "vector"]
-        listed = ", ".join(f'"{name}"' for name in chosen)
-        return self._ask(f'select {listed} from "{self._names[table]}" where sample_id = ?', sample_id)
+        listed = ", ".join(identifier(name) for name in chosen)
+        return self._ask(f"select {listed} from {identifier(self._names[table])} where sample_id = ?", sample_id)
 
     def _ask(self, text: str, *values: Any) -> list[Row]:
         rows: list[Row] = self._connection.sql(text, params=list(values)).to_arrow_table().to_pylist()

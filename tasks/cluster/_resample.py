@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tasks.stage import Config
 from tasks.vectors import kmeans
-from tasks.vectors import random_keys as draw
+from tasks.vectors.seeds import round_seed
 
 Points = Annotated[int, Field(ge=1)]
 
@@ -58,7 +58,7 @@ def fit_resampled(
         chosen = nearest_members(cluster, cosine, points)
         if not k <= len(chosen) < len(rows):  # nothing is left out, or too little is left in
             break
-        again = mixed(seed, round_ + 1)
+        again = round_seed(seed, round_ + 1)
         fit = kmeans.fit(
             kmeans.gathered(rows, chosen), k, niter=niter, seed=again, device=device, engine=engine, init="k-means++"
         )
@@ -77,8 +77,3 @@ def nearest_members(cluster: np.ndarray, cosine: np.ndarray, points: int) -> np.
     starts = np.cumsum(sizes) - sizes
     place = np.arange(len(order)) - starts[cluster[order]]
     return np.sort(order[place < points])
-
-
-def mixed(seed: int, number: int) -> int:
-    """Return another seed, 63 bits, for each number."""
-    return int(draw.keys(np.array([number]), seed)[0]) >> 1

@@ -11,10 +11,11 @@ from pydantic import Field, model_validator
 from catalog.errors import RecipeError, UserError
 from catalog.inputs import Inputs, as_matrix
 from catalog.schema import field
-from tasks.cluster._resample import Resample, fit_resampled, mixed, usual_points
+from tasks.cluster._resample import Resample, fit_resampled, usual_points
 from tasks.cluster.centroids import as_lists
 from tasks.stage import Batches, Columns, Run, Tables, TableStage
 from tasks.vectors import kmeans
+from tasks.vectors.seeds import round_seed
 
 Levels = tuple[Annotated[int, Field(gt=0)], ...]
 
@@ -76,7 +77,7 @@ class Hierarchy(TableStage):
             few = usual_points(len(rows), k) if few is None else few
             fit = fit_resampled(
                 rows, k, points=few, rounds=self.resample.rounds,
-                niter=self.niter, seed=mixed(run.seed, level), device=run.device, engine=self.engine,
+                niter=self.niter, seed=round_seed(run.seed, level), device=run.device, engine=self.engine,
             )  # fmt: skip
             parents, _ = kmeans.assign(rows, fit.centroids, run.device)
             yield level - 1, rows, parents, sizes

@@ -11,19 +11,18 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from catalog.errors import RecipeError, nearest
-from catalog.schema import FAULT, IMAGES, LOCAL, field, local_file
+from catalog.schema import FAULT, IMAGES, LOCAL, PLACE_NAMES, field, local_file
 from tasks.download._base import Engine, LocalFile, Outcome, Request, Settings
 from tasks.download.reasons import REASONS
 from tasks.stage import Batches, Columns, MapStage, Step, Tables
 
 _PIECE_ROWS: Final = 1000
 _PIECE_BYTES: Final = 64 << 20
-_PLACE: Final = ("shard", "byte_offset", "byte_size")
 _LOCAL: Final = tuple(f.name for f in LOCAL)
 _FAULT: Final = tuple(f.name for f in FAULT)
 
 SCHEMA: Final = pa.schema(
-    [f for f in IMAGES if f.name not in _PLACE]
+    [f for f in IMAGES if f.name not in PLACE_NAMES]
     + [
         field("image", pa.large_binary(), "the bytes to store", role="image"),
         field("url", pa.string(), "as the source says", role="sidecar"),

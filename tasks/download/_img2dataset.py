@@ -39,6 +39,7 @@ from tasks.download._addresses import AllowedHosts, check_url, is_public
 from tasks.download._base import Outcome, Request, Settings
 from tasks.download._picture import PictureMaker, read_local
 from tasks.download.reasons import FetchError, of_status
+from tasks.files.cache import cache_folder
 
 RELEASE: Final = "1.47.0"
 _SHARD_ROWS: Final = 250
@@ -277,8 +278,7 @@ def _environment_folder() -> Path:
     prefix = Path(sys.prefix)
     if sys.prefix != sys.base_prefix and os.access(prefix.parent, os.W_OK):
         return prefix.parent / ".venv-fetch"
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "espalier" / "venv-fetch"
+    return cache_folder("venv-fetch")
 
 
 def _make_environment(folder: Path) -> None:

@@ -96,11 +96,6 @@ class Shelf:
         return stay
 
 
-def cache_folder(name: str) -> Path:
-    """Return the user's cache folder for files of one kind."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "espalier" / name
-
-
 class Known(Generic[T]):
     """What was made of files, the latest used first; failures too. Bounded in number and in text."""
 

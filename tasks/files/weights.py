@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 
 from catalog.errors import RecipeError, UserError, nearest
 from catalog.user_file import NOT_THERE, unreadable
+from tasks.files.cache import cache_folder
 from tasks.files.digest import digest_of
 from tasks.stage import Config
 
@@ -88,12 +89,6 @@ def is_url(reference: str) -> bool:
     return urlsplit(reference).scheme.lower() in ("http", "https")
 
 
-def cache_folder() -> Path:
-    """Return where fetched weights lie on this machine."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(base) / "espalier" / "weights"
-
-
 def read_bytes(reference: str, sha256: str | None, max_bytes: int = MAX_BYTES) -> bytes:
     """Return the verified content of a local file, or of a URL, which is fetched where the cache lacks it.
 
@@ -103,7 +98,7 @@ def read_bytes(reference: str, sha256: str | None, max_bytes: int = MAX_BYTES) -
         return _verified(_read_file(Path(reference), max_bytes), sha256, reference)
     if sha256 is None:
         raise UserError(f"weights from a URL need `sha256`: {reference}")
-    cached = cache_folder() / sha256
+    cached = cache_folder("weights") / sha256
     if cached.is_file():
         data = _read_file(cached, max_bytes)
         if hashlib.sha256(data).hexdigest() == sha256:

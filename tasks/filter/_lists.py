@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from catalog.duck import lock, open_database, quoted
-from catalog.errors import RecipeError, nearest
+from catalog.duck import identifier, literal, lock, open_database
+from catalog.errors import RecipeError, first_line, nearest
 from catalog.user_file import NOT_THERE, unreadable
 from tasks.files.digest import digest_of
 from tasks.stage import Config
@@ -123,8 +123,7 @@ def read(listed: ListFile, hosts: bool = False, lower: bool = False) -> Entries:
             batches = connection.sql(query).to_arrow_reader(_READ_ROWS)
             pieces = [tuple(column.to_numpy() for column in batch.columns) for batch in batches]
         except duckdb.Error as error:
-            first = str(error).splitlines()[0]
-            raise RecipeError(f"a filter's list {listed.file!r} cannot be read: {first}") from None
+            raise RecipeError(f"a filter's list {listed.file!r} cannot be read: {first_line(error)}") from None
     return _sorted(pieces)
 
 
@@ -142,7 +141,7 @@ def _sorted(pieces: list[tuple[Any, ...]]) -> Entries:
 def _source(listed: ListFile, connection: Any) -> str:
     """Return what DuckDB reads from, with one column `entry`, text."""
     listed.digest()
-    path, kind = quoted(listed.file), listed.kind()
+    path, kind = literal(listed.file), listed.kind()
     if kind == "txt":
         # A delimiter that no text has: a line is one entry, quotes and commas in it too.
         options = "header=false, auto_detect=false, delim='\x01', quote='', escape='', strict_mode=false"
@@ -154,8 +153,7 @@ def _source(listed: ListFile, connection: Any) -> str:
         which = f"columns {', '.join(names)}; say which: `entries`"
         found = f"no column {name!r}{nearest(name, names)}" if name else which
         raise RecipeError(f"a filter's list {listed.file!r} has {found}")
-    escaped = name.replace('"', '""')
-    return f'(select "{escaped}"::varchar as entry from {table})'
+    return f"(select {identifier(name)}::varchar as entry from {table})"
 
 
 # ---- asking

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from catalog import schema
-from catalog.duck import Limits, limited
+from catalog.duck import Limits, identifier, limited, literal
 from catalog.errors import QueryError, RecipeError, nearest
 from catalog.schema import DECISIONS
 from tasks.filter._lists import Entries, Listed, Words, fails_list, fails_words, read, text
@@ -306,7 +306,7 @@ def _bind(conditions: list[Condition], found: pa.Schema, stage: str) -> None:
 def _query(conditions: list[Condition], found: pa.Schema) -> str:
     """Return the statement that gives reason and evidence of every row of `batch`, in order."""
     verdicts = ", ".join(f"try({_sql(c, found)}) as ok{i}" for i, c in enumerate(conditions))
-    reasons = " ".join(f"when ok{i} is not true then {_quoted(c.reason)}" for i, c in enumerate(conditions))
+    reasons = " ".join(f"when ok{i} is not true then {literal(c.reason)}" for i, c in enumerate(conditions))
     evidence = ", ".join(_evidence(f"ok{i}", c, found) for i, c in enumerate(conditions))
     return (
         f"select case {reasons} end as reason, nullif(concat_ws('; ', {evidence}), '') as evidence "
@@ -317,9 +317,11 @@ def _query(conditions: list[Condition], found: pa.Schema) -> str:
 def _evidence(verdict: str, condition: Condition, found: pa.Schema) -> str:
     text = condition.conjunct.text
     columns = dict.fromkeys(_column(path, found)[0] for path in condition.conjunct.paths)
-    values = [f"{_quoted(f'{c}=')}, coalesce(left({_name(c)}::varchar, {MAX_VALUE_CHARS}), 'null')" for c in columns]
+    values = [
+        f"{literal(f'{c}=')}, coalesce(left({identifier(c)}::varchar, {MAX_VALUE_CHARS}), 'null')" for c in columns
+    ]
     shown = ", ', ', ".join(values) or "''"
-    failed = f"case when {verdict} is null then {_quoted(f': {text} is null')} else {_quoted(f' fails {text}')} end"
+    failed = f"case when {verdict} is null then {literal(f': {text} is null')} else {literal(f' fails {text}')} end"
     return f"case when {verdict} is not true then concat({shown}, {failed}) end"
 
 
@@ -358,11 +360,3 @@ def _without_halves(type_: pa.DataType) -> pa.DataType:
     if pa.types.is_fixed_size_list(type_):
         return pa.list_(_without_halves(type_.value_type), type_.list_size)
     return pa.list_(_without_halves(type_.value_type)) if pa.types.is_list(type_) else type_
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _name(column: str) -> str:
-    return '"' + column.replace('"', '""') + '"'

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from catalog.errors import RecipeError, nearest
+from catalog.errors import RecipeError, first_line, nearest
 from catalog.inputs import Inputs, as_matrix
 from catalog.schema import DECISIONS
 from catalog.user_file import NOT_THERE, unreadable
@@ -120,9 +120,7 @@ class NearTargets(TableStage):
         try:
             schema = pq.read_schema(path)
         except (pa.ArrowInvalid, OSError) as error:
-            raise RecipeError(
-                f"near_targets: {self.targets!r} is no Parquet file: {str(error).splitlines()[0]}"
-            ) from None
+            raise RecipeError(f"near_targets: {self.targets!r} is no Parquet file: {first_line(error)}") from None
         vectors, images = ([f for f in schema if test(f.type)] for test in (_is_vector, _is_image))
         named = [f for f in (*vectors, *images) if f.name == self.column]
         chosen = named if self.column else vectors or images

@@ -1,6 +1,5 @@
 """What the combinations of selectors share: members with labels, seeds and notes of their own."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from catalog.errors import RecipeError
 from catalog.inputs import Inputs
 from tasks.prune._base import Evidence, Selection, Selector
 from tasks.stage import Columns, Reducer, Resources, Run, Tables
+from tasks.vectors.seeds import derived_seed
 
 if TYPE_CHECKING:
     from tasks.prune import AnyPrune
@@ -159,7 +159,7 @@ class MemberRun:
     """The run of one member (`tasks.stage.Run`): its seed and its notes are its own, the rest is the stage's."""
 
     def __init__(self, run: Run, label: str) -> None:
-        self.seed = int.from_bytes(hashlib.sha256(f"{run.seed}/{label}".encode()).digest()[:8]) >> 1
+        self.seed = derived_seed(run.seed, label)
         self.device = run.device
         self.scratch: Path = run.scratch
         self.checkpoints: Path = run.checkpoints

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
+from catalog.duck import identifier
 from catalog.errors import RecipeError, nearest
 from catalog.inputs import Inputs
 from tasks.prune._base import Evidence, Selection, Selector, batches_of, part_of, sentence
@@ -192,8 +193,7 @@ class _Limit:
 
 def _scored(part: Inputs, table: str, column: str) -> pa.Table:
     """Return sample_id and one column of a part's rows, rejected ones too."""
-    table, column = (name.replace('"', '""') for name in (table, column))
-    return part.sql(f'select sample_id, "{column}" from "{table}"')
+    return part.sql(f"select sample_id, {identifier(column)} from {identifier(table)}")
 
 
 def _count_part(digit: Digit, table: str, part: Inputs) -> np.ndarray:

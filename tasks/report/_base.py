@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from catalog.duck import literal
 from catalog.inputs import Inputs
 from catalog.schema import TAKEN_URL
 
@@ -70,16 +71,6 @@ class Evidence:
 def id_list(sample_ids: Iterable[int]) -> str:
     """Return integers as the inside of a SQL `in (...)`; of none, a null, which nothing is in."""
     return ", ".join(str(int(sample_id)) for sample_id in sample_ids) or "null"
-
-
-def quoted(identifier: str) -> str:
-    """Return a column name as SQL."""
-    return '"' + identifier.replace('"', '""') + '"'
-
-
-def literal(text: str) -> str:
-    """Return a string as SQL."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def drawn(seed: int) -> str:

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from catalog.duck import literal
 from tasks.concepts.coverage import TAIL, Coverage
-from tasks.report._base import Entry, Evidence, literal
+from tasks.report._base import Entry, Evidence
 
 BINS: Final = 120
 """Steps of the picture: neighbours in size are drawn as one where there are more concepts."""

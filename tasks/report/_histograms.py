@@ -13,8 +13,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from catalog.duck import identifier
 from catalog.schema import role
-from tasks.report._base import Entry, Evidence, quoted
+from tasks.report._base import Entry, Evidence
 from tasks.stage import Tables
 
 FINE: Final = 4096
@@ -63,7 +64,7 @@ def measures(tables: Tables) -> list[Measure]:
         if measure.table in tables and set(measure.needs) <= set(tables[measure.table].names)
     ]
     scores = [
-        Measure(table, field.name.replace("_", " "), quoted(field.name), "", False, (field.name,))
+        Measure(table, field.name.replace("_", " "), identifier(field.name), "", False, (field.name,))
         for table, schema in sorted(tables.items())
         for field in schema
         if role(field) == "score"

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from tasks.report._base import Entry, Evidence, quoted
+from catalog.duck import identifier
+from tasks.report._base import Entry, Evidence
 
 MODELS: Final = 100
 """Models that the card tells, in the order of their names."""
@@ -19,7 +20,7 @@ def models(evidence: Evidence) -> Iterator[Entry]:
     """Yield the section `model`: what is said of each model, without its weights. `metrics.loss` is a list, by step."""
     if not evidence.has("models", "name"):
         return
-    columns = ", ".join(quoted(name) for name in SHOWN if evidence.has("models", name))
+    columns = ", ".join(identifier(name) for name in SHOWN if evidence.has("models", name))
     for row in evidence.rows(f"select {columns} from models order by name limit {MODELS}"):
         yield Entry("model", row | {"metrics": _parsed(row.get("metrics"))})
 

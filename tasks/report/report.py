@@ -26,7 +26,7 @@ from pydantic import Field
 
 from catalog.errors import RecipeError
 from catalog.inputs import Inputs
-from catalog.schema import field
+from catalog.schema import PLACE_NAMES, field
 from tasks.report._base import Entry, Evidence, by_position
 from tasks.report._concepts import concepts
 from tasks.report._coverage import coverages
@@ -49,7 +49,7 @@ CARD: Final = pa.schema(
 READ: Final[Columns] = {
     "source": ("url", "caption", "label"),
     "images": (
-        *("status", "reason", "detail", "shard", "byte_offset", "byte_size", "image"),
+        *("status", "reason", "detail", *PLACE_NAMES, "image"),
         *("original_width", "original_height", "brightness", "blur", "entropy"),
     ),
     "decisions": ("stage", "keep", "reason", "evidence", "representative", "similarity"),

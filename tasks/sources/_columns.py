@@ -6,7 +6,6 @@ counted.
 """
 
 import base64
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -460,8 +459,3 @@ def _each(column: pa.Array | pa.ChunkedArray, to: pa.DataType) -> pa.Array:
             return None
 
     return pa.array([one(scalar) for scalar in column], to)  # rare: a loop over the rows of one piece
-
-
-def digest(text: str) -> int:
-    """Return 64 bits of a text's SHA-256, to draw from."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])

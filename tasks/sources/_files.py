@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
-from catalog.errors import NotFoundError, UserError, nearest
+from catalog.errors import NotFoundError, UserError, first_line, nearest
 from catalog.storage import SCHEMES, Storage
 from catalog.user_file import NOT_THERE, unreadable
 from tasks.sources._notes import Notes
@@ -150,7 +150,7 @@ def open_random(uri: str) -> pa.NativeFile:
     except FileNotFoundError as error:
         raise NotFoundError(f"{uri} is not there") from error
     except OSError as error:
-        raise UserError(f"cannot open {uri}: {one_line(error)}") from error
+        raise UserError(f"cannot open {uri}: {first_line(error)}") from error
 
 
 @contextmanager
@@ -169,12 +169,7 @@ def open_text(uri: str) -> Iterator[io.BufferedReader]:
                 _check_text(uri, file)
                 yield io.BufferedReader(FromUtf16(file), 1 << 20) if is_utf16(file.peek(4)) else file
             except OSError as error:
-                raise UserError(f"{uri} is damaged: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    """Return an error's first line, short enough to stand in a message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                raise UserError(f"{uri} is damaged: {first_line(error)}") from error
 
 
 def _codec(uri: str, raw: pa.NativeFile) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from catalog.duck import open_database
+from catalog.duck import literal, open_database
 from tasks.sources._captions import is_list
 from tasks.sources._text import Flaws, as_text
 
@@ -68,8 +68,8 @@ def _database() -> Any:
 
 
 def _pointer(key: str) -> str:
-    """Return a key as a quoted JSON pointer (RFC 6901)."""
-    return "'/" + key.replace("~", "~0").replace("/", "~1").replace("'", "''") + "'"
+    """Return the JSON pointer (RFC 6901) of a key, as a SQL string literal."""
+    return literal("/" + key.replace("~", "~0").replace("/", "~1"))
 
 
 def _expression(at: int, type_: pa.DataType) -> str:

@@ -13,10 +13,11 @@ from pydantic import Field
 from catalog.errors import UserError
 from tasks.sources._base import Chunk, Identify, Source, Survey, batches_of, local_state
 from tasks.sources._captions import ABOUT, CaptionFrom
-from tasks.sources._columns import File, Layout, TypeName, Wanted, digest, layouts, partition_of
+from tasks.sources._columns import File, Layout, TypeName, Wanted, layouts, partition_of
 from tasks.sources._files import Found, Kind, find
 from tasks.sources._notes import Notes
 from tasks.stage import Batches, Step
+from tasks.vectors.seeds import text_key
 
 
 class Facts(NamedTuple):
@@ -122,7 +123,7 @@ class Cursor:
         layout = unpacked(chunk.layout)
         self._go(chunk, layout)
         end = chunk.start + chunk.rows
-        seed = digest(chunk.identity)
+        seed = text_key(chunk.identity)
         while self._row < end:
             first = self._row
             piece = self._next(end - first)

@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
-from catalog.errors import UserError
-from tasks.sources._files import one_line, open_random
+from catalog.errors import UserError, first_line
+from tasks.sources._files import open_random
 from tasks.sources._notes import Notes
 
 BLOCK: Final = tarfile.BLOCKSIZE
@@ -84,7 +84,7 @@ def members(file: pa.NativeFile, uri: str, notes: Notes) -> Iterator[Member]:
             found = _by_tarfile(file, archive, at, end)
         except Exception as error:  # tarfile raises a dozen kinds on hostile headers
             if at == 0:
-                raise UserError(f"{uri} is not a tar file: {one_line(error)}") from error
+                raise UserError(f"{uri} is not a tar file: {first_line(error)}") from error
             break
         if found is None:
             if block.strip(b"\0"):

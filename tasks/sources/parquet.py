@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalog.errors import UserError
+from catalog.errors import UserError, first_line
 from tasks.sources._base import PIECE_ROWS
 from tasks.sources._columns import Layout, fold
-from tasks.sources._files import Kind, one_line, open_random
+from tasks.sources._files import Kind, open_random
 from tasks.sources._tabular import Facts, Tabular
 
 
@@ -47,7 +47,7 @@ def _opened(uri: str) -> Iterator[pq.ParquetFile]:
             with pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False) as file:
                 yield file
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{uri} is not a readable Parquet file: {one_line(error)}") from error
+            raise UserError(f"{uri} is not a readable Parquet file: {first_line(error)}") from error
 
 
 def _group_of(file: pq.ParquetFile, row: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from catalog.errors import UserError
 from catalog.schema import FAULT, LOCAL, SAMPLE_ID, SOURCE
 from tasks.sources._base import PIECE_BYTES, PIECE_ROWS, Chunk, Identify, Source, Survey, batches_of, local_state
 from tasks.sources._captions import ABOUT, CaptionFrom
-from tasks.sources._columns import TYPES_OF, Column, File, Layout, Wanted, digest, layouts
+from tasks.sources._columns import TYPES_OF, Column, File, Layout, Wanted, layouts
 from tasks.sources._files import Kind, find, printable
 from tasks.sources._json import MAX_OBJECT_BYTES, SAMPLE_OBJECTS, TEXTS, columns_of, extract
 from tasks.sources._notes import Notes
@@ -23,6 +23,7 @@ from tasks.sources._tabular import unpacked
 from tasks.sources._tar import Member, opened
 from tasks.sources._text import FLAWS_AT, Flaws, cleaned
 from tasks.stage import Batches, Step
+from tasks.vectors.seeds import text_key
 
 _FEW_OBJECTS: Final = 20
 """Objects of each tar but the first that the columns are taken from."""
@@ -207,7 +208,7 @@ def _table(chunk: Chunk, piece: list[_Texts], layout: Layout, first_row: int) ->
     broken = len(piece) - objects.null_count - pc.sum(ok).as_py()
     notes.add(broken, NO_OBJECT, f"{chunk.uri}, near sample {first_row:,}")
     values = values.append_column(FLAWS_AT, flaws.column())
-    rows = layout.apply(values, chunk.uri, digest(chunk.identity), first_row)
+    rows = layout.apply(values, chunk.uri, text_key(chunk.identity), first_row)
     for note in Notes.of(rows.schema).all():
         notes.add(*note)
     images = [t.sample.image for t in piece]

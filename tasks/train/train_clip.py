@@ -32,6 +32,7 @@ from tasks.encoders.open_clip_config import ModelConfig, WordTokenizer, build, c
 from tasks.encoders.torchvision_on_cpu import ensure_torchvision
 from tasks.stage import Batches, Columns, Resources, Run, Tables, TableStage
 from tasks.train._pairs import Pairs, read_pairs
+from tasks.vectors.seeds import derived_seed
 
 if TYPE_CHECKING:
     import torch
@@ -207,7 +208,7 @@ class _Training:
 
         for group in self.optimizer.param_groups:
             group["lr"] = self.stage.learning_rate * learning_rate_at(self.done, self.stage.steps, self.stage.warmup)
-        torch.manual_seed(_seed(self.run.seed, self.done))  # for dropout, where a configuration has it
+        torch.manual_seed(derived_seed(self.run.seed, self.done))  # for dropout, where a configuration has it
         views, tokens, caption_ids = self._batch()
         model: Any = self.model
         images = normalize(model.encode_image(views), dim=1)
@@ -232,7 +233,7 @@ class _Training:
         rows = batch_rows(len(self.pairs), self.stage.batch_size, self.done, self.run.seed)
         device = self.run.device
         pictures = torch.from_numpy(np.ascontiguousarray(self.pairs.pictures[rows])).to(device).permute(0, 3, 1, 2)
-        chance = torch.Generator().manual_seed(_seed(self.run.seed, self.done))
+        chance = torch.Generator().manual_seed(derived_seed(self.run.seed, self.done))
         views = (random_views(pictures, self.side_px, chance) - self._mean) / self._std
         tokens = torch.from_numpy(self._tokens[rows].astype(np.int64)).to(device)
         caption_ids = torch.from_numpy(self._caption_ids[rows].astype(np.int64)).to(device)
@@ -276,9 +277,3 @@ def batch_rows(rows: int, batch_size: int, step: int, seed: int) -> np.ndarray:
     epoch, place = divmod(step, rows // size)
     order = np.random.default_rng([seed & 0xFFFFFFFFFFFFFFFF, epoch]).permutation(rows)
     return order[place * size : (place + 1) * size]
-
-
-def _seed(seed: int, step: int) -> int:
-    """Return a 63-bit seed of a step."""
-    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1

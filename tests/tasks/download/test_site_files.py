@@ -10,7 +10,7 @@ import pytest
 from yarl import URL
 
 from tasks.download import _site_files as site_files
-from tasks.download._site_files import FAILED_S, KEPT_S, Known, Shelf, SiteFile, SiteFiles, cache_folder
+from tasks.download._site_files import FAILED_S, KEPT_S, Known, Shelf, SiteFile, SiteFiles
 from tasks.download.reasons import FetchError
 from tests.hostile_server import HostileServer
 
@@ -231,8 +231,3 @@ def test_the_disk_is_swept_and_bounded(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_no_cache(host, tmp_path):
     (tmp_path / "file").write_text("in the way")
     assert Actor(tmp_path / "file").find(host.urls[0]) == ["User-agent: *"]
-
-
-def test_the_cache_is_in_the_users_cache_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder("robots") == tmp_path / "espalier" / "robots"

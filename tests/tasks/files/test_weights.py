@@ -16,7 +16,8 @@ import pytest
 from pydantic import ValidationError
 
 from catalog.errors import RecipeError, UserError
-from tasks.files.weights import Weights, cache_folder, parse, read_bytes
+from tasks.files.cache import cache_folder
+from tasks.files.weights import Weights, parse, read_bytes
 
 
 class Server:
@@ -87,7 +88,7 @@ def test_a_url_is_fetched_once_and_lies_under_its_digest(server: Server) -> None
     server.http.shutdown()
     weights.read()
     assert server.asked == ["/head.npy"]
-    assert [path.name for path in cache_folder().iterdir()] == [sha256(data)]
+    assert [path.name for path in cache_folder("weights").iterdir()] == [sha256(data)]
 
 
 def test_a_redirect_is_followed_and_many_readers_agree(server: Server) -> None:
@@ -95,21 +96,21 @@ def test_a_redirect_is_followed_and_many_readers_agree(server: Server) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: read_bytes(server.url("/moved"), sha256(data)), range(8)))
     assert found == [data] * 8
-    assert [path.name for path in cache_folder().iterdir()] == [sha256(data)]
+    assert [path.name for path in cache_folder("weights").iterdir()] == [sha256(data)]
 
 
 def test_a_wrong_digest_is_one_line_and_leaves_nothing(server: Server) -> None:
     weights = Weights(weights=server.url("/head.npy"), sha256="0" * 64)
     with pytest.raises(UserError, match=rf"found sha256 {sha256(server.files['/head.npy'])}, expected 0{{64}}$"):
         weights.read()
-    assert list(cache_folder().iterdir()) == []
+    assert list(cache_folder("weights").iterdir()) == []
 
 
 def test_a_cached_file_that_changed_is_fetched_again(server: Server) -> None:
     data = server.files["/head.npy"]
     weights = Weights(weights=server.url("/head.npy"), sha256=sha256(data))
     weights.read()
-    cached = cache_folder() / sha256(data)
+    cached = cache_folder("weights") / sha256(data)
     cached.write_bytes(data[:-1] + b"\1")
     np.testing.assert_array_equal(weights.read()["array"].numpy(), np.arange(6.0))
     assert cached.read_bytes() == data
@@ -128,7 +129,7 @@ def test_a_cached_file_that_changed_is_fetched_again(server: Server) -> None:
 def test_answers_that_are_no_weights(server: Server, path: str, limit: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_bytes(server.url(path), sha256(server.files["/head.npy"]), limit)
-    assert list(cache_folder().iterdir()) == []
+    assert list(cache_folder("weights").iterdir()) == []
 
 
 def test_a_server_that_is_not_there(server: Server) -> None:
