@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,7 +34,13 @@ def recipe_of(folder: Path, *stages: Stage, rows_per_part: int = 5, seed: int = 
     """Return a recipe over stages that the unions do not know."""
     source = Parquet(use="parquet", path=str(folder), rows_per_part=rows_per_part)
     return Recipe.model_construct(
-        dataset="tiny", description="", catalog=None, seed=seed, prices=None, source=source, stages=tuple(stages)
+        dataset="tiny",
+        description="",
+        catalog=None,
+        seed=seed,
+        prices=None,
+        source=source,
+        stages=cast(Any, tuple(stages)),
     )
 
 
@@ -176,7 +182,9 @@ def content(dataset: Dataset, version: Any = None) -> dict[str, list[dict[str, A
     for table in version.tables:
         files = [str(dataset.storage.local(f.path)) for f in dataset.files(version, table)]
         rows = (
-            duckdb.sql(f"select * from read_parquet({files!r}, union_by_name=true) order by all").to_arrow_table()
+            duckdb.default_connection()
+            .sql(f"select * from read_parquet({files!r}, union_by_name=true) order by all")
+            .to_arrow_table()
             if files
             else pa.table({})
         )

@@ -276,7 +276,9 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for (claim, size, keep, arm), those in groups.items():
         base = groups.get((claim, size, keep, "random"), [])
         numbers = [k for k, v in those[0].items() if isinstance(v, float) and k not in ("keep", "epsilon")]
-        entry = {k: those[0][k] for k in ("claim", "arm", "keep", "pool_rows", "epsilon") if k in those[0]}
+        entry: dict[str, Any] = {
+            k: those[0][k] for k in ("claim", "arm", "keep", "pool_rows", "epsilon") if k in those[0]
+        }
         entry |= {"rows": round(float(np.mean([t["rows"] for t in those])))}
         entry |= {k: _spread([t[k] for t in those]) for k in numbers}
         if arm != "random" and base:

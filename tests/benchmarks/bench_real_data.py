@@ -24,7 +24,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -99,7 +99,13 @@ class Spine:
         dataset = Catalog(self._folder / "catalog", create=True).dataset(tar.stem)
         source = Webdataset(use="webdataset", path=str(tar), rows_per_part=100_000)
         recipe = Recipe.model_construct(
-            dataset=tar.stem, description="", catalog=None, seed=seed, prices=None, source=source, stages=tuple(stages)
+            dataset=tar.stem,
+            description="",
+            catalog=None,
+            seed=seed,
+            prices=None,
+            source=source,
+            stages=cast(Any, tuple(stages)),
         )
         plan = make_plan(recipe, dataset)
         dataset.set_state(NUMBERS, plan.numbers)

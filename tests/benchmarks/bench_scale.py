@@ -187,7 +187,7 @@ def outcome(dataset: Dataset, rows: int) -> dict[str, Any]:
 
     files = f"{dataset.storage.uri}/decisions/*.parquet"
     query = f"select stage, count(*) filter (where keep), count(*) from '{files}' group by stage"
-    counts = {stage: (kept, seen) for stage, kept, seen in duckdb.sql(query).fetchall()}
+    counts = {stage: (kept, seen) for stage, kept, seen in duckdb.default_connection().sql(query).fetchall()}
     kept, seen = counts["prune"]
     deduplicated = counts["deduplicate"]
     return {

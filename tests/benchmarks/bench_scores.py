@@ -224,7 +224,7 @@ class Worker:
         folder.mkdir()
         for linear_only in (True, False):
             stage, sides, _ = make_heads(folder, linear_only)
-            columns = {"embeddings": ("clip",)}
+            columns: dict[str, tuple[str, ...]] = {"embeddings": ("clip",)}
             tables = {"embeddings": Pieces(EMBEDDINGS, ())} | {name: Pieces.of(side) for name, side in sides.items()}
             schema = stage.output({"embeddings": EMBEDDINGS})
             self._makers[linear_only] = PartMaker(Work(stage, schema, columns, tables, (), storage, "cpu", 0))

@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ def plain(dataset: Dataset, table: str) -> str:
     return f"read_parquet([{files}])"
 
 
+def read(peer: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
+    return peer.sql(query).to_arrow_table()
+
+
 def timed(function: Callable[[], Any]) -> tuple[float, float]:
     """Return (CPU seconds of all threads, wall seconds)."""
     cpu, wall = time.process_time(), time.perf_counter()
@@ -91,8 +96,7 @@ def compare(catalog: Catalog, files: int, rows: int, repeats: int) -> list[dict[
             mine, theirs = query.format(**{t: f"{dataset.name}.{t}" for t in names}), query.format(**names)
             assert database.query(ours, mine).to_pylist() == peer.sql(theirs).to_arrow_table().to_pylist()
             runs = [
-                (timed(lambda m=mine: database.query(ours, m)), timed(lambda t=theirs: peer.sql(t).to_arrow_table()))
-                for _ in range(repeats)
+                (timed(partial(database.query, ours, mine)), timed(partial(read, peer, theirs))) for _ in range(repeats)
             ]
             results.append(summary(f"SQL, {title}, {files} files x {rows} rows", runs))
         runs = [

@@ -39,7 +39,7 @@ def publish(dataset: Dataset, write_part: WritePart, facts: VersionFacts, count:
                 [{"sample_id": i, "status": s, "width": 9} for i, s in zip(ids, status, strict=True)],
             )
         )
-        vectors = np.float16(np.arange(16).reshape(4, 4) / 7)
+        vectors = (np.arange(16).reshape(4, 4) / 7).astype(np.float16)
         rows = [{"sample_id": i, "clip": v, "clip_score": i % 4 / 4} for i, v in zip(ids[1:], vectors[1:], strict=True)]
         embeddings.append(write_part(dataset, "embeddings", n, rows, EMBEDDINGS))
         scores.append(
@@ -81,7 +81,7 @@ def test_tables_are_the_files_of_a_version(
 def test_vectors_are_lists_of_float(dataset: Dataset, write_part: WritePart, facts: VersionFacts, uri: str) -> None:
     publish(dataset, write_part, facts, 1)
     rows = sql(Catalog(uri), "select clip, list_dot_product(clip, clip) d from birds.embeddings order by sample_id")
-    vectors = np.float16(np.arange(16).reshape(4, 4) / 7)[1:].astype(np.float32)
+    vectors = (np.arange(16).reshape(4, 4) / 7).astype(np.float16)[1:].astype(np.float32)
     np.testing.assert_array_equal(np.array(rows["clip"].to_pylist(), np.float32), vectors)
     np.testing.assert_allclose(rows["d"].to_numpy(), (vectors**2).sum(1), rtol=1e-6)
 

@@ -31,9 +31,9 @@ from catalog.database import sql
 from catalog.dataset import Catalog, Dataset, Version
 from catalog.errors import EspalierError, RecipeError, UserError
 from catalog.inputs import read_parquet
+from catalog.schema import TAKEN_URL
 from catalog.shards import ShardReader
 from catalog.takedown.ledger import STATE as TAKEDOWNS
-from catalog.takedown.ledger import TAKEN_URL
 from catalog.takedown.reach import CHOICES, Names
 from flows.build.build import Order, build_here, run_stage
 from flows.build.engine import InlineEngine

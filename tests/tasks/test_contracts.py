@@ -76,7 +76,7 @@ def test_it_is_frozen_picklable_and_refuses_what_it_does_not_know(model: type[St
     stage = minimal(model)
     assert pickle.loads(pickle.dumps(stage)) == stage
     with pytest.raises(ValidationError, match="frozen"):
-        stage.use = "other"
+        stage.use = "other"  # type: ignore[misc]
     with pytest.raises(ValidationError, match="Extra inputs"):
         model.model_validate({**stage.model_dump(), "no_such_field": 1})
 

@@ -21,6 +21,7 @@ from tasks.files.digest import FileState
 from tasks.filter.filter import Filter
 from tasks.sources.csv import Csv
 from tasks.sources.folder import Folder
+from tasks.stage import MapStage
 from tests.pictures import jpeg
 from tests.tasks.sources.test_text import webdataset
 
@@ -94,7 +95,7 @@ def test_a_file_that_was_touched_makes_nothing_anew(tmp_path: Path) -> None:
     assert (second.made, second.version.number) == (0, first.version.number)
 
 
-def changing(monkeypatch: pytest.MonkeyPatch, kind: type, change: Callable[[], None]) -> None:
+def changing(monkeypatch: pytest.MonkeyPatch, kind: type[MapStage], change: Callable[[], object]) -> None:
     """Let a stage change a file as soon as it has begun to work."""
     opened = kind.open
 

@@ -317,8 +317,8 @@ def test_what_is_listed(built: Web, run: Run) -> None:
     assert json.loads(out)[0]["MB"] == round((tables + shards) / 1e6, 2)
 
 
-EMBED = {"use": "embed", "encoders": [{"name": "c", "model": "ViT-B-32", "pretrained": "random"}]}
-CLUSTER = {"use": "cluster", "k": 2}
+EMBED: dict[str, object] = {"use": "embed", "encoders": [{"name": "c", "model": "ViT-B-32", "pretrained": "random"}]}
+CLUSTER: dict[str, object] = {"use": "cluster", "k": 2}
 NAMED_IN_RECIPES: dict[str, Callable[[str], list[dict[str, object]]]] = {
     "list": lambda path: [{"use": "filter", "lists": [{"name": "x", "file": path}]}],
     "words": lambda path: [{"use": "filter", "words": {"x": {"file": path}}}],

@@ -1,6 +1,7 @@
 import hashlib
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ def _digest(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _truth(plan: Plan) -> list[dict]:
+def _truth(plan: Plan) -> list[dict[str, Any]]:
     return pq.read_table(plan.truth).to_pylist()
 
 
@@ -119,7 +120,7 @@ def test_wrong_captions_are_of_another_concept(web):
     assert len(wrong) == round(0.04 * len(rows))
     subjects = {photo.name: (*photo.subjects, photo.name) for photo in PHOTOGRAPHS}
 
-    def names(row: dict, concept: str) -> bool:
+    def names(row: dict[str, Any], concept: str) -> bool:
         return any(subject.lower() in row["caption"].lower() for subject in subjects[concept])
 
     assert not any(names(row, row["concept"]) for row in wrong)
@@ -127,7 +128,8 @@ def test_wrong_captions_are_of_another_concept(web):
 
 
 def test_picture_sizes_and_formats(web):
-    sizes, formats = [], Counter()
+    sizes: list[tuple[int, int]] = []
+    formats: Counter[str] = Counter()
     for row in _truth(web):
         if row["hazard"] is None:
             header = images.inspect((web.folder / row["file"]).read_bytes())

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from io import StringIO
 from math import floor
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,9 @@ def perfect(truth: pa.Table) -> Tables:
     rows = truth.to_pylist()
     ids = [at // 150 << 24 | at % 150 for at in range(len(rows))]
     reasons = [row["expected_reason"] if row["expected_stage"] == "download" else None for row in rows]
-    decisions, representative, files = [], {}, {}
+    decisions: list[tuple[Any, ...]] = []
+    representative: dict[int, int] = {}
+    files: dict[str, int] = {}
 
     def decide(sample_id: int, stage: str, reason: str | None, stands: int | None = None) -> None:
         decisions.append((sample_id, stage, reason is None, reason, None, stands, None if stands is None else 0.99))
@@ -85,7 +88,7 @@ def checks(truth: pa.Table, tables: Tables) -> dict[str, Check]:
     return {check.name: check for check in score(truth, **tables, keep=0.5)}
 
 
-def replace(table: pa.Table, column: str, change: Callable[[dict], object]) -> pa.Table:
+def replace(table: pa.Table, column: str, change: Callable[[dict[str, Any]], object]) -> pa.Table:
     values = pa.array([change(row) for row in table.to_pylist()], table.schema.field(column).type)
     return table.set_column(table.schema.get_field_index(column), table.schema.field(column), values)
 
@@ -136,7 +139,7 @@ def test_hazards_that_came_through_and_pictures_that_did_not(truth):
     failed = tables["source"]["sample_id"][first].as_py()
     images = tables["images"]
     for column, value in (("status", "failed"), ("reason", "timeout")):
-        images = replace(images, column, lambda r, c=column, v=value: v if r["sample_id"] == failed else r[c])
+        images = replace(images, column, lambda r: value if r["sample_id"] == failed else r[column])  # noqa: B023
     found = checks(truth, tables | {"images": images})
     assert not found[ORDINARY].passed
     assert found[ORDINARY].detail == ("download timeout (1)",)
@@ -200,7 +203,7 @@ def test_false_merges_are_counted_and_named(truth):
         decisions = replace(
             decisions,
             column,
-            lambda r, c=column, v=value: v if r["stage"] == "deduplicate" and r["sample_id"] in out else r[c],
+            lambda r: value if r["stage"] == "deduplicate" and r["sample_id"] in out else r[column],  # noqa: B023
         )
     found = checks(truth, tables | {"decisions": decisions})
     assert found[FALSE].found == 3

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import pyarrow.parquet as pq
@@ -22,7 +22,7 @@ from flows.demo.server import serve
 T = TypeVar("T")
 
 
-def ask(talk: Callable[[aiohttp.ClientSession], Awaitable[T]], timeout_s: float = 5, **options: object) -> T:
+def ask(talk: Callable[[aiohttp.ClientSession], Awaitable[T]], timeout_s: float = 5, **options: Any) -> T:
     async def session() -> T:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s), **options) as client:
             return await talk(client)
@@ -30,7 +30,7 @@ def ask(talk: Callable[[aiohttp.ClientSession], Awaitable[T]], timeout_s: float 
     return asyncio.run(session())
 
 
-def get(url: str, timeout_s: float = 5, **options: object) -> tuple[int, dict[str, str], bytes]:
+def get(url: str, timeout_s: float = 5, **options: Any) -> tuple[int, dict[str, str], bytes]:
     async def talk(client: aiohttp.ClientSession) -> tuple[int, dict[str, str], bytes]:
         async with client.get(url, **options) as response:
             return response.status, dict(response.headers), await response.read()
@@ -48,7 +48,7 @@ def test_rows_that_must_come_through_serve_the_bytes_that_the_truth_names(web):
     rows = [row for row in pq.read_table(web.truth).to_pylist() if row["expected_stage"] is None]
 
     async def talk(client: aiohttp.ClientSession) -> list[tuple[str, bytes]]:
-        async def fetch(row: dict) -> tuple[str, bytes]:
+        async def fetch(row: dict[str, Any]) -> tuple[str, bytes]:
             for _ in range(4):  # those that heal
                 try:
                     async with client.get(row["url"]) as response:

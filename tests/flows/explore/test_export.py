@@ -57,16 +57,16 @@ def written(catalog: Catalog, text: str, name: str, folder: Path, limits: Limits
 
 def test_a_csv_is_what_duckdb_copies(catalog: Catalog, tmp_path: Path) -> None:
     path = written(catalog, PLAIN, "x.csv", tmp_path)
-    duckdb.sql(f"copy ({PLAIN}) to '{tmp_path}/peer.csv' (header, force_quote (t))")
+    duckdb.execute(f"copy ({PLAIN}) to '{tmp_path}/peer.csv' (header, force_quote (t))")
     types = "columns={'i': 'int', 'd': 'decimal(12, 1)', 'f': 'double', 'f32': 'float', 't': 'text', 'n': 'bigint', "
     types += "'b': 'bool', 'day': 'date', 'nothing': 'text', 'some': 'text', 'u': 'utinyint'}"
     ours, peer = (
-        duckdb.sql(
-            f"from read_csv('{file}', header=true, auto_detect=false, {types}, quote='\"', escape='\"')"
-        ).fetchall()
+        duckdb.default_connection()
+        .sql(f"from read_csv('{file}', header=true, auto_detect=false, {types}, quote='\"', escape='\"')")
+        .fetchall()
         for file in (path, tmp_path / "peer.csv")
     )
-    expected = duckdb.sql(PLAIN).fetchall()
+    expected = duckdb.default_connection().sql(PLAIN).fetchall()
     assert len(ours) == len(expected) == 50
     assert [row[:7] + row[10:] for row in ours] == [row[:7] + row[10:] for row in peer]
     assert [row[:7] for row in ours] == [row[:7] for row in expected]
@@ -77,8 +77,10 @@ def test_a_csv_is_what_duckdb_copies(catalog: Catalog, tmp_path: Path) -> None:
 
 def test_a_parquet_file_is_what_duckdb_copies(catalog: Catalog, tmp_path: Path) -> None:
     path = written(catalog, PLAIN, "x.parquet", tmp_path)
-    duckdb.sql(f"copy ({PLAIN}) to '{tmp_path}/peer.parquet'")
-    ours, peer = (duckdb.sql(f"from read_parquet('{file}')") for file in (path, tmp_path / "peer.parquet"))
+    duckdb.execute(f"copy ({PLAIN}) to '{tmp_path}/peer.parquet'")
+    ours, peer = (
+        duckdb.default_connection().sql(f"from read_parquet('{file}')") for file in (path, tmp_path / "peer.parquet")
+    )
     assert ours.types == peer.types
     assert ours.fetchall() == peer.fetchall()
     big = written(catalog, "select i, 'x' || i as t from range(250000) r(i)", "big.parquet", tmp_path)
@@ -90,7 +92,10 @@ def test_a_parquet_file_is_what_duckdb_copies(catalog: Catalog, tmp_path: Path) 
 def test_json_is_what_arrow_holds(catalog: Catalog, tmp_path: Path, ending: str) -> None:
     text = written(catalog, PLAIN, f"x.{ending}", tmp_path).read_text()
     rows = json.loads(text) if ending == "json" else [json.loads(line) for line in text.splitlines()]
-    expected = [dict(zip(duckdb.sql(PLAIN).columns, row, strict=True)) for row in duckdb.sql(PLAIN).fetchall()]
+    expected = [
+        dict(zip(duckdb.default_connection().sql(PLAIN).columns, row, strict=True))
+        for row in duckdb.default_connection().sql(PLAIN).fetchall()
+    ]
     for row in expected:
         row |= {"day": str(row["day"]), "d": float(row["d"])}
     assert rows == expected
@@ -111,7 +116,7 @@ def strict(text: str) -> Any:
 def test_values_that_json_and_csv_have_no_word_for(catalog: Catalog, tmp_path: Path) -> None:
     text = written(catalog, STRANGE, "x.jsonl", tmp_path).read_text()
     (row,) = [strict(line) for line in text.splitlines()]
-    deep = {
+    deep: dict[str, Any] = {
         "l": [1.5, None, None],
         "s": {"a": 1, "b": [1.5]},
         "m": {"k": None},
@@ -124,7 +129,12 @@ def test_values_that_json_and_csv_have_no_word_for(catalog: Catalog, tmp_path: P
         "holes": {"a": None, "b": None},
     }
     deep |= {"inner": [None, {"v": None}]}
-    flat = {"nan": None, "inf": None, "blob": base64.b64encode(b"\0\xff").decode(), "ts": "2020-01-01T10:00:00.123"}
+    flat: dict[str, Any] = {
+        "nan": None,
+        "inf": None,
+        "blob": base64.b64encode(b"\0\xff").decode(),
+        "ts": "2020-01-01T10:00:00.123",
+    }
     flat |= {
         "tz": "2020-01-01T08:00:00Z",
         "dec": 1.1,
@@ -171,9 +181,8 @@ def test_half_vectors_of_a_table(catalog: Catalog, tmp_path: Path) -> None:
     dataset.publish({"embeddings": TableState(schema, [writer.part()])}, VersionFacts("x", "y", "z"))
     text = written(catalog, "select * from birds.embeddings order by 1", "x.csv", tmp_path).read_text()
     rows = list(csv.reader(io.StringIO(text)))[1:]
-    assert [np.float16(json.loads(row[1])).tolist() for row in rows] == (np.arange(8, dtype=np.float16) / 3).reshape(
-        2, 4
-    ).tolist()
+    found = np.array([json.loads(row[1]) for row in rows], np.float16)
+    assert found.tolist() == halves.reshape(2, 4).tolist()
 
 
 def test_a_file_is_whole_or_not_there(catalog: Catalog, tmp_path: Path) -> None:

@@ -195,9 +195,9 @@ def test_a_catalog_in_an_object_store(crawl: Web, s3: Callable[[], str]) -> None
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_whatever_stops_it_leaves_nothing_behind(crawl: Web, monkeypatch: pytest.MonkeyPatch, error: type) -> None:
-    made = []
+    made: list[Path] = []
 
-    def stops(plan, planned, engine, run_id):  # type: ignore[no-untyped-def]
+    def stops(*_: object) -> None:
         made.extend(Path(crawl.catalog).glob("_probe*"))
         raise error
 

@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import deltalake
 import pyarrow as pa
@@ -305,9 +306,13 @@ def test_what_is_left_is_noticed(built: Web, monkeypatch: pytest.MonkeyPatch, st
 
 def test_concepts_lose_the_names_that_may_be_of_its_caption(built: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = dataset_of(built)
-    clusters = {"sample_id": [0, 1, 2, TWICE, TWIN], "cluster": [3, 3, 4, 5, None], "distance": [0.1] * 5}
+    clusters: dict[str, list[Any]] = {
+        "sample_id": [0, 1, 2, TWICE, TWIN],
+        "cluster": [3, 3, 4, 5, None],
+        "distance": [0.1] * 5,
+    }
     names_of = ["picture, ada lovelace", "harbour", "jane doe", None]
-    concepts = {"cluster": [3, 4, 5, 6], "name_caption": names_of, "name_label": ["fox"] * 4}
+    concepts: dict[str, list[Any]] = {"cluster": [3, 4, 5, 6], "name_caption": names_of, "name_label": ["fox"] * 4}
     concepts |= {"size": [2, 1, 1, 0], "nearest": [[0, 1], [2], [TWICE], []], "farthest": [[1, 0], [2], None, []]}
     for table, schema, columns in (("clusters", CLUSTERS, clusters), ("concepts", CONCEPTS, concepts)):
         rows = len(columns["cluster"])

@@ -26,7 +26,8 @@ from catalog.storage import Storage
 from catalog.takedown.amend import amend
 from catalog.takedown.reach import Names
 from catalog.verify import Verifier, check_shards
-from flows.build.build import NUMBERS, Order, build_here
+from flows.build.build import Order, build_here
+from flows.build.plan import NUMBERS
 from flows.cli import main
 from flows.explore.failures import begin_retry
 from flows.govern.approve import approve
@@ -108,9 +109,11 @@ def content(web: Web, number: int | None = None) -> dict[str, list[Any]]:
     found = {}
     for table in version.tables:
         files = [str(dataset.storage.local(f.path)) for f in dataset.files(version, table)]
-        rows: pa.Table = duckdb.sql(
-            f"select * from read_parquet({files!r}, union_by_name = true) order by all"
-        ).to_arrow_table()
+        rows = (
+            duckdb.default_connection()
+            .sql(f"select * from read_parquet({files!r}, union_by_name = true) order by all")
+            .to_arrow_table()
+        )
         found[table] = rows.to_pylist()
     for row in found["images"]:
         if row["shard"]:

@@ -71,7 +71,7 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("K", "7")
     recipe = parse(GOOD.replace("path: urls", "path: ${WHERE}/urls").replace("k: 3", "k: ${K}") + "seed: ${SEED:-11}\n")
     assert (recipe.source.path, recipe.seed) == ("/data/urls", 11)
-    assert next(s for s in recipe.stages if s.use == "cluster").k == 7  # type: ignore[union-attr]
+    assert next(s for s in recipe.stages if s.use == "cluster").k == 7
     for text in ("*.parquet", "[x", "@x", "%x", "!x y"):  # none of them is YAML
         monkeypatch.setenv("WHERE", text)
         assert parse(GOOD.replace("path: urls", "path: ${WHERE}")).source.path == text

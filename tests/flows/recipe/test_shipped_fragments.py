@@ -40,7 +40,7 @@ GOOD: dict[str, Any] = {
     "grayscale_score": 1.0,
 }
 NBSP = "\N{NO-BREAK SPACE}"
-BASIC = [
+BASIC: list[tuple[dict[str, Any], str | None]] = [
     ({"language": "de"}, "not_english"),
     ({"language": None}, "not_english"),
     ({"caption": "wonderful photograph"}, "few_words"),

@@ -11,7 +11,7 @@ import pytest
 
 from catalog.dataset import Catalog
 from catalog.lease import hold
-from flows.build.build import Order
+from flows.build.build import Order, run_stage
 from tests.flows.conftest import Web
 from tests.helpers import wait_for
 
@@ -67,7 +67,7 @@ def test_an_infrastructure_fault_is_tried_again(web: Web, client: Any, monkeypat
     import flows.schedule.prefect_flow as module
 
     calls = []
-    real = module.run_stage
+    real = run_stage
 
     def flaky(plan: Any, planned: Any, engine: Any, run_id: str) -> int:
         calls.append(planned.stage.name)
@@ -109,10 +109,9 @@ def test_runs_of_dead_processes_are_marked_crashed(client: Any, tmp_path: Path) 
     wait_for(marker.exists)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    states = lambda: {r.state.type.value for r in client.read_flow_runs() if r.flow_id == run.flow_id}  # noqa: E731
     run = wait_for(lambda: next((r for r in client.read_flow_runs() if r.state.type.value == "RUNNING"), None))
     assert reap_dead_runs() >= 1
-    assert states() == {"CRASHED"}
+    assert {r.state.type.value for r in client.read_flow_runs() if r.flow_id == run.flow_id} == {"CRASHED"}
 
 
 def test_a_deployment_is_run_by_a_worker_and_only_once_at_a_time(web: Web, client: Any, prefect_server: str) -> None:

@@ -43,7 +43,11 @@ def test_a_killed_worker_and_run_give_their_slot_back(web: Web, prefect_server: 
     env = os.environ | {"PREFECT_API_URL": prefect_server}
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("build/killed")
-        state = lambda run: client.read_flow_run(run.id).state.type.value  # noqa: E731
+
+        def state(run: Any) -> str | None:
+            found = client.read_flow_run(run.id).state
+            return found.type.value if found else None
+
         with subprocess.Popen(command, env=env, start_new_session=True, **QUIET) as worker:
             doomed = client.create_flow_run_from_deployment(deployment.id)
             wait_for(lambda: state(doomed) == "RUNNING", 240)

@@ -8,8 +8,8 @@ import pytest
 
 from catalog.schema import CLUSTERS, vector
 from tasks.cluster import Assign
-from tasks.cluster.assign import recut
 from tasks.cluster.centroids import centroids_table
+from tasks.streams.rebatch import recut
 
 
 def world(n: int, k: int = 50, dim: int = 12, seed: int = 0) -> tuple[pa.Table, pa.Table, np.ndarray, np.ndarray]:

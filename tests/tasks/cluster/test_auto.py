@@ -1,6 +1,7 @@
 """`k: auto`: a planted k is found within a step of the grid, and every criterion is the published one."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,8 @@ def test_the_criterion_sees_a_bounded_sample(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_recipe_may_say_auto() -> None:
-    for k in ("auto", {"auto": {}}, {"auto": {"max": 50, "criterion": "calinski_harabasz"}}):
+    choices: list[Any] = ["auto", {"auto": {}}, {"auto": {"max": 50, "criterion": "calinski_harabasz"}}]
+    for k in choices:
         entry = Cluster.model_validate({"k": k})
         fit = entry.expand()[0]
         assert isinstance(fit, Centroids)

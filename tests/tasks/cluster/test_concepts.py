@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,12 +45,12 @@ def world(seed: int = 0, rows: int = 200, dim: int = 8) -> dict[str, pa.Table]:
     }
 
 
-def described(tables: dict[str, pa.Table], folder: Path, **fields: object) -> list[dict]:
+def described(tables: dict[str, pa.Table], folder: Path, **fields: object) -> list[dict[str, Any]]:
     run = LocalRun(folder)
     (table,) = Concepts.model_validate(fields).run(Inputs.of(**tables), run)
     assert table.schema.equals(CONCEPTS)
     assert run.notes["clusters"] == table.num_rows
-    rows: list[dict] = table.to_pylist()
+    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 

@@ -68,8 +68,8 @@ def test_uneven_sizes_in_closed_form() -> None:
 def test_gini_after_counts_the_concepts_that_are_gone() -> None:
     clusters = np.repeat([0, 1], 10)
     found = coverage(clusters, clusters == 0)
-    assert found.gini == (pytest.approx(0), pytest.approx(0.5))
-    assert found.effective == (pytest.approx(2), pytest.approx(1))
+    assert found.gini == pytest.approx((0, 0.5))
+    assert found.effective == pytest.approx((2, 1))
 
 
 def test_nothing() -> None:

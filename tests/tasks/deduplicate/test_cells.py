@@ -40,7 +40,7 @@ def world(seed: int, rows: int = 12_000, groups: int = 40) -> tuple[Inputs, np.n
 
 
 def removed(inputs: Inputs, folder: Path, borders: int) -> tuple[set[int], dict[str, int]]:
-    stage = Deduplicate(exact=False, semantic={"epsilon": 0.05, "borders": borders})  # type: ignore[arg-type]
+    stage = Deduplicate(exact=False, semantic={"epsilon": 0.05, "borders": borders})
     run = LocalRun(folder)
     table = pa.concat_tables(stage.run(inputs, run))
     keep = table.column("keep").to_numpy(zero_copy_only=False)

@@ -1,6 +1,7 @@
 """Evaluation images that leaked into a dataset: each way of leaking is found, named and taken out, and nothing else."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def images_of(data: list[bytes]) -> pa.Table:
     )
 
 
-def write_set(path: Path, data: list[bytes | None], nested: bool = False) -> Path:
+def write_set(path: Path, data: Sequence[bytes | None], nested: bool = False) -> Path:
     column = pa.array([{"bytes": d, "path": "x"} for d in data]) if nested else pa.array(data, pa.binary())
     pq.write_table(pa.table({"image": column}), path)
     return path
@@ -149,14 +150,15 @@ def test_columns_that_are_given_against_the_whole_product(
     with np.errstate(invalid="ignore", divide="ignore"):
         one, other = (v.astype(np.float64) / np.linalg.norm(v.astype(np.float64), axis=1, keepdims=True)
                       for v in (vectors, others))  # fmt: skip
-        near = np.nan_to_num(one @ other.T, nan=-1) > 0.95
-    looks, means = (bits <= 2).any(axis=1), near.any(axis=1)
-    expected = np.where(looks, "contaminated_perceptual", np.where(means, "contaminated_semantic", None))
+        cosines = np.nan_to_num(one @ other.T, nan=-1)
+    looks, means = np.any(bits <= 2, axis=1), np.any(cosines > 0.95, axis=1)
+    reasons = [None, "contaminated_semantic", "contaminated_perceptual"]
+    expected = [reasons[2 if look else int(mean)] for look, mean in zip(looks, means, strict=True)]
     assert looks.sum() >= 20
     assert (means & ~looks).sum() > 5
-    assert found["reason"].to_pylist() == expected.tolist()
+    assert found["reason"].to_pylist() == expected
     for row in np.flatnonzero(looks | means).tolist():
-        at = int((bits[row] if looks[row] else -np.nan_to_num(one[row] @ other.T, nan=-1)).argmin())
+        at = int((bits[row] if looks[row] else -cosines[row]).argmin())
         assert f"row {at % 30} of s{at // 30}" in found["evidence"][row].as_py()
     assert notes["sets"]["s0"]["images"] == 30
     assert notes["sets"]["s1"]["images"] == 20

@@ -45,7 +45,7 @@ def test_it_does_not_run_away_and_stops_when_its_reader_does() -> None:
     taken: list[int] = []
     table = rows(4)
     endless = (taken.append(1) or table for _ in iter(int, 1))
-    running = prepare_ahead(endless, {ENCODER: model}, 4, 2)  # type: ignore[arg-type,dict-item]
+    running = prepare_ahead(endless, {ENCODER: model}, 4, 2)  # type: ignore[dict-item]
     next(running)
     next(running)
     assert len(taken) <= 2 + AHEAD + 1

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ AVAILABLE = {"images": IMAGES, "source": SOURCE}
 CAPTIONS = ["a red car", "une école à Noël", "猫 🐈 on a mat", "a cat\0with a zero", "", "   ", None, "a " * 500]
 
 
-def rows(images: list[bytes | None], captions: list[str | None] | None = None) -> pa.Table:
+def rows(images: Sequence[bytes | None], captions: Sequence[str | None] | None = None) -> pa.Table:
     captions = captions or [f"picture number {i}" for i in range(len(images))]
     image = pa.array(images, pa.large_binary())
     return pa.table({"sample_id": pa.array(range(len(images)), pa.int64()), "image": image, "caption": captions})

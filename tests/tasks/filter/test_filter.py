@@ -144,7 +144,12 @@ def test_keeps_what_duckdb_selects(predicate: str) -> None:
         WIDTH=[draw.choice([1, 2, 3, 4, None]) for _ in range(n)],
         meta=[draw.choice([{"iso": 50}, {"iso": 100}, {"iso": None}, None]) for _ in range(n)],
     )
-    expected = [i for (i,) in duckdb.sql(f"select sample_id from source where {predicate} order by 1").fetchall()]
+    expected = [
+        i
+        for (i,) in duckdb.default_connection()
+        .sql(f"select sample_id from source where {predicate} order by 1")
+        .fetchall()
+    ]
     found = judge(Filter(where=predicate), rows=64, source=source)
     assert found.column("sample_id").to_pylist() == list(range(n))
     assert found.filter(found.column("keep")).column("sample_id").to_pylist() == expected
@@ -284,7 +289,7 @@ def test_no_variable_of_the_process_can_be_read() -> None:
 def test_either_where_or_rules() -> None:
     for fields in ({}, {"where": "a", "rules": {"x": "b"}}):
         with pytest.raises(ValidationError, match="either `where` or `rules`"):
-            Filter(**fields)  # type: ignore[arg-type]
+            Filter(**fields)
 
 
 def test_parts_do_not_change_decisions() -> None:

@@ -39,7 +39,7 @@ def listing(path: Path, *entries: str) -> str:
 
 
 def lists(**fields: Any) -> Filter:
-    return Filter(lists=({"name": "listed", **fields},))  # type: ignore[arg-type]
+    return Filter(lists=({"name": "listed", **fields},))
 
 
 # ---- words

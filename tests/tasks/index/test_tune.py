@@ -31,7 +31,7 @@ def test_more_recall_takes_more_effort(seed: int) -> None:
         assert (tuned.worst(lossy=False) or 0) >= target
         _, found = index.search(held.queries, 11, tuned.effort - 1)
         few = held.summary(held.recalls(found))
-        assert tuned.effort == 1 or min(f["mean"] for f in few.values()) < tuned.worst(lossy=False)  # type: ignore[operator]
+        assert tuned.effort == 1 or min(f["mean"] for f in few.values()) < tuned.worst(lossy=False)
     assert high.ms_per_query > 0
 
 

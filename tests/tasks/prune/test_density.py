@@ -153,7 +153,7 @@ def world(seed: int, n: int = 600, k: int = 12) -> tuple[Inputs, np.ndarray, np.
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_density_keeps_exactly_the_quota(tmp_path: Path, seed: int, which: str) -> None:
     inputs, ids, cluster, distance = world(seed)
-    stage = Density(keep=0.29, which=which)  # type: ignore[arg-type]
+    stage = Density(keep=0.29, which=which)
     run = LocalRun(tmp_path, seed=seed)
     table = pa.concat_tables(stage.run(inputs, run))
     assert table.schema == DECISIONS

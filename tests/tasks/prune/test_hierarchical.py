@@ -72,7 +72,7 @@ def test_share_out_goes_top_down() -> None:
 def planted(seed: int, n: int = 3000) -> dict[str, pa.Table]:
     """12 leaves of a steep tail below 4 parents below 2; an unused leaf, and one that the training saw otherwise."""
     found = tables(n, seed, k=12, tail=1.2)
-    rows = [{"level": 1, "cluster": j, "parent": j // 3} for j in range(13)]
+    rows: list[dict[str, int | None]] = [{"level": 1, "cluster": j, "parent": j // 3} for j in range(13)]
     rows += [{"level": 2, "cluster": j, "parent": j % 2} for j in range(5)]
     rows += [{"level": 3, "cluster": j, "parent": None} for j in range(2)]
     found["hierarchy"] = pa.Table.from_pylist(rows, schema=HIERARCHY)
@@ -106,7 +106,7 @@ def test_hierarchical_takes_the_nearest_of_a_leaf_unless_told(tmp_path: Path) ->
     given = tables(400, 1, k=3)
     cluster, distance = (given["clusters"][name].to_numpy() for name in ("cluster", "distance"))
     for which in ("easy", "hard", "random"):
-        table = decide(Hierarchical(keep=0.25, which=which), Inputs.of(**given), tmp_path)  # type: ignore[arg-type]
+        table = decide(Hierarchical(keep=0.25, which=which), Inputs.of(**given), tmp_path)
         keep = table["keep"].to_numpy()
         assert keep.sum() == 100
         overlaps = []

@@ -31,7 +31,7 @@ def test_prototypes_by_definition(tmp_path: Path, seed: int, balance: float, whi
     cluster = rng.choice(9, 300, p=rng.dirichlet(np.ones(9) / 2)).astype(np.int32)
     distance = rng.integers(0, 20, 300).astype(np.float32) / 32  # many ties
     inputs = Inputs.of(clusters=pa.table([np.arange(300), cluster, distance], schema=CLUSTERS))
-    stage = Prototypes(keep=0.3, balance=balance, which=which)  # type: ignore[arg-type]
+    stage = Prototypes(keep=0.3, balance=balance, which=which)
     table = pa.concat_tables(stage.run(inputs, LocalRun(tmp_path)))
     kept = set(np.flatnonzero(table["keep"].to_numpy()).tolist())
     assert kept == by_definition(cluster, distance, 90, balance, which)

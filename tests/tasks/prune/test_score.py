@@ -80,7 +80,7 @@ def test_cut_in_chunks_agrees_with_a_sort(lowest: bool) -> None:
         return digit.count(digit.init(), values)
 
     for total in (1, 1234, len(values) // 2, len(values)):
-        cut = find_cut("x", lowest, 32, lambda n, total=total: total, count)
+        cut = find_cut("x", lowest, 32, lambda _: total, count)  # noqa: B023  # called at once
         order = np.argsort(values if lowest else -values, kind="stable")
         taker = Taker(cut)
         halves = [taker(keys(part, lowest)) for part in np.split(values, [777])]
@@ -159,7 +159,7 @@ def test_parts_change_nothing_and_the_pool_is_what_was_said(tmp_path: Path, seed
     judge = pa.table({"sample_id": ids[out], "keep": np.zeros(out.sum(), bool)})
     inputs = Inputs({"embeddings": pieces(scored(values, ids=ids), [40, 40, 222])}, [Pieces.of(judge)])
     run = PartsRun(tmp_path, inputs=inputs)
-    table = pa.concat_tables(Score(keep=0.3, of=of).run(inputs, run))  # type: ignore[arg-type]
+    table = pa.concat_tables(Score(keep=0.3, of=of).run(inputs, run))
     assert table["sample_id"].to_pylist() == ids[~out].tolist()
     if of == "alive":
         alive = np.flatnonzero(~out)

@@ -56,8 +56,10 @@ def test_of_total_counts_the_rows_that_the_member_could_have_judged(tmp_path: Pa
 
 
 def test_evidence_tells_how_far_a_row_came(tmp_path: Path) -> None:
-    scores = pa.table([np.arange(4), np.float32([0.1, 0.2, 0.3, 0.4])], schema=SCORES)
-    clusters = pa.table([np.arange(4), np.zeros(4, np.int32), np.float32([0.5, 0.25, 0.75, 1])], schema=CLUSTERS)
+    scores = pa.table([np.arange(4), np.array([0.1, 0.2, 0.3, 0.4], np.float32)], schema=SCORES)
+    clusters = pa.table(
+        [np.arange(4), np.zeros(4, np.int32), np.array([0.5, 0.25, 0.75, 1], np.float32)], schema=CLUSTERS
+    )
     stage = Then(of=(Score(keep_rows=3), Prototypes(keep_rows=2), Score(keep_rows=1, lowest=True, name="last")))
     table = decide(stage, Inputs.of(embeddings=scores, clusters=clusters), tmp_path)
     assert kept(table) == [2]

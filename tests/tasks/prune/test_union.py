@@ -1,6 +1,7 @@
 """What holds for every combination (labels, seeds, notes, evidence, bad recipes), and the union itself."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +18,14 @@ from tasks.prune._combine import Combination, MemberRun
 from tests.helpers import LocalRun
 from tests.tasks.prune.worlds import SCORES, decide, kept, make, tables, world
 
-LEAF = st.one_of(
+LEAF: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.builds(dict, method=st.just("random"), keep=st.sampled_from([0.1, 0.5, 1.0])),
     st.builds(dict, method=st.just("score"), keep=st.sampled_from([0.2, 0.6]), lowest=st.booleans()),
     st.builds(dict, method=st.just("prototypes"), keep=st.sampled_from([0.3, 0.7])),
     st.builds(dict, method=st.just("hierarchical"), keep_rows=st.sampled_from([1, 20, 999])),
     st.builds(dict, method=st.just("density"), keep=st.sampled_from([0.3, 0.7]), min_per_cluster=st.just(0)),
 )
-OF = st.recursive(
+OF: st.SearchStrategy[dict[str, Any]] = st.recursive(
     LEAF,
     lambda members: st.builds(
         dict,
@@ -65,8 +66,10 @@ def test_evidence_says_which_members_kept_a_row(tmp_path: Path) -> None:
             {"name": "near", "method": "prototypes", "which": "easy", "keep_rows": 1},
         ],
     )
-    clusters = pa.table([np.arange(4), np.zeros(4, np.int32), np.float32([0.5, 0.25, 0.75, 1])], schema=CLUSTERS)
-    scores = pa.table([np.arange(4), np.float32([0.1, 0.2, 0.3, 0.4])], schema=SCORES)
+    clusters = pa.table(
+        [np.arange(4), np.zeros(4, np.int32), np.array([0.5, 0.25, 0.75, 1], np.float32)], schema=CLUSTERS
+    )
+    scores = pa.table([np.arange(4), np.array([0.1, 0.2, 0.3, 0.4], np.float32)], schema=SCORES)
     run = LocalRun(tmp_path)
     table = pa.concat_tables(stage.run(Inputs.of(clusters=clusters, embeddings=scores), run))
     assert table["keep"].to_pylist() == [True, True, True, True]

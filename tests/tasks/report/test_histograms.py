@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -22,7 +24,7 @@ def with_score(values: list[float | None] | np.ndarray, out: frozenset[int] = fr
     )
 
 
-def drawn(inputs: Inputs) -> list[dict]:
+def drawn(inputs: Inputs) -> list[dict[str, Any]]:
     tables = {name: inputs.schema(name) for name in inputs.tables()}
     return [entry.content for entry in histograms(Evidence(inputs), measures(tables))]
 

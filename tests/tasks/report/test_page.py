@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -73,7 +74,9 @@ def card_saying(texts: list[str], folder: Path) -> pa.Table:
         "images": ("reason", "detail"),
         "models": ("name", "family", "licence"),
     }
-    rows = {name: [{"sample_id": i} | dict.fromkeys(columns.get(name, ()), texts[i]) for i in ids] for name in TABLES}
+    rows: dict[str, list[dict[str, Any]]] = {
+        name: [{"sample_id": i} | dict.fromkeys(columns.get(name, ()), texts[i]) for i in ids] for name in TABLES
+    }
     for i in ids:
         rows["images"][i] |= {"status": "success", "original_width": i, "image": texts[i].encode()}
         rows["clusters"][i] |= {"cluster": i, "distance": 0.1}
@@ -133,7 +136,7 @@ def test_the_page_loads_nothing_and_runs_nothing(card: pa.Table) -> None:
     check_self_contained(render(card, LINEAGE, TIMINGS))
 
 
-def test_the_page_says_what_the_card_says(card: pa.Table, sections: dict) -> None:
+def test_the_page_says_what_the_card_says(card: pa.Table, sections: dict[str, Any]) -> None:
     words = Page(render(card, LINEAGE, TIMINGS)).words
     assert "gallery" in words
     assert "version 3" in words
@@ -262,7 +265,7 @@ class TestInABrowser:
 
         page = render(card, LINEAGE, TIMINGS)
         corners = [
-            Image.open(io.BytesIO(screenshot(page, dark=dark))).convert("L").getpixel((5, 5)) for dark in (False, True)
+            np.asarray(Image.open(io.BytesIO(screenshot(page, dark=dark))).convert("L"))[5, 5] for dark in (False, True)
         ]
         assert corners[0] > 230
         assert corners[1] < 40

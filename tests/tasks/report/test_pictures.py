@@ -1,4 +1,5 @@
 import hashlib
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -15,7 +16,7 @@ def alive(photos: Gallery) -> tuple[set[int], set[int]]:
     return decoded, decoded - out
 
 
-def shown(photos: Gallery, section: str, samples: int = 20, seed: int = 3) -> list[int]:
+def shown(photos: Gallery, section: str, samples: int = 20, seed: int = 3) -> list[int | None]:
     return [e.sample_id for e in grids(Evidence(photos.inputs), samples, seed) if e.section == section]
 
 
@@ -40,7 +41,7 @@ def test_rejected_samples_carry_stage_reason_and_evidence_of_every_reason(photos
     assert {e.content["reason"] for e in rejected} == {row["reason"] for row in truth.values()}
 
 
-def planted(similarities: list[tuple[int, str, float | None]]) -> Inputs:
+def planted(similarities: Sequence[tuple[int, str, float | None]]) -> Inputs:
     rows = [
         {"sample_id": i, "stage": "d", "keep": False, "reason": reason, "representative": 100, "similarity": similarity}
         for i, reason, similarity in similarities

@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ def card_of(inputs: Inputs, folder: Path, seed: int = 0, **options: object) -> p
     return table
 
 
-def test_the_card_has_its_schema_and_every_section(card: pa.Table, sections: dict) -> None:
+def test_the_card_has_its_schema_and_every_section(card: pa.Table, sections: dict[str, Any]) -> None:
     assert card.schema.equals(CARD, check_metadata=True)
     assert set(sections) == {
         *("summary", "funnel", "before", "after", "rejected", "concept", "concept_image"),

@@ -1,6 +1,7 @@
 """Violence: a probability above 0.5 is clip-retrieval's argmax over the two prompt vectors."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tests.tasks.score.embeddings import rows, run, saved, unit, usable, vectors
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_against_softmax_and_argmax_of_the_inner_products(dtype: type, tmp_path: Path) -> None:
+def test_against_softmax_and_argmax_of_the_inner_products(dtype: type[np.floating[Any]], tmp_path: Path) -> None:
     import torch
 
     prompts = np.random.default_rng(1).normal(size=(2, 768)).astype(dtype)

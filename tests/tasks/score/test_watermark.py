@@ -1,6 +1,7 @@
 """The watermark detector against its published loop, on pictures made here, with made-up weights."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def stage(weights: Path, **fields: Any) -> ScoreImages:
     return made
 
 
-def rows(images: list[bytes | None]) -> pa.Table:
+def rows(images: Sequence[bytes | None]) -> pa.Table:
     return pa.table({"sample_id": range(len(images)), "image": pa.array(images, pa.large_binary())})
 
 

@@ -72,7 +72,7 @@ def test_values_that_the_first_objects_did_not_announce(
     ]
 
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"url": "u1", "caption": 'a, "b"', "n": 1},
     {"url": "u2", "caption": "é]}\n[{", "n": None},
     {"url": "u3", "x": {"y": [1]}},

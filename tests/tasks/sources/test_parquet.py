@@ -19,7 +19,7 @@ from tasks.sources import AnySource, Parquet
 from tasks.sources._columns import KNOWN
 
 
-def write(path: Path, rows_per_group: int | None = None, **columns: Any) -> str:
+def write(path: Path, rows_per_group: int | None = None, /, **columns: Any) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path, row_group_size=rows_per_group)
     return str(path)
@@ -384,7 +384,7 @@ def test_paths(tmp_path: Path, rows_of: Any, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "z" / "note.txt").write_text("no data")
 
     def found(*paths: str) -> list[str]:
-        return rows_of(Parquet(path=paths)).column("url").to_pylist()  # type: ignore[no-any-return]
+        return rows_of(Parquet(path=paths)).column("url").to_pylist()
 
     everything = ["x/a.parquet", "x/y/b.parquet", "z/[1].parquet", "z/c.PARQUET"]
     assert found(str(tmp_path)) == everything

@@ -1,6 +1,7 @@
 """A CLIP trained on planted pairs: it learns, it repeats itself, it survives a kill, it skips what is no pair."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def planted(n: int, seed: int, wrong: float = 0.0) -> tuple[Inputs, list[str], n
     return pairs(images, captions), captions, is_wrong
 
 
-def pairs(images: list[bytes | None], captions: list[str | None]) -> Inputs:
+def pairs(images: Sequence[bytes | None], captions: Sequence[str | None]) -> Inputs:
     ids = pa.array(range(len(images)), pa.int64())
     return Inputs.of(
         images=pa.table({"sample_id": ids, "image": pa.array(images, pa.large_binary())}),

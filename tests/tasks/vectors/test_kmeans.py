@@ -65,7 +65,7 @@ def test_fit_finds_a_planted_mixture(seed: int, engine: kmeans.Engine) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_engines_agree(seed: int) -> None:
     rows, _ = mixture(seed, n=3000, noise=0.4)
-    ours, faiss = (kmeans.fit(rows, 30, niter=10, seed=seed, engine=e) for e in ("torch", "faiss"))  # type: ignore[arg-type]
+    ours, faiss = (kmeans.fit(rows, 30, niter=10, seed=seed, engine=e) for e in ("torch", "faiss"))
     assert (ours.engine, faiss.engine) == ("torch", "faiss")
     assert faiss.objective[-1] == pytest.approx(ours.objective[-1], rel=0.01)
     assert faiss.objective[0] == pytest.approx(ours.objective[0], rel=1e-4)  # the same start
@@ -156,7 +156,7 @@ def test_usable_is_the_same_rule_for_halves() -> None:
     )
     rows = bits.reshape(-1, 2).view(np.float16)
     wide = rows.astype(np.float64)
-    expected = np.isfinite(wide).all(1) & wide.any(1)
+    expected = np.logical_and(np.isfinite(wide).all(1), wide.any(1))
     assert 0 < expected.sum() < len(rows)
     for given in (rows, np.asfortranarray(rows), rows[::2], rows[:0]):
         good = kmeans.usable(given)
