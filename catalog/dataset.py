@@ -235,6 +235,11 @@ class Dataset:
     name: str
     storage: Storage
 
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog that it is in."""
+        return Catalog(self.storage.root)
+
     def tables(self) -> tuple[str, ...]:
         """Return the names of the folders that hold a table's parts, published or not."""
         return tuple(f for f in self.storage.folders() if f not in NOT_TABLES and not f.startswith(("_", ".")))

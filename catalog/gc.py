@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from catalog import delta, edges, work
-from catalog.dataset import QUARANTINE, QUARANTINE_TIME, Catalog, Dataset, Version
+from catalog.dataset import QUARANTINE, QUARANTINE_TIME, Dataset, Version
 from catalog.errors import UserError
 from catalog.lease import hold
 from catalog.sizes import stem_of
@@ -65,7 +65,7 @@ def plan(dataset: Dataset, older_than_s: float = GRACE_S, keep_versions: int | N
     kept, used = versions, {}
     if keep_versions is not None:
         kept = _newest(versions, keep_versions)
-        users = edges.users(Catalog(dataset.storage.uri.rpartition("/")[0]), dataset.name)
+        users = edges.users(dataset.catalog, dataset.name)
         used = {v.number: users[v.number] for v in versions if v.number in users and v not in kept}
         kept = [version for version in versions if version in kept or version.number in used]
     needed = _needed_parts(dataset, kept)

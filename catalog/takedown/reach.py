@@ -135,7 +135,7 @@ class _Search:
         self._known = Names()
         self._choice = CHOICES[0]
         self._root = dataset.name
-        catalog = Catalog(dataset.storage.uri.rpartition("/")[0])
+        catalog = dataset.catalog
         self._places = {place.name: place for place in _related(catalog, dataset)}
         self._places[self._root].queued |= given.sample_ids
 

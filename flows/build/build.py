@@ -9,102 +9,34 @@ import hashlib
 import os
 import socket
 import time
-import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from catalog.dataset import DEFAULT_CATALOG, Catalog, Dataset, TableState, Version, VersionFacts
+from catalog.dataset import Dataset, TableState, Version, VersionFacts
 from catalog.errors import first_line
 from catalog.lease import hold
 from catalog.parts import PartFile, describe_part, fingerprint_of, part_path
 from catalog.repair import pending, settle
 from flows.build.balance import check_balance
 from flows.build.code_version import code_version
+from flows.build.context import BuildContext
 from flows.build.engine import Engine
 from flows.build.failed_rows import FailedRows, failed_rows
 from flows.build.guards import held_error, tripped
 from flows.build.hints import command_for
 from flows.build.mend import mend
 from flows.build.plan import NUMBERS, Plan, PlannedPart, PlannedStage, make_plan
-from flows.build.progress import Display
 from flows.build.ray_engine import open_engine
+from flows.build.report import report_path, write_report_or_say
 from flows.build.source_notes import described, lines, of_file, of_version, recorded
+from flows.build.spec import BuildSpec
 from flows.build.worker import clear_scratch, jobs_of, work_of
-from flows.recipe.recipe import Recipe, read_text, resolve
 from tasks.sources import Notes
 from tasks.stage import TableStage
-
-display: ContextVar[Display] = ContextVar("display", default=Display())  # noqa: B039  # it keeps nothing
-"""What shows this build's progress; the command line sets one that draws bars."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """What to build. Its recipe is resolved when the order is made: what it says is planned, built and recorded, even
-    where fragments, variables or the recipe's file change meanwhile.
-
-    Raises RecipeError, with the file and line of what was read.
-    """
-
-    recipe: str
-    """The YAML text."""
-    name: str = "recipe"
-    """What errors call the recipe: its path."""
-    catalog: str | None = None
-    overrides: tuple[str, ...] = ()
-    executor: str = "ray"
-    wait_s: float | None = 0.0
-    """How long to wait for another builder of the same dataset; None: as long as it takes."""
-    is_resolved: bool = False
-    """Whether the text was resolved before: it then needs no other file and no environment."""
-    _checked: tuple[Recipe, str] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        checked = resolve(self.recipe, self.name, self.overrides, self.is_resolved)
-        object.__setattr__(self, "_checked", checked)
-
-    @classmethod
-    def read(cls, path: str | Path, **options: Any) -> "Order":
-        """Return the order to build the recipe in a file."""
-        return cls(read_text(path), str(path), **options)
-
-    @classmethod
-    def again(cls, version: Version, **options: Any) -> "Order":
-        """Return the order to build what a version was built from: its recorded text."""
-        return cls(version.recipe, f"the recipe of {version.label}", is_resolved=True, **options)
-
-    def load(self) -> Recipe:
-        """Return the checked recipe."""
-        return self._checked[0]
-
-    def resolved(self) -> str:
-        """Return the recipe as it is built: with its fragments, variables and overrides."""
-        return self._checked[1]
-
-    def parameters(self) -> dict[str, Any]:
-        """Return the order as a run or a deployment records it, in JSON: with the resolved text."""
-        text = self.resolved()
-        name = self.name if text == self.recipe else f"{self.name} (as it was resolved)"
-        said: dict[str, Any] = {"recipe": text, "name": name, "catalog": self.catalog, "overrides": []}
-        return said | {"executor": self.executor, "wait_s": self.wait_s, "is_resolved": True}
-
-    def open(self, recipe: Recipe, create: bool | None = True) -> Dataset:
-        """Return the dataset in its catalog: the recipe's, the order's, the environment's, or ./datasets.
-
-        `create` as in `Catalog`: None makes nothing, for plans.
-        """
-        return Catalog(self.place(), create=create).dataset(recipe.dataset)
-
-    def place(self) -> str:
-        """Return which catalog is meant."""
-        return self.catalog or self.load().catalog or os.environ.get("ESPALIER_CATALOG") or DEFAULT_CATALOG
 
 
 @dataclass(frozen=True)
@@ -132,21 +64,21 @@ class Outcome:
         return self.failed.line(command_for(dataset, f"errors {label}")) if self.failed else None
 
 
-StageRunner = Callable[[Plan, PlannedStage, Engine, str], int]
-"""Runs one stage of a plan under a run's id; returns how many parts it made."""
+StageRunner = Callable[[Plan, PlannedStage, Engine, BuildContext], int]
+"""Runs one stage of a plan on an engine; returns how many parts it made."""
 
 
-def up_to_date(order: Order) -> Outcome | None:
-    """Return the last version if it is what the order would give. Needs neither Prefect nor Ray, and no lease.
+def up_to_date(spec: BuildSpec) -> Outcome | None:
+    """Return the last version if it is what the spec would give. Needs neither Prefect nor Ray, and no lease.
 
     Raises HeldError where a version that is held is what it would give, and its guards would hold it again.
     """
-    recipe = order.load()
-    dataset = order.open(recipe, create=None)  # a recipe that is refused leaves nothing
+    recipe = spec.checked
+    dataset = spec.dataset(create=None)  # a recipe that is refused leaves nothing
     plan = make_plan(recipe, dataset)
     if not plan.is_cached or any(pending(dataset).values()):
         if plan.identities:
-            order.open(recipe)
+            spec.dataset()
             plan.identities.save()  # the build need not read the files again to plan
         return None
     last, digest = dataset.last(), recipe_digest(plan)
@@ -160,31 +92,31 @@ def up_to_date(order: Order) -> Outcome | None:
     return None
 
 
-def build_here(order: Order, stage_runner: StageRunner | None = None) -> Outcome:
+def build_here(
+    spec: BuildSpec, context: BuildContext | None = None, stage_runner: StageRunner | None = None
+) -> Outcome:
     """Build in this process, without Prefect. The flow calls it too, with a `stage_runner` that makes Prefect tasks.
 
     Raises HeldError where a guard of the recipe holds the version: it is stored, and is not the latest.
     """
-    show = display.get()
-    recipe = order.load()
-    dataset = order.open(recipe)
-    with hold(dataset, order.wait_s, show.message) as lease:
+    context = context or BuildContext()
+    show, recipe, dataset = context.display, spec.checked, spec.dataset()
+    with hold(dataset, spec.wait_s, show.message) as lease:
         clear_scratch(dataset.storage)
         plan = make_plan(recipe, dataset)
         dataset.set_state(NUMBERS, plan.numbers)
-        run_id = uuid.uuid4().hex
         with ExitStack() as stack:
-            mending = cache(lambda: stack.enter_context(open_engine(order.executor, show.message)))
-            if mend(plan, mending, lambda planned: run_stage(plan, planned, mending(), run_id), show.message):
+            mending = cache(lambda: stack.enter_context(open_engine(spec.executor, show.message)))
+            if mend(plan, mending, lambda planned: run_stage(plan, planned, mending(), context), show.message):
                 plan = make_plan(recipe, dataset)
         show.plan(plan)
         made = 0
         if not plan.is_cached:
-            with open_engine(order.executor, show.message) as engine:
+            with open_engine(spec.executor, show.message) as engine:
                 for planned in plan.stages:
-                    made += (stage_runner or run_stage)(plan, planned, engine, run_id)
+                    made += (stage_runner or run_stage)(plan, planned, engine, context)
         lease.check()  # on object stores it may have gone to somebody else meanwhile
-        version = publish(plan, order.resolved())
+        version = publish(plan, spec.resolved)
         report = write_report_or_say(dataset, version, show.message)
         outcome = Outcome(version, made, report, failed_rows(dataset, version))
         if not version.is_held:
@@ -196,14 +128,14 @@ def build_here(order: Order, stage_runner: StageRunner | None = None) -> Outcome
     return outcome
 
 
-def run_stage(plan: Plan, planned: PlannedStage, engine: Engine, run_id: str) -> int:
+def run_stage(plan: Plan, planned: PlannedStage, engine: Engine, context: BuildContext) -> int:
     """Make the missing parts of a stage, and record how that went."""
-    show = display.get()
+    show = context.display
     there = plan.dataset.finished(planned.stage.table)  # again: a stage that Prefect retries has made some meanwhile
     mine = {p.fingerprint: there[p.fingerprint] for p in planned.parts if p.fingerprint in there}
     planned = replace(planned, finished=mine)
     tally = _Tally(planned)
-    with show.stage(planned) as bar, _recorded(plan, planned, tally, run_id):
+    with show.stage(planned) as bar, _recorded(plan, planned, tally, context.run_id):
 
         def on_part(part: PlannedPart, file: PartFile) -> None:
             tally.add(file)
@@ -342,75 +274,3 @@ def recipe_digest(plan: Plan) -> str:
     """Return the SHA-256 of what a plan would publish: every part of every stage, by fingerprint."""
     parts = [[s.stage.name, part_path(s.stage.table, p.fingerprint)] for s in plan.stages for p in s.parts]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def report_path(dataset: Dataset, version: Version) -> str | None:
-    """Return where the report of a version is, if it has one."""
-    path = f"_reports/{version.number}.html"
-    return f"{dataset.storage.uri}/{path}" if dataset.storage.exists(path) else None
-
-
-def write_report(dataset: Dataset, version: Version) -> str | None:
-    """Draw the version's data card, where its recipe made one; return where it is."""
-    card = draw_report(dataset, version)
-    if card is None:
-        return None
-    path = f"_reports/{version.number}.html"
-    dataset.storage.put(path, card)
-    return f"{dataset.storage.uri}/{path}"
-
-
-def draw_report(dataset: Dataset, version: Version) -> bytes | None:
-    """Return the version's data card as HTML, where its recipe made one. Writes nothing."""
-    if "report" not in version.tables:
-        return None
-    from catalog.inputs import Inputs, Piece, Pieces
-    from tasks.report import render
-
-    schema, files = dataset.contents(version, "report")
-    card = Inputs({"report": Pieces(schema, tuple(Piece(f.path) for f in files))}, (), dataset.storage).whole("report")
-    return render(card, lineage(version), timings(dataset, version)).encode()
-
-
-def write_report_or_say(dataset: Dataset, version: Version, message: Callable[[str], object]) -> str | None:
-    """Draw the version's data card as `write_report` does; where that fails, say so in one line and return None.
-
-    For what has published the version already: a picture of it must not make that fail.
-    """
-    try:
-        return write_report(dataset, version)
-    except Exception as error:  # noqa: BLE001  # whatever it is, the version is there
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        command = command_for(dataset, f"report {version.label}")
-        message(f"the report of {version.label} could not be drawn ({what}); `{command}` draws it again")
-        return None
-
-
-def lineage(version: Version) -> dict[str, Any]:
-    """Return where a version comes from, as the report shows it.
-
-    Rows and bytes of a table are what the version has now: a takedown may have erased some since it was built.
-    """
-    names = ("dataset", "created_at", "recipe", "code_version", "inputs", "seed")
-    writers = Counter(stage["table"] for stage in version.stages)
-    stages = [
-        {**stage, "rows": version.tables[table].rows, "bytes": version.tables[table].bytes}
-        if writers[table := stage["table"]] == 1 and table in version.tables
-        else stage
-        for stage in version.stages
-    ]
-    return {name: getattr(version, name) for name in names} | {"version": version.number, "stages": stages}
-
-
-def timings(dataset: Dataset, version: Version) -> list[dict[str, Any]]:
-    """Return what each stage of a version took, in the order of its stages, whatever ran since.
-
-    That is the last run before the version was published that made some of the very parts that it has; runs of older
-    releases do not say which parts they made, and count by the stage's name.
-    """
-    found: dict[tuple[str, str | None], dict[str, Any]] = {}
-    for run in dataset.runs().to_pylist():
-        if run["status"] == "completed" and run["parts_made"] and run["started_at"] <= version.created_at:
-            found[run["stage"], run["fingerprint"]] = run
-    of_stages = [found.get((s["name"], s["fingerprint"])) or found.get((s["name"], None)) for s in version.stages]
-    return [run | {"parts": run["parts_made"], "cached_parts": run["parts_cached"]} for run in of_stages if run]

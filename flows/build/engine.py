@@ -1,7 +1,6 @@
 """Where parts are made: in this process, or on Ray. Both give the same tables.
 
     map_parts     a MapStage over parts, on a pool of actors: streamed, bounded in flight, failed parts retried
-    reduce_parts  a mergeable statistic over any number of parts in one pass
     run_once      one TableStage, with the resources that it asks for
 
 Plain Ray actors, not Ray Data: a file of a known name a part gives resume for free. Actors hold nothing but the
@@ -11,19 +10,13 @@ model, and a part is on disk before it is acknowledged, so whatever dies, only p
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TypeVar
 
 from catalog.errors import DamagedError, PartError, UserError, first_line
-from catalog.inputs import Inputs
 from catalog.parts import PartFile
 from catalog.wording import amount
 from flows.build.plan import PlannedPart
-from flows.build.worker import Job, PartMaker, Progress, Spread, Work, make_table, one_by_one, reduce_parts
-from tasks.stage import Columns, Reducer, Resources
-
-T = TypeVar("T")
-R = TypeVar("R")
-State = TypeVar("State")
+from flows.build.worker import Job, PartMaker, Progress, Work, make_table, one_by_one
+from tasks.stage import Resources
 
 ATTEMPTS = 3
 """How often a part is tried that fails with an error of its own."""
@@ -57,14 +50,6 @@ class Engine(ABC):
     def run_once(self, work: Work, part: PlannedPart, progress: Progress) -> PartFile:
         """Run a TableStage."""
 
-    @abstractmethod
-    def spread(self) -> Spread:
-        """Return the function that applies another one to many items here."""
-
-    def reduce_parts(self, inputs: Inputs, reducer: Reducer[State, R], columns: Columns) -> R:
-        """Run a mergeable statistic over all alive rows of `inputs`."""
-        return reduce_parts(inputs, reducer, columns, self.spread())
-
 
 class InlineEngine(Engine):
     """Everything in this process, one part after the other: for tests and tiny data."""
@@ -93,10 +78,7 @@ class InlineEngine(Engine):
         failures.raise_if_any()
 
     def run_once(self, work: Work, part: PlannedPart, progress: Progress) -> PartFile:
-        return make_table(work, part, self.spread(), progress)
-
-    def spread(self) -> Spread:
-        return one_by_one
+        return make_table(work, part, one_by_one, progress)
 
 
 class Failures:

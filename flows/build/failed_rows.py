@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from catalog.dataset import Catalog, Dataset, Version
+from catalog.dataset import Dataset, Version
 from catalog.duck import literal
 from catalog.parts import PartFile
 from catalog.schema import SUCCESS
@@ -72,7 +72,7 @@ def connected(dataset: Dataset) -> "Iterator[duckdb.DuckDBPyConnection]":
     """Give a DuckDB that can read the dataset's files. It spills what does not fit into memory."""
     from catalog.database import open_connection
 
-    with open_connection(Catalog(dataset.storage.uri.rpartition("/")[0])) as connection:
+    with open_connection(dataset.catalog) as connection:
         yield connection
 
 

@@ -15,7 +15,7 @@ from catalog.parts import PartFile
 from flows.build.engine import Engine, Failures, InlineEngine, OnPart
 from flows.build.plan import PlannedPart
 from flows.build.ray_access import check_reachable, check_token_in_force, on_loopback, private_folder, require_token
-from flows.build.worker import Job, PartMaker, Progress, Spread, Work, make_table
+from flows.build.worker import Job, PartMaker, Progress, Work, make_table
 from tasks.stage import Resources
 
 T = TypeVar("T")
@@ -142,9 +142,6 @@ class RayEngine(Engine):
                 # Killed, or its node went: checkpoints let it go on where it was.
                 time.sleep(min(2.0**attempt / 4, 5))
         raise BuildError(f"stage {work.stage.name!r} lost its worker {_LOST_LIMIT} times")
-
-    def spread(self) -> Spread:
-        return _spread
 
 
 def open_engine(executor: str, on_message: Callable[[str], Any] = print) -> Engine:
@@ -364,7 +361,7 @@ def _run_table(work: Work, part: PlannedPart, key: str) -> PartFile | tuple[Exce
             internal_kv._internal_kv_put(key, json.dumps([done, total, unit]))
 
     try:
-        return make_table(work, part, _spread, progress)
+        return make_table(work, part, _map_items, progress)
     except Exception as error:  # noqa: BLE001  # a stage may raise anything
         return _portable(error), traceback.format_exc()
 
@@ -389,7 +386,7 @@ def _follow(ref: Any, key: str, progress: Progress) -> PartFile:
     raise PartError(f"{type(error).__name__}: {first_line(error)}", trace)
 
 
-def _spread(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def _map_items(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Apply a function to every item in Ray tasks, a bounded number at once; results in the items' order."""
     import ray
 

@@ -38,14 +38,14 @@ LOST = "lost:"
 """The folder of a dataset where its stages keep what is not part of it."""
 
 
-class Spread(Protocol):
-    """How a worker gives out work of its own: over the cluster, or one after the other."""
+class MapFunction(Protocol):
+    """Applies a picklable function to every item, on the cluster or in this process; results in the items' order."""
 
     def __call__(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]: ...
 
 
 def one_by_one(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Apply a function to every item in this process: a `Spread` without a cluster."""
+    """Apply a function to every item in this process, one after the other: a `MapFunction`."""
     return map(function, items)
 
 
@@ -208,14 +208,14 @@ class PartMaker:
         return writer.part()
 
 
-def make_table(work: Work, part: PlannedPart, spread: Spread, progress: Progress) -> PartFile:
+def make_table(work: Work, part: PlannedPart, map_items: MapFunction, progress: Progress) -> PartFile:
     """Run a TableStage; return the part that it wrote."""
     stage = work.stage
     assert isinstance(stage, TableStage)
     inputs = Inputs(work.tables, work.judges, work.storage)
     limit_threads(stage.resources.cpus)
     with _folders(work.storage, part.fingerprint) as (scratch, checkpoints), _reading(work, part):
-        run = StageRun(work, inputs, spread, progress, scratch, checkpoints)
+        run = StageRun(work, inputs, map_items, progress, scratch, checkpoints)
         made: list[np.ndarray] = []
         with PartWriter(work.storage, stage.table, part.fingerprint, work.schema) as writer:
             for piece in stage.run(inputs, run):
@@ -257,7 +257,7 @@ class StageRun:
     """What a TableStage may use of the place where it runs (`tasks.stage.Run`)."""
 
     def __init__(
-        self, work: Work, inputs: Inputs, spread: Spread, progress: Progress, scratch: Path, checkpoints: Path
+        self, work: Work, inputs: Inputs, map_items: MapFunction, progress: Progress, scratch: Path, checkpoints: Path
     ) -> None:
         self.seed = work.seed
         self.device = work.device
@@ -265,7 +265,7 @@ class StageRun:
         self.checkpoints = checkpoints
         self.notes: dict[str, Any] = {}
         self._inputs = inputs
-        self._spread = spread
+        self._map = map_items
         self._progress = progress
 
     def progress(self, done: int, total: int, unit: str = "rows") -> None:
@@ -275,17 +275,17 @@ class StageRun:
         self.notes |= facts
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        return self._spread(function, items)
+        return self._map(function, items)
 
     def reduce(self, reducer: Reducer[Any, R], columns: Columns) -> R:
-        return reduce_parts(self._inputs, reducer, columns, self._spread)
+        return reduce_parts(self._inputs, reducer, columns, self._map)
 
 
-def reduce_parts(inputs: Inputs, reducer: Reducer[Any, R], columns: Columns, spread: Spread) -> R:
-    """Run a mergeable statistic over parts, and merge in part order, so that the result hangs on no timing."""
+def reduce_parts(inputs: Inputs, reducer: Reducer[Any, R], columns: Columns, map_items: MapFunction) -> R:
+    """Run a mergeable statistic over parts, and merge in part order, so that the result depends on no timing."""
     state = reducer.init()
     first = next(iter(columns))
-    for other in spread(partial(_reduce_part, reducer, columns), inputs.split(first)):
+    for other in map_items(partial(_reduce_part, reducer, columns), inputs.split(first)):
         state = reducer.merge(state, other)
     return reducer.compute(state)
 

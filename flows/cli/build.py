@@ -1,6 +1,6 @@
 """Commands that build a dataset or show what a build would do: build, plan, approve, retry, schema."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,7 @@ from flows.cli.console import INTERRUPTED, fail
 from flows.cli.output import print_json, print_rich
 
 if TYPE_CHECKING:
-    from flows.build.build import Order, Outcome
+    from flows.build.spec import BuildSpec
 
 
 def build(
@@ -31,22 +31,24 @@ def build(
     """
     if dry_run:
         return plan(recipe, catalog, set_, as_json)
-    from flows.build.build import Order, display, up_to_date
+    from flows.build.build import up_to_date
+    from flows.build.context import BuildContext
     from flows.build.progress import RichDisplay
+    from flows.build.spec import BuildSpec
+    from flows.schedule.local_run import build_under_prefect
 
-    order = Order.read(
+    spec = BuildSpec.read(
         recipe, catalog=catalog, overrides=tuple(set_ or ()), executor=executor.value, wait_s=None if wait else 0.0
     )
     show = RichDisplay()
-    display.set(show)
     with _printed_if_held(as_json):
-        outcome = up_to_date(order)
+        outcome = up_to_date(spec)
         if outcome:
             show.message(f"{outcome.version.label} is up to date")
-            if line := outcome.last_line(order.open(order.load(), create=None)):
+            if line := outcome.last_line(spec.dataset(create=None)):
                 show.message(line)
         else:
-            outcome = _build_under_prefect(order, show.message)
+            outcome = build_under_prefect(spec, BuildContext(show))
     if as_json:
         print_json(outcome.describe())
     return None
@@ -74,21 +76,20 @@ def plan(
     cost of building the whole from nothing, with their 90 % intervals.
     Costs require `prices` in the recipe.
     """
-    from flows.build.build import Order
     from flows.build.plan import make_plan
     from flows.build.source_notes import lines
+    from flows.build.spec import BuildSpec
     from flows.forecast.history import estimate, render
 
-    order = Order.read(recipe, catalog=catalog, overrides=tuple(set_ or ()), executor=executor.value)
-    checked = order.load()
+    spec = BuildSpec.read(recipe, catalog=catalog, overrides=tuple(set_ or ()), executor=executor.value)
     if probe is not None:
-        return _probe(order, probe, as_json)
-    made = make_plan(checked, order.open(checked, create=None))
+        return _probe(spec, probe, as_json)
+    made = make_plan(spec.checked, spec.dataset(create=None))
     estimates = estimate(made)
     if as_json:
         print_json([vars(e) for e in estimates])
     else:
-        print_rich(render(estimates, checked.prices))
+        print_rich(render(estimates, spec.checked.prices))
         print(*lines(made.notes), sep="\n", end="\n" if made.notes else "")
     return None
 
@@ -127,13 +128,13 @@ def retry(
     Only these rows are fetched, but the parts that they are in are made anew
     by every stage: --dry-run says how many that is.
     """
-    from flows.build.build import display
+    from flows.build.context import BuildContext
     from flows.build.progress import RichDisplay
     from flows.explore.failures import begin_retry, plan_retry
     from flows.forecast.history import render
+    from flows.schedule.local_run import build_under_prefect
 
     show = RichDisplay()
-    display.set(show)
     opened = open_catalog(catalog)
     version = opened.resolve(label)
     at = version if "@" in label else None
@@ -143,10 +144,10 @@ def retry(
         return print_json(found.describe())
     if dry_run:
         print(found.line())
-        return print_rich(render(found.estimates(), found.order.load().prices))
+        return print_rich(render(found.estimates(), found.spec.checked.prices))
     show.message(found.line())
     with _printed_if_held(as_json, rows_tried=found.rows):
-        outcome = _build_under_prefect(found.order, show.message)
+        outcome = build_under_prefect(found.spec, BuildContext(show))
     if as_json:
         print_json(outcome.describe() | {"rows_tried": found.rows})
     return None
@@ -172,23 +173,14 @@ def _printed_if_held(as_json: bool, **more: Any) -> "Iterator[None]":
         raise
 
 
-def _build_under_prefect(order: "Order", message: Callable[[str], Any]) -> "Outcome":
-    from flows.schedule.prefect_server import prefect_api
-
-    with prefect_api(message):
-        from flows.schedule.prefect_flow import build_flow
-
-        return build_flow(order)
-
-
-def _probe(order: "Order", rows: int, as_json: bool) -> None:
+def _probe(spec: "BuildSpec", rows: int, as_json: bool) -> None:
     from flows.build.progress import RichDisplay
     from flows.forecast.forecast import describe, render
     from flows.forecast.probe import probe
 
-    prices = order.load().prices
+    prices = spec.checked.prices
     try:
-        found = probe(order, rows, RichDisplay())
+        found = probe(spec, rows, RichDisplay())
     except KeyboardInterrupt:
         fail("stopped; the probe left nothing behind", INTERRUPTED)
     if as_json:

@@ -19,11 +19,11 @@ def deploy(
     name: Annotated[str | None, typer.Option(help="name of the deployment; default: the dataset")] = None,
 ) -> None:
     """Register a scheduled build with Prefect; a worker picks it up."""
-    from flows.build.build import Order
+    from flows.build.spec import BuildSpec
     from flows.schedule.deploy import deploy as register
 
-    order = Order.read(recipe, catalog=catalog, overrides=tuple(set_ or ()))
-    for line in register(order, cron, timezone, pool, name):
+    spec = BuildSpec.read(recipe, catalog=catalog, overrides=tuple(set_ or ()))
+    for line in register(spec, cron, timezone, pool, name):
         print(line)
 
 

@@ -11,13 +11,17 @@ import pyarrow.parquet as pq
 
 from catalog.database import sql
 from catalog.dataset import DEFAULT_CATALOG, Catalog, Version
-from flows.build.build import Order, display, timings, up_to_date
+from flows.build.build import up_to_date
+from flows.build.context import BuildContext
 from flows.build.progress import RichDisplay
+from flows.build.report import timings
+from flows.build.spec import BuildSpec
 from flows.demo.corpus import check_rows, plant
 from flows.demo.scoreboard import Check, render, score
 from flows.demo.server import serve
 from flows.recipe.shipped import SHIPPED
-from flows.schedule.prefect_server import prefect_api, state_folder
+from flows.schedule.local_run import build_under_prefect
+from flows.schedule.prefect_server import state_folder
 
 RECIPE = SHIPPED / "demo.yaml"
 KEEP = 0.5
@@ -28,7 +32,6 @@ def run(catalog: str | None, rows: int, executor: str, as_json: bool) -> int:
     check_rows(rows)
     began_s = time.monotonic()
     show = RichDisplay()
-    display.set(show)
     uri = catalog or DEFAULT_CATALOG
     opened = Catalog(uri, create=True)
     folder = opened.storage.local("_demo") or state_folder() / "demo"
@@ -37,13 +40,10 @@ def run(catalog: str | None, rows: int, executor: str, as_json: bool) -> int:
         show.message(f"planting {rows:,} pictures and every hazard of a crawl, served at {base_url}")
         plan = plant(folder, rows, base_url=base_url)
         os.environ |= {"ESPALIER_DEMO_URLS": str(plan.urls), "ESPALIER_DEMO_HOST": base_url.removeprefix("http://")}
-        order = Order.read(RECIPE, catalog=uri, executor=executor)
-        outcome = up_to_date(order)
+        spec = BuildSpec.read(RECIPE, catalog=uri, executor=executor)
+        outcome = up_to_date(spec)
         if outcome is None:
-            with prefect_api(show.message):
-                from flows.schedule.prefect_flow import build_flow
-
-                outcome = build_flow(order)
+            outcome = build_under_prefect(spec, BuildContext(show))
     checks = check(opened, outcome.version, pq.read_table(plan.truth))
     costs = timings(opened.dataset(outcome.version.dataset), outcome.version)
     if as_json:

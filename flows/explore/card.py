@@ -2,7 +2,7 @@
 
 from catalog.dataset import Catalog
 from catalog.errors import NotFoundError, UserError
-from flows.build.build import draw_report, report_path, write_report
+from flows.build.report import draw_report, report_path, write_report
 from flows.explore.export import target
 
 

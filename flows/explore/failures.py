@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from catalog.database import sql
-from catalog.dataset import Catalog, Dataset, Version
+from catalog.dataset import Dataset, Version
 from catalog.duck import identifier, literal
 from catalog.errors import NotFoundError, UserError, nearest
 from catalog.lease import hold
 from catalog.schema import TAKEN_URL
 from catalog.takedown.ledger import REASON as TAKEN_DOWN
 from catalog.wording import amount
-from flows.build.build import Order
 from flows.build.plan import RETRIES, Plan, make_plan, retry_parts
+from flows.build.spec import BuildSpec
 from flows.forecast.history import Estimate, estimate
 from tasks.download.reasons import REASONS
 
@@ -56,7 +56,7 @@ def failures(dataset: Dataset, version: Version | None = None) -> list[dict[str,
 class Retry:
     """Failed rows that are tried again, and what is made anew for them."""
 
-    order: Order
+    spec: BuildSpec
     """The build that does it."""
     rows: int
     parts: int
@@ -125,8 +125,8 @@ def plan_retry(
     )
     if not rows:
         raise UserError(f"no row of {asked!r} failed for {' or '.join(wanted)}{nearest('', there)}")
-    order = Order.again(version, catalog=catalog, executor=executor)
-    plan = make_plan(order.load(), dataset, remember=False)
+    spec = BuildSpec.of_version(version, catalog=catalog, executor=executor)
+    plan = make_plan(spec.checked, dataset, remember=False)
     stage = next(s for s in plan.stages if s.stage.table == "images")
     known = {part.number for part in stage.parts}
     tried = {row["number"]: row["n"] for row in rows if row["number"] in known}
@@ -136,8 +136,8 @@ def plan_retry(
             f"{many} failed for {' or '.join(wanted)}, but none is in the source any more: its files changed"
         )
     attempts = retry_parts(plan, stage.stage.name, wanted, list(tried))
-    again = make_plan(order.load(), dataset, retries=attempts, remember=False)
-    return Retry(order, sum(tried.values()), len(tried), again, attempts)
+    again = make_plan(spec.checked, dataset, retries=attempts, remember=False)
+    return Retry(spec, sum(tried.values()), len(tried), again, attempts)
 
 
 def _taken(dataset: Dataset, version: Version) -> list[dict[str, Any]]:
@@ -158,9 +158,8 @@ def _images(dataset: Dataset, version: Version, text: str) -> list[dict[str, Any
 
 
 def _rows(dataset: Dataset, version: Version, text: str) -> list[dict[str, Any]]:
-    catalog = Catalog(dataset.storage.uri.rpartition("/")[0])
     rows: list[dict[str, Any]] = sql(
-        catalog, text.replace("{d}", identifier(dataset.name)), {dataset.name: version.number}
+        dataset.catalog, text.replace("{d}", identifier(dataset.name)), {dataset.name: version.number}
     ).to_pylist()
     return rows
 

@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -38,20 +38,13 @@ from catalog.shards import ShardReader
 from catalog.takedown.ledger import Ledger, check_none_pending
 from catalog.verify import shard_damage
 from flows.build.balance import check_saved
-from flows.build.build import write_report_or_say
-from flows.build.cards import saved_report
 from flows.build.code_version import code_version
-from flows.build.plan import PlannedPart
-from flows.build.worker import Work, make_table, one_by_one
+from flows.build.report import REPORT, run_report, saved_report, write_report_or_say
 from flows.explore.search import Found
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 SHARD_ROWS: Final = 10_000
 _COPIED_AT_ONCE: Final = 256
 """Images in memory at once."""
-_REPORT: Final = "report"
 _IMAGE: Final = field("image", pa.large_binary(), "encoded image", "image")
 
 
@@ -150,9 +143,9 @@ class _Saving:
         )
         made = {edges.TABLE: lineage, "images": images}
         for table in version.tables:
-            if table not in ("images", edges.TABLE, _REPORT):
+            if table not in ("images", edges.TABLE, REPORT):
                 made[table] = self._table(table, places)
-        return made | {_REPORT: self._report(made)}
+        return made | {REPORT: self._report(made)}
 
     def facts(self, catalog: Catalog, tables: Mapping[str, TableState]) -> VersionFacts:
         """Return where the version comes from."""
@@ -238,19 +231,14 @@ class _Saving:
                 checked.add(shard)
 
     def _report(self, tables: Mapping[str, TableState]) -> TableState:
-        """Draw the data card of what was saved."""
-        stage = saved_report(self.found.version.label)
-        columns = stage.inputs({name: state.schema for name, state in tables.items()})
-        pieces = {
-            name: Pieces(tables[name].schema, tuple(Piece(part.path) for part in tables[name].parts))
-            for name in columns
-        }
-        schema = stage.output({})
-        seed = self.found.version.seed
-        work = Work(stage, schema, columns, pieces, (), self.target.storage, "cpu", seed)
-        read = sorted(part.path for name in columns for part in tables[name].parts)
-        part = PlannedPart(fingerprint_of("save", stage.version, stage.parameters(), seed, read))
-        return TableState(schema, [make_table(work, part, one_by_one, lambda done, total, unit: None)])
+        """Make the data card of what was saved."""
+        stage, seed = saved_report(self.found.version.label), self.found.version.seed
+        schemas = {name: state.schema for name, state in tables.items()}
+        read = sorted(part.path for name in stage.inputs(schemas) for part in tables[name].parts)
+        fingerprint = fingerprint_of("save", stage.version, stage.parameters(), seed, read)
+        pieces = {n: Pieces(state.schema, tuple(Piece(p.path) for p in state.parts)) for n, state in tables.items()}
+        part = run_report(self.target.storage, stage, pieces, seed, fingerprint)
+        return TableState(stage.output(schemas), [part])
 
     def _shard(self, number: int, ids: np.ndarray) -> PartFile:
         images = lookup.rows_of(self.source.storage, self._paths("images"), ids)

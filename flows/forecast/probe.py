@@ -29,12 +29,14 @@ from catalog.parts import PartFile
 from catalog.shards import FOLDER, shard_path
 from catalog.storage import Storage
 from catalog.wording import amount
-from flows.build.build import Order, display, run_stage
+from flows.build.build import run_stage
+from flows.build.context import BuildContext
 from flows.build.engine import Engine
 from flows.build.plan import Plan, PlannedPart, PlannedStage, make_plan
 from flows.build.progress import Bar, Display, Displays
 from flows.build.ray_engine import open_engine
 from flows.build.source_digests import Identities
+from flows.build.spec import BuildSpec
 from flows.forecast.forecast import (
     COMPANY,
     Batch,
@@ -82,19 +84,19 @@ class Probe:
         return self.rows == self.source_rows
 
 
-def probe(order: Order, rows: int, show: Display) -> Probe:
-    """Build some rows of an order's source, and foretell what all of them take. Leaves nothing behind.
+def probe(spec: BuildSpec, rows: int, show: Display) -> Probe:
+    """Build some rows of a recipe's source, and foretell what all of them take. Leaves nothing behind.
 
     Raises UserError for fewer than LEAST_ROWS rows, and where a stage cannot work on so few.
     """
     if rows < LEAST_ROWS:
         raise UserError(f"--probe {rows}: too few to tell anything from; give at least {LEAST_ROWS}")
-    recipe = order.load()
-    dataset = order.open(recipe, create=None)
+    recipe = spec.checked
+    dataset = spec.dataset(create=None)
     plan = make_plan(recipe, dataset)
     chunks = [Chunk(**dict(part.chunk or {})) for part in plan.stages[0].parts]
     source_rows = sum(chunk.rows for chunk in chunks)
-    with _thrown_away(dataset) as catalog, open_engine(order.executor, show.message) as engine:
+    with _thrown_away(dataset) as catalog, open_engine(spec.executor, show.message) as engine:
         runner = _Runner(plan, catalog, engine, show, source_rows)
         wholes = _wholes(plan, engine, source_rows)
         batches = batches_of(rows, slots(engine, Resources()))
@@ -151,20 +153,18 @@ class _Runner:
         dataset = self._catalog.dataset(name)
         plan = _plan_of(recipe, dataset, chunks, self._schema)
         clock = _Clock()
-        token = display.set(Displays(clock, self._show))
+        context = BuildContext(Displays(clock, self._show), name)
         try:
             # On the Ray that is there, but with actors of its own: starting them is part of a build.
             with open_engine(self._engine.name, self._show.message) as engine:
                 for planned in plan.stages:
-                    run_stage(plan, planned, engine, name)
+                    run_stage(plan, planned, engine, context)
         except UserError as error:
             if name == "whole":
                 raise
             raise UserError(
                 f"in the probe's build of {amount(rows, 'row')}: {error}; give --probe more rows"
             ) from error
-        finally:
-            display.reset(token)
         shards = _shard_bytes(dataset)
         size = Size(rows, clusters_of(recipe.stages))
         received, reasons = _fetched(dataset, clock)

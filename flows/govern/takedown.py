@@ -28,8 +28,7 @@ from catalog.takedown.ledger import Ledger
 from catalog.takedown.reach import Names, Reach, listed_rows, reach
 from catalog.takedown.scrub import Scrubber, Words, scrub, words_of
 from catalog.wording import amount
-from flows.build import cards
-from flows.govern import traces
+from flows.govern import cards, traces
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -97,7 +96,7 @@ class _Held:
     def open(cls, dataset: Dataset, message: Say) -> "Iterator[_Held]":
         """Hold one dataset for the length of the block; more by `add`."""
         with ExitStack() as stack:
-            held = cls(Catalog(dataset.storage.uri.rpartition("/")[0]), stack, message)
+            held = cls(dataset.catalog, stack, message)
             held.add(dataset.name)
             yield held
 
@@ -136,8 +135,9 @@ def _planned(dataset: Dataset, names: Names, copies: str, reason: str) -> tuple[
         "choices": {choice: dict(rows) for choice, rows in found.choices.items()},
     }
     digests = sorted({d for listed in ledger.digests(found.names).values() for d in listed})
-    catalog = Catalog(dataset.storage.uri.rpartition("/")[0])
-    places = {name: _places(erase.order_for(catalog.dataset(name), ids)) for name, ids in found.sample_ids.items()}
+    places = {
+        name: _places(erase.order_for(dataset.catalog.dataset(name), ids)) for name, ids in found.sample_ids.items()
+    }
     root = places.pop(dataset.name)
     last = dataset.last()
     return found, told | root | {"digests": digests, "last_version": last.number if last else None, "others": places}

@@ -15,18 +15,18 @@ from pydantic import ValidationError
 
 from catalog.errors import RecipeError, UserError
 from catalog.wording import plain_message
-from flows.build.build import Order
+from flows.build.spec import BuildSpec
 from flows.schedule.prefect_server import quiet_environment
 
 
-def deploy(order: Order, cron: str, timezone: str, pool: str, name: str | None) -> Iterator[str]:
-    """Register a deployment of this order; yield what to tell the user. Replaces one of the same name.
+def deploy(spec: BuildSpec, cron: str, timezone: str, pool: str, name: str | None) -> Iterator[str]:
+    """Register a deployment that builds a spec; yield what to tell the user. Replaces one of the same name.
 
     Raises UserError where no lasting Prefect API is configured: a schedule needs a server that outlives the command.
     """
     quiet_environment()
     api = lasting_api()
-    recipe = order.load()
+    recipe = spec.checked
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
@@ -54,7 +54,7 @@ def deploy(order: Order, cron: str, timezone: str, pool: str, name: str | None) 
         build,
         name=name or recipe.dataset,
         schedule=Cron(cron, timezone=timezone),
-        parameters=_parameters(order),
+        parameters=_parameters(spec),
         tags=["espalier", f"dataset:{recipe.dataset}"],
         work_pool_name=pool,
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
@@ -67,14 +67,14 @@ def deploy(order: Order, cron: str, timezone: str, pool: str, name: str | None) 
     yield f"build it now:    PREFECT_API_URL={api} prefect deployment run build/{deployment.name}"
 
 
-def _parameters(order: Order) -> dict[str, object]:
+def _parameters(spec: BuildSpec) -> dict[str, object]:
     """Return the flow's parameters: the recipe as it is resolved now, whatever becomes of its files and variables.
 
-    A worker has another working directory, so the catalog's path is made whole.
+    A worker has another working directory, so the catalog's path is made absolute.
     """
-    uri = order.place()
-    said = order.parameters() | {"catalog": uri if "://" in uri else str(Path(uri).absolute())}
-    return {name: value for name, value in said.items() if name != "wait_s"}
+    uri = spec.catalog_uri
+    given = spec.parameters() | {"catalog": uri if "://" in uri else str(Path(uri).absolute())}
+    return {name: value for name, value in given.items() if name != "wait_s"}
 
 
 def lasting_api() -> str:

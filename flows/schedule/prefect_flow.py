@@ -4,10 +4,11 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from dataclasses import replace
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Final
 
-from prefect import flow, tags, task
+from prefect import Flow, flow, tags, task
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -15,10 +16,12 @@ from prefect.states import Failed
 
 from catalog.errors import BalanceError, DamagedError, HeldError, PartError, UserError
 from catalog.wording import amount
-from flows.build.build import Order, Outcome, build_here, display, run_stage
+from flows.build.build import Outcome, build_here, run_stage
+from flows.build.context import BuildContext
 from flows.build.engine import Engine
 from flows.build.plan import Plan, PlannedStage
 from flows.build.progress import Bar, Display, Displays
+from flows.build.spec import BuildSpec
 from flows.schedule.dead_runs import own_tags, reap_dead_runs, tag_own_run
 
 if TYPE_CHECKING:
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
     from catalog.parts import PartFile
     from flows.build.plan import PlannedPart
 
-_ordered: ContextVar[Order | None] = ContextVar("ordered", default=None)
-"""The order that this process was given, which its flow need not read again from its parameters."""
 RETRIES = 2
 """How often a stage is run again after a fault of the infrastructure. Its finished parts are not made again."""
 HELD: Final = "Held"
@@ -35,15 +36,21 @@ HELD: Final = "Held"
 _UPDATE_S = 5.0
 
 
-def build_flow(order: Order) -> Outcome:
-    """Run the flow for a local command, tagged with this process, so that a later build can tell that it died."""
+def build_flow(spec: BuildSpec, context: BuildContext) -> Outcome:
+    """Run the flow for a local command, tagged with this process, so that a later build can tell that it died.
+
+    The flow that runs is `build` over the spec and the context as they are: both are captured in a closure, so that
+    the recipe is not resolved again, and the run records the parameters alone.
+    """
     reap_dead_runs()
+
+    @wraps(build.fn)
+    def given(*_parameters: Any) -> Outcome | State[Outcome]:
+        return _run(spec, context)
+
+    local = Flow(given, name=build.name, flow_run_name=spec.checked.dataset, validate_parameters=False)
     with tags(*own_tags()), _last_words_left_to_the_command():
-        token = _ordered.set(order)
-        try:
-            outcome = build.with_options(flow_run_name=order.load().dataset)(**order.parameters())
-        finally:
-            _ordered.reset(token)
+        outcome = local(**spec.parameters())
     assert isinstance(outcome, Outcome)  # a state that failed is raised
     return outcome
 
@@ -89,20 +96,24 @@ def build(
     It ends as FAILED, called `Held`, where a guard holds the version.
     """
     tag_own_run()
-    order = _ordered.get()
-    if order is None:
-        order = Order(recipe, name, catalog, tuple(overrides or ()), executor, wait_s, is_resolved)
-    token = display.set(Displays(display.get(), _Artifacts()))
+    spec = BuildSpec(recipe, name, catalog, tuple(overrides or ()), executor, wait_s, is_resolved)
+    return _run(spec, BuildContext())
+
+
+def _run(spec: BuildSpec, context: BuildContext) -> Outcome | State[Outcome]:
+    """Build with a Prefect task a stage, and progress as artifacts too."""
+    shown = replace(context, display=Displays(context.display, _Artifacts()))
     try:
-        return build_here(order, _as_task)
-    except HeldError as held:  # a state of its own, with the reasons: nothing went wrong, and nothing is to be retried
+        return build_here(spec, shown, _as_task)
+    except HeldError as held:  # a state of its own, with the reasons: nothing failed, and nothing is to be retried
         return Failed(name=HELD, message=str(held), data=held)
-    finally:
-        display.reset(token)
 
 
-def _as_task(plan: Plan, planned: PlannedStage, engine: Engine, run_id: str) -> int:
-    """Run a stage as a Prefect task of its name. It closes over its arguments: Prefect would walk all their parts."""
+def _as_task(plan: Plan, planned: PlannedStage, engine: Engine, context: BuildContext) -> int:
+    """Run a stage as a Prefect task of its name.
+
+    Its arguments are captured in a closure, because Prefect traverses the arguments of tasks recursively.
+    """
     name = planned.stage.name
 
     @task(
@@ -115,7 +126,7 @@ def _as_task(plan: Plan, planned: PlannedStage, engine: Engine, run_id: str) -> 
         persist_result=False,
     )
     def stage() -> int:
-        return run_stage(plan, planned, engine, run_id)
+        return run_stage(plan, planned, engine, context)
 
     return stage()
 

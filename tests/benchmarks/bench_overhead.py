@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from catalog.dataset import Catalog
 from catalog.parts import PartWriter
 from flows.build.build import publish, recipe_digest, run_stage
+from flows.build.context import BuildContext
 from flows.build.engine import Engine, InlineEngine
 from flows.build.plan import NUMBERS, make_plan
 from flows.build.ray_engine import open_engine
@@ -52,9 +53,9 @@ def with_engine(folder: Path, parts: int, executor: str) -> float:
     source = write_source(folder / "urls", files=1, rows=parts)
     plan = make_plan(recipe_of(source, Lengths(), rows_per_part=1), dataset_in(folder / "catalog"))
     with open_engine(executor) as engine:
-        run_stage(plan, plan.stages[0], engine, "warm-up")
+        run_stage(plan, plan.stages[0], engine, BuildContext(run_id="warm-up"))
         began_s = time.perf_counter()
-        run_stage(plan, plan.stages[1], engine, "run")
+        run_stage(plan, plan.stages[1], engine, BuildContext(run_id="run"))
         return round(1000 * (time.perf_counter() - began_s) / parts, 2)
 
 
@@ -79,7 +80,7 @@ def cached(folder: Path, parts: int) -> float:
     engine: Engine = InlineEngine()
     _write_quickly(plan.stages[0].paths(), Path(dataset.storage.uri), plan.stages[0].written, parts // 2)
     for planned in make_plan(recipe, dataset).stages[1:]:
-        run_stage(plan, planned, engine, "run")
+        run_stage(plan, planned, engine, BuildContext(run_id="run"))
     publish(plan, "recipe")
     began_s = time.perf_counter()
     again = make_plan(recipe, dataset)

@@ -34,6 +34,7 @@ from PIL import Image
 from catalog.dataset import Catalog, Dataset
 from catalog.schema import vector
 from flows.build.build import run_stage
+from flows.build.context import BuildContext
 from flows.build.engine import InlineEngine
 from flows.build.plan import NUMBERS, Plan, make_plan
 from flows.recipe.recipe import Recipe
@@ -112,7 +113,7 @@ class Spine:
         with InlineEngine() as engine:
             for planned in plan.stages[:-1]:
                 if planned.missing:
-                    run_stage(plan, planned, engine, "run")
+                    run_stage(plan, planned, engine, BuildContext(run_id="run"))
         return dataset, make_plan(recipe, dataset)
 
     def pixels(self) -> list[Stage]:

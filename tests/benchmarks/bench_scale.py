@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from catalog.dataset import Dataset
 from catalog.schema import SAMPLE_BITS, SAMPLE_ID, vector
 from flows.build.build import run_stage
+from flows.build.context import BuildContext
 from flows.build.engine import InlineEngine
 from flows.build.plan import NUMBERS, make_plan
 from tasks.cluster import Cluster
@@ -149,7 +150,7 @@ def one_size(rows: int, folder: Path) -> dict[str, Any]:
     with InlineEngine() as engine:
         for planned in plan.stages[:-1]:  # without the published manifest: there are no images
             with measured(found, planned.stage.name):
-                run_stage(plan, planned, engine, "run")
+                run_stage(plan, planned, engine, BuildContext(run_id="run"))
             print(rows, planned.stage.name, found[planned.stage.name], file=sys.stderr, flush=True)
     found |= limits(dataset)
     found |= outcome(dataset, rows)

@@ -35,9 +35,11 @@ from catalog.schema import TAKEN_URL
 from catalog.shards import ShardReader
 from catalog.takedown.ledger import STATE as TAKEDOWNS
 from catalog.takedown.reach import CHOICES, Names
-from flows.build.build import Order, build_here, run_stage
+from flows.build.build import build_here, run_stage
+from flows.build.context import BuildContext
 from flows.build.engine import InlineEngine
 from flows.build.plan import NUMBERS, RETRIES, make_plan
+from flows.build.spec import BuildSpec
 from flows.explore.failures import begin_retry, failures
 from flows.govern.takedown import take_down
 from tests.hostile_server import HostileServer
@@ -179,9 +181,9 @@ class World:
         """The folder of the source."""
         return self.folder / "source"
 
-    def order(self, catalog: Path) -> Order:
-        """Return the order to build what the recipe and the source are now."""
-        return Order(self.recipe(), "recipe.yaml", str(catalog), (), "inline")
+    def spec_for(self, catalog: Path) -> BuildSpec:
+        """Return the spec that builds what the recipe and the source are now."""
+        return BuildSpec(self.recipe(), "recipe.yaml", str(catalog), (), "inline")
 
     def dataset(self) -> Dataset:
         """Return the dataset that all steps go to."""
@@ -190,9 +192,9 @@ class World:
     def can_be_planned(self) -> bool:
         """Say whether the recipe is one."""
         try:
-            order = self.order(self.folder / "nowhere")
-            recipe = order.load()
-            make_plan(recipe, order.open(recipe, create=None))
+            spec = self.spec_for(self.folder / "nowhere")
+            recipe = spec.checked
+            make_plan(recipe, spec.dataset(create=None))
         except RecipeError:
             return False
         return True
@@ -281,7 +283,7 @@ class World:
         if getattr(self, f"do_{name}")(*arguments) is False:
             return False
         if name not in UNBUILT:
-            self.refused = refusal(self.order(self.folder / "catalog"))
+            self.refused = refusal(self.spec_for(self.folder / "catalog"))
         return True
 
     def _edit(self, stages: list[dict[str, Any]]) -> bool:
@@ -400,13 +402,13 @@ class World:
 
     def do_crash(self, stages: int) -> None:
         """Begin a build that dies after some stages."""
-        order = self.order(self.folder / "catalog")
-        recipe = order.load()
-        plan = make_plan(recipe, order.open(recipe))
+        spec = self.spec_for(self.folder / "catalog")
+        recipe = spec.checked
+        plan = make_plan(recipe, spec.dataset())
         plan.dataset.set_state(NUMBERS, plan.numbers)
         with suppress(UserError):  # what refuses has made some parts before
             for planned in plan.stages[:stages]:
-                run_stage(plan, planned, InlineEngine(), "crashed")
+                run_stage(plan, planned, InlineEngine(), BuildContext(run_id="crashed"))
 
     def do_collect(self) -> bool:
         """Remove every file that the last version does not need."""
@@ -426,7 +428,7 @@ class World:
         for state in (NUMBERS, RETRIES, TAKEDOWNS):
             if kept := dataset.state(state):
                 other.set_state(state, kept)
-        found = refusal(self.order(fresh))
+        found = refusal(self.spec_for(fresh))
         assert found == self.refused, f"built step by step, {self.refused!r}; from nothing, {found!r}"
         if found:
             return
@@ -434,10 +436,10 @@ class World:
         differences(told(dataset, self.folder / "catalog"), told(other, fresh))
 
 
-def refusal(order: Order) -> str:
+def refusal(spec: BuildSpec) -> str:
     """Build; return what a build says that cannot be done, empty where it was done."""
     try:
-        build_here(order)
+        build_here(spec)
     except UserError as error:
         return f"{type(error).__name__}: {error}"
     return ""

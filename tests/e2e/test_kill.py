@@ -20,7 +20,9 @@ ROUNDS = int(os.environ.get("ESPALIER_KILLS", "20"))
 # It ends as the command line does (flows/cli/app.py): at once, without taking the interpreter and its libraries apart.
 SCRIPT = """
 import os, sys
-from flows.build.build import Order, build_here, publish, run_stage
+from flows.build.build import build_here, publish, run_stage
+from flows.build.context import BuildContext
+from flows.build.spec import BuildSpec
 from flows.build.ray_engine import open_engine
 from flows.build.plan import make_plan, NUMBERS
 from catalog.lease import hold
@@ -36,7 +38,7 @@ with hold(dataset, 30):
         with open_engine(executor) as engine:
             print("engine", flush=True)
             for planned in plan.stages:
-                run_stage(plan, planned, engine, "run")
+                run_stage(plan, planned, engine, BuildContext(run_id="run"))
     publish(plan, "recipe")
 print("done", flush=True)
 os._exit(0)
@@ -154,6 +156,7 @@ def test_one_two_and_four_actors_give_the_same(tmp_path: Path, expected: tuple[P
     import ray
 
     from flows.build.build import publish, run_stage
+    from flows.build.context import BuildContext
     from flows.build.plan import make_plan
     from flows.build.ray_engine import open_engine
     from tests.stages import DropOdd, Slow, dataset_in, recipe_of
@@ -167,7 +170,7 @@ def test_one_two_and_four_actors_give_the_same(tmp_path: Path, expected: tuple[P
             plan = make_plan(recipe_of(source, stage, DropOdd()), dataset)
             with open_engine("ray") as engine:
                 for planned in plan.stages:
-                    run_stage(plan, planned, engine, "run")
+                    run_stage(plan, planned, engine, BuildContext(run_id="run"))
             publish(plan, "recipe")
             assert content(dataset) == rows
     finally:

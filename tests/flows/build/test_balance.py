@@ -11,6 +11,7 @@ from catalog.errors import BalanceError
 from catalog.parts import PartWriter
 from flows.build.balance import check_balance
 from flows.build.build import publish, run_stage
+from flows.build.context import BuildContext
 from flows.build.engine import InlineEngine
 from flows.build.plan import NUMBERS, Plan, make_plan
 from tasks.stage import Stage
@@ -23,7 +24,7 @@ def built(tmp_path: Path, *stages: Stage, files: int = 3, rows: int = 5) -> Plan
     plan = make_plan(recipe, dataset_in(tmp_path / "catalog"))
     plan.dataset.set_state(NUMBERS, plan.numbers)
     for planned in plan.stages:
-        run_stage(plan, planned, InlineEngine(), "run")
+        run_stage(plan, planned, InlineEngine(), BuildContext(run_id="run"))
     return plan
 
 

@@ -13,9 +13,11 @@ from catalog.dataset import Catalog
 from catalog.errors import BusyError, EspalierError, PartError, RecipeError, UserError
 from catalog.lease import hold
 from catalog.storage import Storage
-from flows.build.build import Order, build_here, run_stage, up_to_date
+from flows.build.build import build_here, run_stage, up_to_date
+from flows.build.context import BuildContext
 from flows.build.engine import Engine
 from flows.build.plan import Plan, PlannedStage, make_plan
+from flows.build.spec import BuildSpec
 from flows.explore.failures import begin_retry, failures
 from tests.flows.conftest import Web
 from tests.pictures import jpeg
@@ -32,8 +34,8 @@ STAGES = """\
 """
 
 
-def order_of(web: Web, stages: str = STAGES) -> Order:
-    return Order.read(web.recipe(stages), catalog=web.catalog, executor="inline")
+def spec_of(web: Web, stages: str = STAGES) -> BuildSpec:
+    return BuildSpec.read(web.recipe(stages), catalog=web.catalog, executor="inline")
 
 
 def rows(web: Web, query: str) -> list[tuple[Any, ...]]:
@@ -51,7 +53,7 @@ def images_asked(web: Web) -> int:
 
 
 def test_a_build_from_urls_to_a_version(web: Web) -> None:
-    outcome = build_here(order_of(web))
+    outcome = build_here(spec_of(web))
     assert outcome.version.label == "web@1"
     assert rows(web, "select status, reason, count(*) from web.images group by all order by all") == [
         ("failed", "not_found", 1), ("success", None, 7),
@@ -66,7 +68,7 @@ def test_a_build_from_urls_to_a_version(web: Web) -> None:
 
 
 def test_samples_lead_to_their_bytes(web: Web) -> None:
-    build_here(order_of(web))
+    build_here(spec_of(web))
     shard, offset, size = rows(web, "select shard, byte_offset, byte_size from web.samples limit 1")[0]
     assert Storage.open(web.catalog).read_range(f"web/{shard}", offset, size)[:2] == b"\xff\xd8"
 
@@ -75,7 +77,7 @@ def test_samples_lead_to_their_bytes(web: Web) -> None:
 def test_webdataset_reads_the_shards(web: Web) -> None:
     import webdataset
 
-    build_here(order_of(web, ""))
+    build_here(spec_of(web, ""))
     shards = sorted(str(p) for p in (Path(web.catalog) / "web" / "shards").glob("*.tar"))
     found = list(webdataset.WebDataset(shards, shardshuffle=False, empty_check=False).decode("rgb8"))
     assert len(found) == 7
@@ -84,20 +86,20 @@ def test_webdataset_reads_the_shards(web: Web) -> None:
 
 
 def test_nothing_is_made_twice(web: Web) -> None:
-    first = build_here(order_of(web))
-    found = up_to_date(order_of(web))
+    first = build_here(spec_of(web))
+    found = up_to_date(spec_of(web))
     assert found is not None
     assert (found.version.label, found.made, found.report) == ("web@1", 0, first.report)
     asked = images_asked(web)
-    assert build_here(order_of(web)).version.label == first.version.label
+    assert build_here(spec_of(web)).version.label == first.version.label
     assert images_asked(web) == asked
 
 
 def test_a_new_file_downloads_only_itself(web: Web) -> None:
-    first = build_here(order_of(web))
+    first = build_here(spec_of(web))
     asked = images_asked(web)
     web.add_file("0", web.pictures(range(10, 13)))  # sorts before the other
-    second = build_here(order_of(web))
+    second = build_here(spec_of(web))
     assert second.version.number == 2
     assert images_asked(web) == asked + 3
     assert rows(web, "select count(*) from web.source") == [(11,)]
@@ -107,10 +109,10 @@ def test_a_new_file_downloads_only_itself(web: Web) -> None:
 
 
 def test_a_changed_threshold_downloads_nothing(web: Web) -> None:
-    build_here(order_of(web))
+    build_here(spec_of(web))
     asked = images_asked(web)
     recipe = web.recipe(STAGES.replace("width >= 10", "width >= 1000"), "guards: {no_samples: false}\n")
-    outcome = build_here(Order.read(recipe, catalog=web.catalog, executor="inline"))
+    outcome = build_here(BuildSpec.read(recipe, catalog=web.catalog, executor="inline"))
     assert (outcome.version.number, images_asked(web)) == (2, asked)
     assert outcome.version.tables["samples"].rows == 0
     assert rows(web, "select distinct reason from web.decisions where stage = 'filter'") == [("width >= 1000",)]
@@ -118,8 +120,8 @@ def test_a_changed_threshold_downloads_nothing(web: Web) -> None:
 
 def test_a_changed_pruning_changes_what_is_published(web: Web) -> None:
     """And the card: what a stage wrote after the table was first read is part of what later stages read."""
-    build_here(order_of(web))
-    build_here(replace(order_of(web), overrides=("prune.keep_rows=2",)))
+    build_here(spec_of(web))
+    build_here(replace(spec_of(web), overrides=("prune.keep_rows=2",)))
     kept = rows(web, "select sample_id from web.verdicts where keep order by 1")
     assert len(kept) == 2
     assert rows(web, "select sample_id from web.samples order by 1") == kept
@@ -129,24 +131,24 @@ def test_a_changed_pruning_changes_what_is_published(web: Web) -> None:
 
 def test_the_previous_version_stays_as_it_was(web: Web) -> None:
     dataset = Catalog(web.catalog, create=True).dataset("web")
-    first = build_here(order_of(web)).version
+    first = build_here(spec_of(web)).version
     before = content(dataset, first)
-    build_here(order_of(web, STAGES.replace("keep_rows: 4", "keep_rows: 2")))
+    build_here(spec_of(web, STAGES.replace("keep_rows: 4", "keep_rows: 2")))
     assert content(dataset, dataset.version(1)) == before
 
 
 def test_a_retry_asks_for_the_failed_rows_alone(web: Web) -> None:
     flaky = web.server.heals(jpeg(96, 80, 77), [(503, {})])
     web.add_file("b", [*web.pictures(range(20, 23)), flaky])
-    build_here(order_of(web))
+    build_here(spec_of(web))
     dataset = Catalog(web.catalog).dataset("web")
     told = {f["reason"]: (f["rows"], f["retry_may_help"]) for f in failures(dataset)}
     assert told == {"not_found": (1, False), "server_error": (1, True)}
     before = image_hits(web)
     found = begin_retry(dataset, ["server"], web.catalog, "inline")
-    order, count = found.order, found.rows
+    spec, count = found.spec, found.rows
     assert count == 1
-    outcome = build_here(order)
+    outcome = build_here(spec)
     assert outcome.version.number == 2
     assert {u: n - before.get(u, 0) for u, n in image_hits(web).items() if n != before.get(u, 0)} == {flaky: 1}
     assert rows(web, "select reason, count(*) from web.images group by all order by all") == [
@@ -157,7 +159,7 @@ def test_a_retry_asks_for_the_failed_rows_alone(web: Web) -> None:
     storage = Storage.open(f"{web.catalog}/web")
     for place in rows(web, "select shard, byte_offset, byte_size from web.images where shard is not null"):
         assert storage.read_range(*place)[:2] == b"\xff\xd8"
-    assert up_to_date(order) is not None
+    assert up_to_date(spec) is not None
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -165,16 +167,16 @@ def test_a_retry_goes_on_from_the_newest_attempt_there_is(web: Web, lost: bool) 
     """Whether an order was never built, or its part is gone: what was downloaded is not asked for again."""
     flaky = web.server.heals(jpeg(96, 80, 77), [(503, {})] * (2 if lost else 1))
     web.add_file("b", [*web.pictures(range(20, 23)), flaky])
-    build_here(order_of(web, ""))
+    build_here(spec_of(web, ""))
     dataset = Catalog(web.catalog).dataset("web")
-    order = begin_retry(dataset, ["server"], web.catalog, "inline").order
+    spec = begin_retry(dataset, ["server"], web.catalog, "inline").spec
     if lost:
-        build_here(order)
+        build_here(spec)
         first, second = ({f.path for f in dataset.files(dataset.version(n), "images")} for n in (1, 2))
         dataset.storage.delete(second - first)
     before = image_hits(web)
-    order = order if lost else begin_retry(dataset, ["server"], web.catalog, "inline").order
-    build_here(order)
+    spec = spec if lost else begin_retry(dataset, ["server"], web.catalog, "inline").spec
+    build_here(spec)
     assert {u: n - before.get(u, 0) for u, n in image_hits(web).items() if n != before.get(u, 0)} == {flaky: 1}
     assert rows(web, "select count(*) from web.images where reason = 'server_error'") == [(0,)]
 
@@ -184,11 +186,11 @@ def test_a_retry_keeps_what_the_build_was_told(web: Web, monkeypatch: pytest.Mon
     recipe = web.recipe(STAGES)
     recipe.write_text(recipe.read_text().replace("keep_rows: 4", "keep_rows: ${KEEP_ROWS}"))
     monkeypatch.setenv("KEEP_ROWS", "3")
-    told = Order.read(recipe, catalog=web.catalog, executor="inline", overrides=("download.image_size=32",))
+    told = BuildSpec.read(recipe, catalog=web.catalog, executor="inline", overrides=("download.image_size=32",))
     build_here(told)
     monkeypatch.delenv("KEEP_ROWS")
-    order = begin_retry(Catalog(web.catalog).dataset("web"), ["server"], web.catalog, "inline").order
-    build_here(order)
+    spec = begin_retry(Catalog(web.catalog).dataset("web"), ["server"], web.catalog, "inline").spec
+    build_here(spec)
     assert rows(web, "select count(*), max(width) from web.samples") == [(3, 32)]
     assert rows(web, "select count(*) from web.images where reason = 'server_error'") == [(0,)]
 
@@ -200,16 +202,16 @@ def test_what_was_read_is_built_and_recorded(web: Web, monkeypatch: pytest.Monke
     text = '  - include: wide.yaml\n  - {use: prune, method: random, keep_rows: "${KEEP_ROWS}"}\n'
     recipe = web.recipe(text)
     monkeypatch.setenv("KEEP_ROWS", "3")
-    order = Order.read(recipe, catalog=web.catalog, executor="inline")
+    spec = BuildSpec.read(recipe, catalog=web.catalog, executor="inline")
 
-    def changing(plan: Plan, planned: PlannedStage, engine: Engine, run_id: str) -> int:
+    def changing(plan: Plan, planned: PlannedStage, engine: Engine, context: BuildContext) -> int:
         fragment.write_text("- {use: filter, name: narrow, where: original_width < 10}\n")
         monkeypatch.setenv("KEEP_ROWS", "1")
         recipe.write_text("no recipe any more")
-        return run_stage(plan, planned, engine, run_id)
+        return run_stage(plan, planned, engine, context)
 
-    version = build_here(order, changing).version
-    assert version.recipe == order.resolved()
+    version = build_here(spec, stage_runner=changing).version
+    assert version.recipe == spec.resolved
     assert "original_width >= 10" in version.recipe
     assert "include" not in version.recipe
     assert [s["name"] for s in version.stages] == ["parquet", "download", "wide", "prune", "samples"]
@@ -217,7 +219,7 @@ def test_what_was_read_is_built_and_recorded(web: Web, monkeypatch: pytest.Monke
     assert rows(web, "select count(*) from web.samples") == [(3,)]
     monkeypatch.delenv("KEEP_ROWS")
     fragment.unlink()
-    again = up_to_date(Order.again(version, catalog=web.catalog, executor="inline"))
+    again = up_to_date(BuildSpec.of_version(version, catalog=web.catalog, executor="inline"))
     assert again is not None
     assert again.version.number == version.number
 
@@ -226,29 +228,29 @@ def test_a_recorded_recipe_is_taken_as_it_is(web: Web, monkeypatch: pytest.Monke
     """What looks like a variable came out of one."""
     monkeypatch.setenv("ABOUT", "costs ${PRICE} a row")
     recipe = web.recipe('  - {use: report, description: "${ABOUT}"}\n')
-    version = build_here(Order.read(recipe, catalog=web.catalog, executor="inline")).version
-    again = Order.again(version, catalog=web.catalog, executor="inline")
-    assert again.load() == Order.read(recipe, catalog=web.catalog, executor="inline").load()
-    assert again.resolved() == version.recipe
+    version = build_here(BuildSpec.read(recipe, catalog=web.catalog, executor="inline")).version
+    again = BuildSpec.of_version(version, catalog=web.catalog, executor="inline")
+    assert again.checked == BuildSpec.read(recipe, catalog=web.catalog, executor="inline").checked
+    assert again.resolved == version.recipe
 
 
 def test_a_run_and_a_deployment_are_given_the_resolved_text(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = web.recipe(STAGES.replace("keep_rows: 4", "keep_rows: ${KEEP_ROWS}"))
     monkeypatch.setenv("KEEP_ROWS", "2")
-    order = Order.read(recipe, catalog=web.catalog, executor="inline", overrides=("filter.where=width >= 7",))
-    given = json.loads(json.dumps(order.parameters()))
+    spec = BuildSpec.read(recipe, catalog=web.catalog, executor="inline", overrides=("filter.where=width >= 7",))
+    given = json.loads(json.dumps(spec.parameters()))
     monkeypatch.setenv("KEEP_ROWS", "5")
-    there = Order(**given | {"overrides": tuple(given["overrides"])})
-    assert there.load() == order.load()
-    assert there.resolved() == order.resolved()
+    there = BuildSpec(**given | {"overrides": tuple(given["overrides"])})
+    assert there.checked == spec.checked
+    assert there.resolved == spec.resolved
     assert there.name == f"{recipe} (as it was resolved)"
     monkeypatch.setenv("KEEP_ROWS", "none")
     with pytest.raises(RecipeError, match=r"recipe.yaml:\d+: stages\[prune\].keep_rows: "):
-        Order.read(recipe, catalog=web.catalog)
+        BuildSpec.read(recipe, catalog=web.catalog)
 
 
 def test_a_retry_that_cannot_be(web: Web) -> None:
-    build_here(order_of(web))
+    build_here(spec_of(web))
     dataset = Catalog(web.catalog).dataset("web")
     with pytest.raises(UserError, match="unknown reason 'timeuot'; did you mean 'timeout'"):
         begin_retry(dataset, ["timeuot"], web.catalog, "inline")
@@ -265,12 +267,12 @@ def test_a_failed_build_keeps_what_is_finished_and_publishes_nothing(web: Web, m
     with monkeypatch.context() as patch:
         patch.setattr(module.Deduplicate, "run", broken)
         with pytest.raises((PartError, RuntimeError), match="the disk caught fire"):
-            build_here(order_of(web))
+            build_here(spec_of(web))
     dataset = Catalog(web.catalog).dataset("web")
     assert dataset.versions() == []
     assert dataset.runs().filter(dataset.runs()["status"].to_numpy(zero_copy_only=False) == "failed").num_rows == 1
     asked = images_asked(web)
-    assert build_here(order_of(web)).version.number == 1
+    assert build_here(spec_of(web)).version.number == 1
     assert images_asked(web) == asked
 
 
@@ -279,11 +281,11 @@ def test_a_second_builder_says_who_builds(web: Web) -> None:
         hold(Catalog(web.catalog, create=True).dataset("web")),
         pytest.raises(BusyError, match="is being built by process"),
     ):
-        build_here(order_of(web))
+        build_here(spec_of(web))
 
 
 def test_lineage_and_runs(web: Web) -> None:
-    version = build_here(order_of(web)).version
+    version = build_here(spec_of(web)).version
     assert [s["name"] for s in version.stages] == [
         "parquet",
         "download",
@@ -305,25 +307,25 @@ def test_lineage_and_runs(web: Web) -> None:
 def test_an_empty_source(tmp_path: Path, web: Web) -> None:
     web.add_file("a", [])
     with pytest.raises(UserError, match="no row"):
-        build_here(order_of(web))
+        build_here(spec_of(web))
 
 
 def test_an_unknown_column_is_found_before_anything_runs(web: Web) -> None:
     with pytest.raises(RecipeError, match=r"widht.*did you mean 'width'"):
         make_plan(
-            order_of(web, STAGES.replace("width", "widht")).load(), Catalog(web.catalog, create=True).dataset("web")
+            spec_of(web, STAGES.replace("width", "widht")).checked, Catalog(web.catalog, create=True).dataset("web")
         )
     assert not web.server.hits
 
 
 def test_a_build_on_an_object_store(web: Web, s3: Callable[[], str]) -> None:
     web.catalog = f"{s3()}/some/prefix"
-    first = build_here(order_of(web))
+    first = build_here(spec_of(web))
     assert first.version.tables["samples"].rows == 4
     web.add_file("b", web.pictures(range(40, 42)))
-    second = build_here(order_of(web))
+    second = build_here(spec_of(web))
     assert (second.version.number, second.version.tables["source"].rows) == (2, 10)
-    assert up_to_date(order_of(web)) is not None
+    assert up_to_date(spec_of(web)) is not None
     shard, *place = rows(web, "select shard, byte_offset, byte_size from web.samples limit 1")[0]
     assert Storage.open(web.catalog).read_range(f"web/{shard}", *place)[:2] == b"\xff\xd8"
     assert second.report is not None
@@ -333,9 +335,9 @@ def test_a_build_on_an_object_store(web: Web, s3: Callable[[], str]) -> None:
 def test_a_full_disk_is_one_line_and_nothing_is_half_published(web: Web, full_disk: Path) -> None:
     web.catalog = str(full_disk / "catalog")
     web.add_file("big", [web.server.body(jpeg(900, 900, seed, 100)) for seed in range(12)])
-    order = replace(order_of(web), overrides=("download.resize_mode=no",))
+    spec = replace(spec_of(web), overrides=("download.resize_mode=no",))
     with pytest.raises(EspalierError, match="no space left") as caught:
-        build_here(order)
+        build_here(spec)
     assert len(str(caught.value).splitlines()) == 1
     assert Catalog(web.catalog).dataset("web").versions() == []
 
@@ -344,4 +346,4 @@ def test_a_catalog_that_may_not_be_written(web: Web) -> None:
     blocked = Path(web.catalog)
     blocked.write_text("a file, not a folder")
     with pytest.raises(UserError, match="is a file, expected a folder"):
-        build_here(order_of(web))
+        build_here(spec_of(web))

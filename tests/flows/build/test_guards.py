@@ -15,9 +15,10 @@ from catalog.lease import hold
 from catalog.parts import PartFile, PartWriter
 from catalog.schema import IMAGES, SAMPLE_ID, SOURCE
 from catalog.takedown.reach import Names
-from flows.build.build import Order, build_here, up_to_date
+from flows.build.build import build_here, up_to_date
 from flows.build.failed_rows import FailedRows, failed_rows
 from flows.build.guards import tripped
+from flows.build.spec import BuildSpec
 from flows.explore.failures import begin_retry
 from flows.explore.index import budget_of, update
 from flows.explore.save import check_target
@@ -194,8 +195,8 @@ def test_the_line_of_failed_rows(shelf: Shelf) -> None:
     assert FailedRows(1200, {}).line("x") == "0 of 1,200 rows failed"
 
 
-def order_of(web: Web, text: str = "", stages: str = "  - use: report\n") -> Order:
-    return Order.read(web.recipe(stages, text), catalog=web.catalog, executor="inline")
+def spec_of(web: Web, text: str = "", stages: str = "  - use: report\n") -> BuildSpec:
+    return BuildSpec.read(web.recipe(stages, text), catalog=web.catalog, executor="inline")
 
 
 def dataset_of(web: Web) -> Dataset:
@@ -212,11 +213,11 @@ def sql_count(run: Run, web: Web, table: str, *words: str) -> int:
 
 def test_an_outage_is_held_tried_again_and_never_the_latest_meanwhile(web: Web, run: Run) -> None:
     where = ["--catalog", web.catalog]
-    assert build_here(order_of(web)).version.number == 1
+    assert build_here(spec_of(web)).version.number == 1
     ill = [web.server.heals(jpeg(96, 80, seed), [(503, {})]) for seed in (40, 41)]
     web.add_file("b", ill)
     with pytest.raises(HeldError) as caught:
-        build_here(order_of(web))
+        build_here(spec_of(web))
     told = str(caught.value)
     assert told == (
         "web@2 is held, and web@1 stays the latest: outage: every row that was tried failed for reasons of the network "
@@ -248,9 +249,9 @@ def test_an_outage_is_held_tried_again_and_never_the_latest_meanwhile(web: Web, 
     assert run("why", "web", ill[0], *where)[0] == 2  # the latest has no such row
 
     found = begin_retry(dataset_of(web), ["server_error"], web.catalog, "inline", dataset_of(web).version(2))
-    order, rows = found.order, found.rows
+    spec, rows = found.spec, found.rows
     assert rows == 2
-    outcome = build_here(order)
+    outcome = build_here(spec)
     assert (outcome.version.number, outcome.version.tables["samples"].rows) == (3, 9)
     assert outcome.failed == FailedRows(10, {"not_found": 1})
     assert dataset_of(web).version().number == 3
@@ -259,7 +260,7 @@ def test_an_outage_is_held_tried_again_and_never_the_latest_meanwhile(web: Web, 
 def test_a_first_version_that_is_held(web: Web, run: Run) -> None:
     """There is no latest then; approving makes one, once, and not while somebody builds."""
     where = ["--catalog", web.catalog]
-    strict = order_of(web, "guards: {min_rows: 8}\n", "")
+    strict = spec_of(web, "guards: {min_rows: 8}\n", "")
     with pytest.raises(HeldError, match="web@1 is held, and there is no other version: min_rows: 7 rows are kept"):
         build_here(strict)
     assert "held" in run("versions", "web", *where)[1]
@@ -284,13 +285,13 @@ def test_a_first_version_that_is_held(web: Web, run: Run) -> None:
 
 def test_a_guard_that_is_turned_off_lets_the_same_parts_through(web: Web) -> None:
     with pytest.raises(HeldError):
-        build_here(order_of(web, "guards: {min_rows: 8}\n"))
+        build_here(spec_of(web, "guards: {min_rows: 8}\n"))
     asked = dict(web.server.hits)
-    outcome = build_here(order_of(web))
+    outcome = build_here(spec_of(web))
     assert (outcome.version.number, outcome.made, web.server.hits) == (2, 0, asked)
     with pytest.raises(HeldError, match=r"web@3 .* web@2 stays the latest: max_change: 3 of the 7 rows"):
-        build_here(order_of(web, "guards: {max_change: 0.4}\n", "  - {use: prune, method: random, keep_rows: 4}\n"))
-    build_here(order_of(web, "", "  - {use: prune, method: random, keep_rows: 5}\n"))
+        build_here(spec_of(web, "guards: {max_change: 0.4}\n", "  - {use: prune, method: random, keep_rows: 4}\n"))
+    build_here(spec_of(web, "", "  - {use: prune, method: random, keep_rows: 5}\n"))
     approved, last = approve(Catalog(web.catalog), "web@3")
     assert (approved.label, last.label) == ("web@3", "web@4")
 
@@ -316,10 +317,10 @@ def test_a_held_version_is_searched_and_indexed_by_its_number(tmp_path: Path) ->
 
 
 def test_a_takedown_reaches_held_versions(web: Web) -> None:
-    first = build_here(order_of(web)).version
+    first = build_here(spec_of(web)).version
     web.add_file("b", web.pictures(range(30, 32)))
     with pytest.raises(HeldError):
-        build_here(order_of(web, "guards: {min_rows: 100}\n"))
+        build_here(spec_of(web, "guards: {min_rows: 100}\n"))
     dataset = dataset_of(web)
     paths = [f"{web.catalog}/web/{file.path}" for file in dataset.files(dataset.version(2), "samples")]
     newest = max(max(pq.read_table(path)["sample_id"].to_pylist()) for path in paths)  # a row that version 1 has not
@@ -330,5 +331,5 @@ def test_a_takedown_reaches_held_versions(web: Web) -> None:
     assert [v.is_held for v in dataset.versions()] == [False, True, False]
     assert dataset.version(2).tables["samples"].rows == 8
     with pytest.raises(HeldError, match=r"web@4 is held, and web@3 stays the latest"):
-        build_here(order_of(web, "guards: {min_rows: 100}\n"))  # of what is left, and later than web@3
+        build_here(spec_of(web, "guards: {min_rows: 100}\n"))  # of what is left, and later than web@3
     assert approve(Catalog(web.catalog), "web@4")[1].tables["samples"].rows == 8

@@ -5,17 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from flows.build.build import Order, build_here, display
+from flows.build.build import build_here
+from flows.build.context import BuildContext
 from flows.build.progress import RichDisplay
+from flows.build.spec import BuildSpec
 from tests.flows.conftest import Web
 
 
 def test_the_line_of_a_stage_counts_its_images(web: Web, capsys: pytest.CaptureFixture[str]) -> None:
-    token = display.set(RichDisplay())
-    try:
-        build_here(Order.read(web.recipe(), catalog=web.catalog, executor="inline"))
-    finally:
-        display.reset(token)
+    build_here(BuildSpec.read(web.recipe(), catalog=web.catalog, executor="inline"), BuildContext(RichDisplay()))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("download")]
     dataset = Path(web.catalog) / "web"
     files = [*(dataset / "images").glob("*.parquet"), *(dataset / "shards").iterdir()]

@@ -124,9 +124,10 @@ def test_names_without_a_port_are_left_to_ray(address: str) -> None:
 
 _BUILD = """
 import sys, ray
-from flows.build.build import *
+from flows.build.build import build_here
+from flows.build.spec import BuildSpec
 ray.init = lambda *_, **__: print("Ray, which alone would try for minutes, was asked")
-build_here(Order.read(sys.argv[1], catalog=sys.argv[2]))
+build_here(BuildSpec.read(sys.argv[1], catalog=sys.argv[2]))
 """
 
 

@@ -14,8 +14,9 @@ import yaml
 from catalog.database import sql
 from catalog.dataset import Catalog
 from catalog.errors import UserError
-from flows.build.build import Order, build_here
+from flows.build.build import build_here
 from flows.build.source_digests import Identities
+from flows.build.spec import BuildSpec
 from tasks.download import Download
 from tasks.files.digest import FileState
 from tasks.filter.filter import Filter
@@ -29,10 +30,10 @@ KEEP = {"use": "filter", "where": "url is not null"}
 GUARDS = {"no_samples": False, "outage": False}
 
 
-def order(tmp_path: Path, source: dict[str, Any], *stages: dict[str, Any]) -> Order:
+def spec_for(tmp_path: Path, source: dict[str, Any], *stages: dict[str, Any]) -> BuildSpec:
     recipe = {"dataset": "d", "guards": GUARDS, "source": source, "stages": list(stages or [KEEP])}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return Order.read(tmp_path / "recipe.yaml", catalog=str(tmp_path / "catalog"), executor="inline")
+    return BuildSpec.read(tmp_path / "recipe.yaml", catalog=str(tmp_path / "catalog"), executor="inline")
 
 
 def ask(tmp_path: Path, query: str) -> list[Any]:
@@ -66,9 +67,9 @@ def test_a_source_of_the_same_size_and_time_is_read_again(tmp_path: Path, in_pla
     file = tmp_path / "a.csv"
     file.write_text("url,caption\nu,one\n")
     settle(file)
-    build_here(order(tmp_path, {"use": "csv", "path": str(file)}))
+    build_here(spec_for(tmp_path, {"use": "csv", "path": str(file)}))
     disguised(file, b"url,caption\nu,two\n", in_place)
-    build_here(order(tmp_path, {"use": "csv", "path": str(file)}))
+    build_here(spec_for(tmp_path, {"use": "csv", "path": str(file)}))
     assert ask(tmp_path, "select caption from d.samples") == ["two"]
 
 
@@ -78,9 +79,9 @@ def test_a_list_of_the_same_size_and_time_is_read_again(tmp_path: Path, in_place
     file.write_text("url\nu\nv\n")
     listed.write_text("u\n")
     keep = {"use": "filter", "lists": [{"name": "opted_out", "file": str(listed)}]}
-    build_here(order(tmp_path, {"use": "csv", "path": str(file)}, keep))
+    build_here(spec_for(tmp_path, {"use": "csv", "path": str(file)}, keep))
     disguised(listed, b"v\n", in_place)
-    build_here(order(tmp_path, {"use": "csv", "path": str(file)}, keep))
+    build_here(spec_for(tmp_path, {"use": "csv", "path": str(file)}, keep))
     assert ask(tmp_path, "select url from d.samples") == ["u"]
 
 
@@ -88,10 +89,10 @@ def test_a_file_that_was_touched_makes_nothing_anew(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("url\nu\n")
     settle(file)
-    first = build_here(order(tmp_path, {"use": "csv", "path": str(file)}))
+    first = build_here(spec_for(tmp_path, {"use": "csv", "path": str(file)}))
     file.chmod(0o600)
     os.utime(file)
-    second = build_here(order(tmp_path, {"use": "csv", "path": str(file)}))
+    second = build_here(spec_for(tmp_path, {"use": "csv", "path": str(file)}))
     assert (second.made, second.version.number) == (0, first.version.number)
 
 
@@ -129,11 +130,11 @@ def test_a_source_that_changes_during_the_build_fails_it(
     with monkeypatch.context() as patch:
         changing(patch, Csv, change)
         with pytest.raises(UserError) as caught:
-            build_here(order(tmp_path, {"use": "csv", "path": str(file)}))
+            build_here(spec_for(tmp_path, {"use": "csv", "path": str(file)}))
     assert str(caught.value) == f"{file} changed while it was read: build again"
     assert stored(tmp_path) == set()
     file.write_text("url,caption\nu,one\n")
-    build_here(order(tmp_path, {"use": "csv", "path": str(file)}))
+    build_here(spec_for(tmp_path, {"use": "csv", "path": str(file)}))
     assert ask(tmp_path, "select caption from d.samples") == ["one"]
 
 
@@ -141,7 +142,7 @@ def test_a_source_that_is_touched_during_the_build_is_built(tmp_path: Path, monk
     file = tmp_path / "a.csv"
     file.write_text("url,caption\nu,one\n")
     changing(monkeypatch, Csv, lambda: os.utime(file))
-    assert build_here(order(tmp_path, {"use": "csv", "path": str(file)})).version.number == 1
+    assert build_here(spec_for(tmp_path, {"use": "csv", "path": str(file)})).version.number == 1
 
 
 def test_a_list_that_changes_during_the_build_fails_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,10 +153,10 @@ def test_a_list_that_changes_during_the_build_fails_it(tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         changing(patch, Filter, lambda: disguised(listed, b"v\n", in_place=False))
         with pytest.raises(UserError) as caught:
-            build_here(order(tmp_path, {"use": "csv", "path": str(file)}, keep))
+            build_here(spec_for(tmp_path, {"use": "csv", "path": str(file)}, keep))
     assert str(caught.value) == f"{listed} changed while it was read: build again"
     assert not any("/decisions/" in path for path in stored(tmp_path))
-    build_here(order(tmp_path, {"use": "csv", "path": str(file)}, keep))
+    build_here(spec_for(tmp_path, {"use": "csv", "path": str(file)}, keep))
     assert ask(tmp_path, "select url from d.samples") == ["u"]
 
 
@@ -171,7 +172,7 @@ def test_a_picture_or_caption_that_changes_during_the_build_fails_it(
     settle(folder / "1.txt")
     changing(monkeypatch, Folder, lambda: (folder / name).write_bytes(b"other"))
     with pytest.raises(UserError) as caught:
-        build_here(order(tmp_path, {"use": "folder", "path": str(folder)}, {"use": "download"}))
+        build_here(spec_for(tmp_path, {"use": "folder", "path": str(folder)}, {"use": "download"}))
     assert str(caught.value) == f"{folder}/{name} changed while it was read: build again"
     assert stored(tmp_path) == set()
 
@@ -190,10 +191,10 @@ def test_pictures_that_change_before_they_are_stored_fail_the_build(
         webdataset(folder, [b"a"])
         file = folder / "a.tar"
     source = {"use": kind, "path": str(folder)}
-    build_here(order(tmp_path, source, KEEP))
+    build_here(spec_for(tmp_path, source, KEEP))
     changing(monkeypatch, Download, lambda: file.write_bytes(b"x" * 600))
     with pytest.raises(UserError) as caught:
-        build_here(order(tmp_path, source, {"use": "download"}))
+        build_here(spec_for(tmp_path, source, {"use": "download"}))
     assert str(caught.value) == f"{file} changed while it was read: build again"
     assert not any("/images/" in path for path in stored(tmp_path))
 

@@ -13,10 +13,12 @@ import yaml
 
 from catalog.database import sql
 from catalog.dataset import Catalog
-from flows.build.build import Order, build_here, display
+from flows.build.build import build_here
+from flows.build.context import BuildContext
 from flows.build.plan import make_plan
 from flows.build.progress import Display
 from flows.build.source_notes import of_version
+from flows.build.spec import BuildSpec
 from flows.explore.show import describe
 from tests.pictures import jpeg
 
@@ -42,11 +44,8 @@ def build(
     chosen = stages or ({"use": "download", "retries": 0, "timeout_s": 5},)
     path.write_text(yaml.safe_dump({"dataset": "d", "source": source, "stages": list(chosen), "guards": guards}))
     heard = Heard()
-    token = display.set(heard)
-    try:
-        outcome = build_here(Order.read(path, catalog=str(tmp_path / "catalog"), executor="inline"))
-    finally:
-        display.reset(token)
+    spec = BuildSpec.read(path, catalog=str(tmp_path / "catalog"), executor="inline")
+    outcome = build_here(spec, BuildContext(heard))
     rows = sql(Catalog(tmp_path / "catalog"), QUERY + " order by s.sample_id").to_pylist() if not stages else []
     return rows, heard.lines, outcome.version
 
@@ -134,9 +133,9 @@ def test_the_plan_and_the_build_say_what_is_no_row(tmp_path: Path, messy: Path) 
         "_DSC.JPG": (None, None), "a.img": ("a caption", None), "empty.jpg": (None, "empty_body"),
     }  # fmt: skip
     assert {n.what: (n.number, Path(n.example).name) for n in of_version(version)} == EXPECTED
-    order = Order.read(tmp_path / "recipe.yaml", catalog=str(tmp_path / "catalog"))
-    recipe = order.load()
-    assert make_plan(recipe, order.open(recipe)).notes == tuple(of_version(version))
+    spec = BuildSpec.read(tmp_path / "recipe.yaml", catalog=str(tmp_path / "catalog"))
+    recipe = spec.checked
+    assert make_plan(recipe, spec.dataset()).notes == tuple(of_version(version))
 
 
 @pytest.mark.slow

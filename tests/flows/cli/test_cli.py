@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from flows.build.build import Order, build_here
+from flows.build.build import build_here
+from flows.build.spec import BuildSpec
 from tests.flows.conftest import Run, Web
 
 
@@ -17,7 +18,7 @@ def built(web: Web) -> Web:
     """Two versions: of four samples, and of two."""
     for keep in (4, 2):
         recipe = web.recipe(f"  - {{use: prune, method: random, keep_rows: {keep}}}\n  - use: report\n")
-        build_here(Order.read(recipe, catalog=web.catalog, executor="inline"))
+        build_here(BuildSpec.read(recipe, catalog=web.catalog, executor="inline"))
     return web
 
 

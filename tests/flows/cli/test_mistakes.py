@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from catalog.errors import RecipeError
-from flows.build.build import Order, build_here
+from flows.build.build import build_here
+from flows.build.spec import BuildSpec
 from flows.cli import app
 from tests.flows.conftest import Run, Web
 from tests.flows.vectors import Planted
@@ -167,7 +168,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
             stages = f"  - {{use: prune, method: random, keep_rows: {keep}}}\n  - use: report\n"
             recipe = web.recipe(stages)
             recipe.write_text(recipe.read_text().replace("dataset: web", f"dataset: {name}"))
-            build_here(Order.read(recipe, catalog=web.catalog, executor="inline"))
+            build_here(BuildSpec.read(recipe, catalog=web.catalog, executor="inline"))
         web.recipe("  - {use: prune, method: random, keep_rows: 2}\n")
         (web.folder / "file").write_text("text\n")
         (web.folder / "twice.csv").write_text("url,url\nu,v\n")
@@ -375,7 +376,7 @@ def test_a_recipe_that_is_refused_leaves_nothing(run: Run, tmp_path: Path, stage
     check(words, *run(*words))
     assert not catalog.exists()
     with pytest.raises(RecipeError):  # as a schedule builds it
-        build_here(Order.read(recipe, catalog=str(catalog), executor="inline"))
+        build_here(BuildSpec.read(recipe, catalog=str(catalog), executor="inline"))
     assert json.loads(run("ls", "--catalog", str(catalog), "--json")[1]) == []
 
 

@@ -11,8 +11,11 @@ from catalog import dataset as dataset_module
 from catalog.database import sql
 from catalog.dataset import Catalog, Dataset, Version
 from catalog.takedown.reach import Names
-from flows.build.build import Order, build_here, display, draw_report, lineage, timings
+from flows.build.build import build_here
+from flows.build.context import BuildContext
 from flows.build.progress import Display
+from flows.build.report import draw_report, lineage, timings
+from flows.build.spec import BuildSpec
 from flows.explore.card import card_of
 from flows.explore.failures import begin_retry
 from flows.govern.takedown import take_down
@@ -36,9 +39,9 @@ class Listener(Display):
         self.lines.append(text)
 
 
-def build(web: Web, kept: int = 4) -> Version:
-    order = Order.read(web.recipe(STAGES.replace("KEPT", str(kept))), catalog=web.catalog, executor="inline")
-    return build_here(order).version
+def build(web: Web, kept: int = 4, display: Display | None = None) -> Version:
+    spec = BuildSpec.read(web.recipe(STAGES.replace("KEPT", str(kept))), catalog=web.catalog, executor="inline")
+    return build_here(spec, BuildContext(display or Display())).version
 
 
 def test_the_card_of_a_version_stays_its_own(web: Web) -> None:
@@ -49,8 +52,8 @@ def test_the_card_of_a_version_stays_its_own(web: Web) -> None:
     web.add_file("b", [web.server.heals(jpeg(96, 80, 77), [(503, {})]), *web.pictures(range(20, 23))])
     build(web)
     build(web, kept=2)
-    order = begin_retry(dataset, ["server_error"], web.catalog, "inline").order
-    build_here(order)
+    spec = begin_retry(dataset, ["server_error"], web.catalog, "inline").spec
+    build_here(spec)
     newest = sql(Catalog(web.catalog), "select max(sample_id)::varchar as id from web.samples").to_pylist()[0]["id"]
     take_down(dataset, Names.of([newest]))
     assert draw_report(dataset, first) == page
@@ -107,11 +110,7 @@ def test_a_card_that_cannot_be_written_is_one_line(web: Web) -> None:
     folder.mkdir(parents=True)
     (folder / "_reports").write_text("a file where the cards' folder should be")
     listener = Listener()
-    token = display.set(listener)
-    try:
-        version = build(web)
-    finally:
-        display.reset(token)
+    version = build(web, display=listener)
     assert version.number == 1
     (line,) = [line for line in listener.lines if "could not be drawn" in line]
     assert f"`espalier report web@1 --catalog {web.catalog}` draws it again" in line
@@ -126,7 +125,7 @@ def test_pictures_of_one_size_and_one_that_is_not(web: Web) -> None:
     web.add_file("a", [*[web.server.body(jpeg(24, 24, seed)) for seed in range(220)], web.server.body(jpeg(30, 2, 1))])
     recipe = web.recipe("  - use: report\n")
     recipe.write_text(recipe.read_text().replace("rows_per_part: 4", "rows_per_part: 500"))
-    outcome = build_here(Order.read(recipe, catalog=web.catalog, executor="inline"))
+    outcome = build_here(BuildSpec.read(recipe, catalog=web.catalog, executor="inline"))
     assert outcome.report is not None
     rows = pq.read_table(sorted((Path(web.catalog) / "web/report").glob("*.parquet"))[0])["section"].to_pylist()
     assert "histogram" in rows

@@ -10,8 +10,9 @@ import pytest
 from catalog.dataset import Catalog
 from catalog.errors import BusyError, UserError
 from catalog.lease import hold
-from flows.build.build import Order, build_here
+from flows.build.build import build_here
 from flows.build.plan import RETRIES
+from flows.build.spec import BuildSpec
 from flows.cli import main
 from flows.explore.failures import begin_retry, plan_retry
 from tests.flows.conftest import Web
@@ -29,7 +30,7 @@ def built(web: Web, stages: str = STAGES) -> str:
     flaky = web.server.heals(jpeg(96, 80, 77), [(503, {})])
     web.add_file("b", [*web.pictures(range(20, 23)), flaky])
     web.add_file("c", web.pictures(range(30, 38)))
-    build_here(Order.read(web.recipe(stages), catalog=web.catalog, executor="inline"))
+    build_here(BuildSpec.read(web.recipe(stages), catalog=web.catalog, executor="inline"))
     return flaky
 
 
@@ -51,7 +52,7 @@ def test_one_row_makes_anew_its_part_alone(web: Web) -> None:
     runs, before = dataset.runs().num_rows, dict(web.server.hits)
     found = begin_retry(dataset, ["server_error"], web.catalog, "inline")
     assert (found.rows, found.parts, found.made) == (1, 1, 4)
-    outcome = build_here(found.order)
+    outcome = build_here(found.spec)
     assert outcome.made == found.made
     assert made_since(web, runs) == {"download": 1, "language": 1, "filter": 1, "samples": 1}
     asked = {url: n - before.get(url, 0) for url, n in web.server.hits.items() if n != before.get(url, 0)}
@@ -64,7 +65,7 @@ def test_what_judges_all_rows_is_made_anew_too(web: Web) -> None:
     dataset = Catalog(web.catalog).dataset("web")
     runs = dataset.runs().num_rows
     found = begin_retry(dataset, ["server_error"], web.catalog, "inline")
-    assert build_here(found.order).made == found.made == 1 + 1 + 1 + 1 + 5
+    assert build_here(found.spec).made == found.made == 1 + 1 + 1 + 1 + 5
     assert made_since(web, runs) == {"download": 1, "language": 1, "filter": 1, "prune": 1, "samples": 5}
 
 

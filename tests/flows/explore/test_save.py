@@ -15,7 +15,8 @@ from catalog.errors import BalanceError, DamagedError, UserError
 from catalog.inputs import read_parquet
 from catalog.parts import PartWriter
 from catalog.storage import Storage
-from flows.build.build import Order, build_here
+from flows.build.build import build_here
+from flows.build.spec import BuildSpec
 from flows.explore import search as searching
 from flows.explore.save import save
 from flows.explore.search import Query, search
@@ -56,7 +57,7 @@ def web_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
   - {{use: prune, method: random, keep_rows: 15}}
   - {{use: report}}
 """
-        build_here(Order.read(web.recipe(stages), catalog=web.catalog, executor="inline"))
+        build_here(BuildSpec.read(web.recipe(stages), catalog=web.catalog, executor="inline"))
         return Path(web.catalog)
 
 
@@ -254,6 +255,6 @@ def test_the_command_line(built: Built, run: Run, tmp_path: Path, monkeypatch: p
 
 
 def test_a_dataset_without_vectors(web: Web) -> None:
-    build_here(Order.read(web.recipe(), catalog=web.catalog, executor="inline"))
+    build_here(BuildSpec.read(web.recipe(), catalog=web.catalog, executor="inline"))
     with pytest.raises(UserError, match="web@1 has no embeddings: its recipe has no stage `use: embed`"):
         search(Catalog(web.catalog), "web", Query(text="a bird"))

@@ -9,7 +9,8 @@ import pytest
 from catalog.database import sql
 from catalog.dataset import Catalog
 from catalog.errors import NotFoundError
-from flows.build.build import Order, build_here
+from flows.build.build import build_here
+from flows.build.spec import BuildSpec
 from flows.cli import main
 from flows.explore.why import stories
 from flows.recipe.recipe import stage_models
@@ -26,7 +27,7 @@ STAGES = """  - use: filter
 @pytest.fixture
 def built(web: Web) -> Web:
     web.add_file("b", [web.server.body(jpeg(40, 80, 99))])
-    build_here(Order.read(web.recipe(STAGES), catalog=web.catalog, executor="inline"))
+    build_here(BuildSpec.read(web.recipe(STAGES), catalog=web.catalog, executor="inline"))
     return web
 
 
@@ -70,7 +71,7 @@ def test_where_a_row_came_from(built: Web) -> None:
 
 def test_an_older_version_tells_its_own_story(built: Web) -> None:
     none_left = built.recipe(STAGES.replace("50", "5000"), "guards: {no_samples: false}\n")
-    build_here(Order.read(none_left, catalog=built.catalog, executor="inline"))
+    build_here(BuildSpec.read(none_left, catalog=built.catalog, executor="inline"))
     catalog = Catalog(built.catalog)
     assert stories(catalog, "web", "0")[0]["verdict"]["stage"] == "filter"
     assert stories(catalog, "web@1", "0")[0]["verdict"]["stage"] != "filter"

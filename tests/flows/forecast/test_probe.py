@@ -9,9 +9,10 @@ import pytest
 
 from catalog.errors import UserError
 from catalog.storage import Storage
-from flows.build.build import Order, build_here
+from flows.build.build import build_here
 from flows.build.plan import make_plan
 from flows.build.progress import Display
+from flows.build.spec import BuildSpec
 from flows.demo.corpus import plant
 from flows.demo.run import RECIPE
 from flows.demo.server import serve
@@ -51,10 +52,10 @@ def crawl(web: Web) -> Web:
     return web
 
 
-def order_of(web: Web, stages: str = STAGES, rows_per_part: int = 80, executor: str = "inline") -> Order:
+def spec_of(web: Web, stages: str = STAGES, rows_per_part: int = 80, executor: str = "inline") -> BuildSpec:
     path = web.recipe(stages, "prices: {cpu_hour: 0.05, gb_month: 0.02}\n")
     overrides = (f"source.rows_per_part={rows_per_part}",)
-    return Order.read(path, catalog=web.catalog, executor=executor, overrides=overrides)
+    return BuildSpec.read(path, catalog=web.catalog, executor=executor, overrides=overrides)
 
 
 def files(folder: Path) -> list[str]:
@@ -62,10 +63,10 @@ def files(folder: Path) -> list[str]:
 
 
 def test_rows_and_bytes_come_true_and_nothing_is_left(crawl: Web) -> None:
-    order = order_of(crawl)
+    spec = spec_of(crawl)
     before = files(crawl.folder)
     notes = Notes()
-    told = probe(order, 160, notes)
+    told = probe(spec, 160, notes)
     assert files(crawl.folder) == before
     assert (told.rows, told.source_rows, told.is_whole) == (160, 640, False)
     assert [line for line in notes.said if line.startswith("probe")] == [
@@ -74,7 +75,7 @@ def test_rows_and_bytes_come_true_and_nothing_is_left(crawl: Web) -> None:
         "probe, 2 of 3: 160 of 640 rows",
         "probe, 3 of 3: 40 of 640 rows",
     ]
-    outcome = build_here(order)
+    outcome = build_here(spec)
     facts = {s["name"]: s for s in outcome.version.stages}
     shards = sum(p.stat().st_size for p in Path(crawl.catalog).glob("web/shards/*"))
     for forecast in told.told.stages:
@@ -89,10 +90,10 @@ def test_rows_and_bytes_come_true_and_nothing_is_left(crawl: Web) -> None:
 
 
 def test_no_row_is_fetched_twice(crawl: Web) -> None:
-    order = order_of(crawl)
-    plan = make_plan(order.load(), order.open(order.load(), create=None))
+    spec = spec_of(crawl)
+    plan = make_plan(spec.checked, spec.dataset(create=None))
     chunks = [Chunk(**dict(part.chunk or {})) for part in plan.stages[0].parts]
-    source = order.load().source
+    source = spec.checked.source
     found = sampled(source, chunks, [3, 10, 40], 4, lambda uri: uri)
     rows = [(c.uri, c.start + i) for pieces in found for c in pieces for i in range(c.rows)]
     assert [sum(c.rows for c in pieces) for pieces in found] == [12, 40, 160]
@@ -119,7 +120,7 @@ def test_stretches_lie_apart() -> None:
 
 
 def test_rows_that_failed_are_told(crawl: Web) -> None:
-    told = probe(order_of(crawl, "  - {use: deduplicate}\n"), 160, Display())
+    told = probe(spec_of(crawl, "  - {use: deduplicate}\n"), 160, Display())
     assert told.notes[0] == "32 of 160 rows failed: not_found 32"
     assert told.notes[1].startswith("deduplicate: a sample holds fewer copies than the whole")
     assert told.told.total.received.value > 0
@@ -142,7 +143,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
         f"dataset: p\nsource: {{use: folder, path: {tmp_path}/pictures, rows_per_part: 20}}\n"
         "stages: [{use: download, image_size: 64}]\n"
     )
-    told = probe(Order.read(recipe, catalog=str(tmp_path / "catalog"), executor="inline"), 40, Display())
+    told = probe(BuildSpec.read(recipe, catalog=str(tmp_path / "catalog"), executor="inline"), 40, Display())
     download = next(f for f in told.told.stages if f.stage == "download")
     assert download.rows.value == pytest.approx(80, rel=0.05)
     pieces = sampled(Folder(path=str(tmp_path / "pictures")), [], [2, 5], 4, lambda uri: uri)
@@ -151,7 +152,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
 
 def test_a_source_smaller_than_the_probe_runs_whole_and_says_so(crawl: Web) -> None:
     notes = Notes()
-    told = probe(order_of(crawl), 1000, notes)
+    told = probe(spec_of(crawl), 1000, notes)
     assert "the source has 640 rows, hardly more than the probe: it runs whole" in notes.said
     assert told.is_whole
     rows = {f.stage: (f.rows.low, f.rows.value, f.rows.high) for f in told.told.stages}
@@ -174,20 +175,20 @@ def test_settings_for_many_rows_shrink_with_them() -> None:
 @pytest.mark.parametrize("rows", [-1, 0, LEAST_ROWS - 1])
 def test_too_few_rows_are_refused(crawl: Web, rows: int) -> None:
     with pytest.raises(UserError, match=f"--probe {rows}: too few"):
-        probe(order_of(crawl), rows, Display())
+        probe(spec_of(crawl), rows, Display())
 
 
 def test_a_stage_that_cannot_work_on_so_few_rows_says_so(crawl: Web) -> None:
     stages = "  - {use: filter, where: width > 9000}\n  - {use: train_clip, steps: 1}\n"
     with pytest.raises(UserError, match=r"in the probe's build of \d+ rows: .*give --probe more rows"):
-        probe(order_of(crawl, stages), 160, Display())
+        probe(spec_of(crawl, stages), 160, Display())
     assert not list(Path(crawl.catalog).glob("_probe*"))
 
 
 def test_a_catalog_in_an_object_store(crawl: Web, s3: Callable[[], str]) -> None:
     bucket = s3()
-    order = replace(order_of(crawl), catalog=f"{bucket}/catalog")
-    told = probe(order, 160, Display())
+    spec = replace(spec_of(crawl), catalog=f"{bucket}/catalog")
+    told = probe(spec, 160, Display())
     assert told.told.total.rows.value > 0
     assert told.told.total.received.value > 0
     assert set(Storage(bucket).list()) == set()
@@ -203,10 +204,10 @@ def test_whatever_stops_it_leaves_nothing_behind(crawl: Web, monkeypatch: pytest
 
     monkeypatch.setattr(probes, "run_stage", stops)
     crawl.catalog = str(crawl.folder / "not" / "yet" / "there")
-    order = order_of(crawl)
+    spec = spec_of(crawl)
     before = files(crawl.folder)
     with pytest.raises(error):
-        probe(order, 160, Display())
+        probe(spec, 160, Display())
     assert made
     assert files(crawl.folder) == before
 
@@ -241,18 +242,18 @@ def test_the_command(crawl: Web, run: Run, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_time_of_the_demo_comes_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_started: None) -> None:
     """Every stage, every hazard, on Ray: what 1,000 rows foretell of the demo, against the build."""
 
-    def order_at(base_url: str) -> Order:
+    def spec_at(base_url: str) -> BuildSpec:
         planted = plant(tmp_path, 3000, base_url=base_url)
         monkeypatch.setenv("ESPALIER_DEMO_URLS", str(planted.urls))
         monkeypatch.setenv("ESPALIER_DEMO_HOST", base_url.removeprefix("http://"))
-        return Order.read(RECIPE, catalog=str(tmp_path / "catalog"))
+        return BuildSpec.read(RECIPE, catalog=str(tmp_path / "catalog"))
 
     with serve(tmp_path, port=0) as base_url:
-        told = probe(order_at(base_url), 1000, Display())
+        told = probe(spec_at(base_url), 1000, Display())
     with serve(tmp_path, port=0) as base_url:  # a fresh one: what the probe made heal is broken again
-        order = order_at(base_url)
-        build_here(order)
-    runs = order.open(order.load()).runs().to_pylist()
+        spec = spec_at(base_url)
+        build_here(spec)
+    runs = spec.dataset().runs().to_pylist()
     seconds = {run["stage"]: run["seconds"] for run in runs}
     found = {f.stage: (round(f.seconds.value, 1), round(seconds[f.stage], 1)) for f in told.told.stages}
     total, truth = told.told.total.seconds, sum(seconds.values())

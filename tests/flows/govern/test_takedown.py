@@ -31,7 +31,8 @@ from catalog.schema import CLUSTERS, TAKEN_URL
 from catalog.shards import ERASED, ShardReader
 from catalog.takedown.ledger import REASON, Ledger
 from catalog.takedown.reach import Names
-from flows.build.build import Order, build_here, up_to_date
+from flows.build.build import build_here, up_to_date
+from flows.build.spec import BuildSpec
 from flows.build.worker import _folders
 from flows.cli import main
 from flows.explore.failures import begin_retry, failures
@@ -78,12 +79,12 @@ TWICE = 1 << 24 | 2
 TWIN = 2 << 24
 
 
-def order_of(web: Web, keep: int = 4, catalog: str | None = None, **changed: str) -> Order:
+def spec_of(web: Web, keep: int = 4, catalog: str | None = None, **changed: str) -> BuildSpec:
     text = STAGES.replace("KEEP", str(keep))
     recipe = web.recipe(text)
     for old, new in changed.items():
         recipe.write_text(recipe.read_text().replace(old, new))
-    return Order.read(recipe, catalog=catalog or web.catalog, executor="inline")
+    return BuildSpec.read(recipe, catalog=catalog or web.catalog, executor="inline")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
         web.add_file("a", [*urls, urls[0], server.body(b"gone", status=404)])
         web.add_file("b", [server.body(jpeg(96, 80, 1)), *web.pictures(range(20, 23))])
         for keep in (4, 6):
-            build_here(order_of(web, keep))
+            build_here(spec_of(web, keep))
         yield web
 
 
@@ -244,14 +245,14 @@ def test_the_next_build_chooses_again_and_fetches_nothing(built: Web) -> None:
     urls = sql(Catalog(built.catalog), "select distinct url from web.source")["url"].to_pylist()
     asked = {url: built.server.hits[url] for url in urls}
     before = dataset_of(built).runs().num_rows
-    again = build_here(order_of(built, 6))
+    again = build_here(spec_of(built, 6))
     assert again.version.number == 4
     assert made_by(built, before) == {"deduplicate": 1, "prune": 1, "report": 1, "samples": 3}
-    assert up_to_date(order_of(built, 6)) is not None
-    again = build_here(order_of(built, 6))
+    assert up_to_date(spec_of(built, 6)) is not None
+    again = build_here(spec_of(built, 6))
     assert (again.made, again.version.number) == (0, 4)
     built.add_file("c", built.pictures(range(30, 32)))
-    grown = build_here(order_of(built, 6))
+    grown = build_here(spec_of(built, 6))
     assert grown.version.number == 5
     assert not [url for url in asked if built.server.hits[url] != asked[url]]
     taken = sql(Catalog(built.catalog), "select distinct stage, reason from web.verdicts where reason = 'taken_down'")
@@ -272,7 +273,7 @@ def test_no_build_brings_them_back(built: Web, emptied: bool) -> None:
     asked = built.server.hits[url]
     built.add_file("c", [built.server.body(jpeg(96, 80, 0)), *built.pictures(range(30, 32))])  # the bytes, elsewhere
     changed = {"image_size: 64": "image_size: 48", "rows_per_part: 4": "rows_per_part: 3"}
-    build_here(order_of(built, 6, None, **changed))
+    build_here(spec_of(built, 6, None, **changed))
     assert traces(folder, needles) == {}
     assert built.server.hits[url] == asked, "a URL that was taken down is not asked for"
     why = "select count(*) as n from web.verdicts where reason = 'taken_down' and not keep"
@@ -287,7 +288,7 @@ def test_copies_may_stay(built: Web) -> None:
     assert (told["samples"], told["copies"]) == (1, 0)
     twin = sql(Catalog(built.catalog), f"select status from web.images where sample_id = {TWIN}").to_pylist()
     assert twin == [{"status": "success"}]
-    build_here(order_of(built, 6, None, **{"image_size: 64": "image_size: 48"}))
+    build_here(spec_of(built, 6, None, **{"image_size: 64": "image_size: 48"}))
     twin = sql(Catalog(built.catalog), f"select status from web.images where sample_id = {TWIN}").to_pylist()
     assert twin == [{"status": "success"}]
 
@@ -353,7 +354,7 @@ def test_a_name_that_is_of_no_row_is_remembered(built: Web) -> None:
     assert (told["samples"], told["unknown"], told.get("published")) == (0, 1, None)
     assert dataset.version().number == 2
     built.add_file("c", [late])
-    build_here(order_of(built, 6))
+    build_here(spec_of(built, 6))
     assert built.server.hits.get(late, 0) == 0
     with pytest.raises(UserError, match="1 were taken down before"):
         take_down(dataset, names(late))
@@ -402,7 +403,7 @@ def check_killed(web: Web, tmp_path: Path, at: int, needles: dict[str, bytes], u
     dataset = Catalog(target).dataset("web")
     if Ledger.read(dataset.storage).pending is not None:
         with pytest.raises(UserError, match="was interrupted; carry it through first: espalier takedown web"):
-            build_here(order_of(web, 6, str(target)))
+            build_here(spec_of(web, 6, str(target)))
         take_down(dataset, None)
     elif not Ledger.read(dataset.storage).records:
         take_down(dataset, names(url))
@@ -410,7 +411,7 @@ def check_killed(web: Web, tmp_path: Path, at: int, needles: dict[str, bytes], u
     assert [v.number for v in dataset.versions()] == [1, 2, 3]
     assert len(Ledger.read(dataset.storage).records) == 1
     before = dataset.runs().num_rows
-    assert build_here(order_of(web, 6, str(target))).version.number == 4
+    assert build_here(spec_of(web, 6, str(target))).version.number == 4
     assert {run["stage"] for run in dataset.runs().to_pylist()[before:]} == {
         "deduplicate",
         "prune",
@@ -445,7 +446,7 @@ def test_killed_anywhere_it_goes_on(built: Web, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_on_an_object_store(web: Web, s3: Callable[[], str]) -> None:
     catalog = s3()
-    build_here(order_of(web, 4, catalog))
+    build_here(spec_of(web, 4, catalog))
     dataset = Catalog(catalog).dataset("web")
     url = str(sql(Catalog(catalog), "select url from web.source where sample_id = 0").to_pylist()[0]["url"])
     told = take_down(dataset, names(url))
@@ -459,7 +460,7 @@ def test_on_an_object_store(web: Web, s3: Callable[[], str]) -> None:
     left = sql(Catalog(catalog), "select * from web.images where shard is not null")
     assert all(d is not None and d[:2] == b"\xff\xd8" for d in ShardReader(dataset.storage).read(left))
     before = dataset.runs().num_rows
-    assert build_here(order_of(web, 4, catalog)).version.number == 3
+    assert build_here(spec_of(web, 4, catalog)).version.number == 3
     assert "download" not in {run["stage"] for run in dataset.runs().to_pylist()[before:]}
 
 
@@ -541,7 +542,7 @@ def test_counts_agree_where_nothing_is_fetched(tmp_path: Path) -> None:
     for rows_per_part, limit in ((4, 3), (3, 2)):
         changed = text.replace("rows_per_part: 4", f"rows_per_part: {rows_per_part}").replace("> 3", f"> {limit}")
         recipe.write_text(changed)
-        build_here(Order.read(recipe, catalog=str(catalog), executor="inline"))
+        build_here(BuildSpec.read(recipe, catalog=str(catalog), executor="inline"))
         dataset = Catalog(catalog).dataset("words")
         if limit == 3:
             take_down(dataset, Names(sample_ids=frozenset([1, 3])))
@@ -568,7 +569,7 @@ def test_checkpoints_of_an_object_store_go_too(
     """They lie in the temporary folder of this machine; those of other datasets stay."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     web.catalog = s3()
-    build_here(Order.read(web.recipe(), catalog=web.catalog, executor="inline"))
+    build_here(BuildSpec.read(web.recipe(), catalog=web.catalog, executor="inline"))
     dataset = Catalog(web.catalog).dataset("web")
     other = Catalog(web.catalog).dataset("other")
     url = "http://example.org/a.jpg"
@@ -596,13 +597,13 @@ def test_names_of_files_are_in_no_state(tmp_path: Path) -> None:
         "  - use: report\n"
     )
     catalog = tmp_path / "catalog"
-    build_here(Order.read(recipe, catalog=str(catalog), executor="inline"))
+    build_here(BuildSpec.read(recipe, catalog=str(catalog), executor="inline"))
     dataset = Catalog(catalog).dataset("web")
     dataset.record_run({"run_id": "1", "error": f"cannot read {pictures}/jane_doe_1.jpg: or jane_doe_1.jpg"})
     needles = {"file": b"jane_doe_1.jpg", "beside": b"jane_doe_1.txt", "caption": b"the 1. time"}
     assert set(traces(catalog, needles)) == {"file", "caption"}
     take_down(dataset, Names(sample_ids=frozenset([1])))
     assert traces(catalog, needles) == {}
-    build_here(Order.read(recipe, catalog=str(catalog), executor="inline"))
+    build_here(BuildSpec.read(recipe, catalog=str(catalog), executor="inline"))
     assert traces(catalog, needles) == {}, "nor after the next plan, which looks at the file again"
     assert sql(Catalog(catalog), "select count(*) as n from web.samples").to_pylist() == [{"n": 2}]

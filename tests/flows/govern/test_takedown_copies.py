@@ -21,7 +21,7 @@ from flows.explore.save import save
 from flows.explore.search import Found, Hit, Query
 from flows.govern.takedown import records, take_down
 from tests.flows.conftest import Web
-from tests.flows.govern.test_takedown import dataset_of, killed_at, needles_of, order_of, traces, url_of
+from tests.flows.govern.test_takedown import dataset_of, killed_at, needles_of, spec_of, traces, url_of
 from tests.hostile_server import HostileServer
 
 SAVED = ("few", "fewer", "other")
@@ -41,7 +41,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     with HostileServer() as server:
         web = Web(tmp_path_factory.mktemp("web"), server)
         web.add_file("a", web.pictures(range(6)))
-        build_here(order_of(web, 6))
+        build_here(spec_of(web, 6))
         catalog = Catalog(web.catalog)
         save(catalog, found_in(catalog, "web", [0, 1, 2], "picture 0 of a"), "few")
         save(catalog, found_in(catalog, "few", [0, 1], "picture"), "fewer")
@@ -107,7 +107,7 @@ def test_it_reaches_every_copy(built: Web) -> None:
         assert json.loads(report[0]["content"])["kept"] == len(kept(built, name)), "the card counts what is left"
     assert "text: (taken down)" in dataset(built, "few").version(1).recipe
     assert dataset(built, "other").version(1).recipe.count("some (taken down), please") == 1
-    assert all(build_here(order_of(built, 6)).version.number == 3 for _ in range(2)), "what sees all rows is made anew"
+    assert all(build_here(spec_of(built, 6)).version.number == 3 for _ in range(2)), "what sees all rows is made anew"
 
 
 def test_it_reaches_what_was_copied_and_its_other_copies(built: Web) -> None:
@@ -170,7 +170,7 @@ def test_what_was_taken_down_is_not_saved_again(built: Web) -> None:
 
 def test_versions_that_others_have_rows_of_are_kept(built: Web) -> None:
     for keep in (5, 4):
-        build_here(order_of(built, keep))
+        build_here(spec_of(built, keep))
     garbage = plan(dataset_of(built), -5.0, keep_versions=1)
     assert (garbage.forgotten, dict(garbage.used)) == ([2], {1: ["few", "fewer", "other"]})
 

@@ -26,8 +26,9 @@ from catalog.storage import Storage
 from catalog.takedown.amend import amend
 from catalog.takedown.reach import Names
 from catalog.verify import Verifier, check_shards
-from flows.build.build import Order, build_here
+from flows.build.build import build_here
 from flows.build.plan import NUMBERS
+from flows.build.spec import BuildSpec
 from flows.cli import main
 from flows.explore.failures import begin_retry
 from flows.govern.approve import approve
@@ -94,8 +95,8 @@ def url_of(web: Web, sample_id: int) -> str:
 
 def build(web: Web, *overrides: str) -> int:
     """Build; return how many parts were made."""
-    order = Order.read(web.folder / "recipe.yaml", catalog=web.catalog, executor="inline", overrides=overrides)
-    return build_here(order).made
+    spec = BuildSpec.read(web.folder / "recipe.yaml", catalog=web.catalog, executor="inline", overrides=overrides)
+    return build_here(spec).made
 
 
 def dataset_of(web: Web) -> Dataset:
@@ -529,8 +530,8 @@ def test_pictures_that_are_gone_are_failed_rows(web: Web) -> None:
 def test_a_retry_keeps_its_rows_when_an_attempt_is_damaged(web: Web) -> None:
     gone = next(r for r in content(web)["images"] if r["reason"])
     with served(web, url_of(web, gone["sample_id"]), jpeg(96, 80, 78)):
-        order = begin_retry(dataset_of(web), [gone["reason"]], web.catalog, "inline").order
-        build_here(order)
+        spec = begin_retry(dataset_of(web), [gone["reason"]], web.catalog, "inline").spec
+        build_here(spec)
         before = content(web)
         shards = sorted({r["shard"] for r in before["images"] if r["shard"]})
         assert len(shards) == 4
@@ -672,17 +673,17 @@ def test_damaged_pictures_never_become_rows_without_an_embedding(web: Web, tmp_p
     config = tmp_path / "tiny.json"
     config.write_text(json.dumps(TINY))
     stages = f"  - use: embed\n    encoders: [{{name: clip, model: {config}, pretrained: random}}]\n"
-    order = Order((web.folder / "recipe.yaml").read_text() + stages, "r", web.catalog, (), "inline")
+    spec = BuildSpec((web.folder / "recipe.yaml").read_text() + stages, "r", web.catalog, (), "inline")
     for harm in (zeros, halve, empty, delete):
         tar = tar_of(web)
         data = tar.read_bytes()
         harm(tar)
         with pytest.raises(DamagedError, match=f"{tar.name} is damaged: .*verify web --repair"):
-            build_here(order)
+            build_here(spec)
         tar.write_bytes(data)
     zeros(tar_of(web))
     verify(Catalog(web.catalog), "web", repair=True)
-    build_here(order)
+    build_here(spec)
     rows = content(web)["embeddings"]
     assert len(rows) == 9
     assert all(row["embed_reason"] is None for row in rows)

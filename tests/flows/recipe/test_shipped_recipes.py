@@ -16,7 +16,8 @@ from PIL import Image
 
 from catalog.database import sql
 from catalog.dataset import Catalog
-from flows.build.build import Order, build_here
+from flows.build.build import build_here
+from flows.build.spec import BuildSpec
 from flows.recipe.shipped import SHIPPED
 from tests.hostile_server import HostileServer
 from tests.pictures import jpeg
@@ -110,8 +111,8 @@ def built(corpus: Corpus, recipe: dict[str, Any], catalog: Path, overrides: list
     path = corpus.folder / "recipe.yaml"
     recipe["guards"] = {"no_samples": False}  # the encoder's weights are random: its scores may keep no row
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-    order = Order.read(path, catalog=str(catalog), overrides=tuple(overrides), executor="inline")
-    build_here(order)
+    spec = BuildSpec.read(path, catalog=str(catalog), overrides=tuple(overrides), executor="inline")
+    build_here(spec)
     name = f'"{recipe["dataset"]}"'
     query = f"select v.*, i.status from {name}.verdicts v join {name}.images i using (sample_id)"
     verdicts: list[dict[str, Any]] = sql(Catalog(catalog), query).to_pylist()

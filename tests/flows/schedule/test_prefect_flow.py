@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,11 @@ import pytest
 
 from catalog.dataset import Catalog
 from catalog.lease import hold
-from flows.build.build import Order, run_stage
+from flows.build.build import run_stage
+from flows.build.context import BuildContext
+from flows.build.plan import PlannedStage
+from flows.build.progress import Bar, Display
+from flows.build.spec import BuildSpec
 from tests.flows.conftest import Web
 from tests.helpers import wait_for
 
@@ -26,8 +32,8 @@ def client(prefect_server: str) -> Any:
         yield made
 
 
-def order_of(web: Web, stages: str = "") -> Order:
-    return Order.read(web.recipe(stages), catalog=web.catalog, executor="inline")
+def spec_of(web: Web, stages: str = "") -> BuildSpec:
+    return BuildSpec.read(web.recipe(stages), catalog=web.catalog, executor="inline")
 
 
 def test_a_task_a_stage_and_what_it_leaves_behind(web: Web, client: Any) -> None:
@@ -35,7 +41,7 @@ def test_a_task_a_stage_and_what_it_leaves_behind(web: Web, client: Any) -> None
 
     from flows.schedule.prefect_flow import build_flow
 
-    outcome = build_flow(order_of(web, "  - {use: prune, method: random, keep_rows: 3}\n"))
+    outcome = build_flow(spec_of(web, "  - {use: prune, method: random, keep_rows: 3}\n"), BuildContext())
     assert outcome.version.tables["samples"].rows == 3
     run = max(client.read_flow_runs(), key=lambda r: r.created)
     assert (run.state.type.value, run.name) == ("COMPLETED", "web")
@@ -52,9 +58,9 @@ def test_a_held_version_is_a_state_of_its_own(web: Web, client: Any) -> None:
     from catalog.errors import HeldError
     from flows.schedule.prefect_flow import build_flow
 
-    order = Order.read(web.recipe("", "guards: {min_rows: 8}\n"), catalog=web.catalog, executor="inline")
+    spec = BuildSpec.read(web.recipe("", "guards: {min_rows: 8}\n"), catalog=web.catalog, executor="inline")
     with pytest.raises(HeldError, match=r"web@1 is held, .* min_rows: 7 rows are kept") as caught:
-        build_flow(order)
+        build_flow(spec, BuildContext())
     assert caught.value.facts["version"] == "web@1"
     run = max(client.read_flow_runs(), key=lambda r: r.created)
     assert (run.state.type.value, run.state.name, run.run_count) == ("FAILED", "Held", 1)
@@ -63,20 +69,53 @@ def test_a_held_version_is_a_state_of_its_own(web: Web, client: Any) -> None:
     assert [(t.state.type.value, t.run_count) for t in tasks] == [("COMPLETED", 1)] * 3
 
 
+class Untraversable(Display, list[str]):
+    """A display that fails where Prefect traverses it, copies it or records it; its items are what it was shown."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("traversed")
+
+    def __reduce__(self) -> Any:
+        raise AssertionError("copied")
+
+    def message(self, text: str) -> None:
+        self.append(text)
+
+    @contextmanager
+    def stage(self, planned: PlannedStage) -> Iterator[Bar]:
+        self.append(planned.stage.name)
+        yield Bar()
+
+
+def test_the_context_of_a_build_reaches_every_stage_and_no_argument_of_prefect(web: Web, client: Any) -> None:
+    from flows.schedule.prefect_flow import build_flow
+
+    display = Untraversable()
+    context = BuildContext(display)
+    outcome = build_flow(spec_of(web), context)
+    assert [display[at] for at in range(3)] == ["parquet", "download", "samples"]
+    assert len(display) > 3, "the line on failed rows"
+    runs = Catalog(web.catalog).dataset("web").runs().to_pylist()
+    assert {run["run_id"] for run in runs} == {context.run_id}
+    recorded = max(client.read_flow_runs(), key=lambda r: r.created).parameters
+    assert set(recorded) == {"recipe", "name", "catalog", "overrides", "executor", "wait_s", "is_resolved"}
+    assert recorded["recipe"] == outcome.version.recipe
+
+
 def test_an_infrastructure_fault_is_tried_again(web: Web, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import flows.schedule.prefect_flow as module
 
     calls = []
     real = run_stage
 
-    def flaky(plan: Any, planned: Any, engine: Any, run_id: str) -> int:
+    def flaky(plan: Any, planned: Any, engine: Any, context: Any) -> int:
         calls.append(planned.stage.name)
         if planned.stage.name == "download" and calls.count("download") == 1:
             raise ConnectionError("the node went away")
-        return real(plan, planned, engine, run_id)
+        return real(plan, planned, engine, context)
 
     monkeypatch.setattr(module, "run_stage", flaky)
-    assert module.build_flow(order_of(web)).version.number == 1
+    assert module.build_flow(spec_of(web), BuildContext()).version.number == 1
     assert calls.count("download") == 2
 
 
@@ -86,13 +125,13 @@ def test_a_fault_of_the_data_is_not(web: Web, client: Any, monkeypatch: pytest.M
 
     calls = []
 
-    def broken(plan: Any, planned: Any, engine: Any, run_id: str) -> int:
+    def broken(plan: Any, planned: Any, engine: Any, context: Any) -> int:
         calls.append(planned.stage.name)
         raise PartError("1 part failed 3 times")
 
     monkeypatch.setattr(module, "run_stage", broken)
     with pytest.raises(PartError):
-        module.build_flow(order_of(web))
+        module.build_flow(spec_of(web), BuildContext())
     assert calls == ["parquet"]
 
 
@@ -119,7 +158,7 @@ def test_a_deployment_is_run_by_a_worker_and_only_once_at_a_time(web: Web, clien
 
     slow = web.server.drips(b"\xff" * 2000, step=1, pause_s=0.2)
     web.add_file("slow", [slow])
-    lines = list(deploy(order_of(web), "0 3 * * *", "UTC", "espalier-test", None))
+    lines = list(deploy(spec_of(web), "0 3 * * *", "UTC", "espalier-test", None))
     assert any("registered build/web" in line for line in lines)
     deployment = client.read_deployment_by_name("build/web")
     assert deployment.schedules[0].schedule.cron == "0 3 * * *"
@@ -146,7 +185,7 @@ def test_a_wrong_cron(web: Web, client: Any) -> None:
     from flows.schedule.deploy import deploy
 
     with pytest.raises(RecipeError, match="--cron 'at noon'"):
-        list(deploy(order_of(web), "at noon", "UTC", "espalier-test", None))
+        list(deploy(spec_of(web), "at noon", "UTC", "espalier-test", None))
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(web: Web, prefect_server: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.build.build import Order
+from flows.build.spec import BuildSpec
 from tests.flows.conftest import Web
 from tests.helpers import wait_for
 
@@ -38,7 +38,7 @@ def test_a_killed_worker_and_run_give_their_slot_back(web: Web, prefect_server: 
     web.add_file("slow", [slow])
     recipe = web.recipe()
     recipe.write_text(recipe.read_text().replace("timeout_s: 5", "timeout_s: 600"))
-    list(deploy(Order.read(recipe, catalog=web.catalog, executor="inline"), "0 3 * * *", "UTC", pool, "killed"))
+    list(deploy(BuildSpec.read(recipe, catalog=web.catalog, executor="inline"), "0 3 * * *", "UTC", pool, "killed"))
     command = [*WORKER, pool]
     env = os.environ | {"PREFECT_API_URL": prefect_server}
     with get_client(sync_client=True) as client:

@@ -9,17 +9,18 @@ import pyarrow.parquet as pq
 
 from catalog.database import sql
 from catalog.dataset import Catalog
-from flows.build.build import Order, build_here
+from flows.build.build import build_here
+from flows.build.spec import BuildSpec
 
 ROWS = 60
 
 
-def order_of(folder: Path, stages: str) -> Order:
+def spec_of(folder: Path, stages: str) -> BuildSpec:
     recipe = folder / "recipe.yaml"
     recipe.write_text(
         f"dataset: ranked\nsource: {{use: parquet, path: {folder}/rows, rows_per_part: 7}}\nstages:\n{stages}"
     )
-    return Order.read(recipe, catalog=str(folder / "catalog"), executor="inline")
+    return BuildSpec.read(recipe, catalog=str(folder / "catalog"), executor="inline")
 
 
 def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
@@ -44,7 +45,7 @@ def test_scores_of_the_source_choose_rows(tmp_path: Path) -> None:
     urls = [f"https://photos.example/{i}.jpg" for i in range(ROWS)]
     table = pa.table({"URL": urls, "TEXT": urls, "punsafe": unsafe, "similarity": similarity})
     pq.write_table(table, tmp_path / "rows" / "0.parquet")
-    outcome = build_here(order_of(tmp_path, STAGES))
+    outcome = build_here(spec_of(tmp_path, STAGES))
     safe = set(np.argsort(unsafe)[:30].tolist())
     top = safe & set(np.argsort(-similarity)[:30].tolist())
     found = rows(
@@ -58,5 +59,5 @@ def test_scores_of_the_source_choose_rows(tmp_path: Path) -> None:
     assert len(kept) in (len(best), len(best) + 1)
     said = rows(tmp_path, "select evidence from ranked.decisions where reason = 'pruned_union' limit 1")
     assert "score drops: similarity " in said[0][0]
-    again = build_here(order_of(tmp_path, STAGES))
+    again = build_here(spec_of(tmp_path, STAGES))
     assert (again.made, again.version.label) == (0, outcome.version.label)

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from catalog.database import sql
 from catalog.dataset import Catalog
 from catalog.schema import IMAGES
-from flows.build.build import Order, build_here
+from flows.build.build import build_here
+from flows.build.spec import BuildSpec
 from tasks.score import Prompts, Score, ScoreImages, ScoreVectors
 from tasks.score.watermark import network
 from tests.pictures import jpeg
@@ -91,9 +92,9 @@ def test_a_build_with_every_kind_of_scorer_that_grows(tiny_clip: tuple[Path, Pat
     watermark = saved(network().state_dict(), tmp_path / "watermark.safetensors")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.format(folder=tmp_path, model=model, clip=clip, watermark=watermark))
-    order = Order.read(str(recipe), catalog=str(tmp_path / "catalog"), executor="inline")
-    build_here(order)
-    assert build_here(order).made == 0
+    spec = BuildSpec.read(str(recipe), catalog=str(tmp_path / "catalog"), executor="inline")
+    build_here(spec)
+    assert build_here(spec).made == 0
     catalog = Catalog(str(tmp_path / "catalog"))
     query = "select count(*) as n, count(tag) as tags, count(tag_probability) as p, count(violence) as v from scores"
     assert sql(catalog, query).to_pylist() == [{"n": 6, "tags": 6, "p": 6, "v": 6}]
@@ -106,7 +107,7 @@ def test_a_build_with_every_kind_of_scorer_that_grows(tiny_clip: tuple[Path, Pat
     grown = tmp_path / "pictures" / "b"
     grown.mkdir()
     (grown / "7.jpg").write_bytes(jpeg(60, 40, seed=7))
-    build_here(order)
+    build_here(spec)
     assert sql(catalog, "select count(*) as n, count(watermark) as w from image_scores").to_pylist() == [
         {"n": 7, "w": 7}
     ]
@@ -126,7 +127,7 @@ def test_a_width_that_does_not_fit_stops_a_build_before_it_starts(tiny_clip: tup
         head.format(folder=tmp_path, model=tiny_clip[0], clip=tiny_clip[1])
         + f"  - {{use: score, scorers: [{{use: aesthetic_v1, weights: {weights}}}]}}\n"
     )
-    order = Order.read(str(recipe), catalog=str(tmp_path / "catalog"), executor="inline")
+    spec = BuildSpec.read(str(recipe), catalog=str(tmp_path / "catalog"), executor="inline")
     with pytest.raises(RecipeError, match="'aesthetic_v1': embedding column 'clip': found 32, expected 768"):
-        build_here(order)
+        build_here(spec)
     assert not list((tmp_path / "catalog").glob("*/images/*"))

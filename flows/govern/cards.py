@@ -1,7 +1,7 @@
-"""Data cards of versions whose rows were taken down: made anew from what their tables hold now, and drawn anew."""
+"""Make the data cards of versions anew whose rows were taken down, from what their tables have now."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -12,24 +12,12 @@ from catalog.lookup import schema_of, spans
 from catalog.parts import PartWriter
 from catalog.schema import SAMPLE_BITS
 from catalog.takedown.scrub import Scrubber
-from flows.build.build import write_report
-from flows.build.plan import PlannedPart
-from flows.build.worker import Work, make_table, one_by_one
-from tasks.report import AnyReport, Report
+from flows.build.report import PAGES, REPORT, page_path, run_report, saved_report, write_report
+from tasks.report import AnyReport
 from tasks.stage import TableStage
 from tasks.vectors.seeds import derived_seed
 
-T = TypeVar("T")
-R = TypeVar("R")
 Say = Callable[[str], object]
-
-REPORT: Final = "report"
-_PAGES: Final = "_reports"
-
-
-def saved_report(label: str) -> Report:
-    """Return the stage that makes the card of what a search of a version found."""
-    return Report(description=f"Saved from a search of {label}.")
 
 
 def remake(dataset: Dataset, versions: Collection[int], say: Say) -> None:
@@ -43,7 +31,7 @@ def remake(dataset: Dataset, versions: Collection[int], say: Say) -> None:
             if version.number in versions:
                 try:
                     _remake(dataset, version, path)
-                except Exception as error:  # noqa: BLE001  # a recipe of another release, say: the rows must go anyway
+                except Exception as error:  # noqa: BLE001  # a recipe of another release, for example: the rows must be removed anyway
                     say(f"the report of {version.label} cannot be made again and was emptied: {error}")
                     schema = schema_of(dataset.storage, [path])
                     with PartWriter(dataset.storage, REPORT, _fingerprint(path), schema):
@@ -58,12 +46,8 @@ def _remake(dataset: Dataset, version: Version, path: str) -> None:
     stage = _stage(version, facts)
     before = dict.fromkeys(s["table"] for s in version.stages[:at] if s["table"] in version.tables)
     tables = {table: _pieces(dataset, version, table) for table in before}
-    available = {table: pieces.schema for table, pieces in tables.items()}
-    columns = stage.inputs(available)
-    reads = {name: tables[name] for name in (*columns, *stage.sides())}
     seed = version.seed if saved_from(version.recipe) else derived_seed(version.seed, stage.name)
-    work = Work(stage, stage.output(available), columns, reads, (), dataset.storage, "cpu", seed)
-    make_table(work, PlannedPart(_fingerprint(path)), one_by_one, lambda done, total, unit: None)
+    run_report(dataset.storage, stage, tables, seed, _fingerprint(path))
 
 
 def _stage(version: Version, facts: Mapping[str, Any]) -> TableStage:
@@ -99,7 +83,7 @@ def redraw(dataset: Dataset, versions: Collection[int], say: Say) -> None:
             _draw(dataset, version, path, say)
     if known:
         last = max(known)
-        _draw(dataset, known[last], f"{_PAGES}/{last}.html", say)
+        _draw(dataset, known[last], page_path(last), say)
 
 
 def redraw_mentioning(dataset: Dataset, scrubber: Scrubber, say: Say) -> None:
@@ -112,7 +96,7 @@ def redraw_mentioning(dataset: Dataset, scrubber: Scrubber, say: Say) -> None:
 
 def _drawn(dataset: Dataset) -> dict[str, int]:
     """Return path -> version of the pages that there are; -1 where the name is no version's."""
-    names = {path: path.rpartition("/")[2].partition(".")[0] for path in dataset.storage.list(_PAGES)}
+    names = {path: path.rpartition("/")[2].partition(".")[0] for path in dataset.storage.list(PAGES)}
     return {path: int(name) if name.isdecimal() else -1 for path, name in names.items()}
 
 
