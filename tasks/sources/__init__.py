@@ -1,4 +1,4 @@
-"""Where rows come from. A source lists chunks when a build is planned, and turns each into a part of table `source`."""
+"""Sources of rows. A source lists chunks when a build is planned, and turns each into a part of table `source`."""
 
 from typing import Annotated
 

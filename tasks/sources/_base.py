@@ -1,7 +1,7 @@
-"""What a source is: a list of chunks, found when a build is planned, and a step that turns a chunk into rows.
+"""The contract of a source: a list of chunks, found when a build is planned, and a step that turns a chunk into rows.
 
-A chunk becomes one part of table `source`. Its identity says what was in it, so a file that is touched, copied or
-moved makes no new part, and a new file makes only its own.
+A chunk becomes one part of table `source`. Its identity depends on its content, so a file that is touched, copied or
+moved makes no new part, and a new file adds only its own parts.
 """
 
 import hashlib
@@ -27,23 +27,23 @@ PIECE_BYTES: Final = 64 << 20
 """A piece of a text file ends early when it holds this much."""
 
 Identify = Callable[[str], str]
-"""Path or URI of a file -> SHA-256 of its content (an object store's entity tag and size will do)."""
+"""Path or URI of a file -> SHA-256 of its content (on an object store, of its entity tag and size)."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The rows `start` .. `start + rows` of one file (of one folder's sorted listing)."""
+    """The rows `start` .. `start + rows` of one file (or of one folder's sorted listing)."""
 
     uri: str
     """Absolute path, or URI on an object store."""
     identity: str
-    """Hash of everything outside the recipe that the rows depend on, but for how columns are read."""
+    """Hash of everything outside the recipe that the rows depend on, except for how columns are read."""
     start: int
     rows: int
     layout: str = ""
-    """How the columns of its file are read: what a source needs to know of the other files."""
+    """How the columns of its file are read, which may depend on the source's other files."""
     state: str = field(default="", compare=False)
-    """Hash of the states of its local files before they were looked at; it is in no fingerprint."""
+    """Hash of the states of its local files before they were surveyed; it is part of no fingerprint."""
 
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
         [
@@ -68,18 +68,18 @@ class Chunk:
 
 
 class Survey(NamedTuple):
-    """What a look at a source's files found."""
+    """The result of surveying a source's files."""
 
     chunks: list[Chunk]
-    """In sorted order of their files."""
+    """Sorted by file."""
     schema: pa.Schema
-    """Of table `source`."""
+    """The schema of table `source`."""
     notes: tuple[Note, ...]
-    """What is not in the rows, or not as the files have it."""
+    """What was skipped, and which values differ from those in the files."""
 
 
 class Source(MapStage):
-    """Where a dataset begins. Writes table `source`; its step takes chunks (`Chunk.table`), not samples."""
+    """The first stage of a dataset. Writes table `source`; its step takes chunks (`Chunk.table`), not samples."""
 
     table: ClassVar[str] = "source"
     alive_only: ClassVar[bool] = False
@@ -89,20 +89,20 @@ class Source(MapStage):
     )
     rows_per_part: int = Field(10_000, ge=1, le=1 << SAMPLE_BITS, description="rows of one part, the unit of work")
     follow_links: bool = Field(
-        False, description="read through links in folders, out of them too; false: links are counted"
+        False, description="follow links in folders, also to places outside; false: links are counted"
     )
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """`path`, always a tuple."""
+        """Return `path` as a tuple."""
         return (self.path,) if isinstance(self.path, str) else self.path
 
     @abstractmethod
     def survey(self, identify: Identify) -> Survey:
-        """Return the chunks, the table's schema, and what is to be known. Called at plan time; reads no file twice.
+        """Return the chunks, the table's schema, and notes for the user. Called at plan time; reads no file twice.
 
-        Raises NotFoundError where the path names nothing, RecipeError where a column is missing, UserError where a
-        file cannot be read or the source has no row.
+        Raises NotFoundError if the path matches nothing, RecipeError if a column is missing, UserError if a file
+        cannot be read or the source has no row.
         """
 
     def chunks(self, identify: Identify) -> list[Chunk]:
@@ -110,9 +110,9 @@ class Source(MapStage):
         return self.survey(identify).chunks
 
     def made_of(self, chunk: Chunk) -> dict[str, str] | None:
-        """Return column -> what its values are made from, beside the chunk's content; None: no column is told apart.
+        """Return column -> what its values depend on besides the chunk's content; None if columns are not tracked.
 
-        Where a file adds a column to the table, stages that do not read it are not run again for the rows before.
+        When a file adds a column to the table, stages that do not read it are not run again for the earlier rows.
         """
         return None
 
@@ -123,25 +123,25 @@ class Source(MapStage):
         return self.survey(lambda uri: "").schema
 
     def parameters(self) -> dict[str, Any]:
-        """Without `path`, `rows_per_part` and `follow_links`: a chunk says what it holds, wherever it lies."""
+        """Return the parameters without `path`, `rows_per_part` and `follow_links`: content identifies a chunk."""
         hidden = {"path", "rows_per_part", "follow_links"}
         return {k: v for k, v in super().parameters().items() if k not in hidden}
 
-    def cut(self, uri: str, identity: str, rows: int, layout: str = "", state: str = "") -> list[Chunk]:
+    def chunks_of_file(self, uri: str, identity: str, rows: int, layout: str = "", state: str = "") -> list[Chunk]:
         """Return the chunks of a file with `rows` rows."""
         size = self.rows_per_part
         return [Chunk(uri, identity, at, min(size, rows - at), layout, state) for at in range(0, rows, size)]
 
     def files(self, chunk: Chunk) -> list[str]:
-        """Return the local files that the rows of a chunk depend on; nothing for object stores."""
+        """Return the local files that the rows of a chunk depend on; an empty list for object stores."""
         return [] if "://" in chunk.uri else [chunk.uri]
 
     def identity(self, chunk: Chunk, identify: Identify) -> str:
-        """Return what a chunk's identity would be now."""
+        """Return the current identity of a chunk's files."""
         return identify(chunk.uri)
 
     def check_unchanged(self, chunk: Chunk) -> None:
-        """Raise UserError where the local files of a chunk are no longer what they were when it was planned."""
+        """Raise UserError if the local files of a chunk have changed since it was planned."""
         files = self.files(chunk)
         if not chunk.state or state_of(files) == chunk.state:
             return
@@ -152,12 +152,12 @@ class Source(MapStage):
         if not same:
             raise changed(printable(_last_changed(files)))
 
-    def some(self, chunks: list[Chunk], notes: tuple[Note, ...] = ()) -> list[Chunk]:
-        """Return `chunks`. Raises UserError where there is none."""
+    def require_rows(self, chunks: list[Chunk], notes: tuple[Note, ...] = ()) -> list[Chunk]:
+        """Return `chunks`. Raises UserError if there are none."""
         if not chunks:
-            beside = "; ".join(map(str, notes))
+            found = "; ".join(map(str, notes))
             raise UserError(
-                f"the source is empty: no row in {', '.join(self.paths)}" + (f" ({beside})" if beside else "")
+                f"the source is empty: no row in {', '.join(self.paths)}" + (f" ({found})" if found else "")
             )
         return chunks
 
@@ -169,17 +169,17 @@ class Origin(NamedTuple):
     chunk: Chunk
 
     def check_unchanged(self) -> None:
-        """Raise UserError where they are no longer what they were when the part was planned."""
+        """Raise UserError if they have changed since the part was planned."""
         self.source.check_unchanged(self.chunk)
 
 
 def state_of(files: Iterable[str]) -> str:
-    """Return a hash of the states of local files; of files that are not there, too."""
+    """Return a hash of the states of local files, which need not exist."""
     return hashlib.sha256(repr([_state(file) for file in files]).encode()).hexdigest()
 
 
 def local_state(uri: str) -> str:
-    """Return the state of one file; nothing on an object store."""
+    """Return the state of one file; an empty string on an object store."""
     return "" if "://" in uri else state_of([uri])
 
 
@@ -191,7 +191,7 @@ def _state(file: str) -> FileState | None:
 
 
 def _last_changed(files: Sequence[str]) -> str:
-    """Return the file that is gone, or else that changed last."""
+    """Return a file that no longer exists, or else the one that changed last."""
     states = {file: _state(file) for file in files}
 
     def when(file: str) -> tuple[bool, int]:
@@ -202,7 +202,7 @@ def _last_changed(files: Sequence[str]) -> str:
 
 
 def batches_of(step: Callable[[Chunk], Iterator[pa.Table]], batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Yield what a function of chunks makes of batches of them."""
+    """Apply a function of chunks to batches of chunks; yield its tables."""
     for batch in batches:
         for chunk in Chunk.read(batch):
             yield from step(chunk)

@@ -1,4 +1,4 @@
-"""Captions that are lists: one of them, or all, by the rule `caption_from`."""
+"""Lists of captions: one of them, or all, by the rule `caption_from`."""
 
 from typing import Final, Literal
 
@@ -8,23 +8,23 @@ import pyarrow.compute as pc
 
 CaptionFrom = Literal["first", "join", "random"]
 ABOUT: Final = (
-    "of a list of captions: the first, all joined by a space, or a random one (drawn from the file's content and the "
-    "row's place in it: always the same)"
+    "from a list of captions: the first, all joined by a space, or a random one (seeded by the file's content and the "
+    "row's number, so always the same)"
 )
 
 
 def is_list(type_: pa.DataType) -> bool:
-    """Say whether a type is some list."""
+    """Return whether a type is a list type."""
     return bool(
         pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
         or pa.types.is_list_view(type_)
     )  # fmt: skip
 
 
-def chosen(lists: pa.ChunkedArray, rule: CaptionFrom, seed: int, first_row: int) -> pa.Array:
+def choose_captions(lists: pa.ChunkedArray, rule: CaptionFrom, seed: int, first_row: int) -> pa.Array:
     """Return the caption of every row: string (n,), from list<string> (n,); null where the list has no text.
 
-    Items that are null or blank are passed over. `random` draws from `seed` and the row's number, `first_row` on.
+    Items that are null or blank are skipped. `random` is seeded by `seed` and the row's number (`first_row` + index).
     """
     lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
     lists = pa.concat_arrays(lists.chunks) if isinstance(lists, pa.ChunkedArray) else lists
@@ -45,7 +45,7 @@ def chosen(lists: pa.ChunkedArray, rule: CaptionFrom, seed: int, first_row: int)
 
 
 def _mixed(rows: np.ndarray, seed: int) -> np.ndarray:
-    """Return 63 well-mixed bits a row: SplitMix64 (Steele et al. 2014)."""
+    """Return 63 well-mixed bits for each row: SplitMix64 (Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         bits = (rows + np.uint64(seed & (2**64 - 1))) * np.uint64(0x9E3779B97F4A7C15)
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,8 +1,8 @@
-"""From the columns that files have to the columns of table `source`: which is which, new names, types, clean text.
+"""Map the columns of files to the columns of table `source`: roles, names, types, clean text.
 
-Names are compared without surrounding space and case. Every column of any file is one of the table, called as the first
-file (in sorted order) calls it, and of the common type of all files. A value that cannot be of that type is null, and
-counted.
+Names are compared without surrounding space and case. Every column of any file is a column of the table; its name is
+that in the first file (in sorted order), its type the common type of all files. A value that cannot be converted to
+that type becomes null, and is counted.
 """
 
 import base64
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from catalog.errors import RecipeError, UserError, nearest
 from catalog.schema import FAULT, LOCAL, SAMPLE_ID, SOURCE
-from tasks.sources._captions import CaptionFrom, chosen, is_list
+from tasks.sources._captions import CaptionFrom, choose_captions, is_list
 from tasks.sources._notes import Notes
 from tasks.sources._text import Flaws, cleaned
 
@@ -30,40 +30,40 @@ KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "label": ("label", "label_name", "class", "class_name", "category"),
 }  # fmt: skip
-"""Column names that are recognised, in this order, whatever their case: LAION (URL, TEXT), DataComp and COYO (url,
-text), img2dataset, CC12M and RedCaps (url, caption), Conceptual Captions (image_url), SBU (image_urls, captions),
+"""Column names that are recognised, in this order, in any case: LAION (URL, TEXT), DataComp and COYO (url, text),
+img2dataset, CC12M and RedCaps (url, caption), Conceptual Captions (image_url), SBU (image_urls, captions),
 Recap-DataComp (re_caption), WIT (caption_reference_description), YFCC (downloadurl, title), Unsplash
 (photo_image_url)."""
 
 RESERVED: Final = frozenset([*SOURCE.names, *(f.name for f in (*LOCAL, *FAULT))])
-"""Our names. Another column that is called so (in any case: DuckDB knows none) gets the prefix `source_`."""
+"""Our names. A file's column with such a name (in any case: DuckDB ignores case) gets the prefix `source_`."""
 
 BAD_ROW: Final = "bad_row"
-"""The fault of a line that is no record."""
+"""The fault of a line that is not a record."""
 FAULT_AT, DETAIL_AT, LOST_AT = "\0fault", "\0detail", "\0lost:"
-"""Columns of a piece of a file that say which of its rows are faulty, and of a column which values its reader lost
-(true where one was). No column of a file can be called so."""
+"""Internal columns of a piece of a file: the fault and detail of each row, and, for a column, whether the reader lost
+the row's value. No column of a file can have these names."""
 DETAIL_CHARS: Final = 1000
-"""No more of a line that is no record is kept."""
+"""At most this much of a line that is not a record is stored."""
 
 TypeName = Literal["integer", "number", "boolean", "text"]
 TYPES: Final[Mapping[TypeName, pa.DataType]] = {
     "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_(), "text": pa.string(),
 }  # fmt: skip
 PATTERNS: Final[Mapping[pa.DataType, str]] = {
-    pa.int64(): r"^-?(0|[1-9][0-9]{0,17})$",  # with leading zeros it is a code, not a number
+    pa.int64(): r"^-?(0|[1-9][0-9]{0,17})$",  # a number with leading zeros is a code
     pa.float64(): r"^-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?$|^-?(inf|Inf|nan|NaN)$",
     pa.bool_(): r"^([tT]rue|TRUE|[fF]alse|FALSE)$",
 }
-"""What text must look like to be read as a number, or as true or false."""
+"""The patterns of text that is read as a number, or as a boolean."""
 TYPES_OF: Final = "types of column"
-"""How the note of a column of several types begins."""
+"""The beginning of the note about a column of several types."""
 _NOT_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 _PARTITION: Final = re.compile(r"^([^=/]+)=([^/]*)$")
 
 
 class File(NamedTuple):
-    """What a layout is made from: one file's columns, and the values that its folders name (`year=2024`)."""
+    """One file's columns, and the values in the names of its folders (`year=2024`)."""
 
     uri: str
     columns: pa.Schema
@@ -75,23 +75,23 @@ class Column:
     """One column of the source table."""
 
     field: pa.Field
-    """As our table has it."""
+    """The column of our table."""
     origin: str | None = None
-    """What the file calls it; None where the file does not have it."""
+    """Its name in the file; None if the file does not have it."""
     value: str | None = None
-    """Its value in every row, where the file's folder says it."""
+    """Its value in every row, if the file's folder specifies it."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What becomes of one file's columns. `columns` does not hold those of FAULT, which come last."""
+    """How one file's columns are read. `columns` does not contain those of FAULT, which come last."""
 
     columns: tuple[Column, ...]
     caption_from: CaptionFrom = "first"
 
     @property
     def names(self) -> list[str]:
-        """The columns to read, as the file calls them."""
+        """Return the columns to read, by their names in the file."""
         return [c.origin for c in self.columns if c.origin is not None]
 
     def schema(self) -> pa.Schema:
@@ -99,16 +99,16 @@ class Layout:
         return pa.schema([SAMPLE_ID, *(c.field for c in self.columns), *FAULT])
 
     def wanted(self) -> pa.Schema:
-        """Return the columns to read, as the file calls them, with the types that they are to have."""
+        """Return the columns to read, by their names in the file, with the types to convert them to."""
         return pa.schema([pa.field(c.origin, c.field.type) for c in self.columns if c.origin is not None])
 
     def made_of(self) -> dict[str, str]:
-        """Return our column -> what its values are made from, beside the file's content."""
+        """Return our column -> what its values depend on besides the file's content."""
         made = {c.field.name: f"{c.origin!r} {c.value!r} {c.field.type}" for c in self.columns}
         return made | {"caption": f"{made['caption']} {self.caption_from}"} if "caption" in made else made
 
     def packed(self) -> str:
-        """Return the layout as text: it travels with a chunk."""
+        """Return the layout as text, to be stored in a chunk."""
         fields = [
             c.field.with_metadata(
                 {k: v.encode("utf-8", "surrogatepass") for k, v in (("o", c.origin), ("v", c.value)) if v is not None}
@@ -119,21 +119,21 @@ class Layout:
 
     @classmethod
     def unpacked(cls, text: str) -> "Layout":
-        """Return the layout that `packed` gave."""
+        """Return the layout from the text of `packed`."""
         rule, _, data = text.partition(" ")
         columns = []
         for f in pa.ipc.read_schema(pa.py_buffer(base64.b85decode(data))):
             said = {k: v.decode("utf-8", "surrogatepass") for k, v in (f.metadata or {}).items()}
             ours = SOURCE.field(f.name) if f.name in SOURCE.names else f.remove_metadata()
             columns.append(Column(ours, said.get(b"o"), said.get(b"v")))
-        return cls(tuple(columns), rule)  # type: ignore[arg-type]  # we wrote it
+        return cls(tuple(columns), rule)  # type: ignore[arg-type]  # `packed` wrote it
 
     def apply(self, rows: pa.Table, where: str, seed: int = 0, first_row: int = 0) -> pa.Table:
-        """Return rows of a file as rows of our table (without `sample_id`), with clean text; its metadata has notes."""
-        notes, at, flaws = Notes(), positions(rows.column_names), Flaws.of(rows)
+        """Convert rows of a file to rows of our table (without `sample_id`), with clean text and notes as metadata."""
+        notes, at, flaws = Notes(), by_folded_name(rows.column_names), Flaws.of(rows)
         arrays = []
         for column in self.columns:
-            name = same(column.origin, at)
+            name = find_name(column.origin, at)
             if name is None:
                 value = pa.scalar(column.value, pa.string()).cast(column.field.type)
                 arrays.append(pa.repeat(value, rows.num_rows))
@@ -141,14 +141,14 @@ class Layout:
             values = rows.column(name)
             if column.field.name == "caption" and is_list(values.type):
                 texts, _ = cast(values, pa.list_(pa.string()))
-                arrays.append(flaws.clean(chosen(flaws.clean(texts), self.caption_from, seed, first_row)))
+                arrays.append(flaws.clean(choose_captions(flaws.clean(texts), self.caption_from, seed, first_row)))
                 continue
             found, lost = cast(values, column.field.type)
             if LOST_AT + name in rows.column_names:
                 lost += rows.num_rows - rows.column(LOST_AT + name).null_count
             place = f"{where}, near row {first_row:,}"
             notes.add(
-                lost, f"values of column {column.field.name!r} that are no {column.field.type} and became null", place
+                lost, f"values of column {column.field.name!r} that are not {column.field.type} and became null", place
             )
             arrays.append(flaws.clean(found))
         for field, name in zip(FAULT, (FAULT_AT, DETAIL_AT), strict=True):
@@ -158,35 +158,35 @@ class Layout:
         flaws.note(notes, where, first_row)
         if FAULT_AT in rows.column_names:
             faulty = rows.num_rows - rows.column(FAULT_AT).null_count
-            notes.add(faulty, f"lines that are no records ({BAD_ROW})", f"{where}, near row {first_row:,}")
+            notes.add(faulty, f"lines that are not records ({BAD_ROW})", f"{where}, near row {first_row:,}")
         schema = pa.schema([*(c.field for c in self.columns), *FAULT])
         return pa.table(arrays, schema=schema).replace_schema_metadata(notes.packed())
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a recipe says of the columns."""
+    """The recipe's settings for the columns."""
 
     columns: Mapping[str, str | None]
-    """For url, caption and label: the file's name of it; None takes a known one."""
+    """url, caption and label -> its column in the file; None takes a known name."""
     types: Mapping[str, TypeName]
     caption_from: CaptionFrom = "first"
     needs_url: bool = True
-    """False: the rows are not on the web, and a column that is called url comes along as `source_url`."""
+    """False: the rows are not on the web, and a column named url is kept as `source_url`."""
 
     @property
     def ours(self) -> tuple[str, ...]:
-        """Which of our columns files may have."""
+        """Return which of our columns files may have."""
         return tuple(name for name in KNOWN if self.needs_url or name != "url")
 
 
 def layouts(files: Sequence[File], wanted: Wanted, notes: Notes) -> list[Layout]:
-    """Return the layout of every file; all have the same schema. Notes what differs from file to file.
+    """Return the layout of every file; all have the same schema. Adds differences between files to `notes`.
 
-    Raises RecipeError where a named column, or any column for the URL, is not there, UserError where two files have
-    types that have nothing in common.
+    Raises RecipeError if a named column, or any column for the URL, does not exist, UserError if two files have types
+    without a common type.
     """
-    picked = [_picked(file, wanted) for file in files]
+    picked = [_roles(file, wanted) for file in files]
     names: dict[tuple[str, int], str] = {}
     types: dict[str, list[tuple[pa.DataType, str]]] = {}
     taken = {name.casefold() for name in RESERVED}
@@ -211,32 +211,32 @@ def layouts(files: Sequence[File], wanted: Wanted, notes: Notes) -> list[Layout]
         found.append(Layout((*first, *rest), wanted.caption_from))
     for name in common:
         lack = [file.uri for file, mine in zip(files, places, strict=True) if name not in mine and len(file.columns)]
-        notes.add(len(lack), f"files without column {name!r}, which is null there", lack[0] if lack else "")
+        notes.add(len(lack), f"files without column {name!r}, which is null in their rows", lack[0] if lack else "")
     return found
 
 
 def partition_of(below: str) -> dict[str, str | None]:
-    """Return what the folders of a path say in Hive's way: `year=2024/month=01/a.parquet`."""
+    """Return the Hive partition values of a path: `year=2024/month=01/a.parquet`."""
     found = (_PARTITION.match(piece) for piece in below.split("/")[:-1])
     pairs = {unquote(match[1]): unquote(match[2]) for match in found if match}
     return {key: None if value == _NOT_NULL else value for key, value in pairs.items()}
 
 
-def _picked(file: File, wanted: Wanted) -> dict[str, str | None]:
-    """Return url, caption, label -> what the file calls it."""
+def _roles(file: File, wanted: Wanted) -> dict[str, str | None]:
+    """Return url, caption, label -> its column in the file."""
     if twice := sorted(n for n, count in Counter(file.columns.names).items() if count > 1):
         raise RecipeError(f"{file.uri} has two columns {twice[0]!r}; expected every column once")
     found = {ours: choose(ours, wanted.columns.get(ours), file.columns, file.uri) for ours in wanted.ours}
     if wanted.needs_url and found["url"] is None and len(file.columns):
         raise RecipeError(
-            f"{file.uri} has no column that is known to hold a URL; name one with `url:`; "
+            f"{file.uri} has no column with a known name for the URL; specify it with `url:`; "
             f"there is: {_shown(file.columns.names)}"
         )
     return found
 
 
 def _others(file: File, chosen_: set[str | None]) -> Iterator[tuple[tuple[str, int], str, Column]]:
-    """Yield (what tells a column from others, its name, the column) of those that come along."""
+    """Yield (unique key, name, column) of the columns without a role."""
     seen: Counter[str] = Counter()
     for f in file.columns:
         if f.name in chosen_:
@@ -247,7 +247,7 @@ def _others(file: File, chosen_: set[str | None]) -> Iterator[tuple[tuple[str, i
     for key, value in file.partition.items():
         if not seen[key.casefold()]:
             texts = pa.chunked_array([pa.array([value], pa.string())])
-            yield (key.casefold(), 1), key, Column(pa.field(key, guessed(texts)), None, value)
+            yield (key.casefold(), 1), key, Column(pa.field(key, guess_type(texts)), None, value)
 
 
 def _free(name: str, taken: set[str]) -> str:
@@ -265,7 +265,7 @@ def _check_types(wanted: Mapping[str, TypeName], types: Iterable[str], files: Se
 
 
 def _shown(names: Sequence[str]) -> str:
-    """Return names as an error can show them, whatever is in them: not all of a file may be what it says."""
+    """Return names as printable text for an error: those of a damaged file may hold anything."""
     texts = ["".join(c if c.isprintable() else "?" for c in name[:60]) for name in sorted(names)[:40]]
     return ", ".join(texts) or "no column"
 
@@ -273,7 +273,7 @@ def _shown(names: Sequence[str]) -> str:
 def _common(
     name: str, found: Sequence[tuple[pa.DataType, str]], wanted: Mapping[str, TypeName], notes: Notes
 ) -> pa.DataType:
-    """Return the narrowest type that holds those of all files; text where some are text and others are not."""
+    """Return the narrowest type that holds the types of all files; text if only some of them are text."""
     said = next((TYPES[kind] for key, kind in wanted.items() if fold(key) == fold(name)), None)
     first: dict[pa.DataType, str] = {}
     for type_, uri in found:
@@ -306,7 +306,7 @@ def _both(one: pa.DataType, other: pa.DataType, name: str, first: Mapping[pa.Dat
 
 
 def _note_choices(files: Sequence[File], picked: Sequence[Mapping[str, str | None]], notes: Notes) -> None:
-    """Note where files call url, caption or label differently, but for case."""
+    """Note if files have different names, beyond case, for url, caption or label."""
     for ours in picked[0]:
         names: dict[str, str] = {}
         for file, found in zip(files, picked, strict=True):
@@ -321,12 +321,12 @@ _SPACE: Final = " \t\r\n\v\f\u00a0\ufeff\u200b\u3000"
 
 
 def fold(name: str) -> str:
-    """Return what a column's name is compared by."""
+    """Return the normalised form of a column's name, for comparison."""
     return name.strip(_SPACE).casefold()
 
 
 def plain(type_: pa.DataType) -> pa.DataType:
-    """Return the nearest type that Parquet, Delta Lake and DuckDB all have; null stays, as it may become any."""
+    """Return the nearest type that Parquet, Delta Lake and DuckDB all support; null is unchanged: it widens to any."""
     if isinstance(type_, pa.BaseExtensionType):
         return plain(type_.storage_type)
     if pa.types.is_dictionary(type_):
@@ -353,13 +353,13 @@ def _inner(type_: pa.DataType) -> pa.DataType:
 
 
 def with_text_urls(found: pa.Schema, wanted: str | None) -> pa.Schema:
-    """Return the columns of a file of text: what may hold the URL is text, whatever its values look like."""
+    """Return the columns of a text file, in which columns that may be the URL are text, whatever their values."""
     names = KNOWN["url"] if wanted is None else (fold(wanted),)
     return pa.schema([pa.field(f.name, pa.string()) if fold(f.name) in names else f for f in found])
 
 
-def guessed(texts: pa.ChunkedArray) -> pa.DataType:
-    """Return the narrowest type that every text can be read as; null where there is no text."""
+def guess_type(texts: pa.ChunkedArray) -> pa.DataType:
+    """Return the narrowest type that every text can be parsed as; null if there is no text."""
     if texts.null_count == len(texts):
         return pa.null()
     fits = (type_ for type_, pattern in PATTERNS.items() if pc.all(pc.match_substring_regex(texts, pattern)).as_py())
@@ -381,10 +381,10 @@ _AS_TEXT: Final = {pa.time32("s").id, pa.time64("us").id, pa.duration("s").id, p
 
 
 def choose(ours: str, wanted: str | None, found: pa.Schema, where: str) -> str | None:
-    """Return the column of a file that holds url, caption or label; `wanted` names it, None takes a known name."""
-    at = positions(found.names)
+    """Return the column of a file for url, caption or label; `wanted` is its name, None takes a known name."""
+    at = by_folded_name(found.names)
     if wanted is not None:
-        name = same(wanted, at)
+        name = find_name(wanted, at)
         if name is None:
             if not len(found):
                 return None
@@ -397,7 +397,7 @@ def choose(ours: str, wanted: str | None, found: pa.Schema, where: str) -> str |
 
 
 def _can_be(type_: pa.DataType, ours: str) -> bool:
-    """Say whether a column can hold the url, the caption, or the label."""
+    """Return whether a column's type is suitable for the url, the caption, or the label."""
     type_ = plain(type_)
     if ours == "caption" and is_list(type_):
         return not pa.types.is_nested(type_.value_type)
@@ -409,19 +409,19 @@ def _can_be(type_: pa.DataType, ours: str) -> bool:
     return numbers or (ours == "url" and pa.types.is_binary(type_))
 
 
-def positions(names: Iterable[str]) -> dict[str, str]:
-    """Return every name under itself and, where that is free, under what it is compared by."""
+def by_folded_name(names: Iterable[str]) -> dict[str, str]:
+    """Map every name, and its folded form if no other name has it, to the name."""
     names = list(names)
     return {fold(n): n for n in reversed(names)} | {n: n for n in names}
 
 
-def same(name: str | None, at: Mapping[str, str]) -> str | None:
-    """Return what `positions` has of a name."""
+def find_name(name: str | None, at: Mapping[str, str]) -> str | None:
+    """Look a name up in the result of `by_folded_name`."""
     return None if name is None else at.get(name, at.get(fold(name)))
 
 
 def cast(column: pa.Array | pa.ChunkedArray, to: pa.DataType) -> tuple[pa.Array | pa.ChunkedArray, int]:
-    """Return a column as another type, and how many of its values cannot be of it, and are null."""
+    """Convert a column to another type; return it, and how many values could not be converted and became null."""
     if column.type == to:
         return column, 0
     if isinstance(column.type, pa.BaseExtensionType):
@@ -437,11 +437,13 @@ def cast(column: pa.Array | pa.ChunkedArray, to: pa.DataType) -> tuple[pa.Array 
         found = pc.if_else(pc.equal(found.cast(column.type, safe=False), column), found, None)
         return found, found.null_count - column.null_count
     inner = column.type.value_type if is_list(column.type) else column.type
-    loose = pa.types.is_timestamp(to) or _is_binary(inner)  # below microseconds; bad UTF-8, which `Flaws` counts
+    loose = pa.types.is_timestamp(to) or _is_binary(
+        inner
+    )  # digits below microseconds are dropped; `Flaws` counts bad UTF-8
     try:
         return column.cast(to, safe=not loose), 0
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
-        found = _each(column, to)
+        found = _cast_each(column, to)
         return found, found.null_count - column.null_count
 
 
@@ -449,8 +451,8 @@ def _is_binary(type_: pa.DataType) -> bool:
     return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
 
 
-def _each(column: pa.Array | pa.ChunkedArray, to: pa.DataType) -> pa.Array:
-    """Return a column of which not every value can be of a type: null where it cannot."""
+def _cast_each(column: pa.Array | pa.ChunkedArray, to: pa.DataType) -> pa.Array:
+    """Convert a column value by value; null where a value cannot be converted."""
 
     def one(scalar: Any) -> Any:
         try:
@@ -458,4 +460,4 @@ def _each(column: pa.Array | pa.ChunkedArray, to: pa.DataType) -> pa.Array:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
             return None
 
-    return pa.array([one(scalar) for scalar in column], to)  # rare: a loop over the rows of one piece
+    return pa.array([one(scalar) for scalar in column], to)  # rare, so a loop is fast enough

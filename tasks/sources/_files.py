@@ -1,6 +1,6 @@
-"""Which files a source's path names, and how they are opened: a local folder or an object store, the same way.
+"""Find and open the files of a source, in a local folder or on an object store.
 
-Only regular files are read. What else lies in a folder is counted: links (which are followed where the recipe says
+Only regular files are read. Everything else in a folder is counted: links (which are followed if the recipe has
 `follow_links: true`), devices, pipes and sockets, hidden files, files of another kind.
 """
 
@@ -22,7 +22,7 @@ from tasks.sources._notes import Notes
 from tasks.sources._text import FromUtf16, is_utf16
 
 COMPRESSED: Final = (".gz", ".bz2", ".zst", ".lz4")
-"""Endings of compressed text files. What a file is compressed with is known by its first bytes."""
+"""Endings of compressed text files. The codec is recognised by a file's first bytes."""
 
 _MAGIC: Final = ((b"\x1f\x8b", "gzip"), (b"BZh", "bz2"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\x04\x22\x4d\x18", "lz4"))
 _NOT_TEXT: Final = (
@@ -33,56 +33,56 @@ _NOT_TEXT: Final = (
 )  # fmt: skip
 _GLOB = re.compile(r"[*?\[]")
 
-HIDDEN: Final = "hidden files or folders passed over"
-LINKS: Final = "links not followed (`follow_links: true` reads through them)"
-SPECIAL: Final = "devices, pipes and sockets passed over"
-UNREADABLE: Final = "files or folders that could not be looked at"
-MARKED: Final = "files whose names begin with _ passed over, as what table writers keep beside their data"
+HIDDEN: Final = "hidden files or folders skipped"
+LINKS: Final = "links not followed (`follow_links: true` follows them)"
+SPECIAL: Final = "devices, pipes and sockets skipped"
+UNREADABLE: Final = "files or folders that could not be read"
+MARKED: Final = "files whose names begin with _ skipped (table writers' metadata)"
 
 
-class Found(NamedTuple):
+class SourceFile(NamedTuple):
     """One regular file."""
 
     uri: str
     """Absolute path, or URI on an object store."""
     below: str
-    """Its path below the folder that was searched; its name where it was named itself."""
+    """Its path below the folder that was searched; its name if the path is that of the file itself."""
     bytes: int
 
 
-class Kind(NamedTuple):
-    """Which files a source takes from folders."""
+class FileKind(NamedTuple):
+    """Which files a source reads from folders."""
 
     suffixes: tuple[str, ...]
-    """Endings in lower case. Files of others may be somebody's backups or unfinished: they are counted."""
+    """Endings in lower case. Files with others may be backups or incomplete: they are skipped, and counted."""
     marked: bool = False
     """Whether names that begin with `_` are data."""
 
-    def takes(self, found: Found) -> bool:
-        """Say whether a file is one of this kind."""
+    def takes(self, found: SourceFile) -> bool:
+        """Return whether a file is of this kind."""
         return found.below.lower().endswith(self.suffixes)
 
 
-def find(paths: Sequence[str], kind: Kind, notes: Notes, follow_links: bool = False) -> list[Found]:
-    """Return the files that `paths` name, sorted, each once; count in `notes` what was passed over.
+def find(paths: Sequence[str], kind: FileKind, notes: Notes, follow_links: bool = False) -> list[SourceFile]:
+    """Return the files at `paths`, sorted, each once; count in `notes` what was skipped.
 
     A path is a file (whatever its ending), a folder (searched at all depths), or a glob (`*`, `?`, `[ab]`, and `**` for
-    any depth). Raises NotFoundError where a path names nothing, UserError where it cannot be understood.
+    any depth). Raises NotFoundError if a path matches nothing, UserError if it cannot be parsed.
     """
     files = {file.uri: file for path in paths for file in _expand(path, kind, notes, follow_links)}
     return [files[uri] for uri in sorted(files)]
 
 
-def walk(place: str, notes: Notes, follow_links: bool = False) -> Iterator[tuple[str, list[Found]]]:
-    """Yield (folder, its regular files that are not hidden, by name) of a tree. Memory is that of the largest folder.
+def walk(place: str, notes: Notes, follow_links: bool = False) -> Iterator[tuple[str, list[SourceFile]]]:
+    """Yield (folder, its regular files that are not hidden, by name) of a tree. Holds one folder's names in memory.
 
-    Raises NotFoundError where there is no such folder.
+    Raises NotFoundError if the folder does not exist.
     """
     if "://" in place:
         yield from _walk_remote(place, notes)
         return
     if not Path(place).is_dir():
-        raise NotFoundError(f"{place} is {'not a folder' if Path(place).exists() else 'not there'}")
+        raise NotFoundError(f"{place} is {'not a folder' if Path(place).exists() else 'missing'}")
     folders, seen = [place], {_identity(place)}
     while folders:
         folder = folders.pop()
@@ -92,7 +92,7 @@ def walk(place: str, notes: Notes, follow_links: bool = False) -> Iterator[tuple
 
 
 def absolute(path: str) -> str:
-    """Return a path as an absolute one, or as a URI without a slash at its end."""
+    """Return the absolute path, or the URI without a slash at its end."""
     if not path.strip():
         raise UserError("an empty path; expected a file, a folder or a glob")
     local = path.removeprefix("file://")
@@ -105,7 +105,7 @@ def absolute(path: str) -> str:
 
 
 def is_file(place: str) -> bool:
-    """Say whether there is a file of that name."""
+    """Return whether the file exists."""
     if place.count("/") < 3 and "://" in place:  # a bucket
         return False
     storage, name = split(place)
@@ -113,17 +113,17 @@ def is_file(place: str) -> bool:
 
 
 def is_glob(place: str) -> bool:
-    """Say whether a path that is no file is a pattern."""
+    """Return whether a path is a pattern and not the name of a file."""
     return _GLOB.search(place) is not None
 
 
 def not_there(place: str) -> NotFoundError:
-    """Return the error for a folder that does not exist, with the nearest that does."""
+    """Return the error for a folder that does not exist, with the nearest name that does."""
     if "://" not in place and (why := unreadable(place)) not in (None, NOT_THERE):
         return NotFoundError(f"cannot read {place}: {why}")
     parent = Path(place).parent
     beside = [entry.name for entry in os.scandir(parent)] if "://" not in place and parent.is_dir() else []
-    return NotFoundError(f"{place} is not there{nearest(Path(place).name, beside)}")
+    return NotFoundError(f"{place} does not exist{nearest(Path(place).name, beside)}")
 
 
 def split(uri: str) -> tuple[Storage, str]:
@@ -133,32 +133,31 @@ def split(uri: str) -> tuple[Storage, str]:
 
 
 def head_of(uri: str, size: int) -> bytes:
-    """Return the first bytes of a file, none where it cannot be read."""
+    """Return the first bytes of a file; empty if it cannot be read."""
     storage, name = split(uri)
     try:
         return storage.read_range(name, 0, size)
-    except Exception:  # noqa: BLE001  (a file that cannot be read is of no kind; whoever reads it says why)
+    except Exception:  # noqa: BLE001  (the code that reads the whole file reports the error)
         return b""
 
 
 def open_random(uri: str) -> pa.NativeFile:
-    """Return a file that can seek. Raises NotFoundError or UserError where it cannot be opened."""
+    """Open a seekable file. Raises NotFoundError or UserError if it cannot be opened."""
     storage, name = split(uri)
     try:
         local = storage.local(name)
         return pa.OSFile(str(local)) if local else storage.filesystem().open_input_file(name)
     except FileNotFoundError as error:
-        raise NotFoundError(f"{uri} is not there") from error
+        raise NotFoundError(f"{uri} does not exist") from error
     except OSError as error:
         raise UserError(f"cannot open {uri}: {first_line(error)}") from error
 
 
 @contextmanager
 def open_text(uri: str) -> Iterator[io.BufferedReader]:
-    """Give the bytes of a text file in UTF-8 (from UTF-16 where its byte order mark says so), decompressed, without a
-    byte order mark.
+    """Open a text file as decompressed UTF-8 bytes without a byte order mark (UTF-16 with such a mark is transcoded).
 
-    Raises UserError for what is no text, and for a compressed file that is damaged, at the byte where that shows.
+    Raises UserError if it is not text, and, while it is read, if a compressed file is damaged.
     """
     with open_random(uri) as raw:
         stream: Any = raw
@@ -177,7 +176,7 @@ def _codec(uri: str, raw: pa.NativeFile) -> str | None:
     raw.seek(0)
     found = next((codec for magic, codec in _MAGIC if head.startswith(magic)), None)
     if found is None and uri.lower().endswith(COMPRESSED):
-        return str(pa.Codec.detect(uri.lower()).name)  # which then says that it is damaged
+        return str(pa.Codec.detect(uri.lower()).name)  # whose reader then reports that it is damaged
     return found
 
 
@@ -189,16 +188,16 @@ def _check_text(uri: str, file: io.BufferedReader) -> None:
         file.read(3)
 
 
-def _expand(path: str, kind: Kind, notes: Notes, follow_links: bool) -> list[Found]:
+def _expand(path: str, kind: FileKind, notes: Notes, follow_links: bool) -> list[SourceFile]:
     place = absolute(path)
     if is_file(place):
-        return [Found(place, place.rpartition("/")[2], 1)]
+        return [SourceFile(place, place.rpartition("/")[2], 1)]
     if is_glob(place):
         return _expand_glob(place, kind, notes, follow_links)
     return _expand_folder(place, kind, notes, follow_links)
 
 
-def _expand_glob(place: str, kind: Kind, notes: Notes, follow_links: bool) -> list[Found]:
+def _expand_glob(place: str, kind: FileKind, notes: Notes, follow_links: bool) -> list[SourceFile]:
     from fsspec.utils import glob_translate
 
     fixed = _GLOB.split(place, maxsplit=1)[0].rpartition("/")[0]
@@ -207,17 +206,17 @@ def _expand_glob(place: str, kind: Kind, notes: Notes, follow_links: bool) -> li
     try:
         tree = [file for _, files in walk(fixed or "/", seen, follow_links) for file in files]
     except NotFoundError:
-        raise NotFoundError(f"no file matches {place}: {fixed} is not there") from None
+        raise NotFoundError(f"no file matches {place}: {fixed} does not exist") from None
     found = _data([file for file in tree if matches(file.below)], kind, notes)
     if not found:
         raise NotFoundError(f"no file matches {place}{_beside(seen)}")
     for note in seen.all():
-        if note.what in (LINKS, SPECIAL, UNREADABLE):  # what is hidden no pattern asked for
+        if note.what in (LINKS, SPECIAL, UNREADABLE):  # a pattern does not match hidden files
             notes.add(*note)
     return found
 
 
-def _expand_folder(place: str, kind: Kind, notes: Notes, follow_links: bool) -> list[Found]:
+def _expand_folder(place: str, kind: FileKind, notes: Notes, follow_links: bool) -> list[SourceFile]:
     seen = Notes()
     try:
         found = [file for _, files in walk(place, seen, follow_links) for file in _data(files, kind, seen)]
@@ -225,12 +224,12 @@ def _expand_folder(place: str, kind: Kind, notes: Notes, follow_links: bool) -> 
         raise not_there(place) from error
     mine = [file for file in found if kind.takes(file)]
     if not mine:
-        problem = "is not there, or is a folder without" if "://" in place else "is a folder without"
+        problem = "does not exist, or is a folder without" if "://" in place else "is a folder without"
         raise NotFoundError(f"{place} {problem} {', '.join(kind.suffixes)} files{_beside(seen)}")
     taken = {file.uri for file in mine}
     others = [file for file in found if file.uri not in taken]
     if others:
-        seen.add(len(others), f"files passed over, which are no {' or '.join(kind.suffixes[:2])} files", others[0].uri)
+        seen.add(len(others), f"files skipped that are not {' or '.join(kind.suffixes[:2])} files", others[0].uri)
     for note in seen.all():
         notes.add(*note)
     return mine
@@ -241,8 +240,8 @@ def _beside(notes: Notes) -> str:
     return f" ({found})" if found else ""
 
 
-def _data(files: list[Found], kind: Kind, notes: Notes) -> list[Found]:
-    """Return the files that are not marked as somebody's own; count the others."""
+def _data(files: list[SourceFile], kind: FileKind, notes: Notes) -> list[SourceFile]:
+    """Return the files whose names do not begin with `_`; count the others."""
     if kind.marked:
         return files
     own = [any(piece.startswith("_") for piece in file.below.split("/")) for file in files]
@@ -251,8 +250,8 @@ def _data(files: list[Found], kind: Kind, notes: Notes) -> list[Found]:
     return [file for file, marked in zip(files, own, strict=True) if not marked]
 
 
-def _look(folder: str, root: str, notes: Notes, follow_links: bool) -> tuple[list[Found], list[str]]:
-    """Return the regular files of one local folder, sorted by name, and the folders in it."""
+def _look(folder: str, root: str, notes: Notes, follow_links: bool) -> tuple[list[SourceFile], list[str]]:
+    """List one local folder: its regular files, sorted by name, and the folders in it."""
     files, folders = [], []
     try:
         with os.scandir(folder) as entries:
@@ -271,7 +270,7 @@ def _look(folder: str, root: str, notes: Notes, follow_links: bool) -> tuple[lis
             else:
                 found = entry.stat()
                 if stat.S_ISREG(found.st_mode):
-                    files.append(Found(entry.path, entry.path[len(root) :].lstrip("/"), found.st_size))
+                    files.append(SourceFile(entry.path, entry.path[len(root) :].lstrip("/"), found.st_size))
                 else:
                     notes.add(1, SPECIAL, printable(entry.path))
         except OSError as error:
@@ -279,19 +278,19 @@ def _look(folder: str, root: str, notes: Notes, follow_links: bool) -> tuple[lis
     return files, folders
 
 
-def _walk_remote(place: str, notes: Notes) -> Iterator[tuple[str, list[Found]]]:
-    folders: dict[str, list[Found]] = {}
+def _walk_remote(place: str, notes: Notes) -> Iterator[tuple[str, list[SourceFile]]]:
+    folders: dict[str, list[SourceFile]] = {}
     for name, size in Storage.open(place).list().items():
         if any(piece.startswith(".") for piece in name.split("/")):
             notes.add(1, HIDDEN, f"{place}/{name}")
         else:
-            folders.setdefault(name.rpartition("/")[0], []).append(Found(f"{place}/{name}", name, size))
+            folders.setdefault(name.rpartition("/")[0], []).append(SourceFile(f"{place}/{name}", name, size))
     for folder, files in folders.items():
         yield f"{place}/{folder}" if folder else place, files
 
 
 def _new(folders: list[str], seen: set[tuple[int, int]]) -> list[str]:
-    """Return the folders that were not seen before, as a link may lead to where it is; note them as seen."""
+    """Return the folders that were not seen before (links may form a cycle); record them as seen."""
     new = []
     for folder in folders:
         if (known := _identity(folder)) not in seen:
@@ -309,5 +308,5 @@ def _identity(folder: str) -> tuple[int, int]:
 
 
 def printable(path: str) -> str:
-    """Return a path as text: a byte of its name that is no UTF-8 becomes a question mark."""
+    """Return a path as valid text: a byte that is not UTF-8 becomes a question mark."""
     return path.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Columns out of JSON text, one object a row, by DuckDB: a broken object is a row of nulls, never an error."""
+"""Parse JSON text into columns with DuckDB, one object a row: a malformed object is a row of nulls, not an error."""
 
 import json
 from collections.abc import Iterable
@@ -12,21 +12,21 @@ from tasks.sources._captions import is_list
 from tasks.sources._text import Flaws, as_text
 
 MAX_OBJECT_BYTES: Final = 16 << 20
-"""A longer object counts as broken."""
+"""A longer object counts as malformed."""
 SAMPLE_OBJECTS: Final = 1_000
-"""Objects that the columns and their types are taken from."""
+"""The number of objects from which the columns and their types are inferred."""
 _LONG: Final = pa.decimal128(19)
-"""What stands for a whole number that no float64 has: int64 among whole numbers, text among others."""
+"""Marks a whole number that float64 cannot represent: int64 if the column holds only whole numbers, else text."""
 TEXTS: Final = pa.list_(pa.string())
-"""The type of a key that is a list of texts or numbers in some object."""
+"""The type of a key whose value is a list of texts or numbers in at least one object."""
 
 
 def columns_of(objects: Iterable[bytes]) -> pa.Schema:
     """Return the keys of some objects, in the order in which they first appear, with their types.
 
-    Whole numbers are int64, numbers float64, true and false bool, lists of such and of text TEXTS, everything else
-    string: nested values, keys whose values differ in kind, and numbers of which no float64 has all, keep their JSON
-    text. Keys without a value are null.
+    Whole numbers are int64, numbers float64, true and false bool, lists of such and of text TEXTS. Everything else is
+    string, and holds the JSON text: nested values, keys whose values differ in kind, and numbers that float64 cannot
+    all represent. Keys without a value are null.
     """
     kinds: dict[str, set[pa.DataType]] = {}
     for text in objects:
@@ -36,12 +36,12 @@ def columns_of(objects: Iterable[bytes]) -> pa.Schema:
 
 
 def extract(objects: pa.Array, schema: pa.Schema, flaws: Flaws) -> tuple[pa.Table, dict[str, pa.Array], pa.Array]:
-    """Return the columns `schema` of JSON objects (string array of n): n rows, null where a value is missing or of
-    another type; for the columns that have some of another type, which they are, bool (n,); and which texts are JSON
-    objects, bool (n,).
+    """Return three things, from n JSON objects (string array): the columns of `schema`, null where a value is missing
+    or of another type; for each column with values of another type, which rows have them, bool (n,); and which texts
+    are JSON objects, bool (n,).
 
-    Of a key that an object has twice the first value counts, and `flaws` notes the row. A column of type TEXTS holds
-    the items of lists, and anything else as a list of one.
+    If an object has a key twice, the first value is used, and `flaws` records the row. A column of type TEXTS holds
+    the items of lists, and any other value as a list of one.
     """
     pointers = ", ".join(_pointer(name) for name in schema.names) or "'/'"
     chosen = "".join(f", {_expression(i + 1, f.type)} as c{i}" for i, f in enumerate(schema))
@@ -73,7 +73,7 @@ def _pointer(key: str) -> str:
 
 
 def _expression(at: int, type_: pa.DataType) -> str:
-    """Return what makes a value of a type from the text `v` and the JSON type `t` at one place."""
+    """Return the SQL that converts the text `v` with JSON type `t` at an index to a value of a type."""
     if is_list(type_):
         items = f"""try(from_json(v[{at}], '["VARCHAR"]'))"""
         return f"case when t[{at}] = 'ARRAY' then {items} when v[{at}] is not null then [v[{at}]] end"
@@ -89,7 +89,7 @@ def _expression(at: int, type_: pa.DataType) -> str:
 
 
 def _lost(at: int, type_: pa.DataType) -> str:
-    """Return whether a value is there, but not of the type; null where it is."""
+    """Return the SQL for: true if a value is present but not of the type, else null."""
     if type_ not in _SQL:
         return "null::boolean"
     return f"case when v[{at}] is not null and ({_expression(at, type_)}) is null then true end"
@@ -111,7 +111,7 @@ def _parsed(text: bytes) -> dict[str, Any]:
 
 
 def first_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object, in which the first value of a key counts."""
+    """Return a JSON object with the first value of every key."""
     return dict(reversed(pairs)) if len(dict(pairs)) < len(pairs) else dict(pairs)
 
 

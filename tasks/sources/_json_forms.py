@@ -1,11 +1,11 @@
-"""The forms in which a file holds JSON objects: one a line, one array of them, values after each other, lists.
+"""Read the JSON objects of a file in any of four forms: lines, one array, concatenated values, one object of lists.
 
     {"url": ...}\\n{"url": ...}            lines
     [{"url": ...}, {"url": ...}]          array, on one line or many
-    {\\n "url": ...\\n}\\n{ ...             values, as `jq` prints them
+    {\\n "url": ...\\n}\\n{ ...             values, as printed by `jq`
     {"image_urls": [...], "captions": [...]}    lists of one length (SBU)
 
-All but the last are streamed: memory is that of one object.
+All but the last are streamed: one object at a time is in memory.
 """
 
 import codecs
@@ -20,7 +20,7 @@ from tasks.sources._json import MAX_OBJECT_BYTES
 from tasks.sources._text import utf8_of
 
 MAX_LISTS_BYTES: Final = 512 << 20
-"""A file of lists is read whole, and may not be larger. SBU's has 140 MB."""
+"""A file of lists is read into memory, and may not be larger. SBU's has 140 MB."""
 _CHUNK_BYTES: Final = 1 << 20
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _ARRAY: Final = re.compile(rb"\s*\[\s*[{\]]")
@@ -29,7 +29,7 @@ _DECODE: Final = json.JSONDecoder(strict=False).raw_decode
 
 
 class _Object(dict[str, Any]):
-    """A JSON object that knows which key it has twice."""
+    """A JSON object that records a duplicate key."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -41,9 +41,9 @@ _DECODE_WHOLE: Final = json.JSONDecoder(strict=False, object_pairs_hook=_Object)
 
 
 def objects(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
-    """Yield the JSON text of every row of a file, as bytes; of one that is too long, in a file of lines, no JSON.
+    """Yield the JSON text of every row of a file, as bytes. A line that is too long yields text that is not JSON.
 
-    Raises UserError where a file that is no file of lines cannot be read to its end.
+    Raises UserError if a file of another form than lines cannot be parsed to its end.
     """
     head = file.peek(1 << 16)
     first, newline, _ = head.lstrip().partition(b"\n")
@@ -79,7 +79,7 @@ def _lines_or_lists(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
 
 
 def _long(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
-    """Read a file whose first line is no whole object: an object is on several lines, or is long, or is broken."""
+    """Read a file whose first line is not an object: the object has several lines, is long, or is malformed."""
     data, most = file.read(MAX_OBJECT_BYTES), MAX_OBJECT_BYTES
     while True:
         text = data.decode("utf-8", "surrogateescape")
@@ -104,7 +104,7 @@ def _long(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
 
 
 class _Joined(io.RawIOBase):
-    """Bytes that were read, then what follows."""
+    """Bytes that were already read, followed by the rest of the file."""
 
     def __init__(self, before: bytes, after: io.BufferedReader) -> None:
         self._before = io.BytesIO(before)
@@ -120,7 +120,7 @@ class _Joined(io.RawIOBase):
 
 
 def _lines(file: _Bytes) -> Iterator[bytes]:
-    """Yield the lines that are not blank; of one that is too long, its beginning, which is no JSON."""
+    """Yield the lines that are not blank; for a line that is too long, its beginning, which is not JSON."""
     while line := file.readline(MAX_OBJECT_BYTES):
         if len(line) == MAX_OBJECT_BYTES and not line.endswith(b"\n"):
             while (rest := file.readline(MAX_OBJECT_BYTES)) and not rest.endswith(b"\n"):
@@ -131,7 +131,7 @@ def _lines(file: _Bytes) -> Iterator[bytes]:
 
 
 def _lists(line: bytes) -> _Object | None:
-    """Return the only line of a file, if it is an object of lists."""
+    """Return the object of a file's only line if it is an object of lists."""
     try:
         value = json.loads(line.decode("utf-8", "surrogateescape"), object_pairs_hook=_Object)
     except (ValueError, RecursionError):
@@ -155,7 +155,7 @@ def _of_lists(uri: str, lists: _Object) -> Iterator[bytes]:
 
 
 def _values(uri: str, file: _Bytes, array: bool) -> Iterator[bytes]:
-    """Yield the elements of an array, or values that follow each other."""
+    """Yield the elements of an array, or concatenated values."""
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     text, at, place, ended, opened = "", 0, 0, False, not array
     while True:
@@ -186,5 +186,5 @@ def _values(uri: str, file: _Bytes, array: bool) -> Iterator[bytes]:
 
 def _after_space(text: str, at: int) -> int:
     found = _SPACE.match(text, at)
-    assert found is not None  # it matches nothing, too
+    assert found is not None  # it also matches the empty string
     return found.end()

@@ -1,4 +1,4 @@
-"""What a source found beside its rows, counted: files that it passed over, columns of several types, lost values."""
+"""Counts of what a source observed besides its rows: files that it skipped, columns of several types, lost values."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,15 +7,15 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 
 NOTES: Final = b"espalier.source_notes"
-"""In the schema metadata of a piece that a source yields: what became of values of it, as `Notes.packed` gives it."""
+"""Key in the schema metadata of a piece that a source yields: notes on its values, from `Notes.packed`."""
 
 
 class Note(NamedTuple):
-    """One thing that is to be known, once: how often it was found, and where for example."""
+    """One observation: how often it was made, and one example."""
 
     number: int
     what: str
-    """In the plural: `hidden files passed over`."""
+    """In the plural: `hidden files skipped`."""
     example: str
 
     def __str__(self) -> str:
@@ -23,7 +23,7 @@ class Note(NamedTuple):
 
 
 class Notes:
-    """Counts by what they are about, each with its first example."""
+    """Observations by text, each with its count and first example."""
 
     def __init__(self, notes: Iterable[Note] = ()) -> None:
         self._found: dict[str, Note] = {}
@@ -31,26 +31,26 @@ class Notes:
             self.add(*note)
 
     def add(self, count: int, what: str, example: str) -> None:
-        """Count something."""
+        """Add `count` observations."""
         if count:
             before = self._found.get(what, Note(0, what, example))
             self._found[what] = before._replace(number=before.number + count)
 
     def add_all(self, found: "pa.Schema | Iterable[Note]") -> None:
-        """Count notes, or those that a piece's schema carries."""
+        """Add notes, or the notes in a piece's schema."""
         for note in Notes.of(found).all() if isinstance(found, pa.Schema) else found:
             self.add(*note)
 
     def all(self) -> tuple[Note, ...]:
-        """Return what was counted, in the order in which it was first found."""
+        """Return the notes, in the order in which they were first added."""
         return tuple(self._found.values())
 
     def packed(self) -> Mapping[bytes, bytes]:
-        """Return the notes as schema metadata; nothing where there are none."""
+        """Return the notes as schema metadata; empty if there are none."""
         return {NOTES: json.dumps(self.all()).encode()} if self._found else {}
 
     @classmethod
     def of(cls, schema: pa.Schema) -> "Notes":
-        """Return the notes that a piece's schema carries."""
+        """Return the notes in a piece's schema."""
         packed: list[Any] = json.loads((schema.metadata or {}).get(NOTES, b"[]"))
         return cls(Note(*note) for note in packed)

@@ -1,7 +1,7 @@
-"""From the members of a tar to samples, by WebDataset's rule: a member's key is its name up to the first dot.
+"""Group the members of a tar into samples by WebDataset's rule: a member's key is its name up to the first dot.
 
-Members of one key belong together wherever they lie in the tar. What cannot be told is not guessed: where a key has a
-member twice, its pictures are rows without captions.
+Members of one key belong together wherever they are in the tar. Ambiguous pairs are not guessed: if a key has a member
+twice, its pictures are rows without captions.
 """
 
 import re
@@ -18,8 +18,7 @@ from tasks.sources._tar import Member, members
 IMAGES: Final = (
     "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jfif", "jpe", "heic", "heif", "jxl", "jp2",
 )  # fmt: skip
-"""Extensions of a sample's image, best first; a member of another one is the image where there is no such, and its
-bytes are one."""
+"""Extensions of a sample's image, best first. If no member has one, a member whose bytes are an image is used."""
 CAPTIONS: Final = ("txt", "caption", "text", "cap")
 LABELS: Final = ("cls", "label")
 JSON: Final = ("json",)
@@ -29,20 +28,20 @@ NO_IMAGE: Final = "no_image_member"
 DUPLICATE: Final = "duplicate_key"
 SPARSE: Final = "sparse_member"
 """Faults of rows."""
-HIDDEN: Final = "hidden files in tars (such as macOS' ._ files) passed over"
-META: Final = "files in tars that describe the tar (__...__) passed over"
+HIDDEN: Final = "hidden files in tars (such as macOS' ._ files) skipped"
+META: Final = "files in tars that describe the tar (__...__) skipped"
 UNREAD: Final = "files of samples that are not read (further pictures, masks, other endings)"
 
 MAX_LATE: Final = 2_000_000
-"""Members that lie apart from others of their key are held in memory; more of them are refused."""
+"""Members that are separated from others of their key are held in memory; a tar with more of them is refused."""
 _MAX_SNIFFED: Final = 8
 _NAME: Final = re.compile(r"^((?:.*/|)[^./][^./]*)(?:[.]([^/]*))?$")
 _META: Final = re.compile(r"__[^/]*__($|/)")
-# nearly as the webdataset library has them: there a member needs an extension
+# as in the webdataset library, except that it requires an extension
 
 
 class Sample(NamedTuple):
-    """One row: where its files lie."""
+    """One row: the members of its files."""
 
     key: str
     image: Member | None
@@ -53,8 +52,8 @@ class Sample(NamedTuple):
     detail: str | None = None
 
 
-class _Part(NamedTuple):
-    """A member, and what its name says."""
+class _NamedMember(NamedTuple):
+    """A member with its parsed name."""
 
     key: str
     extension: str
@@ -62,13 +61,13 @@ class _Part(NamedTuple):
 
 
 Keys = frozenset[int]
-"""Hashes of the keys whose members do not follow each other, or are there twice."""
+"""Hashes of the keys whose members are not adjacent, or occur twice."""
 
 
 def scattered(file: pa.NativeFile, uri: str, notes: Notes) -> Keys:
-    """Return the keys of a tar whose members must be looked at together, by one pass over its headers.
+    """Return the keys of a tar whose members must be collected first, by one pass over its headers.
 
-    Counts in `notes` what is no member of a sample.
+    Counts in `notes` the members that belong to no sample.
     """
     seen: set[int] = set()
     again: set[int] = set()
@@ -85,13 +84,13 @@ def scattered(file: pa.NativeFile, uri: str, notes: Notes) -> Keys:
 
 
 def samples(file: pa.NativeFile, uri: str, apart: Keys, notes: Notes) -> Iterator[Sample]:
-    """Yield the samples of a tar: those whose members follow each other in order, then the others.
+    """Yield the samples of a tar: those with adjacent members in order, then the others.
 
-    Raises UserError where too many members lie apart.
+    Raises UserError if too many members are separated from others of their sample.
     """
-    late: dict[str, list[list[_Part]]] = {}
+    late: dict[str, list[list[_NamedMember]]] = {}
     count = 0
-    run: list[_Part] = []
+    run: list[_NamedMember] = []
     for part in _ended(_parts(file, uri, Notes())):
         if run and (part is None or part.key != run[0].key):
             if hash(run[0].key) in apart:
@@ -99,7 +98,7 @@ def samples(file: pa.NativeFile, uri: str, apart: Keys, notes: Notes) -> Iterato
                 count += len(run)
                 if count > MAX_LATE:
                     raise UserError(
-                        f"{uri}: more than {MAX_LATE:,} files lie apart from others of their sample; sort it"
+                        f"{uri}: more than {MAX_LATE:,} files are not next to others of their sample; sort it by name"
                     )
             else:
                 yield from _of_run(run, file, notes)
@@ -110,12 +109,12 @@ def samples(file: pa.NativeFile, uri: str, apart: Keys, notes: Notes) -> Iterato
         yield from _of_runs(runs, file, notes)
 
 
-def _ended(parts: Iterator[_Part]) -> Iterator[_Part | None]:
+def _ended(parts: Iterator[_NamedMember]) -> Iterator[_NamedMember | None]:
     yield from parts
     yield None
 
 
-def _parts(file: pa.NativeFile, uri: str, notes: Notes) -> Iterator[_Part]:
+def _parts(file: pa.NativeFile, uri: str, notes: Notes) -> Iterator[_NamedMember]:
     for member in members(file, uri, notes):
         match = _NAME.match(member.name)
         base = member.name.rpartition("/")[2]
@@ -124,11 +123,11 @@ def _parts(file: pa.NativeFile, uri: str, notes: Notes) -> Iterator[_Part]:
         elif match is None or base.startswith(".") or "__MACOSX/" in member.name:
             notes.add(1, HIDDEN, f"{uri}#{member.name}")
         else:
-            yield _Part(match[1], (match[2] or "").lower(), member)
+            yield _NamedMember(match[1], (match[2] or "").lower(), member)
 
 
-def _of_runs(runs: list[list[_Part]], file: pa.NativeFile, notes: Notes) -> Iterator[Sample]:
-    """Yield the samples of one key, of which members lie in several places, or are there twice."""
+def _of_runs(runs: list[list[_NamedMember]], file: pa.NativeFile, notes: Notes) -> Iterator[Sample]:
+    """Yield the samples of one key whose members are in several places, or occur twice."""
     parts = [part for run in runs for part in run]
     extensions = [part.extension for part in parts]
     if len(set(extensions)) == len(extensions):
@@ -147,8 +146,8 @@ def _of_runs(runs: list[list[_Part]], file: pa.NativeFile, notes: Notes) -> Iter
         yield _checked(Sample(part.key, part.member, fault=DUPLICATE, detail=f"the tar has {names}"))
 
 
-def _repeated(runs: Sequence[list[_Part]]) -> list[list[_Part]]:
-    """Return whole samples where runs repeat one sequence of several extensions (jpg, txt, jpg, txt); else nothing."""
+def _repeated(runs: Sequence[list[_NamedMember]]) -> list[list[_NamedMember]]:
+    """Return whole samples if runs repeat one sequence of several extensions (jpg, txt, jpg, txt); else []."""
     first = [part.extension for part in runs[0]]
     size = next(n for n in range(1, len(first) + 1) if first == first[:n] * (len(first) // n))
     pattern = first[:size]
@@ -158,8 +157,8 @@ def _repeated(runs: Sequence[list[_Part]]) -> list[list[_Part]]:
     return whole if all([part.extension for part in one] == pattern for one in whole) else []
 
 
-def _of_run(parts: Sequence[_Part], file: pa.NativeFile, notes: Notes) -> Iterator[Sample]:
-    """Yield the rows of members of one key, no two of one extension."""
+def _of_run(parts: Sequence[_NamedMember], file: pa.NativeFile, notes: Notes) -> Iterator[Sample]:
+    """Yield the rows of members of one key with distinct extensions."""
     pictures = sorted(
         (p for p in parts if _ending(p.extension) in IMAGES), key=lambda p: IMAGES.index(_ending(p.extension))
     )
@@ -178,8 +177,8 @@ def _of_run(parts: Sequence[_Part], file: pa.NativeFile, notes: Notes) -> Iterat
     yield from rows
 
 
-def _sample(parts: Sequence[_Part], picture: _Part | None) -> Sample:
-    """Return the row of a picture, or of a sample without one, with the texts that are its own."""
+def _sample(parts: Sequence[_NamedMember], picture: _NamedMember | None) -> Sample:
+    """Return the row of a picture, or of a sample without one, with its texts."""
     stem = picture.extension.rpartition(".")[0] if picture else ""
     caption, label, json = (_text(parts, stem, kind) for kind in (CAPTIONS, LABELS, JSON))
     if picture is not None:
@@ -189,15 +188,15 @@ def _sample(parts: Sequence[_Part], picture: _Part | None) -> Sample:
 
 
 def _checked(sample: Sample) -> Sample:
-    """Return a sample, without its image where that does not lie in one piece."""
+    """Return a sample, without its image if that is stored sparsely."""
     if sample.image is None or not sample.image.sparse:
         return sample
     return sample._replace(image=None, fault=SPARSE, detail=f"{sample.image.name} is stored with holes")
 
 
-def _text(parts: Iterable[_Part], stem: str, endings: tuple[str, ...]) -> Member | None:
-    """Return a picture's text: of its own stem (22.05.jpg, 22.05.txt), else of the bare key (22.txt), else, where the
-    picture has the bare key, of any (22.en.txt)."""
+def _text(parts: Iterable[_NamedMember], stem: str, endings: tuple[str, ...]) -> Member | None:
+    """Return a picture's text: with the same stem (22.05.jpg, 22.05.txt), else with the bare key (22.txt), else, if the
+    picture has the bare key, with any stem (22.en.txt)."""
     found = [(p, p.extension.rpartition(".")[0]) for p in parts if _ending(p.extension) in endings]
     for wanted in dict.fromkeys((stem, "")):
         mine = [p for p, of in found if of == wanted and not p.member.sparse]
@@ -206,8 +205,8 @@ def _text(parts: Iterable[_Part], stem: str, endings: tuple[str, ...]) -> Member
     return found[0][0].member if found and not stem and not found[0][0].member.sparse else None
 
 
-def _by_bytes(parts: Sequence[_Part], file: pa.NativeFile) -> list[_Part]:
-    """Return the members whose bytes are a picture, of those whose endings say nothing (of the first few)."""
+def _by_bytes(parts: Sequence[_NamedMember], file: pa.NativeFile) -> list[_NamedMember]:
+    """Return the members whose bytes are a picture, among the first few with unknown endings."""
     known = (*CAPTIONS, *LABELS, *JSON)
     unknown = [p for p in parts if _ending(p.extension) not in known and p.member.size and not p.member.sparse]
     return [

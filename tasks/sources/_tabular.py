@@ -1,4 +1,4 @@
-"""Sources of files with rows and columns: what their files have in common, and how a chunk of one is read."""
+"""The base of sources of tabular files, and the cursor that reads their chunks."""
 
 from abc import abstractmethod
 from collections import deque
@@ -14,30 +14,30 @@ from catalog.errors import UserError
 from tasks.sources._base import Chunk, Identify, Source, Survey, batches_of, local_state
 from tasks.sources._captions import ABOUT, CaptionFrom
 from tasks.sources._columns import File, Layout, TypeName, Wanted, layouts, partition_of
-from tasks.sources._files import Found, Kind, find
+from tasks.sources._files import FileKind, SourceFile, find
 from tasks.sources._notes import Notes
 from tasks.stage import Batches, Step
 from tasks.vectors.seeds import text_key
 
 
-class Facts(NamedTuple):
-    """What a look at one file tells."""
+class FileFacts(NamedTuple):
+    """The number of rows and the columns of one file."""
 
     rows: int
     columns: pa.Schema
-    """As the file calls them; without any where it has no row and no header."""
+    """By their names in the file; empty if it has no row and no header."""
 
 
 class Tabular(Source):
-    """A source of files with rows and columns. Subclasses say how one file is read.
+    """A source of tabular files. Subclasses define how one file is read.
 
-    Column names are compared without surrounding space and case. A column that only some files have, and one whose type
-    differs from file to file, are of the common type, and that is noted. Values that cannot be of it become null, and
+    Column names are compared without surrounding space and case. A column that only some files have, or whose type
+    differs between files, gets the common type, with a note. Values that cannot be converted to it become null, and
     are counted. `year=2024/` in a file's path, below the folder that was searched, is a column.
     """
 
-    kind: ClassVar[Kind]
-    """Which files it takes from folders."""
+    kind: ClassVar[FileKind]
+    """Which files it reads from folders."""
 
     url: str | None = Field(None, description="column of the URL; default: a known name (url, URL, image_url, ...)")
     caption: str | None = Field(None, description="column of the text; default: a known name (caption, TEXT, ...)")
@@ -46,9 +46,9 @@ class Tabular(Source):
     types: dict[str, TypeName] = Field(default_factory=dict, description="column -> type, where the guess is wrong")
 
     @abstractmethod
-    def look(self, uri: str) -> Facts:
-        """Return a file's number of rows and its columns, in one pass at most. Raises UserError where it has no rows
-        that could be read."""
+    def look(self, uri: str) -> FileFacts:
+        """Return a file's number of rows and its columns, in one pass at most. Raises UserError if no row of it can be
+        read."""
 
     @abstractmethod
     def restart(self, uri: str, row: int) -> int:
@@ -56,7 +56,7 @@ class Tabular(Source):
 
     @abstractmethod
     def stream(self, uri: str, row: int, layout: Layout) -> Iterator[pa.Table]:
-        """Yield the rows of a file from a restart row on, at most PIECE_ROWS at once, with at least `layout.names`."""
+        """Yield the rows of a file from a restart row, at most PIECE_ROWS at once, with at least `layout.names`."""
 
     def survey(self, identify: Identify) -> Survey:
         notes = Notes()
@@ -72,17 +72,17 @@ class Tabular(Source):
         wanted = Wanted({"url": self.url, "caption": self.caption, "label": self.label}, self.types, self.caption_from)
         planned = layouts(read, wanted, notes)
         chunks = self._chunks(files, [found.rows for found in facts], planned, identify, states)
-        return Survey(self.some(chunks, notes.all()), planned[0].schema(), notes.all())
+        return Survey(self.require_rows(chunks, notes.all()), planned[0].schema(), notes.all())
 
     def _chunks(
-        self, files: list[Found], rows: list[int], planned: list[Layout], identify: Identify, states: list[str]
+        self, files: list[SourceFile], rows: list[int], planned: list[Layout], identify: Identify, states: list[str]
     ) -> list[Chunk]:
         packed: dict[Layout, str] = {}
         chunks: list[Chunk] = []
         for file, count, layout, state in zip(files, rows, planned, states, strict=True):
             if count:
                 text = packed.get(layout) or packed.setdefault(layout, layout.packed())
-                chunks += self.cut(file.uri, identify(file.uri), count, text, state)
+                chunks += self.chunks_of_file(file.uri, identify(file.uri), count, text, state)
         return chunks
 
     def made_of(self, chunk: Chunk) -> dict[str, str]:
@@ -97,19 +97,19 @@ class Tabular(Source):
         return step
 
     def parameters(self) -> dict[str, Any]:
-        """Without what says which columns are which: that is in the layout of each chunk."""
+        """Return the parameters without the settings for columns, which are in the layout of each chunk."""
         hidden = {"url", "caption", "label", "caption_from", "types"}
         return {k: v for k, v in super().parameters().items() if k not in hidden}
 
 
 @lru_cache(64)
 def unpacked(text: str) -> Layout:
-    """Return the layout of a chunk: most have the same."""
+    """Return the layout of a chunk (cached: most chunks share one)."""
     return Layout.unpacked(text)
 
 
 class Cursor:
-    """A place in a file that stays open, so that the chunks of a file, in order, are one pass over it."""
+    """A position in an open file, so that reading the chunks of a file in order is one pass over it."""
 
     def __init__(self, source: Tabular) -> None:
         self._source = source
@@ -119,9 +119,9 @@ class Cursor:
         self._row = 0
 
     def read(self, chunk: Chunk) -> Iterator[pa.Table]:
-        """Yield the rows of a chunk as table `source` has them. Raises UserError where the file has fewer."""
+        """Yield the rows of a chunk as rows of table `source`. Raises UserError if the file has fewer."""
         layout = unpacked(chunk.layout)
-        self._go(chunk, layout)
+        self._seek(chunk, layout)
         end = chunk.start + chunk.rows
         seed = text_key(chunk.identity)
         while self._row < end:
@@ -129,11 +129,11 @@ class Cursor:
             piece = self._next(end - first)
             if piece is None:
                 raise UserError(
-                    f"{chunk.uri} changed since the plan: it ends at row {self._row}, not {end}; build again"
+                    f"{chunk.uri} changed after it was planned: it ends at row {self._row}, not {end}; build again"
                 )
             yield layout.apply(piece, chunk.uri, seed, first)
 
-    def _go(self, chunk: Chunk, layout: Layout) -> None:
+    def _seek(self, chunk: Chunk, layout: Layout) -> None:
         restart = self._source.restart(chunk.uri, chunk.start)
         file = (chunk.uri, chunk.identity, chunk.layout)
         if self._file != file or not restart <= self._row <= chunk.start:

@@ -1,7 +1,7 @@
-"""The members of a tar file: where the bytes of each regular file lie. Reads headers only, and trusts none of them.
+"""Find the offset and size of each regular file in a tar. Reads headers only, and trusts none of them.
 
-The place only ever moves forward, extended headers are bounded, and whatever tarfile makes of a broken one ends the
-reading there: members before the damage are given.
+The position only moves forward, extended headers are bounded, and any error of tarfile ends the listing: the members
+before the damage are read.
 """
 
 import io
@@ -19,14 +19,14 @@ from tasks.sources._notes import Notes
 
 BLOCK: Final = tarfile.BLOCKSIZE
 MAX_EXTENDED_BYTES: Final = 1 << 20
-"""A longer header of PAX or GNU (a name, attributes) is damage."""
+"""A longer PAX or GNU header (a name, attributes) counts as damage."""
 MAX_EXTENDED: Final = 16
-"""More extended headers in a row are damage: tarfile calls itself for each."""
+"""More extended headers in a row count as damage: tarfile recurses for each."""
 MAX_NAME_CHARS: Final = 4096
 LOOKED_AT_AFTER_END: Final = 1 << 20
-"""Bytes after the end mark in which anything but padding is looked for: tars are padded by 10 kB as a rule."""
+"""Bytes after the end mark that are searched for anything but padding: tars are usually padded to 10 kB."""
 
-DAMAGED: Final = "tars that are damaged, of which what comes before the damage is read"
+DAMAGED: Final = "damaged tars, which are read up to the damage"
 AFTER_END: Final = "tars with bytes after their end mark (another tar appended?), which are not read"
 LINKS: Final = "links in tars"
 SPECIAL: Final = "devices and pipes in tars"
@@ -43,12 +43,12 @@ class Member(NamedTuple):
     offset: int
     size: int
     sparse: bool = False
-    """Whether its bytes do not lie there in one piece."""
+    """Whether its bytes are stored with holes."""
 
 
 @contextmanager
 def opened(uri: str) -> Iterator[pa.NativeFile]:
-    """Give a tar to read at random. Raises UserError where it is compressed, or no tar."""
+    """Open a tar for random access. Raises UserError if it is compressed, or not a tar."""
     with open_random(uri) as file:
         head = bytes(file.read_at(min(file.size(), 6), 0))
         if head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\0")):
@@ -57,17 +57,16 @@ def opened(uri: str) -> Iterator[pa.NativeFile]:
 
 
 def members(file: pa.NativeFile, uri: str, notes: Notes) -> Iterator[Member]:
-    """Yield the regular files that are whole, in order; count links, devices, damage and what follows the end mark in
-    `notes`.
+    """Yield the complete regular files in order; count links, devices, damage and data after the end mark in `notes`.
 
-    Plain headers are read here, several times faster than by tarfile, which reads the others (long names, links).
-    Raises UserError where the file does not begin as a tar does.
+    Plain headers are parsed here, several times faster than by tarfile, which parses the others (long names, links).
+    Raises UserError if the file does not begin with a tar header.
     """
     end = file.size()
     if end == 0:
         return
-    archive = tarfile.open(fileobj=io.BytesIO(bytes(2 * BLOCK)), mode="r:")  # noqa: SIM115  # it holds nothing open
-    archive.fileobj = file  # from here on it is asked for one header at a time
+    archive = tarfile.open(fileobj=io.BytesIO(bytes(2 * BLOCK)), mode="r:")  # noqa: SIM115  # it holds no open file
+    archive.fileobj = file  # from here it is asked for one header at a time
     at, before = 0, -1
     while at > before:
         before = at
@@ -82,7 +81,7 @@ def members(file: pa.NativeFile, uri: str, notes: Notes) -> Iterator[Member]:
             continue
         try:
             found = _by_tarfile(file, archive, at, end)
-        except Exception as error:  # tarfile raises a dozen kinds on hostile headers
+        except Exception as error:  # tarfile raises a dozen types of errors on hostile headers
             if at == 0:
                 raise UserError(f"{uri} is not a tar file: {first_line(error)}") from error
             break
@@ -110,12 +109,12 @@ def members(file: pa.NativeFile, uri: str, notes: Notes) -> Iterator[Member]:
 
 
 def _stored(found: tarfile.TarInfo, after: int) -> int:
-    """Return how many bytes a member takes in the tar."""
+    """Return how many bytes a member occupies in the tar."""
     return after - found.offset_data if found.sparse is not None else found.size
 
 
 def _by_tarfile(file: pa.NativeFile, archive: Any, at: int, end: int) -> tarfile.TarInfo | None:
-    """Return the member whose headers begin at a place, None at the end of the tar. Raises whatever tarfile raises."""
+    """Return the member whose headers begin at an offset, None at the end of the tar. Raises the errors of tarfile."""
     place = at
     for _ in range(MAX_EXTENDED):
         block = bytes(file.read_at(BLOCK, place)) if place < end else b""
@@ -130,7 +129,7 @@ def _by_tarfile(file: pa.NativeFile, archive: Any, at: int, end: int) -> tarfile
     file.seek(at)
     archive.offset, archive.firstmember = at, None
     found: tarfile.TarInfo | None = archive.next()
-    archive.members = []  # else it remembers every header
+    archive.members = []  # otherwise it stores every header
     return found
 
 

@@ -1,8 +1,8 @@
-"""Text from bytes, by one rule for all readers, and which rows had text that could not be kept as it was.
+"""Decode text by one rule for all readers, and record which rows had text that had to be changed.
 
-Bytes are UTF-8; those of a whole file (or a member of a tar) may begin with a byte order mark, of UTF-8 or UTF-16. What
-cannot be decoded becomes U+FFFD, and NUL characters are removed, as DuckDB and Delta Lake have neither. Both are
-counted: rows and the first of them.
+Bytes are UTF-8; a whole file (or a member of a tar) may begin with a byte order mark of UTF-8 or UTF-16. Bytes that
+cannot be decoded become U+FFFD, and NUL characters are removed: DuckDB and Delta Lake support neither. Both are
+counted, with the first row.
 """
 
 import codecs
@@ -17,14 +17,14 @@ import pyarrow.compute as pc
 from tasks.sources._notes import Notes
 
 FLAWS_AT: Final = "\0flaws"
-"""The column of a piece of a file that says what its reader found in the text of each row, as `Flaws.column`."""
+"""Internal column of a piece of a file: what its reader found in the text of each row, from `Flaws.column`."""
 BROKEN: Final = "rows whose text is not UTF-8, with U+FFFD for what could not be decoded"
 NULS: Final = "rows with NUL characters in their text, which were removed"
 TWICE: Final = "JSON objects that have a key twice, of which the first counts"
 _BROKEN, _NUL, _TWICE = 1, 2, 4
 _MARKS: Final = ((_BROKEN, BROKEN), (_NUL, NULS), (_TWICE, TWICE))
 FLAWS: Final = tuple(what for _, what in _MARKS)
-"""What the notes of text say."""
+"""The notes about text."""
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -36,22 +36,22 @@ class Flaws:
 
     @classmethod
     def of(cls, rows: pa.Table) -> "Flaws":
-        """Return what the reader of a piece found."""
+        """Return the flaws that the reader of a piece recorded."""
         found = cls(rows.num_rows)
         if FLAWS_AT in rows.column_names:
             found._marks |= rows.column(FLAWS_AT).to_numpy()
         return found
 
     def column(self) -> pa.Array:
-        """Return them as a column of the piece, uint8 (n,)."""
+        """Return the flaws as a column of the piece, uint8 (n,)."""
         return pa.array(self._marks)
 
     def any(self) -> bool:
-        """Say whether any row has one."""
+        """Return whether any row has a flaw."""
         return bool(self._marks.any())
 
     def twice(self, rows: pa.Array) -> None:
-        """Note the rows whose JSON object has a key twice, bool (n,)."""
+        """Record the rows whose JSON object has a key twice, bool (n,)."""
         self._marks[rows.to_numpy(zero_copy_only=False)] |= _TWICE
 
     def first(self, mark: str) -> tuple[int, int]:
@@ -61,13 +61,13 @@ class Flaws:
         return len(at), int(at[0]) if len(at) else 0
 
     def note(self, notes: Notes, where: str, first_row: int) -> None:
-        """Count the rows of a piece of a file."""
+        """Add the flaws of a piece of a file to `notes`."""
         for _, what in _MARKS:
             count, at = self.first(what)
             notes.add(count, what, f"{where}, near row {first_row + at:,}")
 
     def texts(self, values: Iterable[bytes | None]) -> pa.Array:
-        """Return the text of whole files, string (n,)."""
+        """Decode the content of whole files to string (n,)."""
         texts = []
         for at, value in enumerate(values):
             text, marks = (None, 0) if value is None else _decoded(value)
@@ -76,7 +76,7 @@ class Flaws:
         return pa.array(texts, pa.string())
 
     def clean(self, column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-        """Return a column in which all text, nested too, is UTF-8, and no value has a NUL character."""
+        """Return the column with all text, also nested, in valid UTF-8 without NUL characters."""
         if not _has_text(column.type):
             return column
         try:
@@ -91,7 +91,7 @@ class Flaws:
         return column
 
     def _decode(self, column: pa.Array | pa.ChunkedArray) -> pa.Array:
-        """Return a column with broken text, one value after the other: it is rare."""
+        """Decode a column with invalid text value by value: it is rare."""
         values = []
         for at, value in enumerate(column.cast(_as_binary(column.type)).to_pylist()):
             text, marks = _value(value, column.type)
@@ -101,17 +101,17 @@ class Flaws:
 
 
 def cleaned(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Return a column as `Flaws.clean` does, where nothing is to be counted."""
+    """Return a column as `Flaws.clean` does, without counting."""
     return Flaws(len(column)).clean(column)
 
 
 def as_text(data: bytes) -> str:
-    """Return the text of a whole file, where nothing is to be counted."""
+    """Return the text of a whole file, without counting flaws."""
     return _decoded(data)[0]
 
 
 def utf8_of(text: str) -> bytes:
-    """Return the bytes of text that was decoded with `surrogateescape`: those that were broken are so again."""
+    """Encode text that was decoded with `surrogateescape`: invalid bytes are restored."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # a lone surrogate, as JSON can spell one
@@ -119,12 +119,12 @@ def utf8_of(text: str) -> bytes:
 
 
 def is_utf16(head: bytes) -> bool:
-    """Say whether a file begins with a byte order mark of UTF-16."""
+    """Return whether a file begins with a byte order mark of UTF-16."""
     return head.startswith(_UTF16) and head[:4] != codecs.BOM_UTF32_LE
 
 
 class FromUtf16(io.RawIOBase):
-    """A file of UTF-16 as UTF-8; what is broken in it becomes bytes that are no UTF-8."""
+    """A UTF-16 file transcoded to UTF-8; invalid UTF-16 becomes invalid UTF-8."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self._file = file
@@ -149,7 +149,7 @@ class FromUtf16(io.RawIOBase):
 
 
 def _decoded(data: bytes) -> tuple[str, int]:
-    """Return the text of a whole file, and what was wrong with it."""
+    """Return the text of a whole file, and its flaws."""
     codec = "utf-16" if is_utf16(data) else "utf-8-sig"
     try:
         text, marks = data.decode(codec), 0
@@ -165,7 +165,7 @@ def _has_text(type_: pa.DataType) -> bool:
 
 
 def _as_binary(type_: pa.DataType) -> pa.DataType:
-    """Return a type with bytes in the place of text."""
+    """Return a type with binary in place of text."""
     if pa.types.is_struct(type_):
         return pa.struct([pa.field(f.name, _as_binary(f.type)) for f in type_])
     if pa.types.is_map(type_):
@@ -180,7 +180,7 @@ def _as_binary(type_: pa.DataType) -> pa.DataType:
 
 
 def _value(value: Any, type_: pa.DataType) -> tuple[Any, int]:
-    """Return a value with text in the place of the bytes of text, and what was wrong with it."""
+    """Return a value with text decoded from bytes, and its flaws."""
     if value is None or not _has_text(type_):
         return value, 0
     if not pa.types.is_nested(type_):

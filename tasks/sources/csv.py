@@ -24,45 +24,45 @@ from tasks.sources._columns import (
     Layout,
     TypeName,
     fold,
-    guessed,
+    guess_type,
     with_text_urls,
 )
-from tasks.sources._files import COMPRESSED, Kind, open_text
-from tasks.sources._tabular import Facts, Tabular
+from tasks.sources._files import COMPRESSED, FileKind, open_text
+from tasks.sources._tabular import FileFacts, Tabular
 from tasks.sources._text import as_text, cleaned, utf8_of
 
 MAX_FIELD_CHARS: Final = 16 << 20
-"""A longer field is a quote that never closes: the line is broken, and reading goes on with the next one."""
+"""A longer field counts as an unclosed quote: the line is malformed, and reading continues with the next one."""
 _END: Final = "\0\x03\0"
-"""What follows the last line, so that it can be seen whether a quote is still open there."""
+"""Appended after the last line, to detect whether a quote is still open."""
 SAMPLE_ROWS: Final = 10_000
-"""Rows of a file that its columns' types are guessed from."""
+"""The number of rows of a file from which its columns' types are guessed."""
 
 
 class Csv(Tabular):
-    """CSV and TSV (RFC 4180 quoting), read as Python's `csv` does: quotes count only where a field begins.
+    """CSV and TSV (RFC 4180 quoting), read as Python's `csv` does: quotes count only at the beginning of a field.
 
-    Types are guessed from the first 10,000 rows of each file; a value that is not of its column's type is null, and
-    counted; an empty one is null. A record with too few or too many fields is kept, as a row without values whose
-    fault is `bad_row`, with its text; so is a line in which a quote begins that never closes. Rows are counted when a
-    build is planned, which reads every file once: for hundreds of GB, write Parquet.
+    Types are guessed from the first 10,000 rows of each file; a value that is not of its column's type becomes null,
+    and is counted; an empty value is null. A record with too few or too many fields, and a line with a quote that is
+    never closed, become rows without values, with fault `bad_row` and the text. Rows are counted when a build is
+    planned, which reads every file once: for hundreds of GB, write Parquet.
     """
 
     version: ClassVar[int] = 4
-    kind: ClassVar[Kind] = Kind(tuple(s + c for s in (".csv", ".tsv") for c in ("", *COMPRESSED)))
+    kind: ClassVar[FileKind] = FileKind(tuple(s + c for s in (".csv", ".tsv") for c in ("", *COMPRESSED)))
 
     use: Literal["csv"] = "csv"
     delimiter: str | None = Field(None, min_length=1, max_length=1, description="default: tab for .tsv, else comma")
-    quoting: bool = Field(True, description='false: `"` is a character like any other (Conceptual Captions)')
-    names: tuple[str, ...] | None = Field(None, description="the columns, for files without a header row")
+    quoting: bool = Field(True, description='false: `"` is an ordinary character (Conceptual Captions)')
+    names: tuple[str, ...] | None = Field(None, description="names of the columns, for files without a header row")
 
-    def look(self, uri: str) -> Facts:
+    def look(self, uri: str) -> FileFacts:
         with self._records(uri) as (names, records):
             first = list(islice(records, SAMPLE_ROWS))
             rows = len(first) + sum(1 for _ in records)
         texts = _as_text([r for r in first if len(r) == len(names)], names)
         columns = pa.schema([(n, self._type(n, cleaned(texts.column(n)))) for n in names])
-        return Facts(rows, with_text_urls(columns, self.url))
+        return FileFacts(rows, with_text_urls(columns, self.url))
 
     def restart(self, uri: str, row: int) -> int:
         return 0
@@ -74,7 +74,7 @@ class Csv(Tabular):
 
     def _type(self, name: str, texts: pa.ChunkedArray) -> pa.DataType:
         known: dict[str, TypeName] = {fold(column): kind for column, kind in self.types.items()}
-        return TYPES[known[fold(name)]] if fold(name) in known else guessed(texts)
+        return TYPES[known[fold(name)]] if fold(name) in known else guess_type(texts)
 
     def _delimiter(self, uri: str) -> str:
         tab = any(uri.lower().removesuffix(c).endswith(".tsv") for c in COMPRESSED)
@@ -82,10 +82,10 @@ class Csv(Tabular):
 
     @contextmanager
     def _records(self, uri: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
-        """Give the column names and the records of a file; an empty file has neither."""
+        """Open a file; yield its column names and its records, both empty for an empty file."""
         with open_text(uri) as file, io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="") as text:
             quoting: Any = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
-            csv.field_size_limit(MAX_FIELD_CHARS)  # one setting a process; nothing else here reads CSV
+            csv.field_size_limit(MAX_FIELD_CHARS)  # a setting of the process; nothing else here reads CSV
             lines = _Lines(text)
             reader = csv.reader(lines, delimiter=self._delimiter(uri), quoting=quoting)
             records = _tolerant(reader, lines)
@@ -97,7 +97,7 @@ class Csv(Tabular):
 
 
 class _Unclosed(list[str]):
-    """A record without fields: a line in which a quote begins that never closes."""
+    """A record without fields: a line with a quote that is never closed."""
 
     def __init__(self, line: str) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class _Unclosed(list[str]):
 
 
 class _Lines:
-    """The lines of a file, and after them `_END`. Those that were read since the last record can be read again."""
+    """The lines of a file, then `_END`. Lines that were read since the last record can be read again."""
 
     def __init__(self, text: Iterable[str]) -> None:
         self.held: list[str] = []
@@ -120,18 +120,18 @@ class _Lines:
         return line
 
     def read_again(self) -> str:
-        """Go back to the line after the first one that is held; return that one."""
+        """Return the first line that is held, and continue with the line after it."""
         first, *others = self.held
         self._lines = chain(others, self._lines)
         return first
 
 
 def _tolerant(reader: Iterator[list[str]], lines: _Lines) -> Iterator[list[str]]:
-    """Yield records; a blank line is none.
+    """Yield records; blank lines are skipped.
 
-    A quote that never closes would take all lines that follow into its field, without an error: the end of the file,
-    which `lines` spells out, is then in that field. Only the line in which it begins is broken; the others are read
-    again. So are those that a field of more than `MAX_FIELD_CHARS` took.
+    A quote that is never closed would silently include all following lines in its field. It is detected by `_END` in
+    that field, or by a field of more than `MAX_FIELD_CHARS`. Only the line in which the quote begins is malformed; the
+    others are read again.
     """
     while True:
         lines.held.clear()
@@ -146,7 +146,7 @@ def _tolerant(reader: Iterator[list[str]], lines: _Lines) -> Iterator[list[str]]
             if len(lines.held) > 2:
                 yield _Unclosed(lines.read_again())
                 continue
-            record[-1] = record[-1].removesuffix(_END)  # it took nothing
+            record[-1] = record[-1].removesuffix(_END)  # it includes no following line
         if record:
             yield record
 
@@ -166,7 +166,7 @@ def _pieces(records: Iterator[list[str]]) -> Iterator[list[list[str]]]:
 
 
 def _as_text(rows: list[list[str]], names: list[str]) -> pa.Table:
-    """Return records as text columns: empty fields are null, and a record of another length is all nulls."""
+    """Return records as text columns: empty fields are null, and a record of another length has only nulls."""
     width = len(names)
     nothing = [""] * width
     fitting = [r if len(r) == width else nothing for r in rows]
@@ -176,7 +176,7 @@ def _as_text(rows: list[list[str]], names: list[str]) -> pa.Table:
 
 
 def _text_array(texts: Sequence[str | None]) -> pa.Array:
-    """Return text as it was read, with the bytes that are no UTF-8."""
+    """Return text with the bytes that were read, also those that are not UTF-8."""
     try:
         return pa.array(texts, pa.string())
     except UnicodeEncodeError:
@@ -185,7 +185,7 @@ def _text_array(texts: Sequence[str | None]) -> pa.Array:
 
 
 def _with_faults(texts: pa.Table, rows: list[list[str]], width: int, delimiter: str) -> pa.Table:
-    """Return records with what is wrong with those of another length."""
+    """Return records with fault and detail for those of another length."""
     bad = [len(row) != width for row in rows]
     if not any(bad):
         return texts

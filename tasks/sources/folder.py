@@ -1,4 +1,4 @@
-"""`folder`: image files in a folder tree, captions in text files beside them, classes as the names of folders."""
+"""`folder`: image files in a folder tree, captions in text files next to them, folder names as classes."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from catalog.image_formats import DECODED, HEAD_BYTES, sniff
 from catalog.schema import FAULT, LOCAL, SOURCE, local_file, local_name
 from catalog.storage import Storage
 from tasks.sources._base import PIECE_ROWS, Chunk, Identify, Source, Survey, batches_of, state_of
-from tasks.sources._files import Found, absolute, head_of, is_file, is_glob, not_there, printable, walk
+from tasks.sources._files import SourceFile, absolute, head_of, is_file, is_glob, not_there, printable, walk
 from tasks.sources._notes import Notes
 from tasks.sources._text import FLAWS, Flaws
 from tasks.stage import Batches, Step
@@ -24,27 +24,27 @@ IMAGES: Final = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib",
     ".tif", ".tiff", ".avif", ".avifs", ".heic", ".heif", ".jxl", ".jp2",
 )  # fmt: skip
-"""Endings of image files, in any case; a file of another ending is one where its first bytes say so."""
+"""Endings of image files, in any case. A file with another ending is an image if its first bytes are those of one."""
 _NO_IMAGES: Final = (
     ".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".md", ".html", ".htm", ".xml", ".yaml", ".yml", ".tar",
     ".zip", ".gz", ".npy", ".npz", ".pt", ".py", ".log",
 )  # fmt: skip
-"""Endings that are not looked into: captions, and what commonly lies beside pictures."""
+"""Endings of files that are not opened: captions, and others that are common next to pictures."""
 MAX_CAPTION_BYTES: Final = 1 << 20
-"""No more of a caption file is read."""
-NO_PICTURES: Final = "files that are no pictures"
+"""At most this much of a caption file is read."""
+NO_PICTURES: Final = "files that are not pictures"
 LONG: Final = f"captions of which only the first {MAX_CAPTION_BYTES >> 20} MB was read"
-NO_PICTURE: Final = "text files that belong to no picture"
+NO_PICTURE: Final = "text files without a picture"
 
 
 class Folder(Source):
-    """Folder trees of images. A chunk lies within one folder, so a new file makes new parts only there, and only from
-    its place in the sorted listing on; a new folder makes its own.
+    """Folder trees of images. A chunk is within one folder, so a new file makes new parts only in its folder, from its
+    place in the sorted listing; a new folder makes its own parts.
 
-    `url` is the file's path, to be read by people; the bytes are read through `local_path`. Every file that is a
-    picture by its ending or by its first bytes is a row; others are counted, as are hidden files and links. The caption
-    of `a.jpg` is the text in `a.txt` (of all pictures called `a`), or in `a.jpg.txt`; the case of the text file's name
-    does not matter where no other picture's name fits it better. The label is the name of the folder.
+    `url` is the file's path, for display; the bytes are read through `local_path`. Every file that is a picture by its
+    ending or by its first bytes is a row; others are counted, as are hidden files and links. The caption of `a.jpg` is
+    the text in `a.txt` (shared by all pictures named `a`), or in `a.jpg.txt`; the case of the text file's name is
+    ignored unless another picture's name matches it better. The label is the name of the folder.
     """
 
     SCHEMA: ClassVar[pa.Schema] = pa.schema([*SOURCE, *LOCAL, *FAULT])
@@ -64,12 +64,12 @@ class Folder(Source):
             notes.add(len(unread), NO_PICTURE, printable(f"{folder}/{unread[0]}") if unread else "")
             chunks += list(self._chunks(listing, identify))
         chunks.sort(key=lambda chunk: (chunk.uri, chunk.start))
-        return Survey(self.some(chunks, notes.all()), self.SCHEMA, notes.all())
+        return Survey(self.require_rows(chunks, notes.all()), self.SCHEMA, notes.all())
 
     def output(self, available: Any) -> pa.Schema:
         return self.SCHEMA
 
-    def _folders(self, notes: Notes) -> Iterator[tuple[str, list[Found]]]:
+    def _folders(self, notes: Notes) -> Iterator[tuple[str, list[SourceFile]]]:
         """Yield every folder once, with its files."""
         seen: set[str] = set()
         for path in self.paths:
@@ -102,13 +102,13 @@ class Folder(Source):
         return _identity(listing.folder, listing.images, listing.captions(), identify)
 
     def _listing(self, chunk: Chunk) -> "_Listing":
-        """Return the pictures of a chunk. Raises UserError where they are no longer those that were planned."""
+        """Return the pictures of a chunk. Raises UserError if they are no longer those that were planned."""
         folder = local_file(chunk.uri)
         first, last, digest = json.loads(chunk.layout)
         files = next((files for at, files in walk(folder, Notes(), self.follow_links) if at == folder), [])
         listing = _Listing.of(folder, [file.below.rpartition("/")[2] for file in files], first, last)
         if digest != _digest([*listing.images, *listing.captions()]):
-            raise UserError(f"{printable(folder)}: files came or went since the plan; build again")
+            raise UserError(f"{printable(folder)}: files were added or removed after it was planned; build again")
         return listing
 
     def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
@@ -127,19 +127,19 @@ class Folder(Source):
 
 @dataclass(frozen=True)
 class _Listing:
-    """The images right in one folder, sorted, and the text files beside them."""
+    """The images directly in one folder, sorted, and the text files next to them."""
 
     folder: str
     names: list[str]
     images: list[str]
     exact: dict[str, str]
-    """What a text file's name says before `.txt` -> its name."""
+    """A text file's name without `.txt` -> its name."""
     folded: dict[str, str]
-    """The same in lower case, of text files that are no picture's own."""
+    """The same in lower case, for text files that match no picture exactly."""
 
     @classmethod
     def of(cls, folder: str, names: Iterable[str], first: str = "", last: str | None = None) -> "_Listing":
-        """Return the listing of a folder's files; only the images from `first` to `last` are looked for."""
+        """Return the listing of a folder's files, with the images from `first` to `last` only."""
         names = sorted(names)
         images = [n for n in names if first <= n and (last is None or n <= last) and _is_image(folder, n)]
         exact = {n[: -len(".txt")]: n for n in reversed(names) if n.lower().endswith(".txt")}
@@ -149,7 +149,7 @@ class _Listing:
         return cls(folder, names, images, exact, folded)
 
     def caption(self, name: str) -> str | None:
-        """Return the name of an image's caption file, if there is one."""
+        """Return the name of an image's caption file, or None."""
         stems = (name, name.rpartition(".")[0] or name)
         found = next((self.exact[stem] for stem in stems if stem in self.exact), None)
         return found or next((self.folded[s.casefold()] for s in stems if s.casefold() in self.folded), None)
@@ -164,12 +164,12 @@ class _Listing:
         return [n for n in self.names if n not in images and not n.lower().endswith(".txt")]
 
     def unread(self) -> list[str]:
-        """Return the names of the text files that are no image's caption."""
+        """Return the names of the text files that are not a caption of any image."""
         read = {self.caption(name) for name in self.images}
         return [n for n in self.names if n.lower().endswith(".txt") and n not in read]
 
     def read_caption(self, name: str) -> bytes | None:
-        """Return the bytes of an image's caption file; of a long one, the first `MAX_CAPTION_BYTES` and one more."""
+        """Return the bytes of an image's caption file, at most `MAX_CAPTION_BYTES` and one more."""
         beside = self.caption(name)
         if beside is None:
             return None
@@ -187,7 +187,7 @@ def _is_image(folder: str, name: str) -> bool:
 
 
 def _table(listing: _Listing, names: list[str], label: str | None) -> pa.Table:
-    """Return the rows of some pictures, with what is to be known of their captions."""
+    """Return the rows of some pictures, with notes on their captions."""
     notes, flaws = Notes(), Flaws(len(names))
     data = [listing.read_caption(name) for name in names]
     long = [name for name, text in zip(names, data, strict=True) if text and len(text) > MAX_CAPTION_BYTES]
@@ -213,7 +213,7 @@ def _caption_path(listing: _Listing, name: str) -> str:
 
 
 def _beginning(data: bytes) -> bytes:
-    """Return what is read of a caption file, without a last character of UTF-8 that is cut."""
+    """Return the part of a caption file that is read, without an incomplete UTF-8 character at its end."""
     end = MAX_CAPTION_BYTES
     while len(data) > MAX_CAPTION_BYTES and end and data[end] & 0xC0 == 0x80 and end > MAX_CAPTION_BYTES - 4:
         end -= 1
@@ -225,7 +225,7 @@ def _paths(folder: str, names: Iterable[str]) -> list[str]:
 
 
 def _identity(folder: str, names: list[str], captions: list[str], identify: Identify) -> str:
-    """Return what the rows of some pictures depend on."""
+    """Return a hash of everything that the rows of some pictures depend on."""
     contents = list(map(identify, _paths(folder, [*names, *captions])))
     return _digest([folder, *names, *captions, *contents])
 

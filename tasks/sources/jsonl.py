@@ -1,4 +1,4 @@
-"""`jsonl`: JSON objects, one a line (NDJSON), or in an array, or as lists; plain or compressed."""
+"""`jsonl`: JSON objects, one per line (NDJSON), or in an array, or as lists; plain or compressed."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -19,27 +19,27 @@ from tasks.sources._columns import (
     choose,
     with_text_urls,
 )
-from tasks.sources._files import COMPRESSED, Kind, open_text
+from tasks.sources._files import COMPRESSED, FileKind, open_text
 from tasks.sources._json import SAMPLE_OBJECTS, TEXTS, columns_of, extract
 from tasks.sources._json_forms import objects
-from tasks.sources._tabular import Facts, Tabular
+from tasks.sources._tabular import FileFacts, Tabular
 from tasks.sources._text import FLAWS_AT, Flaws
 
 
 class Jsonl(Tabular):
     """JSON lines, arrays of objects, or one object of lists of one length (see `_json_forms`).
 
-    The keys of each file's first 1,000 objects are the columns; nested values keep their JSON text. A line that is not
-    a JSON object (or is longer than 16 MiB) is kept, as a row without values whose fault is `bad_row`, with its text;
-    an empty line is no row. Rows are counted when a build is planned, which reads every file once.
+    The keys of each file's first 1,000 objects are the columns; nested values are stored as JSON text. A line that is
+    not a JSON object (or is longer than 16 MiB) becomes a row without values, with fault `bad_row` and the text; an
+    empty line is skipped. Rows are counted when a build is planned, which reads every file once.
     """
 
     version: ClassVar[int] = 3
-    kind: ClassVar[Kind] = Kind(tuple(s + c for s in (".jsonl", ".ndjson", ".json") for c in ("", *COMPRESSED)))
+    kind: ClassVar[FileKind] = FileKind(tuple(s + c for s in (".jsonl", ".ndjson", ".json") for c in ("", *COMPRESSED)))
 
     use: Literal["jsonl"] = "jsonl"
 
-    def look(self, uri: str) -> Facts:
+    def look(self, uri: str) -> FileFacts:
         with open_text(uri) as file:
             rows = objects(uri, file)
             first = list(islice(rows, SAMPLE_OBJECTS))
@@ -47,10 +47,10 @@ class Jsonl(Tabular):
             count = len(first) + sum(1 for _ in rows)
         if count and not len(columns):
             raise UserError(f"{uri} has no JSON object in its first {len(first):,} rows; found {_shown(first[0])}")
-        return Facts(count, columns)
+        return FileFacts(count, columns)
 
     def _columns(self, found: pa.Schema, uri: str) -> pa.Schema:
-        """Return the columns, of which the caption alone is read as a list."""
+        """Return the columns; only the caption is read as a list."""
         caption = choose("caption", self.caption, found, uri)
         texts = [pa.field(f.name, pa.string()) if f.type == TEXTS and f.name != caption else f for f in found]
         return with_text_urls(pa.schema(texts), self.url)

@@ -1,4 +1,4 @@
-"""`parquet`: Parquet files, as LAION, DataComp, COYO and img2dataset publish their metadata."""
+"""`parquet`: Parquet files, such as the metadata of LAION, DataComp, COYO and img2dataset."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,21 +10,21 @@ import pyarrow.parquet as pq
 from catalog.errors import UserError, first_line
 from tasks.sources._base import PIECE_ROWS
 from tasks.sources._columns import Layout, fold
-from tasks.sources._files import Kind, open_random
-from tasks.sources._tabular import Facts, Tabular
+from tasks.sources._files import FileKind, open_random
+from tasks.sources._tabular import FileFacts, Tabular
 
 
 class Parquet(Tabular):
     """Parquet files. Counting reads footers only; a part decodes the row groups that it needs, in bounded pieces."""
 
     version: ClassVar[int] = 3
-    kind: ClassVar[Kind] = Kind((".parquet", ".pq"))
+    kind: ClassVar[FileKind] = FileKind((".parquet", ".pq"))
 
     use: Literal["parquet"] = "parquet"
 
-    def look(self, uri: str) -> Facts:
+    def look(self, uri: str) -> FileFacts:
         with _opened(uri) as file:
-            return Facts(file.metadata.num_rows, file.schema_arrow)
+            return FileFacts(file.metadata.num_rows, file.schema_arrow)
 
     def restart(self, uri: str, row: int) -> int:
         with _opened(uri) as file:

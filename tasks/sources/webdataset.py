@@ -1,4 +1,4 @@
-"""`webdataset`: tar files in which the files of a sample share the name up to its first dot."""
+"""`webdataset`: tar files in which the files of a sample share their name up to the first dot."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ from catalog.schema import FAULT, LOCAL, SAMPLE_ID, SOURCE
 from tasks.sources._base import PIECE_BYTES, PIECE_ROWS, Chunk, Identify, Source, Survey, batches_of, local_state
 from tasks.sources._captions import ABOUT, CaptionFrom
 from tasks.sources._columns import TYPES_OF, Column, File, Layout, Wanted, layouts
-from tasks.sources._files import Kind, find, printable
+from tasks.sources._files import FileKind, find, printable
 from tasks.sources._json import MAX_OBJECT_BYTES, SAMPLE_OBJECTS, TEXTS, columns_of, extract
 from tasks.sources._notes import Notes
 from tasks.sources._samples import DUPLICATE, NO_IMAGE, SPARSE, Keys, Sample, samples, scattered
@@ -26,29 +26,29 @@ from tasks.stage import Batches, Step
 from tasks.vectors.seeds import text_key
 
 _FEW_OBJECTS: Final = 20
-"""Objects of each tar but the first that the columns are taken from."""
+"""The number of objects of each tar after the first from which the columns are inferred."""
 _ABOUT: Final[Mapping[str, str]] = {
     NO_IMAGE: "samples without a picture",
-    DUPLICATE: "pictures whose caption cannot be told, as the tar has a file of their sample twice",
-    SPARSE: "pictures that are stored with holes, and cannot be read",
+    DUPLICATE: "pictures whose caption is ambiguous, as the tar has a file of their sample twice",
+    SPARSE: "pictures that are stored sparsely (with holes) and cannot be read",
 }
-NO_OBJECT: Final = "json files in tars that are no objects"
+NO_OBJECT: Final = "json files in tars that are not objects"
 
 
 class Webdataset(Source):
-    """WebDataset tars, as img2dataset writes them. Images stay where they are: rows say which bytes of which tar.
+    """WebDataset tars, such as those of img2dataset. Image bytes are not copied: rows refer to byte ranges in the tars.
 
-    `url` is `tar#member`, to be read by people. The caption comes from `.txt` (or from `.json` where there is none),
-    the label from `.cls`, and the other keys of `.json` become columns (its `url` becomes `source_url`), as the first
-    1,000 samples of the first tar and the first 20 of every other have them. The members of a sample may lie anywhere
-    in their tar. The image is known by its ending (`002.image.jpg` too) or by its bytes. Rows that are not whole say
-    why in `row_fault`: `no_image_member`, `duplicate_key` (the picture is there, but which text is its own cannot be
-    told), `sparse_member`. A tar that is damaged gives the samples before. Compressed tars are refused: no single
-    image can be read from them. Headers are read when a build is planned.
+    `url` is `tar#member`, for display. The caption comes from `.txt` (or from `.json` without it), the label from
+    `.cls`, and the other keys of `.json` become columns (its `url` becomes `source_url`), inferred from the first 1,000
+    samples of the first tar and the first 20 of every other. The members of a sample may be anywhere in their tar. The
+    image is recognised by its ending (also `002.image.jpg`) or by its bytes. Incomplete rows have a reason in
+    `row_fault`: `no_image_member`, `duplicate_key` (the picture exists, but its text is ambiguous), `sparse_member`. A
+    damaged tar yields the samples before the damage. Compressed tars are refused: single images cannot be read from
+    them. Headers are read when a build is planned.
     """
 
     version: ClassVar[int] = 3
-    kind: ClassVar[Kind] = Kind((".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz"), marked=True)
+    kind: ClassVar[FileKind] = FileKind((".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz"), marked=True)
 
     use: Literal["webdataset"] = "webdataset"
     caption_from: CaptionFrom = Field("first", description=ABOUT)
@@ -69,10 +69,10 @@ class Webdataset(Source):
             for note in look.notes.all():
                 notes.add(*note)
             if look.rows:
-                chunks += self.cut(uri, _place(uri, identify), look.rows, text, state)
+                chunks += self.chunks_of_file(uri, _place(uri, identify), look.rows, text, state)
             else:
                 notes.add(1, "tars without a sample", uri)
-        return Survey(self.some(chunks, notes.all()), _schema(layout), notes.all())
+        return Survey(self.require_rows(chunks, notes.all()), _schema(layout), notes.all())
 
     def identity(self, chunk: Chunk, identify: Identify) -> str:
         return _place(chunk.uri, identify)
@@ -81,7 +81,7 @@ class Webdataset(Source):
         return unpacked(chunk.layout).made_of()
 
     def parameters(self) -> dict[str, object]:
-        """Without the rule for captions: that is in the layout of each chunk."""
+        """Return the parameters without the rule for captions, which is in the layout of each chunk."""
         return {k: v for k, v in super().parameters().items() if k != "caption_from"}
 
     def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
@@ -91,7 +91,7 @@ class Webdataset(Source):
             with opened(chunk.uri) as file:
                 place = (chunk.uri, chunk.identity)
                 if place not in apart:
-                    apart.clear()  # one tar after the other: each is looked through once
+                    apart.clear()  # tars are read one after the other, each indexed once
                     apart[place] = scattered(file, chunk.uri, Notes())
                 yield from _read(file, chunk, apart[place])
 
@@ -102,19 +102,19 @@ class Webdataset(Source):
 
 
 def _place(uri: str, identify: Identify) -> str:
-    """Return what the rows of a tar depend on: its content, and where it lies, as they say where their bytes are."""
+    """Return what the rows of a tar depend on: its content, and its location, which is stored in the rows."""
     return hashlib.sha256(f"{uri}\n{identify(uri)}".encode()).hexdigest()
 
 
-class _Look(NamedTuple):
-    """What a look at one tar tells."""
+class _TarFacts(NamedTuple):
+    """The number of samples, the columns and the notes of one tar."""
 
     rows: int
     columns: pa.Schema
     notes: Notes
 
 
-def _look(uri: str, most: int) -> _Look:
+def _look(uri: str, most: int) -> _TarFacts:
     notes = Notes()
     with opened(uri) as file:
         rows = samples(file, uri, scattered(file, uri, notes), notes)
@@ -126,7 +126,7 @@ def _look(uri: str, most: int) -> _Look:
         for sample in rows:
             _note(sample, uri, notes)
             count += 1
-    return _Look(count, columns, notes)
+    return _TarFacts(count, columns, notes)
 
 
 def _note(sample: Sample, uri: str, notes: Notes) -> None:
@@ -135,11 +135,11 @@ def _note(sample: Sample, uri: str, notes: Notes) -> None:
 
 
 def _layout(files: list[File], rule: CaptionFrom, notes: Notes) -> Layout:
-    """Return one layout for all tars: a key that only later samples of a tar have is read there, too."""
+    """Return one layout for all tars: a key is read from every tar, whichever sample had it first."""
     found = Notes()
     planned = layouts(files, Wanted({}, {}, rule, needs_url=False), found)
     for note in found.all():
-        if note.what.startswith(TYPES_OF):  # which tars lack which keys is of no use: few samples of each were seen
+        if note.what.startswith(TYPES_OF):  # notes on missing keys mean nothing: few samples of each tar were seen
             notes.add(*note)
     columns = []
     for at, column in enumerate(planned[0].columns):
@@ -161,7 +161,7 @@ class _Texts(NamedTuple):
 
 
 def _text(file: pa.NativeFile, member: Member | None) -> bytes | None:
-    """Return the content of a member; None where there is none, or a huge one."""
+    """Return the content of a member; None if it does not exist or is huge."""
     if member is None or member.size > MAX_OBJECT_BYTES:
         return None
     return bytes(file.read_at(member.size, member.offset))
@@ -176,7 +176,8 @@ def _read(file: pa.NativeFile, chunk: Chunk, apart: Keys) -> Iterator[pa.Table]:
         rows += len(piece)
     if rows < chunk.start + chunk.rows:
         raise UserError(
-            f"{chunk.uri} changed since the plan: it ends at sample {rows}, not {chunk.start + chunk.rows}; build again"
+            f"{chunk.uri} changed after it was planned: it ends at sample {rows}, not {chunk.start + chunk.rows}; "
+            "build again"
         )
 
 
@@ -228,5 +229,5 @@ def _table(chunk: Chunk, piece: list[_Texts], layout: Layout, first_row: int) ->
 
 
 def _plain(texts: Iterable[str | None]) -> pa.Array:
-    """Return names of files as text that can be kept."""
+    """Return names of files as valid text."""
     return cleaned(pa.array([text and printable(text) for text in texts], pa.string()))

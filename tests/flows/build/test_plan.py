@@ -129,7 +129,7 @@ def test_a_file_with_other_columns_makes_nothing_anew_that_does_not_read_them(tm
     assert set(before["lengths"]) < set(after["lengths"])
     assert "width" in plan.stages[0].schema.names
     assert [str(note) for note in plan.notes] == [
-        f"files without column 'width', which is null there: 2 (e.g. {tmp_path}/urls/0000.parquet)"
+        f"files without column 'width', which is null in their rows: 2 (e.g. {tmp_path}/urls/0000.parquet)"
     ]
     # Another type of a column that one stage reads: that stage sees other values.
     pq.write_table(pa.table({"URL": urls, "TEXT": ["b"], "width": [0.5]}), tmp_path / "urls" / "0010.parquet")

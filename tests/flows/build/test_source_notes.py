@@ -59,7 +59,7 @@ def test_a_line_that_is_no_record_is_no_bad_url(tmp_path: Path) -> None:
         "bad_row",
         "bad_url",
     ]  # the last has no URL: the table's own fault
-    assert f"source: lines that are no records (bad_row): 1 (e.g. {tmp_path}/a.csv, near row 0)" in lines
+    assert f"source: lines that are not records (bad_row): 1 (e.g. {tmp_path}/a.csv, near row 0)" in lines
     assert [str(note) for note in of_version(version)] == [
         line.removeprefix("source: ") for line in lines if line.startswith("source: ")
     ]
@@ -71,7 +71,7 @@ def test_values_that_were_lost_are_said_once_and_kept_with_every_version(tmp_pat
     (folder / "a.csv").write_text("url,n\n" + "u,1\n" * 10_000 + "u,x\nu,y\n")
     keep = {"use": "filter", "where": "url is not null"}
     _, lines, version = build(tmp_path, {"use": "csv", "path": str(folder)}, keep)
-    expected = f"values of column 'n' that are no int64 and became null: 2 (e.g. {folder}/a.csv, near row 10,000)"
+    expected = f"values of column 'n' that are not int64 and became null: 2 (e.g. {folder}/a.csv, near row 10,000)"
     assert lines == [f"source: {expected}"]
     (folder / "b.csv").write_text("url,n\nv,1\n")
     _, lines, version = build(tmp_path, {"use": "csv", "path": str(folder)}, keep)
@@ -97,7 +97,7 @@ def test_growth_by_a_column_downloads_nothing_again(tmp_path: Path) -> None:
     found = sql(Catalog(tmp_path / "catalog"), "select url, punsafe from d.source order by sample_id").to_pylist()
     assert [r["punsafe"] for r in found] == [None, 0.25]
     assert [str(note) for note in of_version(two)] == [
-        f"files without column 'punsafe', which is null there: 1 (e.g. {folder}/a.parquet)"
+        f"files without column 'punsafe', which is null in their rows: 1 (e.g. {folder}/a.parquet)"
     ]
     fresh = tmp_path / "fresh"
     fresh.mkdir()
@@ -121,9 +121,9 @@ def messy(tmp_path: Path) -> Path:
 
 
 EXPECTED = {
-    "hidden files or folders passed over": (1, ".hidden.jpg"),
-    "links not followed (`follow_links: true` reads through them)": (1, "link.jpg"),
-    "files that are no pictures": (1, "notes.md"),
+    "hidden files or folders skipped": (1, ".hidden.jpg"),
+    "links not followed (`follow_links: true` follows them)": (1, "link.jpg"),
+    "files that are not pictures": (1, "notes.md"),
 }
 
 

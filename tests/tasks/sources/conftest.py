@@ -1,4 +1,4 @@
-"""How a source is run in tests: plan it, then turn every chunk into rows, as the engine does."""
+"""Fixtures that run a source as the engine does: plan it, then turn every chunk into rows."""
 
 import hashlib
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def sha256(uri: str) -> str:
 
 
 def run(source: Source, identify: Callable[[str], str] = sha256) -> pa.Table:
-    """Return all rows, in chunk order, after checking that the step keeps its contract.
+    """Return all rows, in chunk order; assert that the step keeps its contract.
 
     Without the columns `row_fault` and `row_detail` where no row has a fault. The schema's metadata has the notes.
     """
@@ -42,7 +42,7 @@ def run(source: Source, identify: Callable[[str], str] = sha256) -> pa.Table:
 
 
 def said(source: Source) -> list[str]:
-    """Return what a source notes when it is planned and read, a line each."""
+    """Return the notes of a source when it is planned and read, one line each."""
     notes = Notes(source.survey(sha256).notes)
     notes.add_all(run(source).schema)
     return [str(note) for note in notes.all()]

@@ -39,7 +39,7 @@ def test_tsv_without_header_or_quoting(lines: Any, rows_of: Any) -> None:
     assert rows.column("url").to_pylist() == ["u1", "u2", "u3"]
 
 
-def test_stray_quotes_within_a_field_are_text(lines: Any, rows_of: Any) -> None:
+def test_quotes_within_a_field_are_text(lines: Any, rows_of: Any) -> None:
     rows = rows_of(Csv(path=lines("a.csv", 'url,caption\nu1,a 5" screen\nu2,"b"\n')))
     assert rows.column("caption").to_pylist() == ['a 5" screen', "b"]
 
@@ -58,7 +58,7 @@ def test_broken_records_are_kept_as_nulls(lines: Any, rows_of: Any) -> None:
 @pytest.mark.parametrize("limit", [100, 16 << 20])
 @pytest.mark.parametrize("ending", ["", "\n"])
 @pytest.mark.parametrize(("name", "between"), [("a.csv", ","), ("a.tsv", "\t")])
-def test_a_quote_that_never_closes_breaks_its_own_line_alone(
+def test_an_unclosed_quote_affects_only_its_line(
     lines: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch, limit: int, ending: str, name: str, between: str
 ) -> None:
     monkeypatch.setattr(module, "MAX_FIELD_CHARS", limit)
@@ -70,7 +70,7 @@ def test_a_quote_that_never_closes_breaks_its_own_line_alone(
 
 
 @pytest.mark.parametrize("ending", ["", "\n"])
-def test_a_quote_that_is_open_in_the_last_line_takes_nothing(lines: Any, rows_of: Any, ending: str) -> None:
+def test_an_unclosed_quote_in_the_last_line_includes_no_other_line(lines: Any, rows_of: Any, ending: str) -> None:
     rows = rows_of(Csv(path=lines("a.csv", 'url,caption\nu1,"two\nlines"\nu2,"open' + ending)))
     assert rows.column("url").to_pylist() == ["u1", "u2"]
     assert [str(c).strip() for c in rows.column("caption").to_pylist()] == ["two\nlines", "open"]
@@ -105,8 +105,8 @@ def test_types_are_guessed_and_values_that_do_not_fit_are_null_and_counted(
     assert rows.column("flag").to_pylist() == [True, False, None, True]
     assert rows.column("zip").to_pylist() == ["00123", "45", "7", None]
     assert [note.partition(" (")[0] for note in notes_of(Csv(path=lines("b.csv", first + later)))] == [
-        "values of column 'n' that are no int64 and became null: 2",
-        "values of column 'flag' that are no bool and became null: 1",
+        "values of column 'n' that are not int64 and became null: 2",
+        "values of column 'flag' that are not bool and became null: 1",
     ]
     chosen = rows_of(Csv(path=a, types={"n": "text", "zip": "integer"}))
     assert chosen.column("n").to_pylist() == ["12", "-3"]
@@ -128,12 +128,12 @@ def test_types_widen_from_file_to_file(lines: Any, rows_of: Any, notes_of: Any) 
         f"types of column 'n' in different files, read as double: 2 (e.g. int64 ({a}), double ({b}))",
         f"types of column 'k' in different files, read as string: 2 (e.g. int64 ({a}), string ({b}))",
         f"types of column 'flag' in different files, read as string: 2 (e.g. bool ({a}), int64 ({b}))",
-        f"files without column 'late', which is null there: 1 (e.g. {b})",
-        f"files without column 'other', which is null there: 1 (e.g. {a})",
+        f"files without column 'late', which is null in their rows: 1 (e.g. {b})",
+        f"files without column 'other', which is null in their rows: 1 (e.g. {a})",
     ]
 
 
-def test_bytes_say_what_a_file_is_compressed_with(lines: Any, rows_of: Any, plan: Any) -> None:
+def test_the_codec_is_recognised_by_the_first_bytes(lines: Any, rows_of: Any, plan: Any) -> None:
     content = b"url,caption\nu1,a\n"
     for name, data in (
         ("a.csv", gzip.compress(content)),
@@ -157,7 +157,7 @@ def test_captions_that_look_like_numbers_are_text(lines: Any, rows_of: Any, colu
         assert rows.column("caption").to_pylist() == values
 
 
-def test_folders_in_hives_way_are_columns(lines: Any, rows_of: Any, tmp_path: Any) -> None:
+def test_hive_partitions_are_columns(lines: Any, rows_of: Any, tmp_path: Any) -> None:
     lines("d/year=2024/month=01/a.csv", "url,n\nu1,1\n")
     lines("d/year=2025/month=__HIVE_DEFAULT_PARTITION__/a.csv", "url,n\nu2,2\n")
     lines("d/year=2026/n=7/a%3D.csv", "url,n\nu3,3\n")
@@ -181,7 +181,7 @@ def test_chunks_in_any_order(lines: Any, plan: Any, rows_of: Any) -> None:
         assert found == [f"u{i}" for i in range(chunk.start, chunk.start + chunk.rows)]
 
 
-def test_new_file_makes_only_its_own_chunks(lines: Any, plan: Any, tmp_path: Any) -> None:
+def test_a_new_file_adds_only_its_own_chunks(lines: Any, plan: Any, tmp_path: Any) -> None:
     lines("d/b.csv", "url,w\nu,1\n")
     source = Csv(path=str(tmp_path / "d"))
     before = plan(source)
@@ -189,7 +189,7 @@ def test_new_file_makes_only_its_own_chunks(lines: Any, plan: Any, tmp_path: Any
     assert plan(source)[1:] == before
 
 
-def test_nothing_and_damage(lines: Any, plan: Any) -> None:
+def test_empty_and_damaged_files(lines: Any, plan: Any) -> None:
     with pytest.raises(UserError, match="the source is empty"):
         plan(Csv(path=lines("a.csv", "")))
     with pytest.raises(UserError, match="the source is empty"):
@@ -210,7 +210,7 @@ _TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(table=st.lists(st.tuples(_TEXT.map(lambda t: "u" + t), _TEXT), min_size=1, max_size=8))
-def test_what_a_csv_writer_wrote_comes_back(lines: Any, rows_of: Any, table: list[tuple[str, str]]) -> None:
+def test_written_csv_round_trips(lines: Any, rows_of: Any, table: list[tuple[str, str]]) -> None:
     out = io.StringIO(newline="")
     csv.writer(out).writerows([("url", "caption"), *table])
     rows = rows_of(Csv(path=lines("a.csv", out.getvalue()), rows_per_part=3))

@@ -43,7 +43,7 @@ def test_tree(tmp_path: Path, rows_of: Any) -> None:
     assert rows_of(Folder(path=str(tmp_path), label="none")).column("label").to_pylist() == [None] * 4
 
 
-def test_growth_makes_parts_only_from_its_place_on(tmp_path: Path, plan: Any, rows_of: Any) -> None:
+def test_a_new_file_changes_only_later_chunks_of_its_folder(tmp_path: Path, plan: Any, rows_of: Any) -> None:
     for i in range(7):
         picture(tmp_path / "b" / f"{i}.jpg", i)
         picture(tmp_path / "c" / f"{i}.jpg", i)
@@ -83,7 +83,7 @@ def test_listing_that_changed_since_the_plan(tmp_path: Path, plan: Any) -> None:
     (rows,) = source.open("cpu", {})(iter([chunk.table()]))
     assert [Path(p).name for p in rows.column("local_path").to_pylist()] == ["b.jpg", "d.jpg"]
     picture(tmp_path / "c.jpg")
-    with pytest.raises(UserError, match="files came or went since the plan"):
+    with pytest.raises(UserError, match="files were added or removed after it was planned"):
         list(source.open("cpu", {})(iter([chunk.table()])))
 
 
@@ -101,11 +101,11 @@ def test_names_that_are_not_utf8(tmp_path: Path, rows_of: Any) -> None:
     assert rows.column("label").to_pylist() == [tmp_path.name, tmp_path.name, "caf?"]
 
 
-def test_nothing(tmp_path: Path, plan: Any) -> None:
+def test_an_empty_folder_is_refused(tmp_path: Path, plan: Any) -> None:
     (tmp_path / "a.txt").write_text("no image")
     with pytest.raises(UserError, match="the source is empty"):
         plan(Folder(path=str(tmp_path)))
-    with pytest.raises(NotFoundError, match="is not there"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         plan(Folder(path=str(tmp_path / "none")))
     picture(tmp_path / "b.jpg")
     with pytest.raises(UserError, match="is a file; expected a folder"):
@@ -120,7 +120,7 @@ def encoded(format_: str) -> bytes:
     return out.getvalue()
 
 
-def test_pictures_are_known_by_their_bytes(tmp_path: Path, rows_of: Any, notes_of: Any) -> None:
+def test_pictures_are_recognised_by_their_bytes(tmp_path: Path, rows_of: Any, notes_of: Any) -> None:
     formats = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
     for format_ in formats:
         (tmp_path / f"{format_}.img").write_bytes(encoded(format_))
@@ -132,7 +132,7 @@ def test_pictures_are_known_by_their_bytes(tmp_path: Path, rows_of: Any, notes_o
     source = Folder(path=str(tmp_path))
     names = [Path(p).name for p in rows_of(source).column("url").to_pylist()]
     assert names == sorted([*formats, *(f"{f}.img" for f in formats), "a.jfif", "b.JPE", "c.avif", "d.heic"])
-    assert notes_of(source) == [f"files that are no pictures: 4 (e.g. {tmp_path}/empty)"]
+    assert notes_of(source) == [f"files that are not pictures: 4 (e.g. {tmp_path}/empty)"]
 
 
 def test_captions_are_found(tmp_path: Path, rows_of: Any, notes_of: Any) -> None:
@@ -160,7 +160,7 @@ def test_captions_are_found(tmp_path: Path, rows_of: Any, notes_of: Any) -> None
         "b.png": "b.png.txt", "c.d.jpg": "c.d.txt", "e.jpg": "E.Txt", "f.jpg": "f.jpg.TXT", "g": "g.txt",
         "H.jpg": "H.txt",
     }  # fmt: skip
-    assert notes_of(source) == [f"text files that belong to no picture: 2 (e.g. {tmp_path}/h.txt)"]
+    assert notes_of(source) == [f"text files without a picture: 2 (e.g. {tmp_path}/h.txt)"]
 
 
 def test_nothing_outside_is_read_through_a_link(tmp_path: Path, rows_of: Any, notes_of: Any, plan: Any) -> None:
@@ -179,8 +179,8 @@ def test_nothing_outside_is_read_through_a_link(tmp_path: Path, rows_of: Any, no
         source = Folder(path=str(inside))
         assert [(Path(r["url"]).name, r["caption"]) for r in rows_of(source).to_pylist()] == [("a.jpg", None)]
         assert notes_of(source) == [
-            f"links not followed (`follow_links: true` reads through them): 5 (e.g. {inside}/a.txt)",
-            f"devices, pipes and sockets passed over: 2 (e.g. {inside}/pipe.jpg)",
+            f"links not followed (`follow_links: true` follows them): 5 (e.g. {inside}/a.txt)",
+            f"devices, pipes and sockets skipped: 2 (e.g. {inside}/pipe.jpg)",
         ]
         followed = Folder(path=str(inside), follow_links=True)
         rows = rows_of(followed).to_pylist()
@@ -188,7 +188,7 @@ def test_nothing_outside_is_read_through_a_link(tmp_path: Path, rows_of: Any, no
             ("a.jpg", "a secret"), ("b.jpg", None), ("secret.jpg", None),
         ]  # fmt: skip
         assert Path(rows[2]["local_path"]).read_bytes() == secret
-        assert any("could not be looked at" in note and "dangling" in note for note in notes_of(followed))
+        assert any("could not be read" in note and "dangling" in note for note in notes_of(followed))
 
 
 def test_deep_trees_and_folders_that_may_not_be_read(tmp_path: Path, rows_of: Any, notes_of: Any) -> None:
@@ -202,11 +202,11 @@ def test_deep_trees_and_folders_that_may_not_be_read(tmp_path: Path, rows_of: An
     os.close(folder)
     source = Folder(path=str(tmp_path))
     assert rows_of(source).num_rows == 1
-    assert [note.partition(":")[0] for note in notes_of(source)] == ["files or folders that could not be looked at"]
+    assert [note.partition(":")[0] for note in notes_of(source)] == ["files or folders that could not be read"]
     shutil.rmtree(tmp_path / ("d" * 60))
 
 
-def test_a_folder_is_walked_with_the_memory_of_its_largest(tmp_path: Path) -> None:
+def test_walking_holds_one_folder_in_memory(tmp_path: Path) -> None:
     from tasks.sources._files import walk
     from tasks.sources._notes import Notes
 
@@ -221,7 +221,9 @@ def test_a_folder_is_walked_with_the_memory_of_its_largest(tmp_path: Path) -> No
     assert [folder for folder, count in seen if count] == [f"{tmp_path}/{i:02}/x" for i in range(30)]
 
 
-def test_only_that_is_counted_is_said_where_no_row_is(tmp_path: Path, plan: Any) -> None:
+def test_an_empty_source_reports_what_it_skipped(tmp_path: Path, plan: Any) -> None:
     (tmp_path / "a.doc").write_text("no picture")
-    with pytest.raises(UserError, match=r"the source is empty: no row in .* \(files that are no pictures: 1 \(e\.g\. "):
+    with pytest.raises(
+        UserError, match=r"the source is empty: no row in .* \(files that are not pictures: 1 \(e\.g\. "
+    ):
         plan(Folder(path=str(tmp_path)))

@@ -41,7 +41,7 @@ def test_a_line_without_end(lines: Any, rows_of: Any, monkeypatch: pytest.Monkey
 
 
 def test_values_of_another_kind(lines: Any, rows_of: Any) -> None:
-    """From file to file, types widen: nothing is rounded, and nothing is lost."""
+    """Types widen between files: nothing is rounded, and nothing is lost."""
     first = dump({"url": "u", "n": 1, "x": 1.5, "mixed": 1, "deep": {"a": [1, "é"]}, "big": 2**70, "flag": False})
     odd = dump({"url": 5, "n": 1.7, "x": 2, "mixed": "b", "deep": [1], "big": 1, "flag": "true"}, {"n": "3", "x": "4"})
     rows = rows_of(Jsonl(path=(lines("a.jsonl", first), lines("b.jsonl", odd))))
@@ -53,7 +53,7 @@ def test_values_of_another_kind(lines: Any, rows_of: Any) -> None:
     assert rows.column("big").to_pylist() == [str(2**70), "1", None]
 
 
-def test_values_that_the_first_objects_did_not_announce(
+def test_values_of_types_that_the_first_objects_lack(
     lines: Any, rows_of: Any, notes_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SAMPLE_OBJECTS", 1)
@@ -66,9 +66,9 @@ def test_values_that_the_first_objects_did_not_announce(
     assert rows.column("x").to_pylist() == [1.5, 2.0, None, None]
     assert rows.column("flag").to_pylist() == [False, None, None, None]
     assert [note.partition(" (")[0] for note in notes_of(source)] == [
-        "values of column 'n' that are no int64 and became null: 2",
-        "values of column 'x' that are no double and became null: 1",
-        "values of column 'flag' that are no bool and became null: 1",
+        "values of column 'n' that are not int64 and became null: 2",
+        "values of column 'x' that are not double and became null: 1",
+        "values of column 'flag' that are not bool and became null: 1",
     ]
 
 
@@ -122,7 +122,7 @@ def test_long_objects_and_short_reads(
     assert rows_of(Jsonl(path=lines("b.json", json.dumps(many)))).num_rows == 20
 
 
-def test_arrays_that_break(lines: Any, plan: Any, rows_of: Any) -> None:
+def test_malformed_arrays(lines: Any, plan: Any, rows_of: Any) -> None:
     for text in ('[{"url": "u"}, {"url"', '[{"url": "u"}, {"url": "v"}', '[{"url": "u"}, {broken}]'):
         with pytest.raises(UserError, match=r"a\.json: no JSON value from character"):
             plan(Jsonl(path=lines("a.json", text)))
@@ -137,7 +137,7 @@ def test_arrays_that_break(lines: Any, plan: Any, rows_of: Any) -> None:
 
 
 def test_an_array_is_streamed(lines: Any) -> None:
-    """The memory of a million rows is that of a few."""
+    """A million rows take no more memory than a few."""
     import tracemalloc
 
     row = json.dumps({"url": "u" * 50, "caption": "c" * 50})
@@ -191,8 +191,8 @@ def test_odd_keys(lines: Any, rows_of: Any) -> None:
     assert row == renamed | {"caption": None, "label": None}
 
 
-def test_missing_url_and_nothing(lines: Any, plan: Any) -> None:
-    with pytest.raises(RecipeError, match=r"no column that is known to hold a URL.*link"):
+def test_missing_url_and_empty_file(lines: Any, plan: Any) -> None:
+    with pytest.raises(RecipeError, match=r"no column with a known name for the URL.*link"):
         plan(Jsonl(path=lines("a.jsonl", dump({"link": "u"}))))
     for content in ("", "\n\n"):
         with pytest.raises(UserError, match="the source is empty"):
@@ -221,8 +221,8 @@ _VALUES = st.one_of(
 )
 
 
-def test_a_whole_number_that_no_float64_has_is_never_another(lines: Any, rows_of: Any) -> None:
-    """As text where the columns are chosen, and null, counted, where it comes later."""
+def test_whole_numbers_that_float64_cannot_represent_are_never_rounded(lines: Any, rows_of: Any) -> None:
+    """They are text if the types are inferred from them, else null, and counted."""
     first = rows_of(Jsonl(path=lines("a.jsonl", dump(*({"url": "u", "v": v} for v in (2**53 + 1, 0.5, 7))))))
     assert first.column("v").to_pylist() == ["9007199254740993", "0.5", "7"]
     whole = rows_of(Jsonl(path=lines("a.jsonl", dump(*({"url": "u", "v": v} for v in (2**53 + 1, 7))))))
@@ -234,7 +234,7 @@ def test_a_whole_number_that_no_float64_has_is_never_another(lines: Any, rows_of
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.lists(_VALUES, min_size=1, max_size=6))
-def test_values_come_back(lines: Any, rows_of: Any, values: list[Any]) -> None:
+def test_values_round_trip(lines: Any, rows_of: Any, values: list[Any]) -> None:
     rows = rows_of(Jsonl(path=lines("a.jsonl", dump(*({"url": "u", "v": v} for v in values)))))
     found = rows.column("v").to_pylist()
     kinds = {type(v) for v in values if v is not None}

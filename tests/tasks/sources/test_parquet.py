@@ -66,9 +66,9 @@ def test_chosen_columns_and_collisions(tmp_path: Path, rows_of: Any) -> None:
     ]  # fmt: skip
 
 
-def test_missing_column_says_what_there_is(tmp_path: Path) -> None:
+def test_a_missing_column_lists_the_available_ones(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", link=["x"], TEXT=["y"])
-    with pytest.raises(RecipeError, match=r"a\.parquet has no column that is known to hold a URL.*`url:`.*TEXT, link"):
+    with pytest.raises(RecipeError, match=r"a\.parquet has no column with a known name for .*URL.*`url:`.*TEXT, link"):
         Parquet(path=path).output({})
     with pytest.raises(RecipeError, match=r"no column 'lnk' \(url\); did you mean 'link'\?"):
         Parquet(path=path, url="lnk").output({})
@@ -96,7 +96,7 @@ def test_a_part_larger_than_a_piece_is_streamed(tmp_path: Path, rows_of: Any) ->
     assert rows.column("url").to_pylist() == urls(70_000)
 
 
-def test_identity_is_content_not_place(tmp_path: Path, plan: Any) -> None:
+def test_identity_is_content_not_path(tmp_path: Path, plan: Any) -> None:
     write(tmp_path / "data" / "b.parquet", url=urls(25), w=list(range(25)))
     source = Parquet(path=str(tmp_path / "data"), rows_per_part=10)
     before = plan(source)
@@ -113,7 +113,7 @@ def test_identity_is_content_not_place(tmp_path: Path, plan: Any) -> None:
     assert moved.parameters() == source.parameters()
 
 
-def test_other_columns_in_another_file_change_how_columns_are_read_and_no_identity(tmp_path: Path, plan: Any) -> None:
+def test_columns_of_another_file_change_the_layout_and_no_identity(tmp_path: Path, plan: Any) -> None:
     write(tmp_path / "b.parquet", url=urls(2), w=[1, 2])
     source = Parquet(path=str(tmp_path))
     (before,) = plan(source)
@@ -137,8 +137,8 @@ def test_columns_of_all_files(tmp_path: Path, rows_of: Any, notes_of: Any) -> No
     ]
     assert notes_of(Parquet(path=str(tmp_path))) == [
         f"types of column 'width' in different files, read as int64: 2 (e.g. int64 ({a}), int32 ({b}))",
-        f"files without column 'tag', which is null there: 1 (e.g. {b})",
-        f"files without column 'extra', which is null there: 1 (e.g. {a})",
+        f"files without column 'tag', which is null in their rows: 1 (e.g. {b})",
+        f"files without column 'extra', which is null in their rows: 1 (e.g. {a})",
     ]
 
 
@@ -174,7 +174,7 @@ _TYPES = [
 
 @pytest.mark.parametrize(("one", "other", "common"), _TYPES, ids=lambda t: str(t)[:20])
 @pytest.mark.parametrize("swapped", [False, True])
-def test_types_end_as_the_common_one(
+def test_types_widen_to_the_common_type(
     tmp_path: Path, rows_of: Any, one: pa.DataType, other: pa.DataType, common: pa.DataType, swapped: bool
 ) -> None:
     samples = {
@@ -201,7 +201,7 @@ def test_types_end_as_the_common_one(
         assert both.null_count == (2 if pa.types.is_null(type_) else 1)
 
 
-def test_values_that_cannot_be_of_the_common_type_are_null_and_counted(
+def test_values_that_cannot_be_converted_become_null_and_are_counted(
     tmp_path: Path, rows_of: Any, notes_of: Any
 ) -> None:
     write(tmp_path / "a.parquet", url=urls(3), hash=[2**60 + 1, 2**53, None], width=["640", "wide", None])
@@ -211,8 +211,8 @@ def test_values_that_cannot_be_of_the_common_type_are_null_and_counted(
     assert rows.column("hash").to_pylist()[:4] == [None, float(2**53), None, 0.5]
     assert rows.column("width").to_pylist() == [640, None, None, None, None]
     assert [note.partition(" (")[0] for note in notes_of(source)[1:]] == [
-        "values of column 'hash' that are no double and became null: 1",
-        "values of column 'width' that are no int64 and became null: 3",
+        "values of column 'hash' that are not double and became null: 1",
+        "values of column 'width' that are not int64 and became null: 3",
     ]
     with pytest.raises(UserError, match="has no column 'height' \\(types\\)"):
         rows_of(Parquet(path=str(tmp_path), types={"height": "text"}))
@@ -224,7 +224,7 @@ def test_impossible_casts_name_file_and_column(tmp_path: Path, plan: Any) -> Non
     with pytest.raises(UserError, match=r"b\.parquet: column 'width' is list<.*cannot become int64"):
         plan(Parquet(path=str(tmp_path)))
     write(Path(bad), link=["u2"])
-    with pytest.raises(UserError, match=r"b\.parquet has no column that is known to hold a URL"):
+    with pytest.raises(UserError, match=r"b\.parquet has no column with a known name for the URL"):
         plan(Parquet(path=str(tmp_path)))
 
 
@@ -243,7 +243,7 @@ def test_captions_of_other_types(tmp_path: Path, rows_of: Any) -> None:
     assert (row["caption"], row["source_caption"]) == ("b", {"a": 1})
 
 
-def test_a_random_caption_is_the_rows_own_whatever_the_chunks(tmp_path: Path, rows_of: Any) -> None:
+def test_a_random_caption_does_not_depend_on_the_chunks(tmp_path: Path, rows_of: Any) -> None:
     captions = [[f"{i}-{j}" for j in range(1 + i % 5)] for i in range(500)]
     path = write(tmp_path / "a.parquet", 70, url=urls(500), caption=captions)
     drawn = [
@@ -274,12 +274,11 @@ def test_every_file_is_read_or_counted(tmp_path: Path, rows_of: Any, notes_of: A
     source = Parquet(path=str(tmp_path / "d"))
     assert rows_of(source).column("url").to_pylist() == ["u1"]
     assert notes_of(source) == [
-        f"hidden files or folders passed over: 1 (e.g. {tmp_path}/d/.c.parquet)",
-        f"links not followed (`follow_links: true` reads through them): 2 (e.g. {tmp_path}/d/link.parquet)",
-        f"devices, pipes and sockets passed over: 1 (e.g. {tmp_path}/d/pipe.parquet)",
-        "files whose names begin with _ passed over, as what table writers keep beside their data: 1 "
-        f"(e.g. {tmp_path}/d/_tmp/b.parquet)",
-        f"files passed over, which are no .parquet or .pq files: 1 (e.g. {tmp_path}/d/e.parquet.bak)",
+        f"hidden files or folders skipped: 1 (e.g. {tmp_path}/d/.c.parquet)",
+        f"links not followed (`follow_links: true` follows them): 2 (e.g. {tmp_path}/d/link.parquet)",
+        f"devices, pipes and sockets skipped: 1 (e.g. {tmp_path}/d/pipe.parquet)",
+        f"files whose names begin with _ skipped (table writers' metadata): 1 (e.g. {tmp_path}/d/_tmp/b.parquet)",
+        f"files skipped that are not .parquet or .pq files: 1 (e.g. {tmp_path}/d/e.parquet.bak)",
         f"files without a row: 1 (e.g. {tmp_path}/d/empty.parquet)",
     ]
     followed = Parquet(path=str(tmp_path / "d"), follow_links=True)
@@ -291,7 +290,7 @@ def test_every_file_is_read_or_counted(tmp_path: Path, rows_of: Any, notes_of: A
         rows_of(source)
 
 
-def test_types_that_not_every_reader_has(tmp_path: Path, rows_of: Any) -> None:
+def test_types_that_not_every_reader_supports(tmp_path: Path, rows_of: Any) -> None:
     path = write(
         tmp_path / "a.parquet",
         url=["u"],
@@ -322,7 +321,7 @@ def test_types_that_not_every_reader_has(tmp_path: Path, rows_of: Any) -> None:
     Schema.from_arrow(rows.schema)  # refuses what Delta Lake lacks
 
 
-def test_bad_text_becomes_good_text(tmp_path: Path, rows_of: Any) -> None:
+def test_invalid_text_becomes_valid_text(tmp_path: Path, rows_of: Any) -> None:
     huge = "x" * 3_000_000
     raw = [b"caf\xe9", b"a\x00b", None, b"", huge.encode(), "\U0001f600".encode()]
     broken = pa.array(raw, pa.binary()).cast(pa.string(), safe=False)
@@ -336,7 +335,7 @@ def test_bad_text_becomes_good_text(tmp_path: Path, rows_of: Any) -> None:
 
 
 def test_nothing_to_read(tmp_path: Path, plan: Any) -> None:
-    with pytest.raises(NotFoundError, match="not there"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         plan(Parquet(path=str(tmp_path / "no")))
     (tmp_path / "laion.parquet").write_bytes(b"")
     with pytest.raises(NotFoundError, match=r"did you mean 'laion\.parquet'"):
@@ -404,11 +403,11 @@ def test_file_that_shrinks_after_the_plan(tmp_path: Path, plan: Any) -> None:
     source = Parquet(path=write(path, url=urls(20)))
     chunk = plan(source)[0]
     write(path, url=urls(5))
-    with pytest.raises(UserError, match="changed since the plan: it ends at row 5, not 20"):
+    with pytest.raises(UserError, match="changed after it was planned: it ends at row 5, not 20"):
         list(source.open("cpu", {})(iter([chunk.table()])))
 
 
-def test_recipe_words() -> None:
+def test_recipe_fields() -> None:
     source = TypeAdapter(AnySource).validate_python({"use": "parquet", "path": ["a", "b"], "url": "URL"})
     assert isinstance(source, Parquet)
     assert source.table == "source"
@@ -461,7 +460,7 @@ def test_object_store(tmp_path: Path, rows_of: Any, bucket: Any) -> None:
         assert rows_of(Parquet(path=path, rows_per_part=10), etag).column("url").to_pylist() == expected
     single = Parquet(path="s3://corpus/x/c.parquet")
     assert [c.uri for c in single.chunks(etag)] == ["s3://corpus/x/c.parquet"]
-    with pytest.raises(NotFoundError, match="s3://corpus/none is not there, or is a folder without"):
+    with pytest.raises(NotFoundError, match="s3://corpus/none does not exist, or is a folder without"):
         Parquet(path="s3://corpus/none").chunks(etag)
 
 

@@ -1,4 +1,4 @@
-"""Text of any encoding, in every reader: decoded, or replaced and counted with the first place."""
+"""Text of any encoding, in every reader: decoded, or replaced and counted with the first row."""
 
 import gzip
 import io
@@ -29,7 +29,7 @@ WHOLE_FILES = {
     GOOD.encode("utf-16"): GOOD,
     b"\xfe\xff" + GOOD.encode("utf-16-be"): GOOD,
 }
-"""What a text file may hold -> the caption that it is."""
+"""Content of a text file -> the caption."""
 
 
 def folder(path: Path, captions: list[bytes]) -> Any:
@@ -110,7 +110,7 @@ READERS += [parquet, parquet_binary, parquet_large_binary, parquet_lists]
 
 
 def read(source: Any) -> tuple[list[str | None], list[Note]]:
-    """Return the captions and what is noted of the rows."""
+    """Return the captions, and the notes on the rows."""
     captions, notes = [], Notes()
     step = source.open("cpu", {})
     for chunk in source.survey(lambda uri: uri).chunks:
@@ -121,7 +121,7 @@ def read(source: Any) -> tuple[list[str | None], list[Note]]:
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_what_is_not_utf8_is_counted_with_its_first_place(reader: Any, tmp_path: Path) -> None:
+def test_invalid_utf8_is_counted_with_its_first_row(reader: Any, tmp_path: Path) -> None:
     captions, notes = read(reader(tmp_path, [GOOD.encode(), LATIN, b"a \xff\xfe b", b"plain"]))
     assert captions == [GOOD, "caf\ufffd", "a \ufffd\ufffd b", "plain"]
     (note,) = notes
@@ -132,7 +132,7 @@ def test_what_is_not_utf8_is_counted_with_its_first_place(reader: Any, tmp_path:
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_what_is_utf8_is_not_counted(reader: Any, tmp_path: Path) -> None:
+def test_valid_utf8_is_not_counted(reader: Any, tmp_path: Path) -> None:
     assert read(reader(tmp_path, [GOOD.encode(), b"plain"])) == ([GOOD, "plain"], [])
 
 
@@ -158,14 +158,14 @@ def test_a_table_may_be_utf16_and_have_a_mark(name: str, codec: str, tmp_path: P
     assert read(Csv(path=str(tmp_path))) == ([GOOD, GOOD * 30_000], [])
 
 
-def test_utf16_that_is_broken_is_counted(tmp_path: Path) -> None:
+def test_invalid_utf16_is_counted(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("url,caption\nu,a\nu,b".encode("utf-16") + b"\x3d\xd8" + b"\n\0u\0,\0c\0x")
     captions, notes = read(Csv(path=str(tmp_path)))
     assert captions == ["a", "b\ufffd\ufffd\ufffd", "c\ufffd"]
     assert [(note.number, note.what) for note in notes] == [(2, BROKEN)]
 
 
-def test_a_header_and_a_line_that_is_no_record_may_be_of_any_bytes(tmp_path: Path) -> None:
+def test_headers_and_malformed_lines_may_hold_any_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"url,caf\xe9,n\nu,a,1\nu,b\xe9\n")
     source = Csv(path=str(tmp_path))
     (chunk,) = source.survey(lambda uri: uri).chunks
@@ -175,7 +175,7 @@ def test_a_header_and_a_line_that_is_no_record_may_be_of_any_bytes(tmp_path: Pat
     assert BROKEN in [note.what for note in Notes.of(piece.schema).all()]
 
 
-def test_text_in_lists_and_structs_can_always_be_kept() -> None:
+def test_text_in_lists_and_structs_becomes_valid() -> None:
     kind = pa.list_(pa.struct([("a", pa.string()), ("b", pa.map_(pa.string(), pa.binary()))]))
     raw = pa.list_(pa.struct([("a", pa.binary()), ("b", pa.map_(pa.binary(), pa.binary()))]))
     rows = [[{"a": b"x", "b": [(b"k", b"\xff")]}], None, [{"a": LATIN, "b": None}], [{"a": None, "b": [(LATIN, None)]}]]
@@ -194,7 +194,7 @@ def test_a_long_caption_is_cut_at_a_character_and_counted(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("form", ["lines", "array", "values", "webdataset"])
-def test_of_a_key_that_an_object_has_twice_the_first_counts_and_is_counted(form: str, tmp_path: Path) -> None:
+def test_the_first_value_of_a_duplicate_key_is_used_and_counted(form: str, tmp_path: Path) -> None:
     rows = [b'{"url": "u", "caption": "a"}', b'{"url": "u", "caption": "b", "caption": 1, "url": "v"}']
     if form == "webdataset":
         source = webdataset(tmp_path, rows, "json")

@@ -26,7 +26,7 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], form: int = tarfile.
 
 
 def img2dataset(n: int) -> list[tuple[str, bytes]]:
-    """Members of a tar as img2dataset writes it."""
+    """Return the members of a tar in img2dataset's layout."""
     members = []
     for i in range(n):
         about = {
@@ -85,7 +85,7 @@ def test_the_same_samples_as_the_webdataset_library(tmp_path: Path, rows_of: Any
     assert [r["row_fault"] for r in rows] == [None if image else "no_image_member" for image in images]
 
 
-def test_text_beside_json(tmp_path: Path, rows_of: Any) -> None:
+def test_text_next_to_json(tmp_path: Path, rows_of: Any) -> None:
     members = [
         ("a.jpg", b"1"), ("a.json", b'{"caption": "from json", "label": 3, "local_path": "/etc/passwd"}'),
         ("b.jpg", b"2"), ("b.json", b'{"caption": "from json"}'), ("b.txt", b"caf\xe9\x00"),
@@ -171,7 +171,7 @@ def test_captions_before_pictures_and_several_pictures(tmp_path: Path, rows_of: 
     ]
 
 
-def test_pictures_are_known_by_their_bytes(tmp_path: Path, rows_of: Any, notes_of: Any) -> None:
+def test_pictures_are_recognised_by_their_bytes(tmp_path: Path, rows_of: Any, notes_of: Any) -> None:
     members = [
         ("0.img", PICTURE), ("0.cap", b"dalle"), ("1.bin", b"no picture"), ("2", PICTURE), ("3.avif", b"by its ending"),
         ("4.x", b""), ("4.y", PICTURE), ("5.json", b'{"caption": "alone"}'),
@@ -190,7 +190,7 @@ def test_pictures_are_known_by_their_bytes(tmp_path: Path, rows_of: Any, notes_o
 
 
 def test_keys_that_repeat(tmp_path: Path, rows_of: Any, notes_of: Any) -> None:
-    """What can be told is a pair; what cannot keeps its picture, and says why it has no caption."""
+    """Unambiguous members are paired; an ambiguous picture has no caption, and a reason."""
     a, b, one, two = ("7.jpg", b"A"), ("7.jpg", b"B"), ("7.txt", b"one"), ("7.txt", b"two")
     between = ("8.jpg", b"8")
     cases: list[tuple[list[tuple[str, bytes]], list[tuple[bytes, str | None, str | None]]]] = [
@@ -213,7 +213,7 @@ def test_keys_that_repeat(tmp_path: Path, rows_of: Any, notes_of: Any) -> None:
         )
 
 
-def test_what_is_no_member_of_a_sample_is_counted(tmp_path: Path, rows_of: Any, notes_of: Any) -> None:
+def test_members_of_no_sample_are_counted(tmp_path: Path, rows_of: Any, notes_of: Any) -> None:
     mac = b"\0\5\x16\7"
     members = [
         m
@@ -224,14 +224,14 @@ def test_what_is_no_member_of_a_sample_is_counted(tmp_path: Path, rows_of: Any, 
     source = Webdataset(path=write_tar(tmp_path / "a.tar", members))
     assert keyed(rows_of(source)) == [("d/0.jpg", b"0", "c0", None), ("d/1.jpg", b"1", "c1", None)]
     assert notes_of(source) == [
-        f"hidden files in tars (such as macOS' ._ files) passed over: 6 (e.g. {tmp_path}/a.tar#d/._0.jpg)",
-        f"files in tars that describe the tar (__...__) passed over: 1 (e.g. {tmp_path}/a.tar#__index__)",
+        f"hidden files in tars (such as macOS' ._ files) skipped: 6 (e.g. {tmp_path}/a.tar#d/._0.jpg)",
+        f"files in tars that describe the tar (__...__) skipped: 1 (e.g. {tmp_path}/a.tar#__index__)",
     ]
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_no_caption_is_ever_anothers(tmp_path: Path, rows_of: Any, plan: Any, seed: int) -> None:
-    """Random tars, members permuted, doubled and among junk, against a model that knows who belongs to whom.
+def test_no_picture_gets_the_caption_of_another(tmp_path: Path, rows_of: Any, plan: Any, seed: int) -> None:
+    """Random tars, with members permuted, duplicated and among junk, against a model that knows the true pairs.
 
     A picture's bytes and its texts carry the sample's number: what a row joins must be of one sample.
     """
@@ -321,7 +321,7 @@ def header(name: str, size: bytes, type_: bytes = b"0") -> bytes:
 
 
 def pax(records: bytes, type_: bytes = b"x", size: int | None = None) -> bytes:
-    """Return a PAX header with records, as they are."""
+    """Return a PAX header with the given records."""
     padded = records.ljust(-(-len(records) // 512) * 512, b"\0")
     return header("pax", b"%011o" % (len(records) if size is None else size), type_) + padded
 
@@ -370,8 +370,8 @@ def test_hostile_headers_end_the_tar_and_nothing_else(tmp_path: Path, rows_of: A
     source = Webdataset(path=str(path))
     rows = [(stored(r) if r["local_path"] else None) for r in rows_of(source).to_pylist()]
     assert rows[0] == b"first"
-    damaged = [note for note in notes_of(source) if "tars that are damaged" in note]
-    assert damaged or b"last" in rows or any("a.tar#" in note for note in notes_of(source))  # never without a word
+    damaged = [note for note in notes_of(source) if "damaged tars" in note]
+    assert damaged or b"last" in rows or any("a.tar#" in note for note in notes_of(source))  # never silently
     path.write_bytes(HOSTILE[name] + LAST)
     try:
         rows_of(source)
@@ -402,8 +402,8 @@ def test_flipped_bytes_never_hang_or_crash(tmp_path: Path, rows_of: Any, seed: i
             assert row["local_offset"] + row["local_size"] <= len(data)
 
 
-def test_files_with_holes_are_no_pictures(tmp_path: Path, rows_of: Any) -> None:
-    """GNU's sparse members: what lies in the tar is not the file."""
+def test_sparse_files_are_not_pictures(tmp_path: Path, rows_of: Any) -> None:
+    """The bytes of GNU's sparse members in the tar are not those of the file."""
     (tmp_path / "sparse").mkdir()
     with (tmp_path / "sparse" / "1.jpg").open("wb") as file:
         file.seek(1 << 20)
@@ -425,11 +425,11 @@ def test_files_with_holes_are_no_pictures(tmp_path: Path, rows_of: Any) -> None:
 def test_too_many_members_apart(tmp_path: Path, plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_samples, "MAX_LATE", 5)
     members = [(f"{i}.{e}", b"") for e in ("jpg", "txt") for i in range(4)]
-    with pytest.raises(UserError, match="more than 5 files lie apart from others of their sample; sort it"):
+    with pytest.raises(UserError, match="more than 5 files are not next to others of their sample; sort it by name"):
         plan(Webdataset(path=write_tar(tmp_path / "a.tar", members)))
 
 
-def test_keys_of_json_that_later_tars_have(tmp_path: Path, rows_of: Any) -> None:
+def test_json_keys_that_only_later_tars_have(tmp_path: Path, rows_of: Any) -> None:
     def sample(i: int, about: Any) -> list[tuple[str, bytes]]:
         return [(f"{i}.jpg", b"x"), (f"{i}.json", json.dumps(about).encode())]
 
@@ -439,7 +439,7 @@ def test_keys_of_json_that_later_tars_have(tmp_path: Path, rows_of: Any) -> None
     assert [(r["a"], r["b"], r["similarity"]) for r in rows] == [(1.0, None, None), (1.5, "x", 0.5)]
 
 
-def test_nothing_and_not_a_tar(tmp_path: Path, plan: Any) -> None:
+def test_empty_files_and_files_that_are_not_tars(tmp_path: Path, plan: Any) -> None:
     empty = write_tar(tmp_path / "a.tar", [])
     with pytest.raises(UserError, match="the source is empty"):
         plan(Webdataset(path=empty))
@@ -449,7 +449,7 @@ def test_nothing_and_not_a_tar(tmp_path: Path, plan: Any) -> None:
     (tmp_path / "c.tar").write_bytes(gzip.compress(Path(empty).read_bytes()))
     with pytest.raises(UserError, match=r"c\.tar is compressed"):
         plan(Webdataset(path=str(tmp_path / "c.tar")))
-    with pytest.raises(NotFoundError, match="not there"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         plan(Webdataset(path=str(tmp_path / "d.tar")))
 
 
