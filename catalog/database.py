@@ -326,7 +326,7 @@ def _verdicts(schema: str, schemas: Mapping[str, pa.Schema], version: Version) -
     )
     if {"status", "reason"} <= set(schemas.get("images", pa.schema([])).names):
         joins += f" left join {identifier(schema)}.images i using (sample_id)"
-        maker = _maker(version, "images", "download")
+        maker = _maker(version, "images", "images")
         detail = 'i."detail"' if "detail" in schemas["images"].names else "null"
         cases.append((f"i.status <> '{SUCCESS}'", (literal(maker), "i.reason", detail, "null", "null")))
     if "decisions" in schemas:

@@ -109,6 +109,7 @@ RUNS: Final = pa.schema(
         field("host", pa.string(), "where the driver ran"),
         field("pid", pa.int64(), "of the driver"),
         field("fingerprint", pa.string(), "of all parts of the stage, as the stages of a version have it"),
+        field("work", pa.float64(), "work of the parts that were computed, by the stage's own law"),
     ]
 )
 

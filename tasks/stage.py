@@ -1,19 +1,24 @@
-"""What every stage is: a pydantic model whose fields are what a recipe may say, in one of two shapes.
+"""What every stage is: a pydantic model whose fields are what a recipe can specify, in one of two shapes.
 
 A `MapStage` turns batches of one part into batches of one part; it runs on a pool of actors, and its heavy state
-is made once an actor, in `open`. A `TableStage` sees whole tables and writes one.
+is made once per actor, in `open`. A `TableStage` sees whole tables and writes one.
 
     MapStage.open(device, sides)  ->  step;   step(batches) -> batches
     TableStage.run(inputs, run)   ->  batches
 
-Both say which columns they read (`inputs`) and which they write (`output`), so a recipe is checked, and its
+Both declare which columns they read (`inputs`) and which they write (`output`), so a recipe is checked, and its
 fingerprints are computed, before anything runs. Nothing here knows Ray, Prefect or a path of the catalog.
+
+What is known about a method is declared in its class, and has a default here: how its work grows (`work`), how a probe
+reduces it (`reduced`), what a probe cannot show of it (`sampling_caveats`), which column says that a row is kept
+(`verdict`), which fields explain a decision (`thresholds`). These are class variables and methods, never fields, so
+none of them is in a fingerprint.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
@@ -52,15 +57,40 @@ class Resources(Config):
     actors: int | None = Field(None, gt=0, description="size of the pool; default: as many as the cluster holds")
 
 
+class Size(NamedTuple):
+    """The size of a build. A stage's work is a function of it and of the stage's own fields (steps, iterations)."""
+
+    rows: int
+    """Rows of the source. A stage may see fewer of them, because earlier stages reject some."""
+    clusters: int = 1
+    """The largest number of clusters that a stage of the recipe makes; 1 where none makes any."""
+
+    @classmethod
+    def of(cls, rows: int, stages: "Iterable[Stage]") -> Self:
+        """Return the size of a build of these stages over a source of `rows` rows."""
+        return cls(rows, max((stage.cluster_count for stage in stages), default=0) or 1)
+
+
 class Stage(Config, ABC):
     """One step of a recipe. Subclasses add `use: Literal["x"] = "x"` and their own fields."""
 
     version: ClassVar[int] = 1
     """Raise it when the output changes for the same input: it is in the fingerprint."""
     table: ClassVar[str]
-    """The table that this stage writes. Several stages may write `decisions`; any other has one writer."""
+    """The table that this stage writes."""
+    shares_table: ClassVar[bool] = False
+    """Whether other stages may write the same table."""
+    rows_per_sample: ClassVar[Literal["one", "several", "none"]] = "one"
+    """How many rows its table has for each sample that it reads; `none` where its rows are not about samples."""
+    verdict: ClassVar[Literal["", "status", "keep"]] = ""
+    """The column of its table that says which rows are kept: `status` where a row can fail, `keep` where the stage
+    rejects rows. Empty where every row is kept."""
+    thresholds: ClassVar[tuple[str, ...]] = ()
+    """The fields that `espalier why` shows beside a decision of this stage."""
+    grows_with: ClassVar[str] = "rows"
+    """What `work` depends on, in the words of a forecast: `rows`, `rows * k`, `steps`."""
     alive_only: ClassVar[bool] = True
-    """Whether rows that failed, or that an earlier stage rejected, are left out of the input."""
+    """Whether the input lacks the rows that failed or that an earlier stage rejected."""
     seeded: ClassVar[bool] = False
     """Whether the result depends on the recipe's seed (which then is in the fingerprint)."""
 
@@ -91,6 +121,35 @@ class Stage(Config, ABC):
     def parameters(self) -> dict[str, Any]:
         """Return what the fingerprint is made of: every field but those that change no result."""
         return self.model_dump(mode="json", exclude={"resources"})
+
+    @property
+    def fails_rows(self) -> bool:
+        """Whether a row can fail in this stage: its table then has the columns `status` and `reason`."""
+        return self.verdict == "status"
+
+    @property
+    def cluster_count(self) -> int:
+        """The number of clusters that this stage makes, or the largest that it may choose; 0 where it makes none."""
+        return 0
+
+    def work(self, size: Size) -> float:
+        """Return the work of this stage in a build of this size, in any unit; a forecast measures the time per unit.
+
+        The default grows with the rows of the source.
+        """
+        return float(size.rows)
+
+    def reduced(self, rows: int, of: int) -> Self:
+        """Return the stage as a probe runs it on `rows` of the `of` rows of a source.
+
+        Settings that need many rows, or that make the probe as long as the build, are reduced in proportion. The
+        default changes nothing.
+        """
+        return self
+
+    def sampling_caveats(self) -> tuple[str, ...]:
+        """Return, a sentence each, what the rows of a probe cannot show of this stage. The default has none."""
+        return ()
 
 
 class MapStage(Stage):

@@ -125,6 +125,8 @@ class DropOdd(TableStage):
 
     use: str = "drop_odd"
     table: ClassVar[str] = "decisions"
+    shares_table = True
+    verdict = "keep"
     odd_is: int = 1
     """A field that changes nothing but the fingerprint."""
 

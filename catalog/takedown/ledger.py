@@ -149,6 +149,12 @@ class Ledger:
     def _key(self) -> bytes:
         return bytes.fromhex(self.key)
 
+    def hide(self, table: str, rows: pa.Table) -> pa.Table:
+        """Return rows of a table as a stage yields them, those that were taken down without their content."""
+        if table == "source":
+            return self.hide_source(rows)
+        return self.hide_images(rows) if table == "images" else rows
+
     def hide_source(self, rows: pa.Table) -> pa.Table:
         """Return rows of a source, those that were taken down without their content."""
         return blank("source", rows, self.hidden_source(rows))

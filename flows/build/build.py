@@ -197,6 +197,7 @@ def _recorded(plan: Plan, planned: PlannedStage, tally: _Tally, run_id: str) -> 
                     "host": socket.gethostname(),
                     "pid": os.getpid(),
                     "fingerprint": _fingerprint(planned),
+                    "work": None if (size := plan.size(planned.missing)) is None else planned.stage.work(size),
                 }
             )
 

@@ -25,7 +25,7 @@ from flows.build.source_digests import Identities
 from flows.recipe.recipe import Recipe
 from tasks.files.digest import Digested, digested
 from tasks.sources import Chunk, Note, Origin, Source
-from tasks.stage import Columns, Stage, TableStage
+from tasks.stage import Columns, Size, Stage, TableStage
 
 NUMBERS = numbers.STATE
 RETRIES = "retries"
@@ -116,6 +116,12 @@ class Plan:
     def is_cached(self) -> bool:
         return not any(s.missing for s in self.stages)
 
+    def size(self, parts: Sequence[PlannedPart]) -> Size | None:
+        """Return the size of a build of some parts of a stage; None where the rows of one are not known yet."""
+        counted = self.stages[0].parts if any(part.number is None for part in parts) else parts
+        rows = [part.rows for part in counted if part.rows is not None]
+        return Size.of(sum(rows), self.recipe.stages) if len(rows) == len(counted) else None
+
 
 def make_plan(
     recipe: Recipe,
@@ -178,6 +184,11 @@ class _Table:
     """Part -> how many takedowns took rows from it."""
     entries: tuple[tuple[Stage, tuple[PlannedPart, ...]], ...] = ()
 
+    @property
+    def has_verdicts(self) -> bool:
+        """Whether it says which rows are kept."""
+        return any(stage.verdict in self.schema.names for stage, _ in self.entries)
+
     def with_(self, stage: Stage, parts: tuple[PlannedPart, ...]) -> "_Table":
         """Return the table as of the next stage."""
         return replace(self, entries=(*self.entries, (stage, parts)))
@@ -233,7 +244,7 @@ def _plan_stage(
             raise RecipeError(
                 f"stage {stage.name!r} reads the table {name!r}, which no stage before it writes{nearest(name, tables)}"
             )
-    judging = [t for n, t in tables.items() if stage.alive_only and n in ("images", "decisions") and _judges(t.schema)]
+    judging = [table for table in tables.values() if stage.alive_only and table.has_verdicts]
     schema = stage.output(available)
     about = _about(stage, recipe.seed, schema)
 
@@ -277,10 +288,6 @@ def _planned(
     there = dataset.finished(stage.table)
     mine = {p.fingerprint: there[p.fingerprint] for p in parts if p.fingerprint in there}
     return PlannedStage(stage, schema, tuple(parts), columns, reads, judges, mine)
-
-
-def _judges(schema: pa.Schema) -> bool:
-    return bool({"status", "keep"} & set(schema.names))
 
 
 def _about(stage: Stage, seed: int, schema: pa.Schema) -> list[Any]:

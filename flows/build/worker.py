@@ -181,9 +181,7 @@ class PartMaker:
 
     def _without_taken(self, piece: pa.Table) -> pa.Table:
         """Return what a step yielded, without the content of rows that were taken down."""
-        if self._work.stage.table == "source":
-            return self._taken.hide_source(piece)
-        return self._taken.hide_images(piece) if self._work.stage.table == "images" else piece
+        return self._taken.hide(self._work.stage.table, piece)
 
     def _retry(self, job: Job, inputs: Inputs, path: str, reasons: Sequence[str]) -> PartFile:
         """Try the rows of some reasons, or of lost shards, again; others stay as an attempt before left them."""
@@ -219,10 +217,10 @@ def make_table(work: Work, part: PlannedPart, map_items: MapFunction, progress: 
         made: list[np.ndarray] = []
         with PartWriter(work.storage, stage.table, part.fingerprint, work.schema) as writer:
             for piece in stage.run(inputs, run):
-                if stage.table == "decisions":
+                if stage.rows_per_sample == "one":
                     made.append(piece.column("sample_id").to_numpy())
                 writer.write(piece)
-            if stage.table == "decisions":
+            if stage.rows_per_sample == "one":
                 check_balance(f"{stage.name!r}", [inputs.ids()], made)
             writer.notes |= run.notes
             _check_files(work, part)

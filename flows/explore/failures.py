@@ -127,7 +127,7 @@ def plan_retry(
         raise UserError(f"no row of {asked!r} failed for {' or '.join(wanted)}{nearest('', there)}")
     spec = BuildSpec.of_version(version, catalog=catalog, executor=executor)
     plan = make_plan(spec.checked, dataset, remember=False)
-    stage = next(s for s in plan.stages if s.stage.table == "images")
+    stage = next(s for s in plan.stages if s.stage.fails_rows)
     known = {part.number for part in stage.parts}
     tried = {row["number"]: row["n"] for row in rows if row["number"] in known}
     if not tried:

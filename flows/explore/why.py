@@ -16,7 +16,7 @@ from catalog.schema import PLACE_NAMES, SAMPLE_BITS, SUCCESS, TAKEN_URL, role
 from catalog.takedown.ledger import REASON as TAKEN_DOWN
 from catalog.takedown.ledger import Ledger
 from flows.build.plan import NUMBERS
-from flows.recipe.recipe import parse
+from flows.recipe.recipe import parse, stage_model
 
 if TYPE_CHECKING:
     import duckdb
@@ -28,8 +28,6 @@ Row = dict[str, Any]
 STATISTICS: Final = ("phash", "brightness", "brightness_p5", "brightness_p99", "blur", "entropy", "greyscale")
 _NEAR: Final = 0.9
 """How alike (Jaro-Winkler, 0..1) a known URL must be to be suggested."""
-_THRESHOLDS: Final = ("where", "rules", "keep", "keep_rows", "epsilon", "perceptual", "semantic", "method")
-"""Parameters of a judging stage that a reader wants beside its decision."""
 
 
 def stories(catalog: Catalog, label: str, key: str) -> list[Row]:
@@ -57,7 +55,7 @@ class _Teller:
         self._names = {t: SCORES_TABLE if t == "scores" and SCORES_TABLE in shown else t for t in version.tables}
         self._schemas = {table: dataset.schema(version, table) for table in version.tables}
         self._order = {str(stage["name"]): at for at, stage in enumerate(version.stages)}
-        self._parameters = {str(stage["name"]): stage.get("parameters") or {} for stage in version.stages}
+        self._thresholds = {str(stage["name"]): _thresholds(stage) for stage in version.stages}
 
     def find(self, key: str) -> list[int]:
         """Return the sample_ids that a key means, ascending."""
@@ -108,8 +106,7 @@ class _Teller:
         found = self._rows("decisions", sample_id)
         found.sort(key=lambda row: self._order.get(row["stage"], len(self._order)))
         for row in found:
-            about = self._parameters.get(row["stage"], {})
-            row["thresholds"] = {name: about[name] for name in _THRESHOLDS if about.get(name) not in (None, {})}
+            row["thresholds"] = self._thresholds.get(row["stage"], {})
             stands = row["representative"]
             twin = self._rows("source", stands) if stands is not None else []
             row["representative_url"] = twin[0].get("url") if twin else None
@@ -119,7 +116,7 @@ class _Teller:
     def _verdict(self, source: Row, images: Row | None, decisions: Sequence[Row]) -> Row:
         makers = {s.get("table"): s["name"] for s in reversed(self._version.stages)}
         if images and images["status"] != SUCCESS:
-            maker = makers.get("images", "download")
+            maker = makers.get("images", "images")
             return {"keep": False, "stage": maker, "reason": images["reason"], "evidence": images.get("detail")}
         if source.get("url") == TAKEN_URL:
             return {"keep": False, "stage": makers.get("source", "source"), "reason": TAKEN_DOWN, "evidence": None}
@@ -177,6 +174,14 @@ class _Teller:
     def _ask(self, text: str, *values: Any) -> list[Row]:
         rows: list[Row] = self._connection.sql(text, params=list(values)).to_arrow_table().to_pylist()
         return rows
+
+
+def _thresholds(stage: Mapping[str, Any]) -> Row:
+    """Return the parameters of a stage of a version that its class declares as thresholds, those that are set."""
+    parameters = stage.get("parameters") or {}
+    model = stage_model(stage["use"], parameters.get("method"))
+    names = model.thresholds if model else ()  # None: a stage of another release
+    return {name: parameters[name] for name in names if parameters.get(name) not in (None, {})}
 
 
 def _chunk_of(dataset: Dataset, version: Version, number: int) -> tuple[str, int] | None:

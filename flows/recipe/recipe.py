@@ -97,7 +97,7 @@ class Recipe(Config):
     def steps(self) -> tuple[Stage, ...]:
         """Return every stage that runs, in order: the source, the recipe's stages, and the published manifest.
 
-        Raises RecipeError where two have one name, or write one table that is not `decisions`.
+        Raises RecipeError where two have the same name, or write the same table and do not share it.
         """
         stages: list[Stage] = [self.source, *(s for stage in self.stages for s in stage.expand()), Samples()]
         names: set[str] = set()
@@ -106,7 +106,7 @@ class Recipe(Config):
             if stage.name in names:
                 raise RecipeError(f"two stages are called {stage.name!r}: give one of them another `name`")
             names.add(stage.name)
-            if stage.table != "decisions" and stage.table in writers:
+            if stage.table in writers and not stage.shares_table:
                 raise RecipeError(f"{writers[stage.table]!r} and {stage.name!r} both write the table {stage.table!r}")
             writers[stage.table] = stage.name
         return tuple(stages)
@@ -321,11 +321,8 @@ def _fields_of(owner: Mapping[str, Any], is_recipe: bool) -> list[str]:
     """Return the fields that the model of a raw mapping has."""
     if is_recipe:
         return list(Recipe.model_fields)
-    for model in stage_models():
-        uses = get_args(model.model_fields["use"].annotation)
-        method = model.model_fields.get("method")
-        if owner.get("use") in uses and (method is None or owner.get("method") in get_args(method.annotation)):
-            return list(model.model_fields)
+    if model := stage_model(owner.get("use"), owner.get("method")):
+        return list(model.model_fields)
     return sorted({f for model in _nested(Recipe) for f in model.model_fields})
 
 
@@ -338,6 +335,19 @@ def json_schema() -> str:
 def stage_models() -> tuple[type[Stage], ...]:
     """Return every stage that a recipe may name, sources too."""
     return tuple(dict.fromkeys(m for m in _nested(Recipe) if issubclass(m, Stage)))
+
+
+def stage_model(use: object, method: object = None) -> type[Stage] | None:
+    """Return the stage of this name; of several methods with the same `use`, the one of this `method`. None for none.
+
+    Only stages that a recipe can name are known, not those that their entries expand to.
+    """
+    for model in stage_models():
+        if use in get_args(model.model_fields["use"].annotation):
+            field = model.model_fields.get("method")
+            if field is None or method in get_args(field.annotation):
+                return model
+    return None
 
 
 def _nested(model: Any, seen: frozenset[Any] = frozenset()) -> list[type[BaseModel]]:

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from catalog.inputs import as_matrix
 from catalog.schema import CLUSTERS
-from tasks.stage import Batches, Columns, MapStage, Step, Tables
+from tasks.cluster.centroids import READ_WORK
+from tasks.stage import Batches, Columns, MapStage, Size, Step, Tables
 from tasks.streams.rebatch import recut
 from tasks.vectors.kmeans import Assigner, clustered_column
 
@@ -27,6 +28,7 @@ class Assign(MapStage):
 
     use: Literal["assign"] = "assign"
     table = "clusters"
+    grows_with = "rows * k"
     encoder: str = Field("", description="embedding column; default: the one that the centroids were fitted on")
 
     def inputs(self, available: Tables) -> Columns:
@@ -37,6 +39,10 @@ class Assign(MapStage):
 
     def sides(self) -> tuple[str, ...]:
         return ("centroids",)
+
+    def work(self, size: Size) -> float:
+        """Return the rows that are read, and their comparisons with every centroid."""
+        return float(size.rows * (READ_WORK + size.clusters))
 
     def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
         assigner = Assigner(as_matrix(sides["centroids"].column("centroid")), device)

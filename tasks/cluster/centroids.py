@@ -10,7 +10,7 @@ from catalog.inputs import Inputs
 from catalog.schema import field
 from tasks.cluster import _auto
 from tasks.cluster._resample import Resample, fit_resampled
-from tasks.stage import Batches, Columns, Config, Run, Tables, TableStage
+from tasks.stage import Batches, Columns, Config, Run, Size, TableStage, Tables
 from tasks.streams.ordered_map import in_order
 from tasks.vectors import kmeans
 from tasks.vectors import random_keys as draw
@@ -18,6 +18,8 @@ from tasks.vectors import random_keys as draw
 SAMPLE_PER_CENTROID = 256
 """Training rows for each centroid where a recipe names none: faiss's hidden cap, here in the open."""
 DEFAULT_K = 500
+READ_WORK = 100
+"""Reading a vector costs as much as comparing it with so many centroids (512 numbers, 2 cores)."""
 READERS = 4
 """At most so many parts are read at once, and one more is held: one core decodes half a gigabyte a second."""
 
@@ -84,6 +86,8 @@ class Centroids(Training, TableStage):
     use: Literal["centroids"] = "centroids"
     version = 2
     table = "centroids"
+    rows_per_sample = "none"
+    grows_with = "sample * k"
     seeded = True
     resample: Resample | None = Field(None, description="spread the centroids; `points` has one number here")
 
@@ -93,6 +97,10 @@ class Centroids(Training, TableStage):
     def output(self, available: Tables) -> pa.Schema:
         column = kmeans.vector_column(available, self.encoder)
         return centroids_schema(kmeans.width(available["embeddings"], column), column)
+
+    def work(self, size: Size) -> float:
+        """Return the rows that are read, and the comparisons of training rows with centroids in all updates."""
+        return size.rows * READ_WORK + min(self._wanted(size.rows), size.rows) * size.clusters * self.niter
 
     def run(self, inputs: Inputs, run: Run) -> Batches:
         embeddings = inputs.schema("embeddings")

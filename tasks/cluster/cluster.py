@@ -8,10 +8,13 @@ from pydantic import Field, model_validator
 from catalog.schema import CLUSTERS
 from tasks.cluster._resample import Resample
 from tasks.cluster.assign import Assign
-from tasks.cluster.centroids import Centroids, Training
+from tasks.cluster.centroids import Auto, Centroids, Training
 from tasks.cluster.hierarchy import Hierarchy, Levels, check_levels
 from tasks.stage import Columns, Stage, Tables
 from tasks.vectors.kmeans import vector_column
+
+PROBE_ROWS_PER_CLUSTER = 16
+"""Rows of a probe for each cluster that it makes, at least."""
 
 
 class Cluster(Training, Stage):
@@ -25,6 +28,7 @@ class Cluster(Training, Stage):
 
     use: Literal["cluster"] = "cluster"
     table = "clusters"
+    grows_with = "rows * k"
     levels: Levels | None = Field(
         None, min_length=2, description="instead of k: clusters of level 1 (the leaves), 2, ..., each fewer"
     )
@@ -40,6 +44,29 @@ class Cluster(Training, Stage):
             raise ValueError("say either `k` or `levels`, whose first number is the k of the leaves")
         check_levels(self.levels, self.resample or Resample())
         return self
+
+    @property
+    def cluster_count(self) -> int:
+        """Return k, the largest k of a grid, or the number of leaves of `levels`."""
+        return self.levels[0] if self.levels else self.most
+
+    def reduced(self, rows: int, of: int) -> Self:
+        """Return the stage with no more clusters than one for every PROBE_ROWS_PER_CLUSTER rows."""
+        if self.levels:
+            share = min(1.0, rows / PROBE_ROWS_PER_CLUSTER / self.levels[0])
+            levels = (max(len(self.levels) - i, round(k * share)) for i, k in enumerate(self.levels))
+            return self.model_copy(update={"levels": tuple(levels)})
+        most = min(self.most, max(2, rows // PROBE_ROWS_PER_CLUSTER))
+        if self.grid:
+            grid = self.grid.model_copy(update={"max": most, "min": min(self.grid.min, most)})
+            return self.model_copy(update={"k": Auto(auto=grid)})
+        return self.model_copy(update={"k": most})
+
+    def sampling_caveats(self) -> tuple[str, ...]:
+        found = ("a sample has fewer clusters: decisions that are made per cluster may differ",)
+        if self.grid is None:
+            return found
+        return (*found, f"k is chosen by the build; this is for the largest that it may be, {self.most:,}")
 
     def inputs(self, available: Tables) -> Columns:
         return {"embeddings": (vector_column(available, self.encoder),)}

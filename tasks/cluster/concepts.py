@@ -58,6 +58,7 @@ class Concepts(TableStage):
     use: Literal["concepts"] = "concepts"
     version = 2
     table: ClassVar[str] = "concepts"
+    rows_per_sample = "none"
     neighbours: int = Field(20, gt=0, description="nearest other centroids that `inter` is a mean of")
     terms: int = Field(TERMS, gt=0, le=10, description="terms of a name from captions")
     labels: tuple[str, ...] | str | None = Field(

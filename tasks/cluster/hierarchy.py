@@ -13,7 +13,7 @@ from catalog.inputs import Inputs, as_matrix
 from catalog.schema import field
 from tasks.cluster._resample import Resample, fit_resampled, usual_points
 from tasks.cluster.centroids import as_lists
-from tasks.stage import Batches, Columns, Run, Tables, TableStage
+from tasks.stage import Batches, Columns, Run, Size, TableStage, Tables
 from tasks.vectors import kmeans
 from tasks.vectors.seeds import round_seed
 
@@ -32,6 +32,8 @@ class Hierarchy(TableStage):
     use: Literal["hierarchy"] = "hierarchy"
     version = 2
     table = "hierarchy"
+    rows_per_sample = "none"
+    grows_with = "k^2"
     seeded = True
     alive_only = False
     levels: Levels = Field(min_length=1, description="clusters of level 2, 3, ...; each fewer than the one before")
@@ -54,6 +56,11 @@ class Hierarchy(TableStage):
 
     def output(self, available: Tables) -> pa.Schema:
         return hierarchy_schema(kmeans.width(available["centroids"], "centroid"))
+
+    def work(self, size: Size) -> float:
+        """Return the comparisons of the clusters of each level with those of the level below, in all updates."""
+        below = (size.clusters, *self.levels)
+        return float(sum(few * many for many, few in zip(below, self.levels, strict=False)) * self.niter)
 
     def run(self, inputs: Inputs, run: Run) -> Batches:
         leaves = inputs.whole("centroids").sort_by("cluster")

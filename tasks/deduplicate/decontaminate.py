@@ -55,6 +55,9 @@ class Decontaminate(TableStage):
 
     use: Literal["decontaminate"] = "decontaminate"
     table = "decisions"
+    shares_table = True
+    verdict = "keep"
+    thresholds = ("epsilon", "radius")
     sets: tuple[EvaluationSet, ...] = Field(min_length=1, description="the evaluation sets, as Parquet files")
     exact: bool = Field(True, description="the same file: equal SHA-256")
     pixels: bool = Field(False, description="the same picture, whatever its metadata: equal digests of the pixels")

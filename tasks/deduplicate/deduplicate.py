@@ -32,8 +32,8 @@ from tasks.deduplicate._base import (
 from tasks.deduplicate._meaning import Meaning
 from tasks.deduplicate._merge import Settled, settle
 from tasks.deduplicate._perceptual import Looks, Perceptual
-from tasks.deduplicate._semantic import EASY, HARD, Semantic
-from tasks.stage import Batches, Columns, Run, Tables, TableStage
+from tasks.deduplicate._semantic import CLUSTER_ROWS, EASY, HARD, Semantic
+from tasks.stage import Batches, Columns, Run, Size, TableStage, Tables
 from tasks.vectors.kmeans import vector_column
 
 
@@ -85,6 +85,10 @@ class Deduplicate(TableStage):
 
     use: Literal["deduplicate"] = "deduplicate"
     table = "decisions"
+    shares_table = True
+    verdict = "keep"
+    thresholds = ("keep", "perceptual", "semantic")
+    grows_with = "rows^2 / k"
     seeded = True
     exact: bool = Field(True, description="the same file: equal SHA-256")
     pixels: bool = Field(False, description="the same picture, whatever its metadata: equal digests of the pixels")
@@ -128,6 +132,20 @@ class Deduplicate(TableStage):
 
     def output(self, available: Tables) -> pa.Schema:
         return DECISIONS
+
+    def work(self, size: Size) -> float:
+        """Return the rows that are read; with `semantic`, the comparisons within clusters too.
+
+        n rows in K clusters are n^2 / K comparisons (SemDeDup, section 3); reading a row costs as much as a hundred.
+        """
+        if self.semantic is None:
+            return float(size.rows)
+        wanted = self.semantic.clusters
+        clusters = wanted if isinstance(wanted, int) else max(size.clusters, size.rows // CLUSTER_ROWS)
+        return size.rows * 100 + size.rows**2 / max(clusters, 1)
+
+    def sampling_caveats(self) -> tuple[str, ...]:
+        return ("a sample holds fewer copies than the whole: the build may keep fewer rows than forecast",)
 
     def run(self, inputs: Inputs, run: Run) -> Batches:
         ids = inputs.ids()

@@ -43,6 +43,7 @@ class Download(Settings, MapStage):
 
     version: ClassVar[int] = 4
     table: ClassVar[str] = "images"
+    verdict = "status"
     alive_only: ClassVar[bool] = False
 
     use: Literal["download"] = "download"

@@ -58,6 +58,9 @@ class Filter(MapStage):
     """
 
     table: ClassVar[str] = "decisions"
+    shares_table = True
+    verdict = "keep"
+    thresholds = ("where", "rules")
 
     version: ClassVar[int] = 2
     use: Literal["filter"] = "filter"

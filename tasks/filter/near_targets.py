@@ -41,6 +41,9 @@ class NearTargets(TableStage):
     """
 
     table: ClassVar[str] = "decisions"
+    shares_table = True
+    verdict = "keep"
+    thresholds = ("least",)
     version: ClassVar[int] = 1
 
     use: Literal["near_targets"] = "near_targets"

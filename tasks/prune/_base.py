@@ -74,6 +74,9 @@ class Selector(TableStage):
 
     use: Literal["prune"] = "prune"
     table = "decisions"
+    shares_table = True
+    verdict = "keep"
+    thresholds: ClassVar[tuple[str, ...]] = ("keep", "keep_rows", "method")
     absent: ClassVar[str] = "no_embedding"
     """The reason of rows that are not `usable`."""
     method: str
@@ -143,6 +146,9 @@ class ClusterSelector(Selector):
             raise RecipeError(f"prune with method {self.method} reads clusters: put a stage `use: cluster` before it")
         return {"clusters": ("cluster", "distance")}
 
+    def reduced(self, rows: int, of: int) -> Self:
+        return self.model_copy(update={"keep_rows": fewer(self.keep_rows, rows, of)})
+
     @abstractmethod
     def select(self, rows: Rows, total: int, inputs: Inputs, run: Run) -> Selection:
         """Choose exactly `total` of `rows`; 0 < total <= len(rows)."""
@@ -174,6 +180,11 @@ def part_of(count: int, keep: float | None, keep_rows: int | None) -> int:
         return min(keep_rows, count)
     # Decimal: 0.29 of 100 rows are 29, where floor(0.29 * 100) is 28
     return int(Decimal(repr(keep)) * count)
+
+
+def fewer(keep_rows: int | None, rows: int, of: int) -> int | None:
+    """Return how many of `rows` rows a probe keeps where a build keeps `keep_rows` of `of`; None for None."""
+    return None if keep_rows is None else max(1, round(keep_rows * rows / of))
 
 
 def spread(chosen: Selection, usable: np.ndarray, otherwise: str) -> Selection:

@@ -79,6 +79,9 @@ class Combination(Selector):
                 )
         return self
 
+    def reduced(self, rows: int, of: int) -> Self:
+        return self.model_copy(update={"of": tuple(member.reduced(rows, of) for member in self.of)})
+
     def members(self) -> list[tuple[str, Selector]]:
         """Return the members with their labels; a label that comes again gets a number: score, score-2."""
         named = [member.method if member.name == member.use else member.name for member in self.of]

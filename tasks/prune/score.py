@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from catalog.duck import identifier
 from catalog.errors import RecipeError, nearest
 from catalog.inputs import Inputs
-from tasks.prune._base import Evidence, Selection, Selector, batches_of, part_of, sentence
+from tasks.prune._base import Evidence, Selection, Selector, batches_of, fewer, part_of, sentence
 from tasks.prune._order import Count, Cut, Digit, Taker, dtype_of, find_cut, key_bits, keys, numbers, value_of
 from tasks.stage import Batches, Columns, Run, Tables
 
@@ -33,6 +33,7 @@ class Score(Selector):
 
     method: Literal["score"] = "score"
     absent: ClassVar[str] = "no_score"
+    thresholds = (*Selector.thresholds, "threshold")
     column: str = Field("clip_score", description="a number of any earlier table; where two have it: table.column")
     lowest: bool = Field(False, description="keep the rows with the lowest scores")
     keep: float | None = Field(None, gt=0, le=1, description="fraction to keep of the rows with a score")
@@ -60,6 +61,9 @@ class Score(Selector):
         if not _is_number(type_):
             raise RecipeError(f"method score ranks by numbers: the column {table}.{column} is {type_}")
         return {table: (column,)}
+
+    def reduced(self, rows: int, of: int) -> Self:
+        return self.model_copy(update={"keep_rows": fewer(self.keep_rows, rows, of)})
 
     def usable(self, rows: pa.Table) -> np.ndarray:
         return numbers(rows.column(self._name))[1]

@@ -22,6 +22,7 @@ class ImageSizes(TableStage):
     """
 
     table: ClassVar[str] = "image_sizes"
+    rows_per_sample = "none"
 
     use: Literal["image_sizes"] = "image_sizes"
 

@@ -108,6 +108,7 @@ class Prompts(TableStage):
     """
 
     table: ClassVar[str] = "prompts"
+    rows_per_sample = "none"
     seeded: ClassVar[bool] = True
 
     use: Literal["prompts"] = "prompts"

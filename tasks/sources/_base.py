@@ -83,6 +83,8 @@ class Source(MapStage):
 
     table: ClassVar[str] = "source"
     alive_only: ClassVar[bool] = False
+    divisible: ClassVar[bool] = True
+    """Whether any stretch of a chunk's rows is a chunk too, with another `start` and other `rows`."""
 
     path: str | tuple[str, ...] = Field(
         description="file, folder or glob, or a list of them; local or s3://, gs://, az://"

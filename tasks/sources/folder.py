@@ -50,6 +50,7 @@ class Folder(Source):
     SCHEMA: ClassVar[pa.Schema] = pa.schema([*SOURCE, *LOCAL, *FAULT])
 
     version: ClassVar[int] = 3
+    divisible = False  # a chunk is named by the list of its files
 
     use: Literal["folder"] = "folder"
     label: Literal["folder", "none"] = Field("folder", description="folder: the class is the name of the folder")
