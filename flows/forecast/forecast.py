@@ -3,8 +3,8 @@ runs them).
 
 Each number comes with its 90 % prediction interval: of a hundred probes, about ninety have the truth in theirs.
 
-**Time.** Work grows by a law (`LAWS`; rows, for most). A small build and a large one tell what grows from what does
-not; when the parts of the large one were done tells start-up, which is paid once, from the overhead of a part:
+**Time.** Work grows by a law (`Stage.work`; rows, for most). A small build and a large one tell what grows from what
+does not; when the parts of the large one were done tells start-up, which is paid once, from the overhead of a part:
 
     T = start + (overhead * parts + slope * work) / slots
 
@@ -40,7 +40,7 @@ Sources: Smyth, Statistical Applications in Genetics and Molecular Biology 3 (20
 import heapq
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -49,7 +49,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flows.recipe.recipe import Prices
-from tasks.stage import MapStage, Stage
+from tasks.stage import MapStage, Size, Stage
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -72,63 +72,6 @@ _MOST_NOISE: Final = math.log(3)
 """No time is taken to be off by more than a factor of three: the tails of Student's t have no end."""
 _TICK_S: Final = 0.1
 """Times far below it differ by chance, however much they differ: it is added before they are compared."""
-
-
-class Size(NamedTuple):
-    """What a stage's work hangs on."""
-
-    rows: int
-    """Of the source. Stages see a share of them, which a probe finds too."""
-    clusters: int = 1
-    """Of the recipe's `cluster`, where it has one."""
-
-
-class Law(NamedTuple):
-    """How a stage's work grows; a probe measures the constant."""
-
-    about: str
-    work: Callable[[Stage, Size], float]
-
-
-def _linear(stage: Stage, size: Size) -> float:
-    return size.rows
-
-
-def _fixed(stage: Stage, size: Size) -> float:
-    return 1.0
-
-
-def _assigned(stage: Stage, size: Size) -> float:
-    """Reading a vector costs as much as comparing it with some hundred centroids (512 numbers, 2 cores)."""
-    return size.rows * (size.clusters + 100)
-
-
-def _fitted(stage: Stage, size: Size) -> float:
-    """Every row is read once; the sample, 256 a cluster unless the recipe says, is compared in every iteration."""
-    said = getattr(stage, "train", None)
-    wanted = size.rows if said == "all" else max(said or 256 * size.clusters, size.clusters)
-    return size.rows * 100 + min(wanted, size.rows) * size.clusters * int(getattr(stage, "niter", 25))
-
-
-def _compared(stage: Stage, size: Size) -> float:
-    """n rows in K clusters are n^2 / K comparisons (SemDeDup); reading one row costs as much as a hundred."""
-    semantic = getattr(stage, "semantic", None)
-    if semantic is None:
-        return size.rows
-    said = getattr(semantic, "clusters", "auto")
-    clusters = said if isinstance(said, int) else max(size.clusters, size.rows // 4096)
-    return size.rows * 100 + size.rows**2 / max(clusters, 1)
-
-
-LINEAR: Final = Law("rows", _linear)
-LAWS: Final[Mapping[str, Law]] = {
-    "train_clip": Law("nothing", _fixed),
-    "report": Law("nothing", _fixed),  # the pictures that it draws are a sample; reading columns is little beside
-    "centroids": Law("sample * k", _fitted),
-    "assign": Law("rows * k", _assigned),
-    "deduplicate": Law("rows^2 / k", _compared),
-}
-"""By `use`. Whatever is not here grows with its rows."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +219,7 @@ def _told(wholes: Sequence[Whole], stages: Sequence[_Stage], prices: Prices | No
         gpu_hours = s.seconds / 3600 * w.gpus * min(w.slots, w.parts)
         cost = s.seconds / 3600 * core_hour + gpu_hours * (prices.gpu_hour if prices else 0.0)
         sums = {"seconds": s.seconds, "gpu_hours": gpu_hours, "cost": cost}
-        forecasts.append(_forecast(w.stage.name, w.stage.use, law_of(w.stage).about, w.parts, s, sums, prices))
+        forecasts.append(_forecast(w.stage.name, w.stage.use, w.stage.grows_with, w.parts, s, sums, prices))
         all_ = {name: all_[name] + draws for name, draws in sums.items()}
     parts = sum(w.parts for w in wholes)
     size, received = (sum((getattr(s, n) for s in stages), ZERO) for n in ("bytes", "received"))
@@ -291,11 +234,6 @@ def _forecast(
     return Forecast(
         name, use, law, parts, stage.rows, stage.bytes, stage.received, seconds, gpu_hours, cost if prices else None
     )
-
-
-def law_of(stage: Stage) -> Law:
-    """Return how a stage's work grows."""
-    return LAWS.get(stage.use, LINEAR)
 
 
 # ---- time
@@ -333,8 +271,8 @@ def _seconds(p: Probed, machine: _Noise, own: _Noise, rng: np.random.Generator) 
 
     A stage over whole tables is one part in one slot: start-up and overhead of a part are the same.
     """
-    work, large, whole = law_of(p.whole.stage).work, p.large, p.whole
-    before, after, wanted = (work(x.stage, x.size) for x in (p.before, large, whole))
+    large, whole = p.large, p.whole
+    before, after, wanted = (x.stage.work(x.size) for x in (p.before, large, whole))
     first, second = fmean([p.before.seconds, p.after.seconds]), large.seconds
     if after <= before:  # nothing grows: three builds of the same
         mean = fmean([p.before.seconds, second, p.after.seconds])
@@ -453,7 +391,7 @@ def _grown_table(p: Probed, name: str) -> Range:
         return Range(value, value, value)
     first = fmean([before, after])
     through = second / large.size.rows * whole.size.rows
-    if first >= second or law_of(whole.stage).work is _fixed:
+    if first >= second or whole.stage.rows_per_sample == "none":
         return Range.around(second, before, after)
     slope, fixed = _line([p.before.size.rows, large.size.rows], [first, second])
     value = fixed + slope * whole.size.rows
@@ -464,13 +402,6 @@ def _grown_table(p: Probed, name: str) -> Range:
 
 
 # ---- as a terminal and JSON show it
-
-
-COMPANY: Final[Mapping[str, str]] = {
-    "deduplicate": "a sample holds fewer copies than the whole: it may leave fewer rows than foretold",
-    "cluster": "a sample has fewer clusters: what is decided cluster by cluster may differ",
-}
-"""By `use`, as recipes say it: what a sample cannot show."""
 
 
 def describe(told: Told, prices: Prices | None) -> dict[str, Any]:

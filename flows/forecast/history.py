@@ -1,8 +1,8 @@
-"""What a build will take, from what the same stages took before on this dataset: rows, bytes, time and cost.
+"""Estimate the rows, bytes, time and cost of a build from earlier runs of the same stages on this dataset.
 
-Where nothing was measured yet it says so, since a guess would be taken for a promise. `flows.forecast.forecast`
-foretells a
-build of which nothing was made yet, from a few rows that were built for it.
+The time of a stage is its work (`Stage.work`: rows, comparisons, training steps) times the time that earlier runs took
+for a unit of work. A stage that was never measured is estimated as unknown, because a guess would be taken for a
+promise. `flows.forecast.forecast` estimates a build of which nothing was made yet, from a few rows.
 """
 
 import os
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flows.build.plan import Plan, PlannedStage
 from flows.build.source_notes import described
 from flows.recipe.recipe import Prices
+from tasks.stage import Stage
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One stage of a plan. None stands for unknown."""
+    """The estimate of one stage of a plan. None means unknown."""
 
     stage: str
     use: str
@@ -34,21 +35,31 @@ class Estimate:
     seconds: float | None
     cost: float | None
     notes: Sequence[Mapping[str, Any]] = ()
-    """For the source: what its files have beside its rows."""
+    """For the source: what its files hold that is not in its rows."""
 
 
 @dataclass(frozen=True)
 class _Rate:
     """What earlier runs of a stage measured."""
 
+    seconds_per_work: float | None
+    """None where no run recorded its work."""
     seconds_per_row: float
     bytes_per_row: float
     share: float
     """Rows of the stage for each row of the source."""
 
+    def seconds(self, planned: PlannedStage, plan: Plan, rows: int) -> float | None:
+        """Return the time of the parts to run, which will have `rows` rows; None where it is unknown."""
+        size = plan.size(planned.missing)
+        if self.seconds_per_work is not None and size is not None:
+            return self.seconds_per_work * planned.stage.work(size)
+        # Runs of older releases recorded no work, but the rows, to which the default law is proportional.
+        return self.seconds_per_row * rows if type(planned.stage).work is Stage.work else None
+
 
 def estimate(plan: Plan) -> list[Estimate]:
-    """Return an estimate a stage. Rates are those of earlier runs of the stage of that name and use."""
+    """Return one estimate per stage, from earlier runs of the stage with the same name and `use`."""
     rates = _rates(plan)
     return [_estimate(planned, plan, rates.get((planned.stage.name, planned.stage.use))) for planned in plan.stages]
 
@@ -59,15 +70,19 @@ def _rates(plan: Plan) -> dict[tuple[str, str], _Rate]:
     rates = {}
     for key in {(r["stage"], r["use"]) for r in runs}:
         mine = [r for r in runs if (r["stage"], r["use"]) == key]
-        rows = sum(r["rows"] for r in mine)
-        rates[key] = _Rate(
-            sum(r["seconds"] for r in mine) / rows, sum(r["bytes"] for r in mine) / rows, shares.get(key[0], 1.0)
-        )
+        rows, seconds, size = (sum(r[name] for r in mine) for name in ("rows", "seconds", "bytes"))
+        rates[key] = _Rate(_per_work(mine), seconds / rows, size / rows, shares.get(key[0], 1.0))
     return rates
 
 
+def _per_work(runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the seconds for a unit of work, of the runs that recorded their work."""
+    measured = [r for r in runs if r["work"]]
+    return sum(r["seconds"] for r in measured) / sum(r["work"] for r in measured) if measured else None
+
+
 def _shares(plan: Plan) -> dict[str, float]:
-    """Return how many rows each stage of the last version had for one of its source."""
+    """Return how many rows each stage of the last version had for each row of its source."""
     last = plan.dataset.last()
     stages: Sequence[Mapping[str, Any]] = last.stages if last else ()
     source = stages[0]["rows"] if stages else 0
@@ -76,14 +91,15 @@ def _shares(plan: Plan) -> dict[str, float]:
 
 def _estimate(planned: PlannedStage, plan: Plan, rate: _Rate | None) -> Estimate:
     stage = planned.stage
-    rows = _source_rows(planned, plan)
+    built = plan.size(planned.missing)
+    rows = None if built is None else built.rows
     seconds = size = cost = expected = None
     if not planned.missing:
         expected, size, seconds, cost = 0, 0, 0.0, 0.0
     elif rate is not None and rows is not None:
         expected = round(rows * rate.share)
-        seconds, size = expected * rate.seconds_per_row, round(expected * rate.bytes_per_row)
-        cost = _cost(seconds, planned, plan.recipe.prices)
+        seconds, size = rate.seconds(planned, plan, expected), round(expected * rate.bytes_per_row)
+        cost = None if seconds is None else _cost(seconds, planned, plan.recipe.prices)
     elif rows is not None and planned is plan.stages[0]:
         expected = rows
     notes = described(plan.notes) if planned is plan.stages[0] else ()
@@ -91,16 +107,8 @@ def _estimate(planned: PlannedStage, plan: Plan, rate: _Rate | None) -> Estimate
     return Estimate(stage.name, stage.use, planned.status, *parts, expected, size, seconds, cost, notes)
 
 
-def _source_rows(planned: PlannedStage, plan: Plan) -> int | None:
-    """Return how many rows of the source the parts to run stand for."""
-    whole = any(p.number is None for p in planned.missing)
-    parts = plan.stages[0].parts if whole else planned.missing
-    rows = [p.rows for p in parts]
-    return None if None in rows else sum(r for r in rows if r is not None)
-
-
 def _cost(seconds: float, planned: PlannedStage, prices: Prices | None) -> float | None:
-    """Return the cost of all cores of this machine (on which the rate was measured), and the GPUs asked for."""
+    """Return the cost of all cores of this machine (on which the rate was measured), and of the GPUs requested."""
     if prices is None:
         return None
     gpus = planned.stage.resources.gpus
@@ -146,7 +154,7 @@ def _cells(e: Estimate) -> tuple[str, str, str, str]:
 
 
 def _totals(estimates: Sequence[Estimate]) -> tuple[str, str, str, str]:
-    """Return the sums; what is unknown in one stage is unknown in all."""
+    """Return the sums. A sum is unknown where the value of one stage is."""
     sizes, seconds, costs = ([getattr(e, n) for e in estimates] for n in ("bytes", "seconds", "cost"))
     return (
         "",
@@ -157,7 +165,7 @@ def _totals(estimates: Sequence[Estimate]) -> tuple[str, str, str, str]:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it: 42 s, 3 min 20 s, 2 h 5 min."""
+    """Return a time in the largest two units that fit: 42 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"

@@ -38,11 +38,9 @@ from flows.build.ray_engine import open_engine
 from flows.build.source_digests import Identities
 from flows.build.spec import BuildSpec
 from flows.forecast.forecast import (
-    COMPANY,
     Batch,
     Measured,
     Probed,
-    Size,
     Told,
     Whole,
     as_measured,
@@ -50,10 +48,8 @@ from flows.forecast.forecast import (
     foretell,
 )
 from flows.recipe.recipe import Recipe
-from tasks.cluster import Cluster
-from tasks.cluster.centroids import Auto
-from tasks.sources import Chunk, Folder, Source, Survey
-from tasks.stage import Resources, Stage, TableStage
+from tasks.sources import Chunk, Source, Survey
+from tasks.stage import Resources, Size, Stage, TableStage
 
 LEAST_ROWS: Final = 16
 WARM_UP: Final = 16
@@ -64,7 +60,6 @@ _BATCHES: Final = 4
 """Parts of each build, at least: fewer tell nothing about their spread."""
 _MOST_BATCHES: Final = 16
 _BUILDS: Final = {"warm_up": WARM_UP, "before": SMALL, "large": 1, "after": SMALL}
-_ROWS_PER_CLUSTER: Final = 16
 
 
 @dataclass(frozen=True)
@@ -113,10 +108,7 @@ def probe(spec: BuildSpec, rows: int, show: Display) -> Probe:
 
 def _cannot_show(recipe: Recipe) -> Iterator[str]:
     for stage in recipe.stages:
-        if stage.use in COMPANY:
-            yield f"{stage.name}: {COMPANY[stage.use]}"
-        if isinstance(stage, Cluster) and stage.grid:
-            yield f"{stage.name}: k is chosen later; this is for the largest that it may be, {stage.most:,}"
+        yield from (f"{stage.name}: {caveat}" for caveat in stage.sampling_caveats())
 
 
 class _Runner:
@@ -148,7 +140,7 @@ class _Runner:
         """Build these chunks as a dataset of that name; return what each stage took."""
         stages: tuple[Stage, ...] = self._recipe.stages
         if name != "whole":
-            stages = tuple(smaller(s, rows, self._source_rows, name == "warm_up") for s in stages)
+            stages = tuple(s.reduced(rows, self._source_rows) for s in stages)
         recipe = self._recipe.model_copy(update={"dataset": name, "stages": stages})
         dataset = self._catalog.dataset(name)
         plan = _plan_of(recipe, dataset, chunks, self._schema)
@@ -166,7 +158,7 @@ class _Runner:
                 f"in the probe's build of {amount(rows, 'row')}: {error}; give --probe more rows"
             ) from error
         shards = _shard_bytes(dataset)
-        size = Size(rows, clusters_of(recipe.stages))
+        size = Size.of(rows, recipe.stages)
         received, reasons = _fetched(dataset, clock)
         if name not in ("before", "after"):
             self.failed = _failed(reasons, rows)
@@ -211,11 +203,11 @@ def sampled(
 ) -> list[list[Chunk]]:
     """Return, for each size, `batches` stretches of that many rows, spread evenly over the source.
 
-    No row is in two of them, but in a folder: its chunks are lists of files, which cannot be cut. Neighbouring rows are
+    No row is in two of them, unless chunks of the source cannot be cut (`Source.divisible`). Neighbouring rows are
     alike, so all stretches lie as far apart as they can.
     """
-    if isinstance(source, Folder):
-        return [_of_folder(source, size, batches, identify) for size in sizes]
+    if not source.divisible:
+        return [_whole_chunks(source, size, batches, identify) for size in sizes]
     total = sum(chunk.rows for chunk in chunks)
     found: list[list[Chunk]] = [[] for _ in sizes]
     gap = max(0, total // batches - sum(sizes)) // len(sizes)
@@ -237,37 +229,10 @@ def _cut(chunks: Sequence[Chunk], start: int, rows: int) -> Iterator[Chunk]:
         first += chunk.rows
 
 
-def _of_folder(source: Folder, size: int, batches: int, identify: Callable[[str], str]) -> list[Chunk]:
+def _whole_chunks(source: Source, size: int, batches: int, identify: Callable[[str], str]) -> list[Chunk]:
     pieces = source.model_copy(update={"rows_per_part": size}).chunks(identify)
     count = min(batches, len(pieces))
     return [pieces[i * len(pieces) // count] for i in range(count)]
-
-
-def smaller(stage: Stage, rows: int, source_rows: int, warm_up: bool) -> Stage:
-    """Return a stage of a recipe that can work on `rows` rows: no more clusters or kept rows than they allow."""
-    change: dict[str, Any] = {}
-    if isinstance(stage, Cluster):
-        change |= _fewer_clusters(stage, rows)
-    if getattr(stage, "keep_rows", None):
-        change["keep_rows"] = max(1, round(stage.keep_rows * rows / source_rows))  # type: ignore[attr-defined]
-    if warm_up and isinstance(getattr(stage, "steps", None), int):
-        change["steps"] = 1
-    return stage.model_copy(update=change)
-
-
-def _fewer_clusters(stage: Cluster, rows: int) -> dict[str, Any]:
-    if stage.levels:
-        share = min(1.0, rows / _ROWS_PER_CLUSTER / stage.levels[0])
-        return {"levels": tuple(max(len(stage.levels) - i, round(k * share)) for i, k in enumerate(stage.levels))}
-    most = min(stage.most, max(2, rows // _ROWS_PER_CLUSTER))
-    if stage.grid:
-        return {"k": Auto(auto=stage.grid.model_copy(update={"max": most, "min": min(stage.grid.min, most)}))}
-    return {"k": most}
-
-
-def clusters_of(stages: Sequence[Stage]) -> int:
-    """Return how many clusters a recipe's `cluster` makes, at most; 1 where it has none."""
-    return next((s.levels[0] if s.levels else s.most for s in stages if isinstance(s, Cluster)), 1)
 
 
 def slots(engine: Engine, resources: Resources) -> int:
@@ -284,7 +249,7 @@ def _slots(engine: Engine, stage: Stage) -> int:
 
 
 def _wholes(plan: Plan, engine: Engine, source_rows: int) -> list[Whole]:
-    size = Size(source_rows, clusters_of(plan.recipe.stages))
+    size = Size.of(source_rows, plan.recipe.stages)
     rows = [part.rows or 0 for part in plan.stages[0].parts]
     found = []
     for planned in plan.stages:
@@ -315,12 +280,14 @@ class _Clock(Display):
     """Notes when stages and their parts are done."""
 
     def __init__(self) -> None:
+        self.stages: dict[str, Stage] = {}
         self.seconds: dict[str, float] = {}
         self.parts: dict[str, list[tuple[float, PlannedPart, PartFile]]] = {}
 
     @contextmanager
     def stage(self, planned: PlannedStage) -> Iterator[Bar]:
         began_s = time.monotonic()
+        self.stages[planned.stage.name] = planned.stage
         parts = self.parts[planned.stage.name] = []
         yield _ClockBar(began_s, parts)
         self.seconds[planned.stage.name] = time.monotonic() - began_s
@@ -346,13 +313,15 @@ def _shard_bytes(dataset: Dataset) -> dict[str, int]:
 
 
 def _fetched(dataset: Dataset, clock: _Clock) -> tuple[dict[str, int], Counter[str]]:
-    """Return the bytes received by part of the table `images`, and how many rows failed for which reasons."""
-    paths = [file.path for parts in clock.parts.values() for _, _, file in parts if file.path.startswith("images/")]
+    """Return the bytes received by part, and how many rows failed for which reasons, of the stages that fail rows."""
+    made = (part for name, parts in clock.parts.items() if clock.stages[name].fails_rows for part in parts)
+    paths = [file.path for _, _, file in made]
     received, reasons = {}, Counter[str]()
     for path in paths:
         with dataset.storage.filesystem().open_input_file(path) as file, pq.ParquetFile(file) as part:
-            rows = part.read(["received_bytes", "reason"])
-        received[path] = pc.sum(rows.column("received_bytes")).as_py() or 0
+            rows = part.read(["received_bytes", "reason"])  # columns that the file lacks are left out
+        if "received_bytes" in rows.column_names:
+            received[path] = pc.sum(rows.column("received_bytes")).as_py() or 0
         reasons.update(reason for reason in rows.column("reason").to_pylist() if reason is not None)
     return received, reasons
 

@@ -10,7 +10,7 @@ from catalog.inputs import Inputs
 from catalog.schema import field
 from tasks.cluster import _auto
 from tasks.cluster._resample import Resample, fit_resampled
-from tasks.stage import Batches, Columns, Config, Run, Size, TableStage, Tables
+from tasks.stage import Batches, Columns, Config, Run, Size, Tables, TableStage
 from tasks.streams.ordered_map import in_order
 from tasks.vectors import kmeans
 from tasks.vectors import random_keys as draw

@@ -13,7 +13,7 @@ from catalog.inputs import Inputs, as_matrix
 from catalog.schema import field
 from tasks.cluster._resample import Resample, fit_resampled, usual_points
 from tasks.cluster.centroids import as_lists
-from tasks.stage import Batches, Columns, Run, Size, TableStage, Tables
+from tasks.stage import Batches, Columns, Run, Size, Tables, TableStage
 from tasks.vectors import kmeans
 from tasks.vectors.seeds import round_seed
 

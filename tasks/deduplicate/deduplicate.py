@@ -33,7 +33,7 @@ from tasks.deduplicate._meaning import Meaning
 from tasks.deduplicate._merge import Settled, settle
 from tasks.deduplicate._perceptual import Looks, Perceptual
 from tasks.deduplicate._semantic import CLUSTER_ROWS, EASY, HARD, Semantic
-from tasks.stage import Batches, Columns, Run, Size, TableStage, Tables
+from tasks.stage import Batches, Columns, Run, Size, Tables, TableStage
 from tasks.vectors.kmeans import vector_column
 
 

@@ -76,7 +76,7 @@ class Selector(TableStage):
     table = "decisions"
     shares_table = True
     verdict = "keep"
-    thresholds: ClassVar[tuple[str, ...]] = ("keep", "keep_rows", "method")
+    thresholds: ClassVar[tuple[str, ...]] = ("method",)
     absent: ClassVar[str] = "no_embedding"
     """The reason of rows that are not `usable`."""
     method: str
@@ -131,6 +131,7 @@ class ClusterSelector(Selector):
     keeps all n.
     """
 
+    thresholds = ("keep", "keep_rows", "method")
     keep: float | None = Field(None, gt=0, le=1, description="fraction to keep of the rows with an embedding")
     keep_rows: int | None = Field(None, gt=0, description="rows to keep, instead of a fraction")
 

@@ -33,7 +33,7 @@ class Score(Selector):
 
     method: Literal["score"] = "score"
     absent: ClassVar[str] = "no_score"
-    thresholds = (*Selector.thresholds, "threshold")
+    thresholds = ("keep", "keep_rows", "method", "threshold")
     column: str = Field("clip_score", description="a number of any earlier table; where two have it: table.column")
     lowest: bool = Field(False, description="keep the rows with the lowest scores")
     keep: float | None = Field(None, gt=0, le=1, description="fraction to keep of the rows with a score")

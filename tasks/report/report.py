@@ -35,7 +35,7 @@ from tasks.report._histograms import histograms, measures
 from tasks.report._models import models
 from tasks.report._pictures import grids, pairs
 from tasks.report._thumbnails import thumbnails
-from tasks.stage import Batches, Columns, Run, Size, TableStage, Tables
+from tasks.stage import Batches, Columns, Run, Size, Tables, TableStage
 
 CARD: Final = pa.schema(
     [

@@ -30,7 +30,7 @@ from catalog.inputs import Inputs
 from catalog.schema import MODELS
 from tasks.encoders.open_clip_config import ModelConfig, WordTokenizer, build, check_config, read_config
 from tasks.encoders.torchvision_on_cpu import ensure_torchvision
-from tasks.stage import Batches, Columns, Resources, Run, Size, TableStage, Tables
+from tasks.stage import Batches, Columns, Resources, Run, Size, Tables, TableStage
 from tasks.train._pairs import Pairs, read_pairs
 from tasks.vectors.seeds import derived_seed
 

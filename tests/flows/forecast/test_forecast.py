@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 
 from flows.forecast.forecast import (
-    LAWS,
     Batch,
     Forecast,
     Measured,
     Probed,
     Range,
-    Size,
     Told,
     Whole,
     as_measured,
@@ -33,6 +31,8 @@ from tasks.filter import Filter
 from tasks.prune import Random
 from tasks.report import Report
 from tasks.sources import Chunk, Parquet
+from tasks.stage import Size
+from tasks.train import TrainClip
 
 ROWS_A_PART = 10_000
 
@@ -216,27 +216,29 @@ def test_a_card_has_no_more_rows_for_more_rows():
 
 def test_whole_tables_grow_by_their_law():
     semantic = Deduplicate(semantic={"epsilon": 0.05, "clusters": 100})
-    work = LAWS["deduplicate"].work
 
     def measured(rows):
-        return at_once(semantic, rows, 2 + 1e-8 * work(semantic, Size(rows)))
+        return at_once(semantic, rows, 2 + 1e-8 * semantic.work(Size(rows)))
 
     rows = 1_000_000
     told = told_of(measured(25_000), measured(100_000), whole_of(rows, stage=semantic, parts=1))
     within(told.seconds, 2 + 1e-8 * (rows * 100 + rows**2 / 100), 0.05)
-    assert told.seconds.value > 15 * (2 + 1e-8 * work(semantic, Size(100_000)))  # more than rows would say
+    assert told.seconds.value > 15 * (2 + 1e-8 * semantic.work(Size(100_000)))  # more than rows would say
     assert told.law == "rows^2 / k"
-    exact = Deduplicate(exact=True, perceptual=None)
-    assert work(exact, Size(10)) * 2 == work(exact, Size(20))
 
 
-def test_clusters_count_for_those_who_compare_with_them():
-    centroids, assign = Cluster(k=500).expand()[:2]
-    assert LAWS["assign"].work(assign, Size(1000, 500)) / LAWS["assign"].work(assign, Size(1000, 50)) == 4
-    fitted = LAWS["centroids"].work
-    few, many, more = (fitted(centroids, Size(n, 500)) for n in (10_000, 1_000_000, 10_000_000))
-    assert many / few > 10
-    assert more / many < 3  # the sample is full: only reading goes on
+def steps_of(rows, steps, seconds_per_step, start_s=5.0):
+    """Return what training takes whose batches are of 128 rows, and whose decoding takes no time."""
+    return at_once(TrainClip(steps=steps), rows, start_s + steps * seconds_per_step, kept=1 / rows)
+
+
+@pytest.mark.parametrize("steps", [600, 6000])
+def test_a_stage_with_steps_grows_with_them(steps):
+    small, large = (steps_of(n, round(steps * n / 20_000), 0.25) for n in (500, 2000))
+    told = told_of(small, large, whole_of(20_000, stage=TrainClip(steps=steps), parts=1))
+    within(told.seconds, 5 + steps * 0.25, 0.1)
+    assert told.law == "steps"
+    assert told.rows == Range(1, 1, 1)
 
 
 def test_tables_with_a_row_a_cluster_have_the_recipes_clusters() -> None:

@@ -17,9 +17,7 @@ from flows.demo.corpus import plant
 from flows.demo.run import RECIPE
 from flows.demo.server import serve
 from flows.forecast import probe as probes
-from flows.forecast.probe import LEAST_ROWS, probe, sampled, smaller
-from tasks.cluster import Cluster
-from tasks.prune import Random
+from flows.forecast.probe import LEAST_ROWS, probe, sampled
 from tasks.sources import Chunk, Folder, Parquet
 from tests.flows.conftest import Run, Web
 from tests.pictures import jpeg
@@ -159,17 +157,6 @@ def test_a_source_smaller_than_the_probe_runs_whole_and_says_so(crawl: Web) -> N
     assert rows["download"] == (640, 640, 640)
     assert rows["samples"] == (192, 192, 192)
     assert not list(Path(crawl.catalog).glob("_probe*"))
-
-
-def test_settings_for_many_rows_shrink_with_them() -> None:
-    assert smaller(Cluster(k=500), 160, 10**6, False).k == 10  # type: ignore[attr-defined]
-    assert smaller(Cluster(k=4), 160, 10**6, False).k == 4  # type: ignore[attr-defined]
-    assert smaller(Cluster(levels=(1000, 100, 10)), 1600, 10**6, False).levels == (100, 10, 1)  # type: ignore[attr-defined]
-    auto = smaller(Cluster(k="auto"), 16 * 20, 10**6, False).grid  # type: ignore[attr-defined]
-    assert (auto.min, auto.max) == (8, 20)
-    assert smaller(Cluster(k="auto"), 12, 10**6, True).grid.max == 2  # type: ignore[attr-defined]
-    assert smaller(Random(keep_rows=5000), 100, 10_000, False).keep_rows == 50  # type: ignore[attr-defined]
-    assert smaller(Random(keep=0.5), 100, 10_000, False) == Random(keep=0.5)
 
 
 @pytest.mark.parametrize("rows", [-1, 0, LEAST_ROWS - 1])
