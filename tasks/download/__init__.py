@@ -1,6 +1,6 @@
-"""`download`: from URLs, or files of a local source, to images in shards and their facts in the table `images`.
+"""`download`: fetch images by URL, or from files of a local source, into shards, and describe them in table `images`.
 
-Every row of the source comes out once. A row that gets no image keeps its reason (`tasks.download.reasons`).
+Every row of the source yields one row. A row without an image has a reason (`tasks.download.reasons`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,20 +25,20 @@ SCHEMA: Final = pa.schema(
     [f for f in IMAGES if f.name not in PLACE_NAMES]
     + [
         field("image", pa.large_binary(), "the bytes to store", role="image"),
-        field("url", pa.string(), "as the source says", role="sidecar"),
-        field("caption", pa.string(), "as the source says", role="sidecar"),
+        field("url", pa.string(), "as in the source", role="sidecar"),
+        field("caption", pa.string(), "as in the source", role="sidecar"),
     ]
 )
-"""What a step yields. The part writer puts the bytes into a shard, and their place into the table."""
+"""Schema of what a step yields. The part writer stores the bytes in a shard, and their location in the table."""
 
 
 class Download(Settings, MapStage):
     """Fetch, verify, decode once, hash, measure, resize and store images.
 
-    Engine `http` is the built-in fetcher. `img2dataset` runs the real one, release 1.47.0, in an environment of its
-    own and with its own behaviour on the wire; the table and the reasons are the same (see `img2dataset.py`).
-    Engine `http` obeys robots.txt and TDM reservations unless the recipe says no (see `permission.py`); what hosts
-    allow is part of the web, so, like the pictures, it may differ from build to build.
+    Engine `http` is the built-in fetcher. Engine `img2dataset` runs img2dataset 1.47.0 in a separate environment, with
+    its behaviour on the network; the table and the reasons are the same (see `_img2dataset.py`). Engine `http` obeys
+    robots.txt and TDM reservations unless the recipe disables it (see `_permission.py`); what hosts allow, like the
+    pictures themselves, may differ between builds.
     """
 
     version: ClassVar[int] = 4
@@ -49,7 +49,7 @@ class Download(Settings, MapStage):
     use: Literal["download"] = "download"
     engine: Literal["http", "img2dataset"] = "http"
     engine_limit_s: float | None = Field(
-        None, gt=0, description="engine img2dataset: wall clock of one part; default: what its timeouts allow"
+        None, gt=0, description="engine img2dataset: time limit of one part; default: derived from its timeouts"
     )
 
     @model_validator(mode="after")
@@ -58,11 +58,11 @@ class Download(Settings, MapStage):
             raise RecipeError(f"engine img2dataset verifies sha256 only; verify_hash.type is {self.verify_hash.type}")
         asked = next((n for n in ("respect_robots", "respect_tdm") if getattr(self, n)), None)
         if self.engine == "img2dataset" and asked:
-            raise RecipeError(f"engine img2dataset knows only X-Robots-Tag, so {asked} cannot be true: use engine http")
+            raise RecipeError(f"engine img2dataset supports only X-Robots-Tag: {asked} requires engine http")
         return self
 
     def inputs(self, available: Tables) -> Columns:
-        """Return url, caption, the place of local files, what the source could not read, and the digest to verify."""
+        """Return url, caption, location of local files, faults of the source, and the digest to verify."""
         columns = available["source"].names
         wanted = ["url", "caption", *(name for name in (*_LOCAL, *_FAULT) if name in columns)]
         if self.verify_hash:
@@ -78,14 +78,14 @@ class Download(Settings, MapStage):
         return SCHEMA
 
     def parameters(self) -> dict[str, Any]:
-        """Return every field but those that only say how fast it goes."""
+        """Return every field except those that affect only the speed."""
         hidden = ("concurrency", "per_host", "backoff_s")
         said = {name: value for name, value in super().parameters().items() if name not in hidden}
         polite = self.engine == "http"
         return said | {"respect_robots": polite and self.obeys_robots, "respect_tdm": polite and self.obeys_tdm}
 
     def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
-        """Return the step. The engine's connections live as long as a part."""
+        """Return the step. The engine's connections are open for the duration of a part."""
         engine = self._engine()
 
         def step(batches: Iterator[pa.Table]) -> Batches:
@@ -106,9 +106,9 @@ class Download(Settings, MapStage):
 
 
 class _Rows:
-    """Turns batches into requests, and outcomes, which come in the same order, into pieces of bounded size.
+    """Converts batches to requests, and outcomes, which arrive in the same order, to pieces of bounded size.
 
-    Captions stay in Arrow from end to end: whatever bytes they hold pass unchanged.
+    Captions are never converted to Python strings, so bytes of any encoding pass unchanged.
     """
 
     def __init__(self, batches: Iterator[pa.Table], digest: str | None) -> None:
@@ -164,7 +164,7 @@ class _Rows:
 
 
 def _faults(batch: pa.Table) -> Iterator[tuple[str, str] | None]:
-    """Yield why the source could not read a row, for every row: reason and detail."""
+    """Yield, for every row, the reason and detail why the source could not read it, or None."""
     if "row_fault" not in batch.column_names or batch.column("row_fault").null_count == batch.num_rows:
         yield from repeat(None, batch.num_rows)
         return
@@ -180,4 +180,4 @@ def _text(data: bytes | None) -> str | None:
 
 
 AnyDownload = Download
-"""The family's union: every `use` that a recipe may say here."""
+"""The family's union: every `use` that a recipe can name here."""

@@ -1,12 +1,12 @@
-"""Which addresses may be asked: public ones, and the hosts that a recipe names.
+"""Restrict requests to public addresses and to the hosts in the recipe's `allow_hosts`.
 
-A URL from the web may point into the network that the build runs in: at a cloud's metadata service, a router, a
-database. The rule is held three times, each time on what is used next, so that neither a redirect nor a name that
-resolves anew can pass:
+A URL from the web may point into the network of the build: to a cloud's metadata service, a router, a database. The
+rule is checked three times, each time on the value that is used next, so that neither a redirect nor a change of DNS
+can bypass it:
 
 1. `check_url`, for every hop: the scheme, and hosts that are written as addresses;
-2. `PublicResolver`, for every name: all of its addresses, before the connector sees any of them;
-3. `public_socket`, for every connection: the very address that it is going to.
+2. `PublicResolver`, for every name: all of its addresses, before the connector receives any of them;
+3. `public_socket`, for every connection: the address that it connects to.
 """
 
 import re
@@ -25,26 +25,26 @@ from tasks.download.reasons import FetchError
 _IN_LAST_32: Final = tuple(map(IPv6Network, ("64:ff9b::/96", "::/96", "::ffff:0:0/96", "::ffff:0:0:0/96")))
 """NAT64's well-known prefix (RFC 6052), and addresses compatible with, mapped from and translated from IPv4."""
 _LOCAL_NAT64: Final = IPv6Network("64:ff9b:1::/48")
-"""NAT64 within a network (RFC 8215), which chooses itself where in it the IPv4 address is."""
+"""NAT64 within a network (RFC 8215), which chooses the position of the IPv4 address in it."""
 _ISATAP: Final = (0x00005EFE, 0x02005EFE)
 _SCHEMES: Final = ("http", "https")
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+")  # international names are punycode by now
 _IPV6: Final = re.compile(r"[0-9A-Fa-f:.]+(%[!-~]+)?")
 _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _AS_IT_IS: Final = re.compile(r"[!#-;=?-\[\]_a-z~]+")
-"""URLs that need no quoting are sent unchanged: some servers sign the very spelling."""
+"""URLs that need no quoting are sent unchanged: some servers sign the exact spelling."""
 _SAFE: Final = "".join(char for char in map(chr, range(33, 127)) if _AS_IT_IS.fullmatch(char))
 _UP_TO_PATH: Final = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://[^/?#\\]*)?")
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address, as text, is one of the open internet.
+    """Return whether an IP address, as text, is public.
 
-    Addresses that stand for an IPv4 address are judged by that one, for it is what a connection reaches: IPv4-mapped,
-    -compatible and -translated ones, NAT64 (64:ff9b::/96, and 64:ff9b:1::/48 in each place that RFC 6052 allows), 6to4,
-    Teredo (server and client), ISATAP. Prefixes that a network chose for its own NAT64 cannot be known from the
-    address: such a NAT64 must itself refuse private addresses. Site-local addresses (fec0::/10), which Python calls
-    global, are not public: networks that still use them are private.
+    An address that embeds an IPv4 address is public if that is, as connections reach the latter: IPv4-mapped,
+    -compatible and -translated ones, NAT64 (64:ff9b::/96, and 64:ff9b:1::/48 in each position that RFC 6052 allows),
+    6to4, Teredo (server and client), ISATAP. A network-specific NAT64 prefix cannot be recognised by the address: such
+    a NAT64 must refuse private addresses itself. Site-local addresses (fec0::/10), which Python calls global, are not
+    public: networks that still use them are private.
     """
     try:
         ip = ip_address(address.split("%", 1)[0])
@@ -63,11 +63,11 @@ def _is_open(ip: IPv4Address | IPv6Address) -> bool:
 
 
 def _inside(ip: IPv6Address) -> list[IPv4Address] | None:
-    """Return the IPv4 addresses that an address may stand for, or None where it stands for itself."""
+    """Return the IPv4 addresses that an address may embed, or None if it embeds none."""
     if any(ip in network for network in _IN_LAST_32):
         return [IPv4Address(ip.packed[12:])]
     if ip in _LOCAL_NAT64:
-        data = ip.packed  # byte 8 is never part of it; places that are not used are zero
+        data = ip.packed  # byte 8 is never part of it; unused bytes are zero
         places = (data[6:8] + data[9:11], data[7:8] + data[9:12], data[9:13], data[12:16])
         return [IPv4Address(place) for place in places if place[0]]
     if ip.sixtofour:
@@ -80,19 +80,19 @@ def _inside(ip: IPv6Address) -> list[IPv4Address] | None:
 
 
 class AllowedHosts:
-    """The hosts that a recipe allows although they are not public: `host` (any port) or `host:port`, exactly."""
+    """The hosts that a recipe allows although they are not public: exactly `host` (any port) or `host:port`."""
 
     def __init__(self, hosts: Iterable[str] = ()) -> None:
         self._hosts = {host.strip().lower() for host in hosts}
         self._places: set[tuple[str, int]] = set()
 
     def names(self, host: str, port: int) -> bool:
-        """Return whether the recipe itself names this host."""
+        """Return whether the recipe names this host."""
         host = host.lower()
         return host in self._hosts or (f"[{host}]:{port}" if ":" in host else f"{host}:{port}") in self._hosts
 
     def resolved(self, address: str, port: int) -> None:
-        """Remember an address of a named host, for `leads_to`."""
+        """Record an address of a named host, for `leads_to`."""
         self._places.add((address, port))
 
     def leads_to(self, address: str, port: int) -> bool:
@@ -101,7 +101,7 @@ class AllowedHosts:
 
 
 def check_url(text: str, allowed: AllowedHosts, base: URL | None = None) -> URL:
-    """Return the URL to ask. `base` is the URL that redirects to it.
+    """Return the URL to request. `base` is the URL that redirects to it.
 
     Raises FetchError: bad_url, bad_scheme, private_address.
     """
@@ -128,8 +128,8 @@ def check_url(text: str, allowed: AllowedHosts, base: URL | None = None) -> URL:
 def check_target(location: str, allowed: AllowedHosts, base: URL) -> URL:
     """Return the URL that a Location header, as aiohttp decodes it, redirects to. Raises FetchError as `check_url`.
 
-    Bytes of whatever encoding stay those bytes, percent-encoded, as browsers, curl and urllib send them. Only the host
-    is read as text, which must be UTF-8.
+    Bytes of any encoding are percent-encoded unchanged, as by browsers, curl and urllib. Only the host is decoded as
+    text, which must be UTF-8.
     """
     location = location.strip()
     host = _UP_TO_PATH.match(location)
@@ -139,11 +139,11 @@ def check_target(location: str, allowed: AllowedHosts, base: URL) -> URL:
 
 
 def _possible(host: str) -> bool:
-    """Return whether a host can have an address at all. DNS has no empty label, none over 63 bytes, no name over 253;
-    and what begins as punycode must be punycode.
+    """Return whether a host is valid. DNS has no empty label, no label over 63 bytes, no name over 253; a label that
+    begins as punycode must be valid punycode.
 
     A host that ends in a number is an IPv4 address, as in the WHATWG's URL standard, and must be four decimal numbers:
-    the short, octal and hexadecimal forms (`1.1` is 1.0.0.1) are refused, as resolvers and aiohttp differ over them.
+    the short, octal and hexadecimal forms (`1.1` is 1.0.0.1) are refused, as resolvers and aiohttp disagree on them.
     """
     if ":" in host:
         return _IPV6.fullmatch(host) is not None and _is_address(host)
@@ -176,7 +176,7 @@ def _is_address(host: str) -> bool:
 
 
 def _written_address(host: str) -> str | None:
-    """Return the address that a host spells, also in the old forms (2130706433, 0x7f.1), or None for a name."""
+    """Return the address that a host denotes, also in the old forms (2130706433, 0x7f.1), or None for a name."""
     if _is_address(host):
         return str(ip_address(host.split("%", 1)[0]))
     try:
@@ -186,7 +186,7 @@ def _written_address(host: str) -> str | None:
 
 
 class PrivateAddressError(OSError):
-    """A name or a connection that leads to an address which is not public."""
+    """A name or a connection refers to an address that is not public."""
 
 
 class PublicResolver(AbstractResolver):
@@ -199,7 +199,7 @@ class PublicResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Return the addresses of `host`. Raises PrivateAddressError, or OSError where it has none."""
+        """Return the addresses of `host`. Raises PrivateAddressError, or OSError if it has none."""
         found = await self._resolver.resolve(host, port, family)
         if self._allowed.names(host, port):
             for place in found:
@@ -211,12 +211,12 @@ class PublicResolver(AbstractResolver):
         return found
 
     async def close(self) -> None:
-        """Close the resolver behind."""
+        """Close the wrapped resolver."""
         await self._resolver.close()
 
 
 def public_socket(allowed: AllowedHosts) -> Any:
-    """Return a socket factory for aiohttp's connector that opens no socket towards an address which is not public."""
+    """Return a socket factory for aiohttp's connector that refuses addresses that are not public."""
 
     def make(info: tuple[Any, ...]) -> socket.socket:
         family, kind, protocol, _, address = info

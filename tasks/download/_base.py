@@ -1,4 +1,4 @@
-"""What the engines of `download` share: what is asked for, what came of it, and the rules between the two."""
+"""The interface of the engines of `download`: settings, requests, outcomes."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ _DETAIL_CHARACTERS = 200
 
 
 class VerifyHash(Config):
-    """Compare the received bytes with a digest that the source gives. Rows whose digest is null are not compared."""
+    """Compare the received bytes with a digest in the source. Rows whose digest is null are not compared."""
 
     column: str = Field(description="column of the source that holds the hex digest")
     type: Literal["md5", "sha1", "sha256", "sha512"] = "sha256"
 
 
 class Settings(Config):
-    """What a recipe may say about fetching and storing images; img2dataset's names and defaults where it has them."""
+    """Settings for fetching and storing images, with img2dataset's names and defaults where it has them."""
 
-    image_size: int = Field(256, gt=0, le=8192, description="pixels of the side that resize_mode speaks of")
+    image_size: int = Field(256, gt=0, le=8192, description="pixels of the side that resize_mode refers to")
     resize_mode: Literal["border", "keep_ratio", "keep_ratio_largest", "center_crop", "no"] = Field(
-        "border", description="border: fit, then pad with white; keep_ratio: shorter side; no: as it is"
+        "border", description="border: fit, then pad with white; keep_ratio: shorter side; no: unchanged"
     )
-    resize_only_if_bigger: bool = Field(False, description="leave pictures alone that are small enough")
+    resize_only_if_bigger: bool = Field(False, description="do not resize pictures that are small enough")
     reencode: bool = Field(True, description="false: store jpg, png and webp files as received, unresized")
     encode_format: Literal["jpg", "png", "webp"] = "jpg"
     encode_quality: int | None = Field(
@@ -36,7 +36,7 @@ class Settings(Config):
     )
 
     timeout_s: float = Field(10, gt=0, description="of one whole request, redirects and body included")
-    retries: int = Field(2, ge=0, le=10, description="further attempts, where the kind of failure may pass")
+    retries: int = Field(2, ge=0, le=10, description="further attempts after a failure that may be temporary")
     backoff_s: float = Field(0.5, gt=0, description="pause before the first further attempt; doubles each time")
     max_redirects: int = Field(5, ge=0, le=20)
     max_bytes: int = Field(20_000_000, gt=0, description="of a body, as sent and when decompressed")
@@ -46,25 +46,25 @@ class Settings(Config):
         10, gt=0, description="CPU time of decoding one picture, in formats whose header does not bound it (AVIF, TIFF)"
     )
     min_size_px: int = Field(0, ge=0, description="reject pictures whose shorter side is below this")
-    max_aspect_ratio: float | None = Field(None, ge=1, description="reject pictures that are longer, side to side")
+    max_aspect_ratio: float | None = Field(None, ge=1, description="reject pictures with a longer ratio of sides")
     statistics: Literal["fast", "exact"] = Field(
         "fast",
-        description="of JPEGs twice as large as needed. fast: as they are decoded, at 1/2 to 1/8 of their size; "
+        description="of JPEGs twice as large as needed. fast: as decoded, at 1/2 to 1/8 of their size; "
         "exact: at full size, cleanvision's numbers to 1e-6, for 3 to 5 times the CPU of decoding and measuring",
     )
 
     concurrency: int = Field(128, gt=0, le=1024, description="requests in flight in one actor")
     per_host: int = Field(16, gt=0, description="of these, to one host")
-    user_agent_token: str | None = Field(None, description="our name, in the request and in opt-out headers")
+    user_agent_token: str | None = Field(None, description="our name in requests and opt-out headers")
     disallowed_header_directives: tuple[str, ...] = Field(
         ("noai", "noimageai", "noindex", "noimageindex"), description="X-Robots-Tag directives that forbid use"
     )
     respect_robots: bool | None = Field(
-        None, description="ask each host once a day for its robots.txt, and obey it; default: true (engine http only)"
+        None, description="fetch each host's robots.txt once a day, and obey it; default: true (engine http only)"
     )
     respect_tdm: bool | None = Field(
         None,
-        description="leave out what tdm-reservation headers or tdmrep.json reserve; default: true (engine http only)",
+        description="reject what tdm-reservation headers or tdmrep.json reserve; default: true (engine http only)",
     )
     crawl_wait_s: float = Field(
         60, ge=0, description="longest wait for a turn where robots.txt has a Crawl-delay; later ones are rate_limited"
@@ -72,8 +72,8 @@ class Settings(Config):
     host_wait_s: float = Field(
         60,
         ge=0,
-        description="longest that a part waits in all for a host that answers 429, or 503 with Retry-After; "
-        "one that goes on so is left alone: its later rows are host_busy",
+        description="longest total wait of a part for a host that answers 429, or 503 with Retry-After; "
+        "after that the host gets no more requests: its later rows are host_busy",
     )
     allow_hosts: tuple[str, ...] = Field((), description="`host` or `host:port` allowed though not public")
     verify_hash: VerifyHash | None = None
@@ -93,12 +93,12 @@ class Settings(Config):
 
     @property
     def obeys_robots(self) -> bool:
-        """Whether robots.txt is asked for and obeyed: unless the recipe says no."""
+        """Whether robots.txt is fetched and obeyed: by default, unless the recipe disables it."""
         return self.respect_robots is not False
 
     @property
     def obeys_tdm(self) -> bool:
-        """Whether reservations of text and data mining are obeyed: unless the recipe says no."""
+        """Whether reservations of text and data mining are obeyed: by default, unless the recipe disables it."""
         return self.respect_tdm is not False
 
     @property
@@ -108,7 +108,7 @@ class Settings(Config):
 
 
 class LocalFile(NamedTuple):
-    """Bytes on this machine, for sources that are not on the web. `size` None: up to the end of the file."""
+    """A byte range of a local file, for sources that are not on the web. `size` None: to the end of the file."""
 
     path: str
     offset: int
@@ -116,18 +116,18 @@ class LocalFile(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One row's image, wherever it is."""
+    """One row's image to fetch or read."""
 
     url: str | None
     digest: str | None = None
     file: LocalFile | None = None
     fault: tuple[str, str] | None = None
-    """Reason and detail, where the source could not read the row: there is nothing to fetch."""
+    """Reason and detail if the source could not read the row: there is nothing to fetch."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one row: the image, or the reason why there is none. Fields are columns of the images table."""
+    """The result of one row: the image, or the reason why there is none. Fields are columns of the images table."""
 
     image: bytes | None = None
     reason: str | None = None
@@ -157,7 +157,7 @@ class Outcome:
         return SUCCESS if self.image is not None else FAILED
 
     def failed(self, reason: str, detail: str) -> Self:
-        """Note why there is no image; return self."""
+        """Record why there is no image; return self."""
         assert reason in REASONS, reason
         self.image = None
         self.reason = reason
@@ -166,13 +166,13 @@ class Outcome:
 
 
 def printable(text: str) -> str:
-    """Return text that Arrow, Parquet and a terminal can take: no lone surrogates, no control characters."""
+    """Return text that is valid in Arrow, Parquet and a terminal: no lone surrogates, no control characters."""
     text = text.encode("utf-8", "replace").decode()
     return "".join(c if c.isprintable() else " " for c in text)
 
 
 class Engine(Protocol):
-    """Fetches images. Outcomes come in the order of the requests, one for each; bad data never raises."""
+    """Fetches images. Yields one outcome for each request, in their order; bad data never raises."""
 
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Outcome]:
-        """Yield what becomes of each request. `requests` is read as far ahead as memory allows."""
+        """Yield the outcome of each request. `requests` is read ahead as far as memory allows."""

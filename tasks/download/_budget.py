@@ -1,4 +1,4 @@
-"""How many bytes the rows in flight may hold together, so that memory does not depend on what servers send."""
+"""A shared limit on the bytes of the rows in flight, so that memory does not depend on what servers send."""
 
 import asyncio
 from heapq import heappop, heappush
@@ -6,7 +6,7 @@ from threading import Lock
 
 
 class NoRoomError(Exception):
-    """A row needs more bytes than are free: it must let go of its slots and wait (`Holding.wait_for`)."""
+    """A row needs more bytes than are free: it must release its slots and wait (`Holding.wait_for`)."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -14,11 +14,11 @@ class NoRoomError(Exception):
 
 
 class ByteBudget:
-    """Bytes shared by the rows between request and hand-over, which leave in order.
+    """Bytes shared by the rows in flight, which are handed over in order.
 
-    The row that must leave next (`head`) is never refused, and no row waits here while it holds a slot that the head
-    may need (see `Holding`): so the head ends, the next one becomes head, and nothing can lock up.
-    `reserve` and `wake` belong to the loop's thread; the rest may be called from any.
+    The row that is handed over next (`head`) is never refused, and no row waits here while it holds a slot that the
+    head may need (see `Holding`): so the head completes, the next row becomes head, and there is no deadlock.
+    `reserve` and `wake` may be called only in the loop's thread, the other methods in any.
     """
 
     def __init__(self, limit: int) -> None:
@@ -30,18 +30,18 @@ class ByteBudget:
 
     @property
     def exhausted(self) -> bool:
-        """Whether new rows should not be started."""
+        """Whether no new row should be started."""
         return self._used >= self._limit
 
     async def reserve(self, row: int, size: int) -> None:
-        """Take `size` bytes for a row; wait, behind older rows, until they are free, or until it is the head."""
+        """Take `size` bytes for a row; wait, after older rows, until they are free, or until it is the head."""
         granted = asyncio.get_running_loop().create_future()
         heappush(self._waiters, (row, size, granted))
         self.wake()
         await granted
 
     def take(self, row: int, size: int) -> bool:
-        """Take `size` bytes for a row if there is room, or if it is the head; say whether."""
+        """Take `size` bytes for a row if they are free, or if it is the head; return whether they were taken."""
         with self._lock:
             if self._used + size > self._limit and row != self._head:
                 return False
@@ -49,17 +49,17 @@ class ByteBudget:
             return True
 
     def give_back(self, size: int) -> None:
-        """Return bytes. Who waits for them notices at the next `wake`."""
+        """Return bytes. Waiting rows are notified by the next `wake`."""
         with self._lock:
             self._used -= size
 
     def advance(self, head: int) -> None:
-        """Say which row must leave next."""
+        """Set the row that is handed over next."""
         with self._lock:
             self._head = head
 
     def wake(self) -> None:
-        """Let those who wait go on, the oldest rows first, as far as the bytes last. Only in the loop's thread."""
+        """Resume waiting rows, the oldest first, while bytes are free. Only in the loop's thread."""
         while self._waiters:
             row, size, granted = self._waiters[0]
             if not granted.done():
@@ -70,7 +70,7 @@ class ByteBudget:
 
 
 class Holding:
-    """What one row holds of the budget."""
+    """The bytes that one row holds of the budget."""
 
     def __init__(self, budget: ByteBudget, row: int) -> None:
         self.size = 0
@@ -85,13 +85,13 @@ class Holding:
             self.size = to
 
     def shrink(self, to: int) -> None:
-        """Hold exactly `to` bytes, fewer or (for what is there already) more than before."""
+        """Hold exactly `to` bytes: fewer, or (for bytes that are already in memory) more than before."""
         self._budget.give_back(self.size - to)
         self._budget.wake()
         self.size = to
 
     async def wait_for(self, size: int) -> None:
-        """Let go of everything, then wait until `size` bytes are free, and hold them."""
+        """Release everything, then wait until `size` bytes are free, and hold them."""
         self.shrink(0)
         await self._budget.reserve(self._row, size)
         self.size = size

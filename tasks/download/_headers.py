@@ -1,4 +1,4 @@
-"""What response headers ask for: not to be used, or not to be asked again so soon."""
+"""Parse response headers: opt-outs, Retry-After, Content-Range, content codings."""
 
 import math
 import re
@@ -12,14 +12,14 @@ from tasks.download.reasons import FetchError
 
 _AGENT: Final = re.compile(r"\*|[a-z0-9._/-]+")
 _VALUED: Final = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
-"""Directives that have a value behind a colon."""
+"""Directives that have a value after a colon."""
 _MOST_STREAMS: Final = 64
-"""Of gzip files that follow each other in one body: each costs a copy of what comes after it."""
+"""Concatenated gzip streams in one body: each costs a copy of the rest."""
 _MOST_ENCODINGS: Final = 4
 _INFLATED: Final = ("gzip", "x-gzip", "deflate")
 _OTHERS: Final = ("compress", "x-compress", "br", "zstd", "dcb", "dcz", "exi", "pack200-gzip", "aes128gcm")
 _CODINGS: Final = frozenset((*_INFLATED, *_OTHERS))
-"""IANA's list of content codings; all other names mean nothing."""
+"""IANA's list of content codings; other names are ignored."""
 _LEAST_UNIX_TIME: Final = 1_000_000_000
 _RANGE: Final = re.compile(r"bytes\s+(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII | re.IGNORECASE)
 
@@ -27,10 +27,10 @@ _RANGE: Final = re.compile(r"bytes\s+(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.AS
 def opted_out(robots_tags: Iterable[str], token: str, directives: Collection[str]) -> str | None:
     """Return the X-Robots-Tag value that forbids use, or None. `token` is our name.
 
-    A value is `directive, directive`, of which some may follow the name of an agent, `agent: directive, directive`:
-    those count, up to the next name, where it is ours or `*`. A directive may have a value of its own
-    (`max-snippet: 50`). `none` stands for `noindex, nofollow`. (img2dataset takes what stands before the first colon
-    for an agent, whatever it is, and so passes over the refusal in `noai, max-snippet: 50`.)
+    A value is `directive, directive`, some of which may follow the name of an agent, `agent: directive, directive`:
+    these apply, up to the next name, if the name is ours or `*`. A directive may have a value (`max-snippet: 50`).
+    `none` is `noindex, nofollow`. (img2dataset takes everything before the first colon for an agent, and so misses the
+    refusal in `noai, max-snippet: 50`.)
     Source: Google Search Central, "Robots meta tag and X-Robots-Tag".
     """
     ours = ("*", _product(token))
@@ -46,7 +46,7 @@ def opted_out(robots_tags: Iterable[str], token: str, directives: Collection[str
 
 
 def _directives_of(name: str) -> frozenset[str]:
-    """Return a directive, and what it stands for."""
+    """Return the directives that a name means."""
     return frozenset((name, "noindex", "nofollow")) if name == "none" else frozenset((name,))
 
 
@@ -56,10 +56,10 @@ def _product(agent: str) -> str:
 
 
 def retry_after_s(value: str | None) -> float | None:
-    """Return the pause that Retry-After asks for, or None where it says nothing readable.
+    """Return the pause that Retry-After asks for, or None if it is absent or malformed.
 
-    Seconds or a date, by the standard. Some servers send a Unix time, in seconds or milliseconds: a number too large to
-    be a pause is taken for one. A time that has passed is no pause: 0.
+    The standard allows seconds or a date. Some servers send a Unix time, in seconds or milliseconds: a number too large
+    for a pause is read as one. For a time in the past the result is 0.
     """
     if value is None:
         return None
@@ -80,7 +80,7 @@ def retry_after_s(value: str | None) -> float | None:
 
 
 def cut_short(content_range: str | None) -> str | None:
-    """Return what a Content-Range says of a body that is not the whole, or None where it is, or says nothing."""
+    """Return the range of a partial body from its Content-Range, or None if the body is whole or the range unknown."""
     found = _RANGE.fullmatch((content_range or "").strip())
     if found is None:
         return None
@@ -92,17 +92,17 @@ def cut_short(content_range: str | None) -> str | None:
 def encodings(values: Iterable[str]) -> tuple[str, ...]:
     """Return the content codings that a response declares, in the order in which they were applied.
 
-    What is no coding (`utf-8`, `none`, `aws-chunked`, a media type: object stores and scripts set such values) changes
-    no byte, so it is dropped.
+    Names that are not codings (`utf-8`, `none`, `aws-chunked`, a media type: object stores and scripts set such values)
+    are dropped: they do not change the bytes.
     """
     names = (part.strip().lower() for value in values for part in value.split(","))
     return tuple(name for name in names if name in _CODINGS)
 
 
 def decompressed(body: bytes, codings: Sequence[str], max_bytes: int, plain: Callable[[bytes], bool]) -> bytes:
-    """Undo content codings that were not asked for. Raises FetchError: bad_encoding, body_too_large.
+    """Decode content codings that were not requested. Raises FetchError: bad_encoding, body_too_large.
 
-    Where that fails, and `plain` knows the bytes as they are, they are returned: then the header was wrong.
+    If decoding fails but `plain` accepts the raw bytes, these are returned: the header was wrong.
     """
     try:
         if len(codings) > _MOST_ENCODINGS:

@@ -1,20 +1,20 @@
-"""Politeness, host by host: so many requests at once, the pauses that a host asks for, and when to leave it alone.
+"""Rate limits for each host: concurrent requests, the pauses that a host asks for, and a circuit breaker.
 
-A host in trouble costs a part a bounded time, however many rows ask for it:
+A host that fails costs a part a bounded time, however many rows need it:
 
-- *refusals* (429; 503 with Retry-After, from the third in a row on): the host is paused for what it asks for, or for a
-  backoff that doubles, and then asked one request at a time until one succeeds. All pauses of a host together, those of
-  single rows after a 503 included, are at most `wait_s`. After
-  `BUSY_AFTER` rows in a row that were refused when they first asked, it is left alone: `host_busy`. (A row that asks
-  again says more of its own URL: some hosts answer 429 for single URLs, always.)
-- *silence* (time-outs, connections that fail, a name that cannot be resolved): after `DOWN_AFTER` in a row it is left
-  alone: `host_down`, or `dns_failed`.
+- *Refusals* (429; 503 with Retry-After, from the third in a row): the host is paused for the time that it asks for, or
+  for a backoff that doubles, and then gets one request at a time until one succeeds. All pauses of a host together,
+  including those of single rows after a 503, are at most `wait_s`. After `BUSY_AFTER` rows in a row whose first request
+  was refused, the host is suspended: `host_busy`. (Later requests of a row do not count: some hosts always answer 429
+  for single URLs.)
+- *Silence* (time-outs, failed connections, names that cannot be resolved): after `DOWN_AFTER` in a row the host is
+  suspended: `host_down`, or `dns_failed`.
 
-A host that is left alone is asked by one row after a while (`FIRST_PROBE_S`, twice that the next time, and so on up to
-`LONGEST_PAUSE_S`); where that row succeeds, all later rows are asked as before.
+A suspended host gets one request, the probe, after `FIRST_PROBE_S`, then after twice that, and so on up to
+`LONGEST_PAUSE_S`; if it succeeds, all later rows are requested as before.
 
-What is known of hosts is one part's own. A part is made on one actor, so the number of actors changes no result; which
-rows of a host that recovers in the middle of a part find it well again depends on time, as the host itself does.
+The state of hosts belongs to one part. A part is made on one actor, so the number of actors changes no result; which
+rows of a host that recovers during a part succeed depends on time, as the host itself does.
 """
 
 import asyncio
@@ -26,20 +26,19 @@ from typing import Final
 from tasks.download.reasons import FetchError
 
 DOWN_AFTER: Final = 20
-"""Requests in a row without a complete response, after which a host is left alone."""
+"""Requests in a row without a complete response, after which a host is suspended."""
 
 BUSY_AFTER: Final = 8
-"""Rows in a row that were refused when they first asked, after which a host is left alone. Those in flight together
-count once."""
+"""Rows in a row whose first request was refused, after which a host is suspended. Concurrent ones count once."""
 
 _FAILING_AFTER: Final = 3
-"""503 with Retry-After in a row that are a host's refusal; fewer are about single URLs."""
+"""503 with Retry-After in a row that count as the host's refusal; fewer concern single URLs."""
 
 LONGEST_PAUSE_S: Final = 60.0
-"""A host that asks for a longer pause is asked again after this."""
+"""Upper bound of a pause, even if the host asks for a longer one."""
 
 FIRST_PROBE_S: Final = 5.0
-"""So long a host is left alone at first."""
+"""The first suspension of a host."""
 
 Place = tuple[str, int]
 
@@ -63,13 +62,13 @@ class _Host:
         # silence
         self.misses = 0
         self.last_miss = ""
-        # left alone
+        # suspension
         self.probe_at = 0.0
         self.probe_pause_s = 0.0
 
     @property
-    def left_alone(self) -> FetchError | None:
-        """The failure of the rows that are not asked, or None."""
+    def suspended(self) -> FetchError | None:
+        """The failure of rows while the host is suspended, or None."""
         if self.refused_rows >= BUSY_AFTER:
             return FetchError("host_busy", f"{self.name}: refused {BUSY_AFTER} rows in a row (429 or 503)")
         if self.misses >= DOWN_AFTER:
@@ -79,13 +78,13 @@ class _Host:
         return None
 
     @property
-    def forgettable(self) -> bool:
+    def is_idle(self) -> bool:
         calm = not (self.users or self.misses or self.refusals or self.waited_s)
         return calm and self.next_turn <= time.monotonic()
 
 
 class Turn:
-    """One request's turn at a host. One of the methods, at most, says what came of it."""
+    """One request's turn at a host. At most one of the methods is called, with the result."""
 
     def __init__(self, host: _Host, first: bool, backoff_s: float, wait_s: float) -> None:
         self._host = host
@@ -95,7 +94,7 @@ class Turn:
         self._wait_s = wait_s
 
     def answered(self) -> None:
-        """Note a complete response, whatever it says."""
+        """Record a complete response of any status."""
         host = self._host
         host.misses = 0
         host.failures = 0
@@ -104,25 +103,25 @@ class Turn:
             host.refusals = host.refused_rows = 0
 
     def missed(self, reason: str) -> None:
-        """Note that no complete response came; `reason` is the row's."""
+        """Record that no complete response arrived; `reason` is the row's."""
         self._host.misses += 1
         self._host.last_miss = reason
-        self._leave_alone()
+        self._suspend()
 
     def refused(self, pause_s: float | None) -> None:
-        """Note a 429, and pause the host: `pause_s` is what it asks for."""
+        """Record a 429, and pause the host: `pause_s` is what it asks for."""
         host = self._host
         host.misses = 0
-        if self._wave == host.wave:  # the first of those that were in flight together
+        if self._wave == host.wave:  # the first of the concurrent ones
             host.wave += 1
             host.refusals += 1
             host.refused_rows += self._first
             pause_s = max(pause_s or 0.0, self._backoff_s * 2.0 ** (host.refusals - 1))
         host.not_before = max(host.not_before, time.monotonic() + self._granted_s(pause_s or 0.0))
-        self._leave_alone()
+        self._suspend()
 
     def failed(self, pause_s: float) -> float:
-        """Note a 503 that asks for a pause; return how long the row itself may wait for it."""
+        """Record a 503 that asks for a pause; return how long the row may wait for it."""
         host = self._host
         host.failures += 1
         if host.failures < _FAILING_AFTER:
@@ -132,7 +131,7 @@ class Turn:
         return 0.0
 
     def _granted_s(self, pause_s: float) -> float:
-        """Return how much of a pause there is time for. Pauses that overlap take their time once."""
+        """Return how much of a pause is within the limit. Overlapping pauses count once."""
         host, now = self._host, time.monotonic()
         pause_s = min(pause_s, LONGEST_PAUSE_S)
         begins = max(now, host.waited_until)
@@ -142,18 +141,18 @@ class Turn:
             host.waited_s += more_s
         return max(0.0, min(pause_s, host.waited_until - now))
 
-    def _leave_alone(self) -> None:
+    def _suspend(self) -> None:
         host = self._host
-        if host.left_alone and time.monotonic() >= host.probe_at:
+        if host.suspended and time.monotonic() >= host.probe_at:
             host.probe_pause_s = min(max(FIRST_PROBE_S, 2 * host.probe_pause_s), LONGEST_PAUSE_S)
             host.probe_at = time.monotonic() + host.probe_pause_s
 
 
 class Hosts:
-    """The hosts that are being asked. Those that nobody asks, and that gave no trouble, are forgotten.
+    """The hosts with requests. Hosts without requests or failures are dropped.
 
     `crawl_wait_s`: longest wait for a turn that a Crawl-delay asks for. `wait_s`: all pauses of one host together.
-    `backoff_s`: the first pause where a host refuses and names none.
+    `backoff_s`: the first pause if a host refuses without Retry-After.
     """
 
     def __init__(self, per_host: int, crawl_wait_s: float, wait_s: float, backoff_s: float) -> None:
@@ -165,12 +164,12 @@ class Hosts:
 
     @asynccontextmanager
     async def slot(self, place: Place, delay_s: float = 0.0, first: bool = True) -> AsyncIterator[Turn]:
-        """Hold one of the host's slots, after the pause that it asked for, `delay_s` after the one before.
+        """Hold one of the host's slots, after the pause that it asked for, `delay_s` after the previous one.
 
-        `first`: the row asks for the first time.
+        `first`: this is the row's first request.
 
-        Raises FetchError: host_down, host_busy, dns_failed where the host is left alone; rate_limited where the turn
-        would come after the longest wait.
+        Raises FetchError: host_down, host_busy, dns_failed if the host is suspended; rate_limited if the turn would
+        come after the longest wait.
         """
         host = self._hosts.get(place)
         if host is None:
@@ -189,14 +188,14 @@ class Hosts:
                         host.free.set()
         finally:
             host.users -= 1
-            if host.forgettable:
+            if host.is_idle:
                 self._hosts.pop(place, None)
 
     async def _admitted(self, host: _Host) -> bool:
-        """Wait until the host may be asked; return whether by this row alone. Raises FetchError."""
+        """Wait until the host accepts requests; return whether this row is the only one. Raises FetchError."""
         while True:
             now = time.monotonic()
-            failed = host.left_alone
+            failed = host.suspended
             if failed and (host.alone or now < host.probe_at):
                 raise failed
             if not failed and now < host.not_before:
@@ -211,7 +210,7 @@ class Hosts:
                 return True
 
     async def _crawl_turn(self, host: _Host, delay_s: float) -> None:
-        """Wait for a turn, and put the next one `delay_s` behind it."""
+        """Wait for a turn, and schedule the next one `delay_s` after it."""
         now = time.monotonic()
         turn = max(now, host.next_turn)
         if turn - now > self._crawl_wait_s:

@@ -1,6 +1,6 @@
-"""Engine `http`: many requests in flight in one event loop, decoding beside it, results in order, memory bounded.
+"""Engine `http`: concurrent requests in one event loop, decoding in threads, results in order, bounded memory.
 
-The loop runs in a thread of its own for as long as a part lasts, so fetching goes on while the caller writes.
+The loop runs in a separate thread for the duration of a part, so fetching continues while the caller writes.
 """
 
 import asyncio
@@ -40,24 +40,24 @@ from tasks.download._wire import LenientConnector, WireError
 from tasks.download.reasons import FetchError, of_status
 
 WINDOW_ROWS: Final = 4096
-"""Rows between the oldest unfinished one and the newest started: a slow server holds up nobody within it."""
+"""Rows between the oldest unfinished one and the newest started: within it a slow server delays no other row."""
 BUDGET_BYTES: Final = 128 << 20
 _FIRST_BYTES: Final = 256 << 10
 """Reserved before a response is read; most images fit."""
 _NEXT_BYTES: Final = 1 << 20
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _NETWORK: Final = ("timeout", "connection_failed", "dns_failed")
-"""Failures that say nothing of the row and something of its host."""
+"""Failures that concern the host and not the row."""
 _RESOLVER_THREADS: Final = 16
 _SITE_BYTES: Final = 500 << 10
-"""Of a robots.txt or its like; what comes after is not read (RFC 9309, section 2.5)."""
+"""Size limit of robots.txt and similar files; the rest is not read (RFC 9309, section 2.5)."""
 _SITE_REDIRECTS: Final = 5
 
 T = TypeVar("T")
 
 
 class HttpEngine:
-    """The built-in fetcher. `cpus` threads decode; `resolver` is another one than the system's, for tests."""
+    """The built-in fetcher. `cpus` threads decode; `resolver` replaces the system's, for tests."""
 
     def __init__(self, settings: Settings, cpus: int = 1, resolver: AbstractResolver | None = None) -> None:
         self._settings = settings
@@ -80,12 +80,12 @@ class HttpEngine:
 
 @lru_cache(maxsize=1)
 def _tls() -> ssl.SSLContext:
-    """One context a process: loading the certificates takes 30 ms, more than all else that an image costs."""
+    """Return the process's context: loading the certificates takes 30 ms, more than everything else for an image."""
     return ssl.create_default_context()
 
 
 class _Fetcher:
-    """The loop, its session and its limits, for one run over requests."""
+    """The event loop, its session and its limits, for one run over requests."""
 
     def __init__(self, settings: Settings, cpus: int, resolver: AbstractResolver | None, memory: Memory) -> None:
         self.budget = ByteBudget(BUDGET_BYTES)
@@ -98,7 +98,7 @@ class _Fetcher:
         self._loop.set_default_executor(self._names)
         self._thread = threading.Thread(target=self._loop.run_forever, name="download", daemon=True)
         self._slots = asyncio.Semaphore(settings.concurrency)
-        self._site_slots = asyncio.Semaphore(settings.concurrency)  # its own: who waits for them may hold one of those
+        self._site_slots = asyncio.Semaphore(settings.concurrency)  # separate: waiters may hold one of the others
         self._hosts = Hosts(settings.per_host, settings.crawl_wait_s, settings.host_wait_s, settings.backoff_s)
         self._permission = Permission(settings, self._allowed, memory, self._site_file, self._decoders)
         self._resolver = resolver
@@ -116,12 +116,12 @@ class _Fetcher:
         self._thread.join()
         self._decoders.shutdown(cancel_futures=True)
         self._pictures.close()
-        self._names.shutdown(wait=False, cancel_futures=True)  # a name that hangs must not hold up the build
+        self._names.shutdown(wait=False, cancel_futures=True)  # a name lookup that hangs must not delay the build
         self._loop.close()
 
     async def _open(self) -> None:
         connector = LenientConnector(
-            limit=0,  # `_slots` and `_hosts` hold the limits
+            limit=0,  # `_slots` and `_hosts` set the limits
             ssl=_tls(),
             resolver=PublicResolver(self._allowed, self._resolver),
             socket_factory=public_socket(self._allowed),
@@ -131,7 +131,7 @@ class _Fetcher:
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None),  # `_attempt` holds the limit
+            timeout=aiohttp.ClientTimeout(total=None),  # `_attempt` sets the limit
             auto_decompress=False,  # `decompressed` has a limit
             headers={"User-Agent": agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
         )
@@ -148,7 +148,7 @@ class _Fetcher:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def take(self, row: int, future: Future[Outcome]) -> Outcome:
-        """Wait for a row, the oldest that has not left, and take it out of the budget."""
+        """Wait for a row, the oldest not yet handed over, and remove it from the budget."""
         self.budget.advance(row)
         if not future.done():
             self._loop.call_soon_threadsafe(self.budget.wake)
@@ -159,7 +159,7 @@ class _Fetcher:
     # ---- one row
 
     async def row(self, row: int, request: Request) -> Outcome:
-        """Return what becomes of one request. Its budget holds the image when this ends; `take` gives it back."""
+        """Return the outcome of one request. The budget still holds the image afterwards; `take` releases it."""
         outcome = Outcome()
         holding = Holding(self.budget, row)
         try:
@@ -183,13 +183,13 @@ class _Fetcher:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
 
     async def _fetch(self, request: Request, outcome: Outcome, holding: Holding) -> bytes:
-        """Ask until it is there, or until asking again makes no sense."""
+        """Request the image, with retries, until it arrives or a retry is pointless."""
         if request.fault:
             raise FetchError(*request.fault)
         if not request.url:
             raise FetchError("bad_url", "no URL")
         url = check_url(request.url, self._allowed)
-        delay_s = await self._permission.to_ask(url)
+        delay_s = await self._permission.check_request(url)
         for attempt in range(self._settings.retries + 1):
             try:
                 return await self._in_turn(url, delay_s, attempt == 0, outcome, holding)
@@ -202,11 +202,11 @@ class _Fetcher:
         raise AssertionError("the last attempt returns or raises")
 
     def _backoff_s(self, url: str, attempt: int) -> float:
-        return self._settings.backoff_s * float(2**attempt) * (0.75 + _spread(url) / 2)
+        return self._settings.backoff_s * float(2**attempt) * (0.75 + _jitter(url) / 2)
 
     async def _in_turn(self, url: URL, delay_s: float, first: bool, outcome: Outcome, holding: Holding) -> bytes:
-        """Ask once, redirects and all, each host in its turn, as soon as the slots and the memory allow it; again where
-        the memory did not last."""
+        """Make one attempt, including redirects, when the hosts' turns, the slots and the memory allow it; repeat it if
+        the memory was insufficient."""
         outcome.http_status = outcome.final_url = None
         left = _Left(self._settings.timeout_s, self._settings.max_redirects)
         needed = _FIRST_BYTES
@@ -219,18 +219,18 @@ class _Fetcher:
                 target: URL | None = moved.url
             except NoRoomError as error:
                 target, needed = None, error.size
-            # Not above, where the error's frames would keep what was read while this row waits.
+            # Outside of the except block: the error's frames would keep the body in memory while this row waits.
             if target is None:
                 left.seconds = self._settings.timeout_s
                 await holding.wait_for(needed)
             else:
-                holding.shrink(0)  # who waits for a slot must not hold what others need to end
-                url, delay_s = target, await self._permission.to_ask(target)
+                holding.shrink(0)  # a row that waits for a slot must not hold bytes that others need to complete
+                url, delay_s = target, await self._permission.check_request(target)
 
     async def _attempt(self, url: URL, turn: Turn, left: "_Left", outcome: Outcome, holding: Holding) -> bytes:
-        """Ask one host, within what is left of `timeout_s`, and let it be known how it took that.
+        """Make one request to a host within the rest of `timeout_s`, and record the result for the host.
 
-        Raises _MovedError where it redirects to another one.
+        Raises _MovedError if it redirects to another one.
         """
         allowed_s = left.seconds
         try:
@@ -240,7 +240,7 @@ class _Fetcher:
                 _refused(error, turn)
             elif error.reason not in _NETWORK:
                 turn.answered()
-            elif error.reason != "timeout" or allowed_s >= self._settings.timeout_s / 2:  # or another host took it all
+            elif error.reason != "timeout" or allowed_s >= self._settings.timeout_s / 2:  # else others used it
                 turn.missed(error.reason)
             raise
         except _MovedError:
@@ -250,7 +250,7 @@ class _Fetcher:
         return body
 
     async def _within(self, url: URL, left: "_Left", outcome: Outcome, holding: Holding) -> bytes:
-        """Ask one host, within what is left of `timeout_s`."""
+        """Make one request to a host within the rest of `timeout_s`."""
         before, outcome.http_status = outcome.http_status, None
         began = time.monotonic()
         try:
@@ -272,18 +272,18 @@ class _Fetcher:
                 outcome.http_status = response.status
                 if response.status not in _REDIRECTS:
                     self._check(response)
-                    await self._permission.to_read(url, response.headers)
+                    await self._permission.check_response(url, response.headers)
                     return await self._body(response, holding)
             url = self._target(response, url)
             outcome.final_url = str(url)
             if left.redirects == 0:
                 raise FetchError("redirect_limit", f"more than {self._settings.max_redirects}")
             left.redirects -= 1
-            if _place(url) != place or await self._permission.to_ask(url):
+            if _place(url) != place or await self._permission.check_request(url):
                 raise _MovedError(url)
 
     def _target(self, response: aiohttp.ClientResponse, url: URL) -> URL:
-        """Return where a redirect leads to."""
+        """Return the target of a redirect."""
         target = response.headers.get("Location")
         if not target:
             raise FetchError("bad_redirect", f"{response.status} without Location")
@@ -313,7 +313,7 @@ class _Fetcher:
         max_bytes = self._settings.max_bytes
         codings = encodings(response.headers.getall("Content-Encoding", []))
         holding.grow(max(response.content_length or 0, 2 * max_bytes if codings else 0))
-        chunks, size = [], 0  # not one that grows, which takes twice its size while it is moved
+        chunks, size = [], 0  # a growing buffer would take twice its size while it is copied
         async for chunk in response.content.iter_any():
             chunks.append(chunk)
             size += len(chunk)
@@ -323,18 +323,18 @@ class _Fetcher:
                 try:
                     holding.grow(size + _NEXT_BYTES)
                 except NoRoomError:
-                    raise NoRoomError(max_bytes) from None  # once is enough: the next time it has all that it may need
+                    raise NoRoomError(max_bytes) from None  # at most once: the next attempt reserves the maximum
         if not size and response.status != 200:
             raise FetchError("unexpected_status", f"HTTP {response.status}")
         body = b"".join(chunks)
         return decompressed(body, codings, max_bytes, begins_as_picture) if codings else body
 
-    # ---- files that speak for a whole host
+    # ---- site-wide files
 
     async def _site_file(self, url: URL) -> str:
-        """Return the text of a robots.txt or its like; "" where the host has none. Raises FetchError.
+        """Return the text of robots.txt or a similar file; "" if the host has none. Raises FetchError.
 
-        A host that does not answer is asked again as a picture would be. Neither `per_host` nor Crawl-delay counts it.
+        Retries are those of a picture. Neither `per_host` nor Crawl-delay applies.
         """
         for attempt in range(self._settings.retries + 1):
             try:
@@ -352,7 +352,7 @@ class _Fetcher:
         raise AssertionError("the last attempt returns or raises")
 
     async def _site_text(self, url: URL) -> str:
-        """Ask once. 4xx, and more redirects than five, mean that there is no file (RFC 9309, section 2.3.1)."""
+        """Make one request. 4xx, or more than five redirects, mean that there is no file (RFC 9309, section 2.3.1)."""
         for _ in range(_SITE_REDIRECTS + 1):
             async with self._session.get(url, allow_redirects=False, headers={"Accept": "*/*"}) as response:
                 if 400 <= response.status < 500:
@@ -375,12 +375,12 @@ class _Fetcher:
             body = bytearray(decompressed(bytes(body), codings, _SITE_BYTES, _is_text))
         if len(body) > _SITE_BYTES:
             lines = max(body.rfind(end, 0, _SITE_BYTES) for end in (b"\n", b"\r"))
-            del body[lines + 1 :]  # a rule that is cut would say something else
+            del body[lines + 1 :]  # a truncated rule would have another meaning
         return body.decode("utf-8", "replace")
 
 
 class _MovedError(Exception):
-    """A redirect to a host, or a URL, that has a turn of its own."""
+    """A redirect to a host, or a URL, that needs its own turn."""
 
     def __init__(self, url: URL) -> None:
         super().__init__(url)
@@ -389,20 +389,20 @@ class _MovedError(Exception):
 
 @dataclass(slots=True)
 class _Left:
-    """What one attempt may still spend."""
+    """The rest of one attempt's limits."""
 
     seconds: float
-    """Of waiting for servers; not for slots, turns and memory."""
+    """Time to wait for servers; waiting for slots, turns and memory does not count."""
     redirects: int
 
 
 def _place(url: URL) -> Place:
-    """Return what `Hosts` knows a host by."""
+    """Return the key of a host in `Hosts`."""
     return url.host or "", url.port or 0
 
 
 def _refused(error: FetchError, turn: Turn) -> None:
-    """Let a host's refusal be known. `error` keeps the pause that is left to the row: `Hosts` waits for the host's."""
+    """Record a host's refusal. `error` keeps only the row's own pause: `Hosts` waits for the host's."""
     asked_s = error.pause_s
     if (asked_s or 0.0) > LONGEST_PAUSE_S:
         error.retry = "later"
@@ -417,13 +417,13 @@ def _is_text(body: bytes) -> bool:
     return b"\0" not in body and not body.startswith(b"\x1f\x8b")
 
 
-def _spread(url: str) -> float:
-    """Return a number in 0..1 that differs from URL to URL, so that retries do not come in step."""
+def _jitter(url: str) -> float:
+    """Return a number in 0..1 that depends on the URL, so that retries are not synchronised."""
     return zlib.crc32(url.encode("utf-8", "replace")) / 2**32
 
 
 def _classified(error: Exception) -> FetchError:
-    """Return the failure that an exception of aiohttp or of the system stands for."""
+    """Convert an exception of aiohttp or of the system to a FetchError."""
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     text = str(cause) or type(cause).__name__
     if isinstance(cause, PrivateAddressError):
@@ -441,6 +441,6 @@ def _classified(error: Exception) -> FetchError:
         return FetchError("bad_response", error.message)
     if isinstance(error, aiohttp.ClientConnectionError | OSError):
         return FetchError("connection_failed", text)
-    if isinstance(error, ValueError):  # a host, or credentials, that cannot be encoded: nothing was asked
+    if isinstance(error, ValueError):  # a host, or credentials, that cannot be encoded: no request was sent
         return FetchError("bad_url", text)
     return FetchError("bad_response", text)

@@ -1,14 +1,14 @@
-"""Engine `img2dataset`: the real img2dataset 1.47.0, run as a subprocess in an environment of its own.
+"""Engine `img2dataset`: img2dataset 1.47.0, run as a subprocess in a separate environment.
 
-Its own environment, because it installs a top-level module `dataclasses` that breaks other programs. The table and the
-reasons are those of engine `http`. What it cannot do, it does not do here either:
+The environment is separate because img2dataset installs a top-level module `dataclasses` that breaks other programs.
+The table and the reasons are those of engine `http`. Its limitations remain:
 
-- URLs are checked against the address rule before it starts, but it resolves names anew and follows redirects
-  unchecked: use it where the network holds nothing worth protecting.
+- URLs are checked against the address rule before it starts, but it resolves names again and follows redirects
+  unchecked: use it only in a network without private services.
 - `timeout_s` limits each read and not the request; there is no limit on bytes, and no pause between retries. Rows that
-  hang are ended by `engine_limit_s`, with all others of their shard (reason not_attempted).
-- Pictures lie as they were stored (no EXIF rotation), and are measured after resizing, borders included; so
-  `pixels_sha256` is that of the stored picture, and depends on how it was resized and encoded.
+  hang are stopped by `engine_limit_s`, with all others of their shard (reason not_attempted).
+- Pictures are not rotated by EXIF, and are measured after resizing, including borders; so `pixels_sha256` is that of
+  the stored picture, and depends on how it was resized and encoded.
 """
 
 import fcntl
@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 
 
 class Img2datasetEngine:
-    """Runs img2dataset once for each call, over all its requests. `limit_s` ends it, finished or not."""
+    """Runs img2dataset once for each call, over all its requests. `limit_s` is its time limit."""
 
     def __init__(self, settings: Settings, cpus: int = 1, limit_s: float | None = None) -> None:
         self._settings = settings
@@ -62,7 +62,7 @@ class Img2datasetEngine:
         self._pictures = PictureMaker(settings)
 
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Outcome]:
-        """See `Engine.outcomes`. Raises BuildError where img2dataset cannot be installed, or does not run at all."""
+        """See `Engine.outcomes`. Raises BuildError if img2dataset cannot be installed or started."""
         wanted = list(requests)
         refused = _refused(wanted, AllowedHosts(self._settings.allow_hosts))
         asked = [i for i, request in enumerate(wanted) if not request.file and i not in refused]
@@ -88,7 +88,7 @@ class Img2datasetEngine:
         return self._pictures.fill(Outcome(), body, request.digest)
 
     def _run(self, folder: Path, requests: list[Request], asked: list[int]) -> str:
-        """Run it; return why rows may be missing."""
+        """Run img2dataset; return why rows may be missing."""
         table = pa.table({"url": [requests[i].url for i in asked], "row": pa.array(asked, pa.int64())})
         pq.write_table(table, folder / "urls.parquet")
         log = folder / "log.txt"
@@ -129,7 +129,7 @@ class Img2datasetEngine:
         }
 
     def _patience_s(self, rows: int) -> float:
-        """What the timeouts allow if every row uses them up, in whole rounds of threads."""
+        """Return the time limit if every row uses its timeouts, in whole rounds of threads."""
         rounds = math.ceil(rows / (self._settings.concurrency * self._cpus))
         return _START_S + 2 * rounds * self._settings.timeout_s * (self._settings.retries + 1)
 
@@ -183,7 +183,7 @@ _REASONS: Final = (
 
 
 def reason_of(text: str, resizing: bool) -> str:
-    """Return our reason for img2dataset's error text; `resizing`: it had the bytes."""
+    """Return our reason for img2dataset's error text; `resizing`: the error came after the download."""
     found = next((reason for sign, reason in _REASONS if sign in text), None)
     if found:
         return found
@@ -194,7 +194,7 @@ def reason_of(text: str, resizing: bool) -> str:
 
 
 def _refused(requests: list[Request], allowed: AllowedHosts) -> dict[int, Outcome]:
-    """Return the outcomes of rows that are not asked for: what `check_url` and the addresses of names forbid."""
+    """Return the outcomes of rows that `check_url` or the addresses of their host forbid."""
     refused: dict[int, Outcome] = {}
     urls: dict[int, URL] = {}
     for i, request in enumerate(requests):
@@ -232,7 +232,7 @@ def _verdict(place: tuple[str, int]) -> tuple[str, str] | None:
 
 
 def _run_limited(arguments: dict[str, Any], sink: Any, limit_s: float) -> str:
-    """Run img2dataset; return "" when it ended well, "limit", or how it ended. Nothing of it is left running."""
+    """Run img2dataset; return "" for success, "limit", or its exit status. No child process is left running."""
     process = subprocess.Popen(  # noqa: S603  (our own interpreter, no shell)
         [str(fetch_python()), "-I", "-W", "ignore", "-c", _MAIN],
         stdin=subprocess.PIPE,
@@ -254,17 +254,17 @@ def _run_limited(arguments: dict[str, Any], sink: Any, limit_s: float) -> str:
 
 
 def fetch_python() -> Path:
-    """Return the Python of img2dataset's environment, making the environment first where it is missing.
+    """Return the Python of img2dataset's environment, which is created if it is missing.
 
-    It is `.venv-fetch` beside the environment that runs, or in the user's cache folder where that cannot be written;
-    `ESPALIER_FETCH_ENV` names another one. Raises BuildError.
+    It is `.venv-fetch` next to the current environment, or in the user's cache folder if that is read-only;
+    `ESPALIER_FETCH_ENV` overrides it. Raises BuildError.
     """
     folder = _environment_folder()
     ready = folder / f"img2dataset-{RELEASE}"
     if not ready.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_name(folder.name + ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # several actors may come here at once
+            fcntl.flock(lock, fcntl.LOCK_EX)  # several actors may be here at once
             if not ready.exists():
                 _make_environment(folder)
                 ready.touch()
@@ -282,7 +282,7 @@ def _environment_folder() -> Path:
 
 
 def _make_environment(folder: Path) -> None:
-    _log.warning("making the environment of img2dataset %s in %s: once, some minutes", RELEASE, folder)
+    _log.warning("creating the environment of img2dataset %s in %s: once, a few minutes", RELEASE, folder)
     python = folder / "bin" / "python"
     for command in (
         [sys.executable, "-m", "venv", "--clear", str(folder)],

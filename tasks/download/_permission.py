@@ -1,4 +1,4 @@
-"""Whether a host lets us ask for a picture (robots.txt), and its rightsholder lets us read it (TDM reservation)."""
+"""Check whether a host allows a request (robots.txt), and its rightsholder the use of a picture (TDM reservation)."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
@@ -12,28 +12,27 @@ from tasks.download import _tdm as tdm
 from tasks.download._addresses import AllowedHosts
 from tasks.download._base import Settings
 from tasks.download._robots import Robots
-from tasks.download._site_files import Known, Shelf, SiteFiles
+from tasks.download._site_files import DiskCache, MemoryCache, SiteFiles
 from tasks.download._tdm import Reservations
 from tasks.download.reasons import FetchError
 from tasks.files.cache import cache_folder
 
 _OF_THE_HOST: Final = ("bad_url", "private_address", "dns_failed", "connection_failed", "tls_failed")
-"""Failures that any URL of the host would meet: the row gets that reason, which says more."""
+"""Failures that apply to any URL of the host: the row gets this more specific reason."""
 
 
 class Memory:
-    """What is known of hosts, for as long as an engine lives."""
+    """Parsed files of hosts, for the lifetime of an engine."""
 
     def __init__(self) -> None:
-        self.robots: Known[Robots] = Known()
-        self.reservations: Known[Reservations] = Known()
+        self.robots: MemoryCache[Robots] = MemoryCache()
+        self.reservations: MemoryCache[Reservations] = MemoryCache()
 
 
 class Permission:
-    """Decides, once a host and once a response, with the evidence. `ask` fetches a text file, as `SiteFiles` wants it.
+    """Decides, for each host and each response, with evidence. `ask` fetches a text file, as in `SiteFiles`.
 
-    Hosts that the recipe names in `allow_hosts` are not kept on disk: at a private address there may be another service
-    tomorrow.
+    Hosts in the recipe's `allow_hosts` are not cached on disk: a private address may later belong to another service.
     """
 
     def __init__(
@@ -49,28 +48,29 @@ class Permission:
         self._reservations: SiteFiles[Reservations] | None = None
         if settings.obeys_robots:
             parse = partial(Robots, token=settings.user_agent_token or robots.AGENT)
-            shelf = Shelf(cache_folder("robots"))
-            self._robots = SiteFiles(robots.PATH, ask, parse, memory.robots, shelf, executor)
+            disk = DiskCache(cache_folder("robots"))
+            self._robots = SiteFiles(robots.PATH, ask, parse, memory.robots, disk, executor)
         if settings.obeys_tdm:
-            shelf = Shelf(cache_folder("tdmrep"))
-            self._reservations = SiteFiles(tdm.PATH, ask, Reservations, memory.reservations, shelf, executor)
+            disk = DiskCache(cache_folder("tdmrep"))
+            self._reservations = SiteFiles(tdm.PATH, ask, Reservations, memory.reservations, disk, executor)
 
-    async def to_ask(self, url: URL) -> float:
-        """Return how many seconds the host wants between requests. Raises FetchError where it forbids this one.
+    async def check_request(self, url: URL) -> float:
+        """Return how many seconds the host wants between requests. Raises FetchError if it forbids this one.
 
-        robots_disallowed: a rule says so. robots_unreachable: the host did not say, so it forbids all (RFC 9309,
-        section 2.3.1.4). bad_url, private_address, dns_failed, connection_failed, tls_failed: it cannot be asked.
+        robots_disallowed: by a rule. robots_unreachable: robots.txt could not be fetched, so everything is forbidden
+        (RFC 9309, section 2.3.1.4). bad_url, private_address, dns_failed, connection_failed, tls_failed: the host
+        cannot be reached.
         """
         delay_s = await self._by_robots(url) if self._robots else 0.0
-        await self._file_says(url)  # now, so that no response waits for it
+        await self._reserved_by_file(url)  # now, so that no response waits for it
         return delay_s
 
-    async def to_read(self, url: URL, headers: Mapping[str, str]) -> None:
-        """Raise FetchError (tdm_reserved) where a response's headers, or else its host's file, reserve it."""
+    async def check_response(self, url: URL, headers: Mapping[str, str]) -> None:
+        """Raise FetchError (tdm_reserved) if a response's headers, or else its host's file, reserve it."""
         if self._reservations is None:
             return
         said = tdm.header_says(headers)
-        evidence = await self._file_says(url) if said is None else tdm.header_evidence(headers) if said else None
+        evidence = await self._reserved_by_file(url) if said is None else tdm.header_evidence(headers) if said else None
         if evidence is not None:
             raise FetchError("tdm_reserved", evidence)
 
@@ -79,7 +79,7 @@ class Permission:
         try:
             rules = await self._robots.of(url, self._keeps(url))
         except FetchError as error:
-            retry = "later" if error.retry == "now" else error.retry  # it was asked again already
+            retry = "later" if error.retry == "now" else error.retry  # it was retried already
             if error.reason in _OF_THE_HOST:
                 raise FetchError(error.reason, error.detail, retry=retry) from error
             why = f"robots.txt of {str(url.origin()).partition('://')[2]}: {error.reason}, {error.detail}"
@@ -89,8 +89,8 @@ class Permission:
             raise FetchError("robots_disallowed", refusal)
         return rules.delay_s
 
-    async def _file_says(self, url: URL) -> str | None:
-        """Return what the host's file reserves. A host that gives none does not implement the protocol."""
+    async def _reserved_by_file(self, url: URL) -> str | None:
+        """Return the host's reservation of a URL. A host without the file does not implement the protocol."""
         if self._reservations is None:
             return None
         try:

@@ -1,4 +1,4 @@
-"""From the bytes of one image to everything that its row holds, with one decode."""
+"""Compute every column of a row from the bytes of its image, with one decode."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from tasks.download.reasons import FetchError
 from tasks.images.apart import Apart
 
 DECODE_BYTES: Final = 256 << 20
-"""What the pictures that are decoded at one time may take together; one that takes more is decoded alone."""
+"""Memory limit of the pictures that are decoded concurrently; a picture above it is decoded alone."""
 _RESULT_PIXEL_BYTES: Final = 9
-"""Of the picture that is stored: resized, with its channels in the encoder's order, and encoded."""
+"""Bytes per pixel of the stored picture: resized, with its channels in the encoder's order, and encoded."""
 _MEASURED_PX: Final = 256
-"""Statistics are taken on no less than this (longer side), however small the stored picture is."""
+"""Statistics are computed at no less than this (longer side), even if the stored picture is smaller."""
 
 
 class Room:
-    """Bytes that threads share: each holds what it needs, or waits, first come, first served."""
+    """Bytes that threads share: each holds what it needs, or waits, in order of arrival."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
@@ -31,7 +31,7 @@ class Room:
 
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Hold `size` bytes, as soon as there are so many; more than the limit, as soon as nobody else holds any."""
+        """Hold `size` bytes as soon as they are free; more than the limit as soon as no other thread holds any."""
         with self._turn, self._changed:
             self._changed.wait_for(lambda: self._used == 0 or self._used + size <= self._limit)
             self._used += size
@@ -44,9 +44,9 @@ class Room:
 
 
 class PictureMaker:
-    """Verifies, decodes, measures and encodes. Thread-safe; what pictures take while they are decoded is bounded.
+    """Verifies, decodes, measures and encodes. Thread-safe; the memory of concurrent decodes is bounded.
 
-    `close` ends the processes that decode the formats for which time is not bounded by the header.
+    `close` ends the processes that decode the formats whose header does not bound the time.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -56,11 +56,11 @@ class PictureMaker:
         self._apart = Apart(settings.decode_cpu_s)
 
     def close(self) -> None:
-        """End what runs beside this process."""
+        """End the decoding processes."""
         self._apart.close()
 
     def fill(self, outcome: Outcome, body: bytes, digest: str | None) -> Outcome:
-        """Complete `outcome` from the received bytes; `digest` is what they should hash to. Never raises."""
+        """Complete `outcome` from the received bytes; `digest` is their expected hash. Never raises."""
         try:
             self._fill(outcome, body, digest)
         except (FetchError, images.ImageError) as error:
@@ -70,7 +70,7 @@ class PictureMaker:
         return outcome
 
     def measure(self, outcome: Outcome, stored: bytes) -> Outcome:
-        """Complete `outcome` from an image that somebody else has resized and encoded. Never raises."""
+        """Complete `outcome` from an image that img2dataset has resized and encoded. Never raises."""
         try:
             header = images.inspect(stored)
             outcome.format, outcome.width, outcome.height = header.format, header.width, header.height
@@ -112,7 +112,7 @@ class PictureMaker:
             raise FetchError("too_narrow", f"{size}, limit {limit:g} to 1")
 
     def _target(self, header: images.Header) -> tuple[int, int]:
-        """Return the size to scale to. A line must not be blown up into more than what is decoded at all."""
+        """Return the size to scale to. Raises FetchError if a thin picture would grow above the limit on pixels."""
         s = self._settings
         target = images.resized(header.width, header.height, s.image_size, s.resize_mode, s.resize_only_if_bigger)
         images.check(header._replace(width=target[0], height=target[1]), self._limits)
@@ -140,7 +140,7 @@ class PictureMaker:
 
     @staticmethod
     def _note(outcome: Outcome, data: bytes, header: images.Header, pixels: images.Pixels) -> None:
-        """Note the digest and the statistics of a picture: exact ones, unless it was reduced while it was decoded."""
+        """Record the digest and the statistics of a picture: exact unless it was reduced during decoding."""
         outcome.pixels_sha256 = images.pixels_sha256(data, header, pixels)
         reduced = pixels.shape[:2] != (header.height, header.width)
         measured = images.statistics(pixels, one_channel=header.mode == "L", fast=reduced)
@@ -164,7 +164,7 @@ def read_local(file: LocalFile, max_bytes: int) -> bytes:
 
 
 def begins_as_picture(body: bytes) -> bool:
-    """Return whether bytes are in an image format that is read here, whole or not."""
+    """Return whether bytes begin as an image in a supported format."""
     try:
         images.inspect(body)
     except images.ImageError as error:

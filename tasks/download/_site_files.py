@@ -1,7 +1,8 @@
-"""Files that speak for a whole host, such as robots.txt: asked for once, then kept in memory and on disk.
+"""Site-wide files such as robots.txt: fetched once, then cached in memory and on disk.
 
-In memory for as long as an engine lives, bounded; on disk for all processes of this machine and for later builds.
-Actors that meet a host in the same moment may each ask it once; nobody asks again before the file expires.
+The cache in memory is bounded, and lives as long as an engine; that on disk serves all processes of this machine and
+later builds. Actors that need a host at the same moment may each fetch the file; nothing fetches it again before it
+expires.
 """
 
 import asyncio
@@ -21,39 +22,39 @@ from yarl import URL
 
 from tasks.download.reasons import FetchError
 
-KEPT_S: Final = 86_400.0
-"""A file is asked for again after a day (RFC 9309, section 2.4)."""
+CACHED_S: Final = 86_400.0
+"""A file is fetched again after a day (RFC 9309, section 2.4)."""
 FAILED_S: Final = 3600.0
-"""So long a host that gave no answer is left alone. Only in memory: a later build asks anew."""
+"""How long a failure is cached. Only in memory: a later build tries again."""
 MOST_IN_MEMORY: Final = 1024
 MOST_TEXT: Final = 8 << 20
-"""Characters of text behind what is in memory; parsed rules take some ten times as much."""
+"""Characters of text whose parsed form is in memory; parsed rules take some ten times as much."""
 MOST_ON_DISK: Final = 200_000
 """Files; some 4 kB each."""
-_SWEPT_AFTER_S: Final = 7 * KEPT_S
-"""Beyond `KEPT_S`, since an old file stands in where its host does not answer."""
+_SWEPT_AFTER_S: Final = 7 * CACHED_S
+"""Longer than `CACHED_S`, since an expired file is used while its host does not answer."""
 
 T = TypeVar("T")
 
 
 class SiteFile(NamedTuple):
-    """What a host answered."""
+    """The response of a host."""
 
     origin: str
-    """`http://host:port`; the port only where it is not the scheme's own."""
+    """`http://host:port`, without the scheme's default port."""
     text: str
-    """Empty where the host has no such file."""
+    """Empty if the host has no such file."""
     fetched_at: float
     """Seconds since 1970."""
 
     @property
     def when(self) -> str:
-        """When it was fetched, as evidence says it: 2026-11-24T10:00Z."""
+        """Return when it was fetched, in the format of evidence: 2026-11-24T10:00Z."""
         return datetime.fromtimestamp(self.fetched_at, UTC).strftime("%Y-%m-%dT%H:%MZ")
 
 
-class Shelf:
-    """Files on disk, one an origin, in one folder. What cannot be read or written is not there: it is only a cache."""
+class DiskCache:
+    """Files on disk, one for each origin, in one folder. Failures to read or write are ignored: it is only a cache."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -69,7 +70,7 @@ class Shelf:
         return file if file.origin == origin and file.fetched_at <= time.time() else None
 
     def write(self, file: SiteFile) -> None:
-        """Keep a file, whole or not at all."""
+        """Store a file atomically."""
         path = self._path(file.origin)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         with suppress(OSError):
@@ -85,7 +86,7 @@ class Shelf:
         return self._folder / f"{hashlib.sha256(origin.encode()).hexdigest()[:32]}.json"
 
     def _sweep(self) -> int:
-        """Remove what is too old to stand in for anything; return how many files stay."""
+        """Remove files that are too old to be used; return how many are left."""
         stay = 0
         with os.scandir(self._folder) as entries:
             for entry in entries:
@@ -96,8 +97,8 @@ class Shelf:
         return stay
 
 
-class Known(Generic[T]):
-    """What was made of files, the latest used first; failures too. Bounded in number and in text."""
+class MemoryCache(Generic[T]):
+    """An LRU cache of parsed files, and of failures. Bounded in number and in text."""
 
     def __init__(self, most: int = MOST_IN_MEMORY, most_text: int = MOST_TEXT) -> None:
         self._most = most
@@ -109,7 +110,7 @@ class Known(Generic[T]):
         return len(self._entries)
 
     def get(self, origin: str) -> T | FetchError | None:
-        """Return what is known of an origin, unless it has expired."""
+        """Return the entry of an origin unless it has expired."""
         entry = self._entries.get(origin)
         if entry is None or entry[2] <= time.time():
             return None
@@ -117,7 +118,7 @@ class Known(Generic[T]):
         return entry[0]
 
     def put(self, origin: str, value: T | FetchError, characters: int, until: float) -> None:
-        """Know `value`, made of so many characters, until then (seconds since 1970)."""
+        """Store `value`, parsed from so many characters, until a time (seconds since 1970)."""
         self._drop(origin)
         self._entries[origin] = (value, characters, until)
         self._text += characters
@@ -132,8 +133,8 @@ class Known(Generic[T]):
 class SiteFiles(Generic[T]):
     """The files of one kind, in one event loop. `known` outlives it.
 
-    `path`: where each host has it. `ask`: fetches one; "" where the host has none; raises FetchError. `parse`: what is
-    made of it, in `executor`: half a megabyte takes 0.15 s. `shelf`: None keeps nothing on disk.
+    `path`: its path on each host. `ask`: fetches one, "" if the host has none; raises FetchError. `parse`: its parser,
+    which runs in `executor` (half a megabyte takes 0.15 s). `disk`: None caches nothing on disk.
     """
 
     def __init__(
@@ -141,43 +142,43 @@ class SiteFiles(Generic[T]):
         path: str,
         ask: Callable[[URL], Awaitable[str]],
         parse: Callable[[SiteFile], T],
-        known: Known[T],
-        shelf: Shelf | None,
+        known: MemoryCache[T],
+        disk: DiskCache | None,
         executor: Executor,
     ) -> None:
         self._path = path
         self._ask = ask
         self._parse = parse
         self._known = known
-        self._shelf = shelf
+        self._disk = disk
         self._executor = executor
         self._asking: dict[str, asyncio.Task[T | FetchError]] = {}
 
     async def of(self, url: URL, keep: bool) -> T:
-        """Return what is made of the file of a URL's host. `keep`: it may be on disk. Raises FetchError."""
+        """Return the parsed file of a URL's host. `keep`: it may be cached on disk. Raises FetchError."""
         origin = str(url.origin())
         found = self._known.get(origin)
         if found is None:
             if origin not in self._asking:
                 task = self._asking[origin] = asyncio.create_task(self._find(origin, keep))
                 task.add_done_callback(lambda _: self._asking.pop(origin, None))
-            found = await asyncio.shield(self._asking[origin])  # one row's end must not end what others wait for
+            found = await asyncio.shield(self._asking[origin])  # cancelling one row must not cancel the others
         if isinstance(found, FetchError):
             raise found.bare()
         return found
 
     async def _find(self, origin: str, keep: bool) -> T | FetchError:
-        """Return what is made of the file on disk where it is young, else of what the host says now."""
+        """Return the parsed file: from disk if it has not expired, else from the host."""
         loop = asyncio.get_running_loop()
-        shelf = self._shelf if keep else None
-        file = await loop.run_in_executor(self._executor, shelf.read, origin) if shelf else None
-        until = file.fetched_at + KEPT_S if file else 0.0
+        disk = self._disk if keep else None
+        file = await loop.run_in_executor(self._executor, disk.read, origin) if disk else None
+        until = file.fetched_at + CACHED_S if file else 0.0
         if until <= time.time():
             try:
                 file = SiteFile(origin, await self._ask(URL(origin).join(URL(self._path))), time.time())
-                until = file.fetched_at + KEPT_S
-                if shelf:
-                    await loop.run_in_executor(self._executor, shelf.write, file)
+                until = file.fetched_at + CACHED_S
+                if disk:
+                    await loop.run_in_executor(self._executor, disk.write, file)
             except FetchError as error:
                 until = time.time() + FAILED_S
                 if file is None:
@@ -185,7 +186,7 @@ class SiteFiles(Generic[T]):
         assert file is not None
         try:
             made = await loop.run_in_executor(self._executor, self._parse, file)
-        except Exception as error:  # noqa: BLE001  # a file that breaks its parser must not be fetched for every row
+        except Exception as error:  # noqa: BLE001  # a file that crashes its parser must not be fetched for every row
             return self._failed(origin, FetchError("unforeseen", f"{type(error).__name__}: {error}"), until)
         self._known.put(origin, made, len(file.text), until)
         return made

@@ -1,8 +1,8 @@
 """TDM reservation: whether a rightsholder reserves text and data mining, by a response header or a file of the host.
 
 Source: TDM Reservation Protocol (TDMRep), W3C Community Group final report, 2024: in `/.well-known/tdmrep.json` the
-first rule whose location matches counts; a header of the response replaces what the file says; without either nothing
-is reserved. The policy (where rights may be had) is not read: it is evidence.
+first rule whose location matches applies; a header of the response overrides the file; without either nothing is
+reserved. The policy (where rights can be obtained) is not read: it is part of the evidence.
 """
 
 import json
@@ -16,7 +16,7 @@ from tasks.download._site_files import SiteFile
 
 PATH: Final = "/.well-known/tdmrep.json"
 MOST_RULES: Final = 1000
-"""A file with more is read as far as that."""
+"""At most this many rules of a file are read."""
 _AGENT: Final = "*"
 _CHARACTERS: Final = 60
 
@@ -24,20 +24,20 @@ _CHARACTERS: Final = 60
 class _Rule(NamedTuple):
     location: str
     matches: Protego
-    """Patterns are those of robots.txt, so its parser judges them: it disallows what the location matches."""
+    """Patterns are those of robots.txt, so its parser matches them: it disallows what the location matches."""
     reserved: bool
     policy: str
 
 
 class Reservations:
-    """What one host's file says. Whatever is not a rule is passed over: a broken file reserves nothing."""
+    """The rules of one host's file. Anything else is skipped: a malformed file reserves nothing."""
 
     def __init__(self, file: SiteFile) -> None:
         self._file = file
         self._rules = _rules(file.text)
 
     def reservation(self, url: URL) -> str | None:
-        """Return the rule by which a URL is reserved, as evidence, or None where it is not."""
+        """Return the rule that reserves a URL, as evidence, or None."""
         text = str(url.with_fragment(None))
         rule = next((r for r in self._rules if not r.matches.can_fetch(text, _AGENT)), None)
         if rule is None or not rule.reserved:
@@ -47,7 +47,7 @@ class Reservations:
 
 
 def header_says(headers: Mapping[str, str]) -> bool | None:
-    """Return whether a response's `tdm-reservation` reserves it; None where it says nothing readable."""
+    """Return whether a response's `tdm-reservation` reserves it; None if it is absent or malformed."""
     return {"1": True, "0": False}.get(headers.get("tdm-reservation", "").strip())
 
 

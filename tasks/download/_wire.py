@@ -1,12 +1,12 @@
-"""How HTTP/1 responses are read: as browsers, curl and urllib read them, within limits of our own.
+"""A lenient HTTP/1 response parser: accepts what browsers, curl and urllib accept, within limits.
 
 aiohttp's parser refuses heads that all of those accept (a header of 10 kB, a line without a colon, a space before a
-colon, a length beside chunks), whatever its limits say, and has no limit on interim responses, on chunk extensions
-and on trailers. `LenientConnector` puts a `ResponseReader` in that parser's place; connections, TLS, flow control and
-the pool stay aiohttp's.
+colon, a length together with chunks) regardless of its limits, and does not limit interim responses, chunk extensions
+and trailers. `LenientConnector` replaces it by a `ResponseReader`; connections, TLS, flow control and the pool are
+aiohttp's.
 
-What was forgiven is never guessed at: a line that is no header is passed over, and a response that needed forgiveness
-is the last one of its connection, so a wrong idea of where it ends cannot reach another row.
+A line that is not a header is skipped, and a malformed response is the last one of its connection, so a wrong guess
+where it ends cannot affect another row.
 Sources: RFC 9112, sections 2.2, 4 to 7 and 9.3; curl 8, `lib/http.c` and `lib/http_chunks.c`; CPython's
 `http/client.py`.
 """
@@ -25,15 +25,15 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from multidict import CIMultiDict, CIMultiDictProxy
 
 MOST_HEAD_BYTES: Final = 64 << 10
-"""Of a response's head, interim responses before it included; of the trailers behind its chunks, once more."""
+"""Limit of a response's head, including interim responses; and, separately, of the trailers after its chunks."""
 MOST_INTERIM: Final = 32
-"""Interim responses (1xx) before the one that counts."""
+"""Interim responses (1xx) before the final one."""
 MOST_FRAMING_BYTES: Final = 1 << 20
-"""Of chunk sizes, their extensions and line ends; beyond it, a quarter of the body's bytes."""
+"""Limit of chunk sizes, their extensions and line ends; for larger bodies, a quarter of the body's bytes."""
 _LONGEST_SIZE_LINE: Final = 16 << 10
 
 _BUFFER_BYTES: Final = 64 << 10
-"""A connection is not read from while twice this waits to be taken."""
+"""Reading from a connection pauses while twice this is buffered."""
 
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 _STATUS: Final = re.compile(rb"HTTP/(\d)(?:\.(\d))?[ \t]+(\d{3})(?!\d)[ \t]*([^\n]*)", re.IGNORECASE)
@@ -45,7 +45,7 @@ _NO_BODY: Final = (204, 304)
 
 
 class WireError(aiohttp.ClientPayloadError):
-    """A body whose framing cannot be read, or is over a limit. Not one that ends early: that is ClientPayloadError."""
+    """A body whose framing is malformed, or over a limit. A body that ends early is ClientPayloadError."""
 
 
 class Head(NamedTuple):
@@ -57,7 +57,7 @@ class Head(NamedTuple):
     """0: HTTP/1.0; 1: all later ones."""
     fields: list[tuple[bytes, bytes]]
     odd: bool
-    """Whether anything in it had to be forgiven."""
+    """Whether anything in it was malformed."""
 
     def values(self, name: bytes) -> list[bytes]:
         """Return the items of all fields of one name (lower case), split at commas, in lower case."""
@@ -66,10 +66,10 @@ class Head(NamedTuple):
 
 
 def read_head(data: bytes) -> Head:
-    """Return the head that `data` is, up to its blank line. Raises BadHttpMessage where there is no status line.
+    """Parse a head, up to its blank line. Raises BadHttpMessage if there is no status line.
 
-    Forgiven: bare LF line ends, a missing reason phrase, blank lines before the status line, folded fields, white
-    space before a colon, control characters in values (a space stands for each), lines that are no fields (dropped).
+    Accepts bare LF line ends, a missing reason phrase, blank lines before the status line, folded fields, white space
+    before a colon, control characters in values (each becomes a space), lines that are not fields (dropped).
     """
     lines = data.strip(b"\r\n").split(b"\n")
     status = _STATUS.match(lines[0])
@@ -115,10 +115,10 @@ class Framing(NamedTuple):
 
 
 def framing(head: Head) -> Framing:
-    """Return where the body ends (RFC 9112, section 6.3). Raises BadHttpMessage where two lengths differ.
+    """Return where the body ends (RFC 9112, section 6.3). Raises BadHttpMessage if two lengths differ.
 
-    Forgiven: chunks in spite of a length (the length is dropped), one length several times, `chunked` several times,
-    and a length that is no number of at most 18 digits (it counts as none: the connection's end is the body's).
+    Accepts chunks together with a length (the length is dropped), repeated equal lengths, repeated `chunked`, and a
+    length that is not a number of at most 18 digits (it is ignored: the body ends with the connection).
     """
     connection = head.values(b"connection")
     keeps = not head.odd and b"close" not in connection and (head.minor == 1 or b"keep-alive" in connection)
@@ -134,13 +134,13 @@ def framing(head: Head) -> Framing:
 
 
 class Chunks:
-    """Takes chunks apart as they come. Bare LF line ends, white space, blank lines and extensions are forgiven."""
+    """An incremental chunk parser. Accepts bare LF line ends, white space, blank lines and extensions."""
 
     def __init__(self) -> None:
         self.ended = False
-        """Whether the last chunk, its trailers and the blank line behind them have been read."""
+        """Whether the last chunk, its trailers and the blank line after them have been read."""
         self.rest = b""
-        """What was fed and not yet read; what follows the body, once it has ended."""
+        """Input that is not yet parsed; after the end of the body, the data that follows it."""
         self._left = 0
         self._trailer_bytes: int | None = None
         self._framing_bytes = 0
@@ -169,7 +169,7 @@ class Chunks:
         return b"".join(pieces)
 
     def end(self) -> bool:
-        """Return whether the body is whole though the connection ended here: some servers leave out the last line."""
+        """Return whether the body is complete if the connection ends here: some servers omit the last line."""
         if not self.ended and not self._left and self.rest:
             self.feed(b"\n")
         return self.ended or self._trailer_bytes is not None
@@ -186,7 +186,7 @@ class Chunks:
             raise WireError(f"{self._framing_bytes} bytes of chunk sizes around {self._body_bytes} bytes of body")
         text = line.partition(b";")[0].strip(b" \t\r")
         if not text and not line.strip(b" \t\r"):
-            return  # the end of the chunk before
+            return  # the end of the previous chunk
         number = _CHUNK_SIZE.fullmatch(text)
         if number is None:
             raise WireError(f"not a chunk's size: {line[:40]!r}")
@@ -215,7 +215,7 @@ class ResponseReader:
         self._ended = False
 
     def feed_data(self, data: bytes) -> tuple[list[_Message], bool, bytes]:
-        """Take what came in; return the message whose head is complete with it, if any."""
+        """Parse received data; return the message whose head it completes, if any."""
         messages: list[_Message] = []
         if self._payload is None and not self._ended and data:
             data = self._read_heads(data, messages)
@@ -224,11 +224,11 @@ class ResponseReader:
         elif self._payload is not None:
             self._read_body(self._payload, data)
         elif self._ended:
-            self._hang_up()  # nobody asked for it
+            self._hang_up()  # unexpected data
         return messages, False, b""
 
     def feed_eof(self) -> None:
-        """Note that the connection ended. Raises where the body is not whole."""
+        """Handle the end of the connection. Raises if the body is incomplete."""
         payload = self._payload
         if payload is None:
             return
@@ -242,17 +242,17 @@ class ResponseReader:
         self._end(payload)
 
     def lost(self, error: Exception) -> None:
-        """Note, before `feed_eof`, that the connection did not end in order."""
+        """Record, before `feed_eof`, that the connection was lost."""
         self._lost = error
 
     def pause_reading(self) -> None:
-        """Do nothing: what was read is handed over at once, and aiohttp pauses the transport by itself."""
+        """Do nothing: parsed data is handed over at once, and aiohttp pauses the transport itself."""
 
     def message_consumed(self) -> None:
-        """Do nothing: there is one message a request."""
+        """Do nothing: there is one message per request."""
 
     def _read_heads(self, data: bytes, messages: list[_Message]) -> bytes:
-        """Append the message whose head ends in `data`; return what follows it."""
+        """Append the message whose head ends in `data`; return the rest of the data."""
         head = self._head
         looked = max(0, len(head) - 2)
         head += data if head else data.lstrip(b"\r\n")
@@ -319,7 +319,7 @@ class ResponseReader:
     def _end(self, payload: StreamReader, more: bool = False) -> None:
         self._ended, self._payload = True, None
         if more:
-            self._protocol.force_close()  # before the end is known, for that hands the connection back
+            self._protocol.force_close()  # before the end is signalled, which returns the connection to the pool
         payload.feed_eof()
 
     def _hang_up(self) -> None:
@@ -329,8 +329,8 @@ class ResponseReader:
 
 
 def _headers(head: Head, body: Framing) -> CIMultiDictProxy[str]:
-    """Return the fields as text, bytes that are no UTF-8 as lone surrogates. One length at most, the one that counts;
-    no cookies, which nobody keeps; transfer codings below the chunks as the content codings that they are to us."""
+    """Return the fields as text, bytes that are not UTF-8 as lone surrogates. There is at most one length, the valid
+    one; there are no cookies; transfer codings other than chunks are returned as content codings."""
     headers: CIMultiDict[str] = CIMultiDict()
     for name, value in head.fields:
         if name.lower() not in (b"content-length", b"set-cookie"):
@@ -344,25 +344,25 @@ def _headers(head: Head, body: Framing) -> CIMultiDictProxy[str]:
 
 
 class _Connection(ResponseHandler):
-    """aiohttp's connection, with our reader for its parser."""
+    """aiohttp's connection with our parser."""
 
     def set_response_params(self, *, timer: Any = None, **params: Any) -> None:
-        """Get ready for the next response; called before each request."""
-        early, self._tail = self._tail, b""  # some servers answer before they are asked
+        """Prepare for the next response; called before each request."""
+        early, self._tail = self._tail, b""  # some servers respond before the request
         super().set_response_params(timer=timer, **params)
         self._parser: Any = ResponseReader(self, self._loop, timer)
         if early:
             self.data_received(early)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Tell the reader how the connection ended, then end it."""
+        """Pass the error to the reader, then close the connection."""
         if isinstance(exc, Exception) and isinstance(self._parser, ResponseReader):
             self._parser.lost(exc)
         super().connection_lost(exc)
 
 
 class LenientConnector(aiohttp.TCPConnector):
-    """aiohttp's connector, whose responses are read by `ResponseReader`."""
+    """aiohttp's connector with `ResponseReader` as parser."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

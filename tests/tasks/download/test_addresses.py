@@ -106,7 +106,7 @@ def test_addresses_that_are_public(address):
         ("http://１２７.0.0.1/", "private_address"),
     ],
 )
-def test_urls_that_are_refused_before_anything_is_asked(url, reason):
+def test_urls_that_are_refused_before_any_request(url, reason):
     with pytest.raises(FetchError) as caught:
         check_url(url, AllowedHosts())
     assert caught.value.reason == reason
@@ -121,7 +121,7 @@ def test_urls_that_are_refused_before_anything_is_asked(url, reason):
         ("HTTP://h?x", "/?x"),
     ],
 )
-def test_urls_are_sent_as_they_are_or_quoted(url, sent):
+def test_urls_are_sent_unchanged_or_quoted(url, sent):
     assert check_url(url, AllowedHosts()).raw_path_qs == sent
 
 
@@ -142,7 +142,7 @@ def test_urls_are_sent_as_they_are_or_quoted(url, sent):
         "http://[2606:4700::1111]:81/",
     ],
 )
-def test_hosts_that_are_odd_and_possible(url):
+def test_unusual_hosts_that_are_valid(url):
     assert check_url(url, AllowedHosts()).raw_host
 
 
@@ -163,7 +163,7 @@ def test_hosts_that_are_odd_and_possible(url):
         ("HTTPS://o/", "https://o/"),
     ],
 )
-def test_where_a_location_leads(location, target):
+def test_targets_of_locations(location, target):
     base = check_url("http://h/a/b?q", AllowedHosts())
     assert str(check_target(location, AllowedHosts(), base)) == target
 
@@ -195,7 +195,7 @@ def test_allowed_hosts_are_exact():
             check_url(url, allowed)
 
 
-def test_a_redirect_is_judged_like_a_url():
+def test_a_redirect_is_checked_like_a_url():
     base = check_url("http://example.com/a/b", AllowedHosts())
     assert str(check_url("../c.jpg", AllowedHosts(), base)) == "http://example.com/c.jpg"
     for target, reason in (("//10.0.0.1/x", "private_address"), ("file:///etc/passwd", "bad_scheme")):
@@ -205,7 +205,7 @@ def test_a_redirect_is_judged_like_a_url():
 
 
 class Scripted(AbstractResolver):
-    """Answers with the next of its addresses, the last one for ever."""
+    """Returns its addresses in turn, then the last one always."""
 
     def __init__(self, *addresses: str) -> None:
         self.addresses = list(addresses)
@@ -225,15 +225,15 @@ def test_a_name_is_refused_if_any_of_its_addresses_is_private():
         asyncio.run(resolver.resolve("sly.example", 80))
 
 
-def test_a_name_that_resolves_anew_is_judged_anew():
+def test_every_resolution_of_a_name_is_checked():
     resolver = PublicResolver(AllowedHosts(), Scripted("8.8.8.8", "127.0.0.1"))
     assert asyncio.run(resolver.resolve("rebind.example", 80))[0]["host"] == "8.8.8.8"
     with pytest.raises(PrivateAddressError):
         asyncio.run(resolver.resolve("rebind.example", 80))
 
 
-def test_the_socket_is_the_last_guard(server):
-    """Even a resolver that says nothing of it cannot make the connector open a private connection."""
+def test_the_socket_refuses_private_addresses(server):
+    """Even with a resolver that does not check, the connector opens no private connection."""
 
     async def ask(allowed):
         connector = aiohttp.TCPConnector(resolver=Scripted("127.0.0.1"), socket_factory=public_socket(allowed))
@@ -247,7 +247,7 @@ def test_the_socket_is_the_last_guard(server):
     assert asyncio.run(ask(AllowedHosts([f"127.0.0.1:{server.port}"]))) == 404
 
 
-def test_an_allowed_name_may_lead_anywhere_and_others_may_not_borrow_it():
+def test_an_allowed_name_may_have_any_address_for_itself_only():
     allowed = AllowedHosts(["store.internal:9000"])
     resolver = PublicResolver(allowed, Scripted("10.0.0.5"))
     assert asyncio.run(resolver.resolve("store.internal", 9000))

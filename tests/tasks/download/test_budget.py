@@ -31,8 +31,8 @@ print(memory("VmHWM") - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its peak memory from /proc")
 @pytest.mark.parametrize("what", ["bodies", "interim responses"])
-def test_what_never_ends_stays_within_the_budget(server, what):
-    """160 bodies without an end, or heads, at once: a real process's peak memory, beyond what one picture took."""
+def test_endless_responses_stay_within_the_budget(server, what):
+    """160 concurrent endless bodies, or heads: a real process's peak memory, beyond that of one picture."""
     endless = itertools.repeat(b"HTTP/1.1 103 Early Hints\r\nLink: " + b"x" * 30_000 + b"\r\n\r\n")
     url, reason = {
         "bodies": (server.endless(), "body_too_large"),
@@ -47,7 +47,7 @@ def test_what_never_ends_stays_within_the_budget(server, what):
     assert int(child.stdout) < BUDGET_BYTES + buffers
 
 
-def test_rows_wait_for_bytes_and_the_head_never_does():
+def test_rows_wait_for_bytes_except_the_head():
     async def play():
         budget = ByteBudget(100)
         first, second, third = (Holding(budget, row) for row in range(3))
@@ -68,7 +68,7 @@ def test_rows_wait_for_bytes_and_the_head_never_does():
     asyncio.run(play())
 
 
-def test_who_waits_goes_on_when_it_becomes_the_head():
+def test_a_waiting_row_resumes_when_it_becomes_the_head():
     async def play():
         budget = ByteBudget(10)
         Holding(budget, 0).grow(10)

@@ -1,4 +1,4 @@
-"""The stage as the engine sees it: batches in, pieces out, every row once."""
+"""The stage as the engine uses it: batches in, pieces out, every row once."""
 
 import hashlib
 import subprocess
@@ -59,7 +59,7 @@ def test_schema_is_the_images_table_with_bytes_and_sidecars():
     assert (stage.table, stage.alive_only, stage.name) == ("images", False, "download")
 
 
-def test_every_row_comes_out_once_in_order_whatever_the_batches(server, stage):
+def test_every_row_comes_out_once_in_order_for_any_batches(server, stage):
     urls = [server.body(JPEG) if i % 3 else server.body(b"", status=404) for i in range(40)]
     table = source(urls)
     whole, cut = run(stage, table), run(stage, table, rows=7)
@@ -111,7 +111,7 @@ def test_local_rows_are_read_from_disk(server, stage, tmp_path):
     assert digests == [hashlib.sha256(JPEG).hexdigest()] * 2
 
 
-def test_statistics_are_exact_where_asked_and_wherever_nothing_was_reduced(server):
+def test_statistics_are_exact_on_request_and_without_reduction(server):
     bodies = [jpeg(1100, 700, 1), jpeg(400, 300, 2), encoded(picture(1100, 700, 3), "PNG")]
     table = source([server.body(body) for body in bodies])
     columns = ["brightness", "brightness_p5", "brightness_p99", "blur", "histogram_std", "entropy"]
@@ -153,12 +153,12 @@ def test_hashes_of_the_source_are_verified(server):
         ({"encode_format": "png", "encode_quality": 95}, "0..9"),
         ({"timeout": 3}, "timeout"),
         ({"engine": "img2dataset", "verify_hash": {"column": "m", "type": "md5"}}, "sha256 only"),
-        ({"engine": "img2dataset", "respect_robots": True}, "respect_robots cannot be true: use engine http"),
-        ({"engine": "img2dataset", "respect_tdm": True}, "respect_tdm cannot be true"),
+        ({"engine": "img2dataset", "respect_robots": True}, "respect_robots requires engine http"),
+        ({"engine": "img2dataset", "respect_tdm": True}, "respect_tdm requires engine http"),
         ({"max_pixels": 10**12}, "max_pixels"),
     ],
 )
-def test_wrong_recipes_say_what_is_wrong(options, message):
+def test_wrong_recipes_have_clear_errors(options, message):
     with pytest.raises(ValidationError, match=message):
         Download(**options)
 
@@ -168,7 +168,7 @@ def test_a_missing_hash_column_names_the_nearest():
         Download(verify_hash={"column": "captoin"}).inputs({"source": SOURCE})
 
 
-def test_what_changes_no_result_is_in_no_fingerprint():
+def test_fields_that_change_no_result_are_in_no_fingerprint():
     assert Download().parameters() == Download(concurrency=3, per_host=1, resources={"cpus": 2}).parameters()
     assert Download().parameters() != Download(image_size=224).parameters()
     assert Download().parameters() == Download(respect_robots=True, respect_tdm=True).parameters()

@@ -56,7 +56,7 @@ def test_which_tags_forbid_use(tags, token, evidence):
     assert opted_out(tags, token, DIRECTIVES) == evidence
 
 
-def test_retry_after_as_a_unix_time_or_out_of_all_bounds(fixed_clock):
+def test_retry_after_as_a_unix_time_or_out_of_bounds(fixed_clock):
     assert retry_after_s(str(int(NOW_S) + 30)) == 30
     assert retry_after_s(str(int(NOW_S * 1000) + 30_000)) == 30
     assert retry_after_s(str(int(NOW_S) - 30)) == 0
@@ -67,7 +67,7 @@ def test_retry_after_as_a_unix_time_or_out_of_all_bounds(fixed_clock):
         assert retry_after_s(nonsense) is None, nonsense
 
 
-def test_which_ranges_are_not_the_whole():
+def test_partial_content_ranges():
     assert cut_short("bytes 0-9/100") == "bytes 0-9/100"
     assert cut_short("bytes 5-99/100") == "bytes 5-99/100"
     for whole in (
@@ -85,13 +85,13 @@ def test_which_ranges_are_not_the_whole():
 @pytest.mark.parametrize(
     "name", ["utf-8", "aws-chunked", "binary", "none", "image/jpeg", "8bit", "base64", "\udcff", ""]
 )
-def test_what_is_no_coding_changes_nothing(name):
+def test_unknown_codings_are_ignored(name):
     assert encodings([name]) == encodings([f" {name} , identity"]) == ()
     assert encodings([f"{name}, GZIP", name]) == ("gzip",)
 
 
 @pytest.mark.parametrize("declared", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "deflate, gzip, br"])
-def test_a_coding_that_the_bytes_do_not_have_is_passed_over(declared):
+def test_a_coding_that_the_bytes_do_not_have_is_skipped(declared):
     def plain(body):
         return body.startswith(b"\xff\xd8\xff")
 
@@ -104,7 +104,7 @@ def test_a_coding_that_the_bytes_do_not_have_is_passed_over(declared):
     )  # packed once, declared twice
 
 
-def test_retry_after_in_seconds_as_a_date_or_as_nonsense(fixed_clock):
+def test_retry_after_in_seconds_as_a_date_or_malformed(fixed_clock):
     assert retry_after_s("7") == 7
     assert retry_after_s("-3") == 0
     assert retry_after_s(formatdate(NOW_S + 30, usegmt=True)) == 30
@@ -125,7 +125,7 @@ def test_retry_after_in_seconds_as_a_date_or_as_nonsense(fixed_clock):
         ("gzip, deflate", zlib.compress(gzip.compress(b"abc", mtime=0))),
     ],
 )
-def test_encodings_that_are_understood(encoding, body):
+def test_supported_encodings(encoding, body):
     assert decompressed(body, encodings([encoding]), 1000, never) == b"abc"
 
 
@@ -141,7 +141,7 @@ def test_encodings_that_are_understood(encoding, body):
         (", ".join(["gzip"] * 500), b"abc", "bad_encoding"),
     ],
 )
-def test_encodings_that_are_not(encoding, body, reason):
+def test_unsupported_encodings(encoding, body, reason):
     with pytest.raises(FetchError) as caught:
         decompressed(body, encodings([encoding]), 1_000_000, never)
     assert caught.value.reason == reason

@@ -49,7 +49,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def huge():
-    """The most expensive pictures that the limits let in, 49 million pixels each."""
+    """The most expensive pictures within the limits, 49 million pixels each."""
     flat = Image.new("RGBA", (7000, 7000), (200, 10, 10, 128))
     return [encoded(flat, "PNG", compress_level=1), encoded(flat.convert("RGB"), progressive=True, quality=30)]
 

@@ -1,4 +1,4 @@
-"""A host in trouble costs a bounded time, however many rows ask for it, and its neighbours nothing."""
+"""A failing host costs a bounded time, however many rows need it, and does not delay other hosts."""
 
 import asyncio
 import threading
@@ -27,7 +27,7 @@ PLACE = ("h", 80)
 
 @pytest.fixture
 def sites():
-    """Three hosts: two for trouble, one that is well."""
+    """Three hosts: two that fail, one that works."""
     with HostileServer() as one, HostileServer() as two, HostileServer() as well:
         yield one, two, well
 
@@ -36,8 +36,8 @@ def all_hosts(sites):
     return [host for site in sites for host in site.hosts]
 
 
-def test_time_lost_in_waiting_does_not_grow_with_the_rows(sites):
-    """200 rows of a silent host and 200 of one that only says 429, among 200 good ones: all good ones are stored."""
+def test_waiting_time_does_not_grow_with_the_rows(sites):
+    """200 rows of a silent host and 200 of one that always responds 429, among 200 good ones, which are all stored."""
     silent, busy, well = sites
     quiet = silent.silent()
     full = busy.body(b"", status=429, headers={"Retry-After": "1"})
@@ -56,7 +56,7 @@ def test_time_lost_in_waiting_does_not_grow_with_the_rows(sites):
     assert asked[1] <= 16 + BUSY_AFTER + 4  # the first 16 at once, then one at a time; robots.txt and the like
 
 
-def test_a_host_that_sends_heads_and_no_bodies_is_left_alone_too(sites):
+def test_a_host_that_sends_heads_without_bodies_is_suspended(sites):
     stuck, _, well = sites
 
     async def stall(request):
@@ -74,7 +74,7 @@ def test_a_host_that_sends_heads_and_no_bodies_is_left_alone_too(sites):
     assert reasons["host_down"] >= 100 - 2 * DOWN_AFTER
 
 
-def test_503_with_retry_after_is_a_refusal_and_without_it_the_row_s_own(sites):
+def test_503_is_a_refusal_of_the_host_only_with_retry_after(sites):
     busy, failing, well = sites
     refused = [f"{busy.body(b'', status=503, headers={'Retry-After': '1'})}?{i}" for i in range(60)]
     failed = [f"{failing.body(b'', status=503)}?{i}" for i in range(60)]
@@ -85,7 +85,7 @@ def test_503_with_retry_after_is_a_refusal_and_without_it_the_row_s_own(sites):
 
 
 def test_one_strange_retry_after_costs_no_other_row():
-    """Each value on a host of its own, twice, among rows that must all be stored."""
+    """Each value on a separate host, twice, among rows that must all be stored."""
     soon = int(time.time()) + 9999
     values = [str(soon), str(soon * 1000), "99999999", "-5", "1e999", "soon", ""]
     with ExitStack() as stack:
@@ -99,8 +99,8 @@ def test_one_strange_retry_after_costs_no_other_row():
     assert [o.reason for o in outcomes] == [reason for _, reason in rows]
 
 
-def test_urls_that_are_limited_for_ever_take_nothing_from_their_host(sites):
-    """Every fifth URL always answers 429: its neighbours are stored, also after the host's waiting time is spent."""
+def test_urls_that_always_answer_429_do_not_affect_their_host(sites):
+    """Every fifth URL always answers 429: the others are stored, also after the host's waiting time is used up."""
     mixed, _, _ = sites
     limited, good = mixed.body(b"", status=429), mixed.body(JPEG)
     urls = [f"{limited if i % 5 == 0 else good}?{i}" for i in range(150)]
@@ -109,7 +109,7 @@ def test_urls_that_are_limited_for_ever_take_nothing_from_their_host(sites):
 
 
 def test_a_host_that_recovers_gets_its_later_rows(sites, monkeypatch):
-    """Rows are asked for while the host is left alone, until one of them succeeds: then all that follow do."""
+    """Probes are sent while the host is suspended, until one of them succeeds: then all later rows do."""
     monkeypatch.setattr(hosts, "FIRST_PROBE_S", 0.2)
     site, _, _ = sites
     well = threading.Event()
@@ -138,8 +138,8 @@ def test_a_host_that_recovers_gets_its_later_rows(sites, monkeypatch):
     assert all(o.image for o in outcomes[-20:])
 
 
-def test_results_do_not_depend_on_who_fetches(sites):
-    """Two engines, as two actors have, and hosts that answer alike: the same rows, reasons and details."""
+def test_results_do_not_depend_on_the_engine_instance(sites):
+    """Two engines, as in two actors, and hosts with the same responses: the same rows, reasons and details."""
     silent, busy, well = sites
     quiet, full = silent.silent(), busy.body(b"", status=429)
     urls = [f"{u}?{i}" for i in range(50) for u in (quiet, full, well.body(JPEG))]
@@ -171,7 +171,7 @@ async def refusal(asked):
     return caught.value
 
 
-def test_so_many_misses_in_a_row_and_one_answer_between_them_counts():
+def test_a_response_resets_the_count_of_misses():
     async def rule(asked):
         for _ in range(DOWN_AFTER - 1):
             await ask(asked, "missed", "timeout")
@@ -184,7 +184,7 @@ def test_so_many_misses_in_a_row_and_one_answer_between_them_counts():
     assert (error.reason, error.retry) == ("dns_failed", "later")
 
 
-def test_a_probe_goes_alone_and_its_failure_doubles_the_pause(monkeypatch):
+def test_a_probe_is_a_single_request_and_its_failure_doubles_the_pause(monkeypatch):
     clock = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(hosts, "time", clock)
 
@@ -205,7 +205,7 @@ def test_a_probe_goes_alone_and_its_failure_doubles_the_pause(monkeypatch):
     play(rule)
 
 
-def test_refusals_in_flight_together_count_once_and_then_it_is_one_at_a_time():
+def test_concurrent_refusals_count_once_and_then_requests_are_sequential():
     async def rule(asked):
         async def refused():
             async with asked.slot(PLACE) as turn:
@@ -241,7 +241,7 @@ def test_all_pauses_of_a_host_together_have_a_limit():
     assert play(rule, wait_s=0.3) >= 0.3
 
 
-def test_a_503_that_asks_for_a_pause_is_its_row_s_until_it_is_the_third_in_a_row():
+def test_a_503_pauses_its_row_and_from_the_third_in_a_row_the_host():
     async def rule(asked):
         async def failed():
             async with asked.slot(PLACE) as turn:
@@ -258,7 +258,7 @@ def test_a_503_that_asks_for_a_pause_is_its_row_s_until_it_is_the_third_in_a_row
     assert third[1] > 0
 
 
-def test_pauses_of_single_rows_count_once_where_they_overlap_and_end_with_the_time():
+def test_overlapping_pauses_of_rows_count_once_and_are_limited():
     async def rule(asked):
         granted = []
         for _ in range(100):
@@ -272,7 +272,7 @@ def test_pauses_of_single_rows_count_once_where_they_overlap_and_end_with_the_ti
     assert max(granted) == pytest.approx(10)
 
 
-def test_hosts_without_trouble_are_forgotten():
+def test_idle_hosts_are_dropped():
     async def rule(asked):
         await ask(asked, "answered")
         assert not asked._hosts

@@ -37,7 +37,7 @@ def check(outcome, reason, detail=""):
 
 @pytest.fixture
 def site():
-    """A host of its own: what it says for all of its URLs is about no other test."""
+    """A separate host, whose site-wide files affect no other test."""
     with HostileServer() as running:
         yield running
 
@@ -88,7 +88,7 @@ def test_a_name_for_a_private_address(server):
 
 
 def test_dns_rebinding(server):
-    """First public, then loopback: the second answer is judged too, and no request arrives."""
+    """First public, then loopback: the second result is checked too, and no request arrives."""
     before = sum(server.hits.values())
     resolver = Scripted("127.0.0.1")
     check(fetch(server, f"http://rebind.example:{server.port}/0", resolver=resolver)[0], "private_address")
@@ -217,7 +217,7 @@ def test_images(server):
 
 
 @pytest.mark.parametrize("data", [encoded(picture(300, 200), f) for f in ("PNG", "WEBP", "GIF", "BMP")])
-def test_bytes_can_be_kept_as_they_came(server, data):
+def test_bytes_can_be_stored_as_received(server, data):
     (kept,) = fetch(server, server.body(data), reencode=False, resize_mode="no")
     assert (kept.width, kept.height) == (300, 200)
     assert (kept.image == data) == (kept.format in ("png", "webp"))  # nothing else is a stored format
@@ -249,7 +249,7 @@ def test_retry_after_is_waited_for_when_it_is_short(server):
     assert server.hits[long] == 1
 
 
-def test_a_host_that_only_times_out_is_left_alone(server):
+def test_a_host_that_only_times_out_is_suspended(server):
     silent = server.silent()
     outcomes = fetch(server, *[f"{silent}?{i}" for i in range(3 * DOWN_AFTER)], timeout_s=0.2, per_host=10)
     reasons = [outcome.reason for outcome in outcomes]
@@ -259,7 +259,7 @@ def test_a_host_that_only_times_out_is_left_alone(server):
 
 
 def crowd(server):
-    """Return a URL of a picture, and a function that says how many asked for it at once, at most."""
+    """Return a URL of a picture, and a function that returns the largest number of concurrent requests for it."""
     now, most, lock = 0, 0, threading.Lock()
 
     async def handler(request):
@@ -279,13 +279,13 @@ def crowd(server):
     return server.add(handler), lambda: most
 
 
-def test_at_most_so_many_requests_at_once_to_a_host(server):
+def test_concurrent_requests_to_a_host_are_limited(server):
     url, most = crowd(server)
     assert all(o.image for o in fetch(server, *[f"{url}?{i}" for i in range(40)], per_host=5, timeout_s=5))
     assert most() == 5
 
 
-def test_a_host_that_many_hosts_redirect_to_is_asked_in_turn_too(server, site):
+def test_the_limit_applies_to_targets_of_redirects(server, site):
     url, most = crowd(site)
     with HostileServer() as other:
         hosts = (*server.hosts, *other.hosts, *site.hosts)
@@ -295,8 +295,8 @@ def test_a_host_that_many_hosts_redirect_to_is_asked_in_turn_too(server, site):
     assert most() == 4
 
 
-def test_all_hosts_on_the_way_share_one_time_limit_and_the_last_answer_counts(server, site):
-    """The second host answers within the limit, had it one of its own; together they are over it."""
+def test_hosts_of_a_redirect_chain_share_one_time_limit(server, site):
+    """Each host answers within the limit; together they exceed it."""
     import asyncio
 
     from aiohttp import web
@@ -335,13 +335,13 @@ def test_local_files(server, tmp_path):
     check(fetch(server, Request(None, file=LocalFile(str(file), 0, None)), max_bytes=99)[0], "body_too_large")
 
 
-def test_what_nobody_foresaw_is_a_row_too(server, monkeypatch):
+def test_an_unexpected_error_is_a_reason(server, monkeypatch):
     monkeypatch.setattr("tasks.images.statistics", lambda *_, **__: 1 / 0)
     check(fetch(server, server.body(JPEG))[0], "unforeseen", "ZeroDivisionError")
 
 
 def test_large_bodies_share_a_small_budget(server, monkeypatch):
-    """Far more bytes than fit, all at once, results larger than the budget: slower, but nothing locks up."""
+    """Far more concurrent bytes than fit, and results larger than the budget: slower, without deadlock."""
     monkeypatch.setattr("tasks.download._http.BUDGET_BYTES", 1 << 20)
     noise = encoded(picture(600, 400), "BMP")  # 720 kB, and nobody announces it
     url = server.drips(noise, step=200_000, pause_s=0.001)
@@ -350,8 +350,8 @@ def test_large_bodies_share_a_small_budget(server, monkeypatch):
 
 
 @pytest.mark.timeout(120)
-def test_leaving_early_leaves_nothing_running(server):
-    """Requests that would wait for an hour end with what asked for them."""
+def test_closing_early_cancels_everything(server):
+    """Requests that would wait for an hour end with their caller."""
     threads = threading.active_count()
     settings = Download(allow_hosts=server.hosts, timeout_s=3600)
     urls = [server.body(JPEG), *[server.silent() for _ in range(20)]]
@@ -365,7 +365,7 @@ def pictures(host, count, **headers):
     return [host.body(JPEG, headers=headers) for _ in range(count)]
 
 
-def test_robots_txt_is_asked_for_once_and_obeyed(site):
+def test_robots_txt_is_fetched_once_and_obeyed(site):
     robots = site.at("robots.txt", site.body(b"User-agent: *\nDisallow: /1\nCrawl-delay: 0", "text/plain"))
     urls = [f"{url}?{i}" for url in pictures(site, 2) for i in range(50)]
     outcomes = fetch(site, *urls)
@@ -380,7 +380,7 @@ def test_robots_txt_is_asked_for_once_and_obeyed(site):
     assert not any(o.http_status for o in forbidden)  # it was not even asked
 
 
-def test_robots_txt_is_about_our_name(site):
+def test_robots_txt_rules_for_our_name(site):
     site.at("robots.txt", site.body(b"User-agent: gardener\nDisallow: /", "text/plain"))
     url = site.body(JPEG)
     assert fetch(site, url)[0].status == "success"
@@ -388,7 +388,7 @@ def test_robots_txt_is_about_our_name(site):
     assert fetch(site, url, user_agent_token="Gardener", respect_robots=False)[0].status == "success"
 
 
-def test_the_next_part_of_an_engine_asks_no_host_again(site):
+def test_the_next_part_of_an_engine_fetches_no_site_file_again(site):
     robots = site.at("robots.txt", site.body(b"User-agent: *\nDisallow: /none", "text/plain"))
     engine = HttpEngine(Download(allow_hosts=site.hosts))
     for _ in range(3):
@@ -402,7 +402,7 @@ def test_a_host_without_robots_txt_allows_everything(site, status):
     assert fetch(site, site.body(JPEG))[0].status == "success"
 
 
-def test_a_host_that_does_not_say_forbids_everything(site):
+def test_an_unreachable_robots_txt_forbids_everything(site):
     robots = site.at("robots.txt", site.body(b"", status=503))
     urls = pictures(site, 5)
     for outcome in fetch(site, *urls, retries=1):
@@ -414,7 +414,7 @@ def test_a_host_that_does_not_say_forbids_everything(site):
     assert fetch(site, urls[0], retries=1)[0].status == "success"
 
 
-def test_robots_txt_behind_redirects_and_walls(site):
+def test_robots_txt_with_redirects_and_denied_access(site):
     rules = site.body(b"User-agent: *\nDisallow: /", "text/plain")
     url = site.body(JPEG)
     site.at("robots.txt", site.redirect(site.redirect(rules)))
@@ -427,7 +427,7 @@ def test_robots_txt_behind_redirects_and_walls(site):
     check(fetch(site, url)[0], "robots_unreachable", "bad_scheme")
 
 
-def test_a_large_robots_txt_is_read_as_far_as_the_limit(site):
+def test_a_large_robots_txt_is_read_up_to_the_limit(site):
     filler = b"# " + b"x" * 98 + b"\n"
     text = b"User-agent: *\nDisallow: /1\n" + filler * 6000 + b"Disallow: /2\n"
     site.at("robots.txt", site.body(text, "text/plain"))
@@ -441,7 +441,7 @@ def test_a_large_robots_txt_is_read_as_far_as_the_limit(site):
     check(fetch(site, url)[0], "robots_disallowed")
 
 
-def test_redirects_are_judged_by_the_robots_txt_of_their_target(site, server):
+def test_redirects_obey_the_robots_txt_of_their_target(site, server):
     site.at("robots.txt", site.body(b"User-agent: *\nDisallow: /", "text/plain"))
     target = site.body(JPEG)
     hosts = (*site.hosts, *server.hosts)
@@ -451,7 +451,7 @@ def test_redirects_are_judged_by_the_robots_txt_of_their_target(site, server):
     assert outcome.final_url == target
 
 
-def test_crawl_delay_spaces_requests_and_a_turn_too_late_is_left_for_later(site):
+def test_crawl_delay_spaces_requests_and_late_turns_are_rate_limited(site):
     site.at("robots.txt", site.body(b"User-agent: *\nCrawl-delay: 0.2", "text/plain"))
     urls = pictures(site, 4)
     began = time.monotonic()
@@ -463,7 +463,7 @@ def test_crawl_delay_spaces_requests_and_a_turn_too_late_is_left_for_later(site)
     check(late, "rate_limited", "Crawl-delay 0.2 s")
 
 
-def test_a_crawl_delay_counts_for_redirects_too(site, server):
+def test_a_crawl_delay_applies_to_redirects(site, server):
     site.at("robots.txt", site.body(b"User-agent: *\nCrawl-delay: 0.2", "text/plain"))
     urls = [server.redirect(url) for url in pictures(site, 3)] + [site.redirect(url) for url in pictures(site, 1)]
     began = time.monotonic()
@@ -493,14 +493,14 @@ def test_reservations_by_file_unless_a_header_says_otherwise(site):
     assert fetch(site, urls[0])[0].status == "success"  # no file, no reservation
 
 
-def test_local_files_ask_nobody(site, tmp_path):
+def test_local_files_send_no_request(site, tmp_path):
     (tmp_path / "a.jpg").write_bytes(JPEG)
     (local,) = fetch(site, Request(None, file=LocalFile(str(tmp_path / "a.jpg"), 0, None)))
     assert local.image
     assert not site.hits
 
 
-def test_what_the_source_could_not_read_is_asked_for_nowhere(server):
+def test_faults_of_the_source_send_no_request(server):
     url = server.body(encoded(picture()))
     good = Request(url)
     faults = [(reason, f"of {reason}") for reason in ("bad_row", "no_image_member", "sparse_member")]
@@ -520,7 +520,7 @@ def test_every_reason_has_a_test():
     }  # "taken_down": tests/flows/govern/test_takedown.py
 
 
-def test_a_host_that_can_have_no_address_is_bad_url_whatever_would_be_asked_first(server):
+def test_an_invalid_host_is_bad_url_before_any_request(server):
     (outcome, private) = fetch(server, "http://1.1/a.jpg", "http://127.1/a.jpg")
     check(outcome, "bad_url")
     check(private, "private_address")

@@ -1,4 +1,4 @@
-"""Engine `img2dataset`: the real one, in its own environment (marked slow: the first run installs it)."""
+"""Engine `img2dataset`, in a separate environment (marked slow: the first run installs it)."""
 
 import hashlib
 import logging
@@ -48,7 +48,7 @@ def fetch(server, requests, limit_s=None, **options):
         ("never seen before", False, "unforeseen"),
     ],
 )  # fmt: skip
-def test_its_error_texts_have_our_reasons(text, resizing, reason):
+def test_error_texts_map_to_reasons(text, resizing, reason):
     assert engine.reason_of(text, resizing) == reason
 
 
@@ -69,8 +69,8 @@ def test_an_environment_that_cannot_be_made_is_one_clear_error(tmp_path, monkeyp
     assert "making the environment of img2dataset" in caplog.text
 
 
-def test_a_process_that_hangs_is_ended_with_all_its_children(tmp_path, monkeypatch):
-    """A stand-in for the interpreter that starts a child of its own and then sleeps, both for longer than this test."""
+def test_a_process_that_hangs_is_killed_with_all_its_children(tmp_path, monkeypatch):
+    """A substitute for the interpreter that starts a child and then sleeps, both for longer than this test."""
     marker = tmp_path / "child"
     stand_in = tmp_path / "python"
     stand_in.write_text(f"#!/bin/sh\nsleep 9999 &\necho $! > {marker}\nsleep 9999\n")
@@ -83,7 +83,7 @@ def test_a_process_that_hangs_is_ended_with_all_its_children(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_the_same_table_from_the_real_one(server, tmp_path):
+def test_the_same_table_as_engine_http(server, tmp_path):
     local = tmp_path / "local.jpg"
     local.write_bytes(JPEG)
     good = server.body(JPEG)
@@ -121,8 +121,8 @@ def test_the_same_table_from_the_real_one(server, tmp_path):
 
 
 @pytest.mark.slow
-def test_whatever_it_stores_rightly_from_an_odd_server_we_store_too(server):
-    """Every head, body, coding and redirect that the tests of engine http know, fetched by both."""
+def test_engine_http_stores_every_picture_that_img2dataset_stores(server):
+    """Every head, body, coding and redirect of the tests of engine http, fetched by both."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(test_wire.JPEG)
     answers = dict(test_wire.TAKEN) | {name: case[0] for name, case in test_wire.REFUSED.items()}
     for coding in ("utf-8", "aws-chunked", "none", "image/jpeg", "base64", "gzip", "br", "deflate", "\xff"):
@@ -155,7 +155,7 @@ def test_slow_loris_ends_at_the_limit_and_finished_shards_count(server, monkeypa
 
 
 @pytest.mark.slow
-def test_its_death_does_not_hang_the_build(server, monkeypatch):
+def test_a_killed_subprocess_does_not_hang_the_build(server, monkeypatch):
     started = []
     popen = subprocess.Popen
 
@@ -173,8 +173,8 @@ def test_its_death_does_not_hang_the_build(server, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["border", "keep_ratio", "keep_ratio_largest", "center_crop", "no"])
-def test_our_resizing_is_pixel_for_pixel_the_real_resizers(mode, tmp_path):
-    """Lossless in, lossless out, through img2dataset's own Resizer, in its own environment."""
+def test_resizing_is_identical_to_img2dataset(mode, tmp_path):
+    """Lossless in, lossless out, through img2dataset's Resizer, in its environment."""
     rng = np.random.default_rng(0)
     sizes = [(int(w), int(h)) for w, h in rng.integers(20, 700, (25, 2))] + [
         (256, 100),

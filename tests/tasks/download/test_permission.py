@@ -1,4 +1,4 @@
-"""What is asked of which host, how often, and where the answer stays."""
+"""Which site-wide files are fetched from which host, how often, and where they are cached."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def decide(urls, answers, memory=None, headers=None, **options):
-    """Return (what becomes of each URL: seconds between requests, or a reason; the files that were asked for)."""
+    """Return (for each URL the seconds between requests, or a reason; the files that were fetched)."""
     settings = Download(**options)
     asked = []
 
@@ -33,8 +33,8 @@ def decide(urls, answers, memory=None, headers=None, **options):
 
     async def one(permission, url):
         try:
-            delay_s = await permission.to_ask(URL(url))
-            await permission.to_read(URL(url), headers or {})
+            delay_s = await permission.check_request(URL(url))
+            await permission.check_response(URL(url), headers or {})
         except FetchError as error:
             return error
         return delay_s
@@ -47,7 +47,7 @@ def decide(urls, answers, memory=None, headers=None, **options):
     return asyncio.run(main()), asked
 
 
-def test_each_host_is_asked_once_for_each_file():
+def test_each_file_is_fetched_once_from_each_host():
     urls = [f"https://h{i % 7}.example/{i}.jpg" for i in range(100)]
     memory = Memory()
     found, asked = decide(urls, {"/robots.txt": "User-agent: *\nCrawl-delay: 3"}, memory)
@@ -58,7 +58,7 @@ def test_each_host_is_asked_once_for_each_file():
     assert decide(urls, {}, memory) == ([3.0] * 100, [])
 
 
-def test_public_hosts_are_kept_on_disk_and_named_ones_are_not(cache):
+def test_public_hosts_are_cached_on_disk_and_allowed_ones_are_not(cache):
     for times in (1, 2):
         _, public = decide(["https://public.example/a.jpg"], {})
         _, named = decide(["http://store.internal:9000/a.jpg"], {}, allow_hosts=["store.internal:9000"])
@@ -66,7 +66,7 @@ def test_public_hosts_are_kept_on_disk_and_named_ones_are_not(cache):
     assert [len(list((cache / kind).iterdir())) for kind in ("robots", "tdmrep")] == [1, 1]
 
 
-def test_what_is_switched_off_is_not_asked_for():
+def test_disabled_files_are_not_fetched():
     forbid = {
         "/robots.txt": "User-agent: *\nDisallow: /",
         "/.well-known/tdmrep.json": '[{"location": "/", "tdm-reservation": 1}]',
@@ -90,7 +90,7 @@ def test_what_is_switched_off_is_not_asked_for():
         (FetchError("timeout", "over 10 s"), "robots_unreachable", "later"),
     ],
 )
-def test_a_host_that_cannot_be_asked_gives_its_rows_the_reason_that_says_most(fault, reason, retry, cache):
+def test_an_unreachable_host_gives_its_rows_the_most_specific_reason(fault, reason, retry, cache):
     found, asked = decide([f"https://h.example/{i}.jpg" for i in range(10)], {"/robots.txt": fault})
     assert {(error.reason, error.retry) for error in found} == {(reason, retry)}
     assert all(fault.detail in error.detail for error in found)

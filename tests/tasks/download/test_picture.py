@@ -1,4 +1,4 @@
-"""What one picture costs: room for it while it is decoded, and an end to what takes too long."""
+"""Limits of decoding one picture: memory and time."""
 
 import random
 import threading
@@ -22,7 +22,7 @@ def maker():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_threads_never_hold_more_than_the_room_has(seed):
+def test_threads_never_hold_more_than_the_limit(seed):
     room, rng, lock = Room(100), random.Random(seed), threading.Lock()
     held: list[int] = []
 
@@ -41,7 +41,7 @@ def test_threads_never_hold_more_than_the_room_has(seed):
         assert list(pool.map(work, sizes)) == sizes
 
 
-def test_a_large_picture_is_not_overtaken_for_ever():
+def test_a_large_picture_is_not_starved():
     room, entered = Room(100), threading.Event()
 
     def small(_):
@@ -60,7 +60,7 @@ def test_a_large_picture_is_not_overtaken_for_ever():
         assert list(overtaking) == [True] * 3
 
 
-def test_a_room_is_given_back_after_an_error():
+def test_memory_is_released_after_an_error():
     room = Room(10)
     for _ in range(3):
         with pytest.raises(ValueError, match="no"), room.hold(10):
@@ -89,7 +89,7 @@ def test_only_formats_of_unknown_cost_start_a_process(maker):
     assert child.poll() is not None
 
 
-def test_what_takes_too_long_has_a_reason_and_the_next_row_goes_on(maker):
+def test_a_decode_timeout_is_a_reason_and_the_next_row_continues(maker):
     late = maker.fill(Outcome(), slow_bmp(), None)
     assert (late.reason, late.image) == ("decode_timeout", None)
     refused = maker.fill(Outcome(), jpeg_bomb(1000, 800, 3000), None)
@@ -98,8 +98,8 @@ def test_what_takes_too_long_has_a_reason_and_the_next_row_goes_on(maker):
     assert maker.fill(Outcome(), encoded(picture(300, 200), "AVIF"), None).status == "success"
 
 
-def test_what_a_picture_of_the_most_pixels_takes_is_known_before(maker):
-    """Of 50 megapixels, every kind is above the room for all, so it is decoded alone."""
+def test_the_memory_of_the_largest_pictures_is_estimated(maker):
+    """At 50 megapixels every kind is above the shared limit, so it is decoded alone."""
     for data in (jpeg(64, 64), jpeg(64, 64, progressive=True), *(encoded(picture(64, 64), f) for f in ("PNG", "WEBP"))):
         header = images.inspect(data)._replace(width=10_000, height=5_000)
         assert DECODE_BYTES < header.decode_bytes < 20 * 50_000_000

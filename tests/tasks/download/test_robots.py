@@ -1,4 +1,4 @@
-"""robots.txt: the rules of RFC 9309, and the rule that is named as evidence."""
+"""robots.txt: the rules of RFC 9309, and the rule in the evidence."""
 
 import pytest
 from yarl import URL
@@ -41,7 +41,7 @@ def robots(text=RULES, token="espalier", origin="http://photos.example"):
         ("/", "espalier", None),
     ],
 )
-def test_the_rule_that_counts_is_the_evidence(path, token, rule):
+def test_the_applied_rule_is_the_evidence(path, token, rule):
     refusal = robots(token=token).refusal(URL(f"http://photos.example{path}"))
     expected = rule and f"robots.txt of photos.example: {rule}, fetched 2026-11-24T10:00Z"
     assert refusal == expected
@@ -59,7 +59,7 @@ def test_the_rule_that_counts_is_the_evidence(path, token, rule):
         ("pal", "espalier", False),
     ],
 )
-def test_whose_group_it_is(named, token, ours):
+def test_the_group_of_an_agent(named, token, ours):
     found = robots(f"User-agent: *\nDisallow: /\n\nUser-agent: {named}\nDisallow: /roses\nCrawl-delay: 3\n", token)
     assert (found.refusal(URL("http://photos.example/a.jpg")) is None) == ours
     assert found.refusal(URL("http://photos.example/roses/a.jpg")) is not None
@@ -67,14 +67,14 @@ def test_whose_group_it_is(named, token, ours):
 
 
 @pytest.mark.parametrize(("token", "delay_s"), [("espalier", 2), ("gardener", 0.5)])
-def test_a_crawl_delay_is_the_groups(token, delay_s):
+def test_the_crawl_delay_of_a_group(token, delay_s):
     assert robots(token=token).delay_s == delay_s
 
 
 @pytest.mark.parametrize(
     "text", ["", "<html><body>404</body></html>", "\0\0\xff", "Disallow: /", "User-agent: *\nDisallow:"]
 )
-def test_what_forbids_nothing(text):
+def test_files_that_forbid_nothing(text):
     found = robots(text)
     assert (found.refusal(URL("http://photos.example/a.jpg")), found.delay_s) == (None, 0)
 
@@ -95,8 +95,8 @@ def test_evidence_is_short_and_names_the_port():
 
 
 @pytest.mark.timeout(120)
-def test_a_hostile_file_comes_to_an_end():
-    """Wildcards that would send a backtracking matcher away for ever, and as many rules as fit."""
+def test_a_hostile_file_takes_bounded_time():
+    """Wildcards that make a backtracking matcher take exponential time, and as many rules as fit."""
     rules = "".join(f"Disallow: /{i}*a*a*a*a*a*a*a*a*b$\n" for i in range(15_000))
     found = robots(f"User-agent: *\n{rules}"[: 500 << 10])
     assert found.refusal(URL(f"http://photos.example/1{'a' * 2000}")) is None

@@ -1,4 +1,4 @@
-"""Files of whole hosts: asked for once, whoever asks; kept in memory within bounds, and on disk until they expire."""
+"""Site-wide files: fetched once, cached in memory within bounds, and on disk until they expire."""
 
 import asyncio
 import os
@@ -10,17 +10,17 @@ import pytest
 from yarl import URL
 
 from tasks.download import _site_files as site_files
-from tasks.download._site_files import FAILED_S, KEPT_S, Known, Shelf, SiteFile, SiteFiles
+from tasks.download._site_files import CACHED_S, FAILED_S, DiskCache, MemoryCache, SiteFile, SiteFiles
 from tasks.download.reasons import FetchError
 from tests.hostile_server import HostileServer
 
 
 class Actor:
-    """What one process has of a kind of files: its own memory, and the disk that all share."""
+    """The caches of one process: its memory, and the shared disk."""
 
     def __init__(self, folder, parse=lambda file: file.text):
-        self.known = Known()
-        self.shelf = Shelf(folder) if folder else None
+        self.known = MemoryCache()
+        self.disk = DiskCache(folder) if folder else None
         self.parse = parse
         self.asked = 0
         self.fault = None
@@ -36,7 +36,7 @@ class Actor:
                 async with session.get(url) as response:
                     return await response.text()
 
-            files = SiteFiles("/robots.txt", ask, self.parse, self.known, self.shelf, pool)
+            files = SiteFiles("/robots.txt", ask, self.parse, self.known, self.disk, pool)
             return await asyncio.gather(*[files.of(URL(u), keep) for u in urls], return_exceptions=True)
 
         async def main():
@@ -55,7 +55,7 @@ def host():
         yield server
 
 
-def test_100_urls_ask_their_host_once(host, tmp_path):
+def test_100_urls_fetch_one_file(host, tmp_path):
     actor = Actor(tmp_path)
     assert actor.find(*host.urls) == ["User-agent: *"] * 100
     assert actor.find(*host.urls) == ["User-agent: *"] * 100  # the next part
@@ -69,16 +69,16 @@ def test_other_actors_and_later_builds_read_the_disk(host, tmp_path):
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
 
-def test_private_hosts_are_not_kept_on_disk(host, tmp_path):
+def test_private_hosts_are_not_cached_on_disk(host, tmp_path):
     for _ in range(2):
         Actor(tmp_path / "none").find(*host.urls, keep=False)
     assert host.hits[host.robots] == 2
     assert not (tmp_path / "none").exists()
 
 
-def test_an_old_file_is_asked_for_again_and_stands_in_where_the_host_is_silent(host, tmp_path):
+def test_an_expired_file_is_fetched_again_and_used_while_the_host_is_silent(host, tmp_path):
     origin = str(URL(host.urls[0]).origin())
-    Shelf(tmp_path).write(SiteFile(origin, "old", time.time() - KEPT_S - 1))
+    DiskCache(tmp_path).write(SiteFile(origin, "old", time.time() - CACHED_S - 1))
     silent = Actor(tmp_path)
     silent.fault = FetchError("server_error", "HTTP 503")
     assert silent.find(host.urls[0]) == ["old"]
@@ -90,13 +90,13 @@ def test_an_old_file_is_asked_for_again_and_stands_in_where_the_host_is_silent(h
 def test_memory_expires_with_the_file(host, tmp_path, monkeypatch):
     actor = Actor(None)
     actor.find(host.urls[0])
-    later = time.time() + KEPT_S + 1
+    later = time.time() + CACHED_S + 1
     monkeypatch.setattr(site_files.time, "time", lambda: later)
     actor.find(host.urls[0])
     assert host.hits[host.robots] == 2
 
 
-def test_a_failure_is_remembered_for_an_hour_and_never_on_disk(host, tmp_path, monkeypatch):
+def test_a_failure_is_cached_for_an_hour_and_never_on_disk(host, tmp_path, monkeypatch):
     actor = Actor(tmp_path)
     actor.fault = FetchError("timeout", "over 10 s")
     for _ in range(2):
@@ -110,8 +110,8 @@ def test_a_failure_is_remembered_for_an_hour_and_never_on_disk(host, tmp_path, m
     assert actor.find(host.urls[0]) == ["User-agent: *"]
 
 
-def test_a_failure_that_is_remembered_keeps_nothing_of_what_was_read(tmp_path):
-    """Half a megabyte a host, in the frames of a traceback, for an hour."""
+def test_a_cached_failure_holds_no_body(tmp_path):
+    """It would hold half a megabyte per host, in the frames of a traceback, for an hour."""
     actor = Actor(None)
     actor.fault = FetchError("bad_encoding", "gzip")
     (error,) = actor.find("http://127.0.0.1:9/a")
@@ -121,15 +121,15 @@ def test_a_failure_that_is_remembered_keeps_nothing_of_what_was_read(tmp_path):
     assert kept.__context__ is None
 
 
-def test_a_parser_that_breaks_is_one_request_too(host, tmp_path):
+def test_a_parser_that_crashes_causes_one_request(host, tmp_path):
     actor = Actor(tmp_path, parse=lambda file: 1 / 0)
     assert {error.reason for error in actor.find(*host.urls)} == {"unforeseen"}
     assert {error.reason for error in actor.find(*host.urls)} == {"unforeseen"}
     assert host.hits[host.robots] == 1
 
 
-def test_a_row_that_gives_up_takes_nothing_from_the_others(tmp_path):
-    """One of two who wait for the same file is cancelled; the other gets it."""
+def test_cancelling_a_row_does_not_affect_the_others(tmp_path):
+    """One of two rows that wait for the same file is cancelled; the other gets it."""
 
     async def main():
         gate = asyncio.Event()
@@ -139,7 +139,7 @@ def test_a_row_that_gives_up_takes_nothing_from_the_others(tmp_path):
             return "rules"
 
         with ThreadPoolExecutor(1) as pool:
-            files = SiteFiles("/robots.txt", ask, lambda file: file.text, Known(), None, pool)
+            files = SiteFiles("/robots.txt", ask, lambda file: file.text, MemoryCache(), None, pool)
             first, second = (asyncio.create_task(files.of(URL("http://h/a"), True)) for _ in range(2))
             await asyncio.sleep(0)
             first.cancel()
@@ -151,7 +151,7 @@ def test_a_row_that_gives_up_takes_nothing_from_the_others(tmp_path):
     assert found == "rules"
 
 
-def test_a_slow_host_holds_up_no_other():
+def test_a_slow_host_delays_no_other():
     async def main():
         never = asyncio.Event()
 
@@ -161,7 +161,7 @@ def test_a_slow_host_holds_up_no_other():
             return url.host
 
         with ThreadPoolExecutor(1) as pool:
-            files = SiteFiles("/robots.txt", ask, lambda file: file.text, Known(), None, pool)
+            files = SiteFiles("/robots.txt", ask, lambda file: file.text, MemoryCache(), None, pool)
             slow = asyncio.create_task(files.of(URL("http://slow/"), True))
             found = await asyncio.wait_for(
                 asyncio.gather(*[files.of(URL(f"http://h{i}/"), True) for i in range(50)]), 5
@@ -173,7 +173,7 @@ def test_a_slow_host_holds_up_no_other():
 
 
 def test_memory_is_bounded_in_number_and_in_text():
-    known = Known(most=3, most_text=100)
+    known = MemoryCache(most=3, most_text=100)
     for i in range(10):
         known.put(f"h{i}", i, 10, time.time() + 9)
         known.get("h0")  # the latest used stays
@@ -185,49 +185,49 @@ def test_memory_is_bounded_in_number_and_in_text():
 
 
 def test_a_thousand_hosts_with_large_files_stay_small():
-    known = Known()
+    known = MemoryCache()
     for i in range(1000):
         known.put(f"h{i}", i, 500 << 10, time.time() + 9)
     assert len(known) <= 16
 
 
-def test_ports_and_schemes_have_files_of_their_own(tmp_path):
-    shelf = Shelf(tmp_path)
+def test_ports_and_schemes_have_separate_files(tmp_path):
+    disk = DiskCache(tmp_path)
     for origin in ("http://h", "https://h", "http://h:81"):
-        shelf.write(SiteFile(origin, origin, time.time()))
-    assert [shelf.read(o).text for o in ("http://h", "https://h", "http://h:81")] == [
+        disk.write(SiteFile(origin, origin, time.time()))
+    assert [disk.read(o).text for o in ("http://h", "https://h", "http://h:81")] == [
         "http://h",
         "https://h",
         "http://h:81",
     ]
-    assert shelf.read("http://other") is None
+    assert disk.read("http://other") is None
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"{", b"[]", b'{"origin": "http://h"}', b'{"origin": "x", "text": "", "fetched_at": 1}']
 )
-def test_a_damaged_file_on_disk_is_not_there(tmp_path, data):
-    shelf = Shelf(tmp_path)
-    shelf.write(SiteFile("http://h", "rules", time.time()))
+def test_a_damaged_file_on_disk_is_ignored(tmp_path, data):
+    disk = DiskCache(tmp_path)
+    disk.write(SiteFile("http://h", "rules", time.time()))
     next(tmp_path.iterdir()).write_bytes(data)
-    assert shelf.read("http://h") is None
+    assert disk.read("http://h") is None
 
 
-def test_the_disk_is_swept_and_bounded(tmp_path, monkeypatch):
-    old = Shelf(tmp_path)
+def test_the_disk_cache_is_swept_and_bounded(tmp_path, monkeypatch):
+    old = DiskCache(tmp_path)
     for i in range(4):
         old.write(SiteFile(f"http://old{i}", "", time.time()))
     for path in tmp_path.iterdir():
         os.utime(path, (1, 1))
     monkeypatch.setattr(site_files, "MOST_ON_DISK", 2)
-    shelf = Shelf(tmp_path)
+    disk = DiskCache(tmp_path)
     for i in range(5):
-        shelf.write(SiteFile(f"http://new{i}", "", time.time()))
+        disk.write(SiteFile(f"http://new{i}", "", time.time()))
     assert len(list(tmp_path.iterdir())) == 2
-    assert shelf.read("http://new0") is not None
-    assert shelf.read("http://old0") is None
+    assert disk.read("http://new0") is not None
+    assert disk.read("http://old0") is None
 
 
-def test_a_folder_that_cannot_be_written_is_no_cache(host, tmp_path):
+def test_a_folder_that_cannot_be_written_is_not_used(host, tmp_path):
     (tmp_path / "file").write_text("in the way")
     assert Actor(tmp_path / "file").find(host.urls[0]) == ["User-agent: *"]

@@ -1,4 +1,4 @@
-"""TDM reservations: the first rule that matches counts, a header replaces it, and what is broken reserves nothing."""
+"""TDM reservations: the first matching rule applies, a header overrides it, a malformed file reserves nothing."""
 
 import json
 
@@ -35,14 +35,14 @@ def reservation(rules, path):
         ("/elsewhere.jpg", None),
     ],
 )
-def test_the_first_rule_that_matches_counts(path, evidence):
+def test_the_first_rule_that_matches_applies(path, evidence):
     expected = evidence and f"tdmrep.json of photos.example: {evidence}, fetched 2026-11-24T10:00Z"
     assert reservation(RULES, path) == expected
 
 
 @pytest.mark.parametrize("location", ["/", "*", "/*"])
 @pytest.mark.parametrize("said", [1, "1", " 1", 1.0, True])
-def test_everything_may_be_reserved_by_one_rule(location, said):
+def test_one_rule_can_reserve_everything(location, said):
     assert reservation([{"location": location, "tdm-reservation": said}], "/a/b.jpg")
 
 
@@ -55,7 +55,7 @@ def test_everything_may_be_reserved_by_one_rule(location, said):
         '[{"location": "/"}]', '[{"location": "/", "tdm-reservation": 2}]', "<html>not found</html>",
     ],
 )  # fmt: skip
-def test_what_is_no_rule_reserves_nothing(text):
+def test_malformed_rules_reserve_nothing(text):
     assert reservation(text, "/a.jpg") is None
 
 
@@ -67,7 +67,7 @@ def test_a_location_may_hold_a_hash_and_a_long_policy_is_cut():
     assert reservation([{"location": "/a#b", "tdm-reservation": 1}], "/a") is None
 
 
-def test_rules_are_read_as_far_as_the_limit():
+def test_rules_are_read_up_to_the_limit():
     rules = [{"location": f"/{i}/", "tdm-reservation": 1} for i in range(MOST_RULES + 1)]
     assert reservation(rules, f"/{MOST_RULES - 1}/a.jpg")
     assert reservation(rules, f"/{MOST_RULES}/a.jpg") is None

@@ -1,4 +1,4 @@
-"""Heads and bodies as odd servers send them: the picture where urllib, which img2dataset uses, or curl gets it."""
+"""Malformed heads and bodies: the picture is stored if urllib, which img2dataset uses, or curl receives it."""
 
 import gzip
 import itertools
@@ -105,7 +105,7 @@ TAKEN = {
 }  # fmt: skip
 
 
-def test_what_urllib_or_browsers_take_is_taken(server):
+def test_responses_that_urllib_or_browsers_accept_are_accepted(server):
     urls = [server.raw(data) for data in TAKEN.values()]
     outcomes = fetch(server, *urls, respect_robots=False, respect_tdm=False)
     for name, outcome in zip(TAKEN, outcomes, strict=True):
@@ -141,7 +141,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_read_has_a_reason(server, name):
+def test_malformed_responses_have_a_reason(server, name):
     data, reason, detail = REFUSED[name]
     check(fetch(server, server.raw(data), respect_robots=False, respect_tdm=False)[0], reason, detail)
 
@@ -166,15 +166,15 @@ ENDLESS = {
 }
 
 
-def test_nothing_is_endless(server):
-    """Each of them ends at a limit of its own, long before the time is up."""
+def test_endless_responses_reach_a_limit(server):
+    """Each of them reaches its own limit long before the time limit."""
     urls = [server.raw_pieces(itertools.chain([first], forever(piece))) for first, piece, _ in ENDLESS.values()]
     outcomes = fetch(server, *urls, timeout_s=60, respect_robots=False, respect_tdm=False)
     for name, (_, _, detail), outcome in zip(ENDLESS, ENDLESS.values(), outcomes, strict=True):
         assert (outcome.reason, detail in (outcome.detail or "")) == ("bad_response", True), (name, outcome.detail)
 
 
-def test_bodies_that_never_end_however_they_are_framed(server):
+def test_endless_bodies_of_any_framing(server):
     heads = [OK + b"\r\n", OK + CHUNKED + b"\r\n", b"HTTP/1.0 200 OK\r\n\r\n"]
     pieces = [b"\0" * 65536, b"10000\r\n" + b"\0" * 65536 + b"\r\n", b"\0" * 65536]
     urls = [server.raw_pieces(itertools.chain([h], forever(p))) for h, p in zip(heads, pieces, strict=True)]
@@ -182,7 +182,7 @@ def test_bodies_that_never_end_however_they_are_framed(server):
         check(outcome, "body_too_large", "over 3000000 bytes")
 
 
-def test_a_head_that_drips_is_read_and_one_that_drips_too_long_is_a_timeout(server):
+def test_a_slow_head_is_read_and_one_that_is_too_slow_is_a_timeout(server):
     head = b"HTTP/1.1 103 Early\r\n\r\n" + OK + LENGTH + b"\r\n"
     drips = server.raw_pieces([*(bytes([byte]) for byte in head), JPEG], pause_s=0.001)
     slow = server.raw_pieces(itertools.chain([OK], forever(b"X: y\r\n")), pause_s=0.05)
@@ -191,8 +191,8 @@ def test_a_head_that_drips_is_read_and_one_that_drips_too_long_is_a_timeout(serv
     check(late, "timeout", "over 3 s")
 
 
-def test_heads_that_drip_from_many_hosts_cost_their_time_only(server):
-    """The time of a row is spent once, redirects included: each of five hops drips its head."""
+def test_slow_heads_of_a_redirect_chain_share_one_time_limit(server):
+    """The time limit of a row includes redirects: each of five hops sends its head slowly."""
     good = server.raw(OK + LENGTH + b"\r\n" + JPEG)
     for _ in range(5):
         head = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + good.encode() + b"\r\n\r\n"
@@ -201,8 +201,8 @@ def test_heads_that_drip_from_many_hosts_cost_their_time_only(server):
     check(late, "timeout", "over 3 s")
 
 
-def test_limits_hold_for_files_of_a_host_too(server):
-    """A robots.txt behind endless headers is none that was read; one behind an odd head is obeyed."""
+def test_limits_apply_to_site_files(server):
+    """A robots.txt with endless headers counts as unreachable; one with a malformed head is obeyed."""
     rules = b"User-agent: *\nDisallow: /"
     odd, endless = OK + b"noise\r\nX : y\r\n\r\n", OK + b"X: a\r\n" * 20_000
     for head, reason in ((odd, "robots_disallowed"), (endless, "robots_unreachable")):
@@ -212,7 +212,7 @@ def test_limits_hold_for_files_of_a_host_too(server):
             check(fetch(site, site.body(JPEG), respect_tdm=False)[0], reason, "" if "dis" in reason else "of headers")
 
 
-def test_connections_are_kept_after_good_responses_and_not_after_odd_ones(server):
+def test_connections_are_reused_after_valid_responses_only(server):
     def connections(data):
         before, url = server.raw_connections, server.raw(data) + "?keep"
         outcomes = fetch(server, *[url] * 5, per_host=1, respect_robots=False, respect_tdm=False)
@@ -229,8 +229,8 @@ def test_connections_are_kept_after_good_responses_and_not_after_odd_ones(server
     assert connections(OK + CHUNKED + b"\r\n" + CHUNKS + OK + b"\r\nevil") == 5
 
 
-def test_a_location_of_any_bytes_leads_to_the_very_picture(server):
-    """The paths differ only in bytes that are no UTF-8: neither row may get the other's picture."""
+def test_a_location_of_any_bytes_is_followed_exactly(server):
+    """The paths differ only in bytes that are not UTF-8: neither row may get the other's picture."""
     names = [b"\xe9.jpg", b"\xe8.jpg", b"\xc3\xa9.jpg", b".jpg", b"a b\x93\xfa.jpg"]
     urls = []
     for i, name in enumerate(names):
@@ -240,7 +240,7 @@ def test_a_location_of_any_bytes_leads_to_the_very_picture(server):
     assert [o.original_width for o in outcomes] == [100, 101, 102, 103, 104]
 
 
-def test_a_server_that_answers_before_it_is_asked(server):
+def test_a_server_that_responds_before_the_request(server):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host = f"127.0.0.1:{listener.getsockname()[1]}"
 
@@ -258,8 +258,8 @@ def test_a_server_that_answers_before_it_is_asked(server):
     assert outcome.received_bytes == len(JPEG)
 
 
-def test_a_connection_that_is_reset_before_its_body_ends_is_no_whole_body(server):
-    """Without a length only the connection's end ends a body; a reset is no such end."""
+def test_a_body_of_a_reset_connection_is_incomplete(server):
+    """Without a length a body ends with the orderly end of the connection; a reset is not one."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host = f"127.0.0.1:{listener.getsockname()[1]}"
 
@@ -295,8 +295,8 @@ def random_response(rng):
     return interim + status + b"".join(lines) + b"\r\n" + body
 
 
-def test_random_heads_give_what_they_give_urllib(server):
-    """Whatever urllib receives as the whole picture is stored, from 150 heads drawn at random."""
+def test_random_heads_are_read_as_by_urllib(server):
+    """Of 150 random heads, every picture that urllib receives completely is stored."""
     rng = random.Random(0)
     answers = [random_response(rng) for _ in range(150)]
     urls = [server.raw(answer) for answer in answers]
@@ -332,7 +332,7 @@ def test_where_a_body_ends():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_chunks_are_the_same_however_they_arrive(seed):
+def test_chunks_do_not_depend_on_how_they_arrive(seed):
     rng = random.Random(seed)
     body = rng.randbytes(20_000)
     cuts = sorted(rng.sample(range(1, len(body)), 30))
