@@ -184,10 +184,10 @@ class Run(Protocol):
         """Keep facts beside the part, in its file (deterministic ones: sample sizes, entropies, clamped clusters)."""
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Apply a picklable function to every item, spread over the cluster; results in the items' order."""
+        """Apply a picklable function to every item, distributed over the cluster; results in the items' order."""
 
     def reduce(self, reducer: "Reducer[State, R]", columns: Columns) -> R:
-        """Run a mergeable statistic over all alive rows of the input, part by part, spread over the cluster."""
+        """Run a mergeable statistic over all alive rows of the input, part by part, distributed over the cluster."""
 
 
 class Reducer(Protocol[State, R]):  # type: ignore[misc]  # R only leaves, State goes both ways

@@ -1,6 +1,6 @@
 """Erasing rows: from every file of a dataset, published or not, so that every version goes without them.
 
-What is found is an `Order`, plain numbers and paths; carrying it out is a list of steps, each of which can be repeated.
+What is found is an `ErasurePlan`, plain numbers and paths; it is carried out in steps that can each be repeated.
 Files keep their names, as parts are named by the work that they stand for: so caching, resuming and every version's
 lists of files stay as they are, and no version can give back what is gone. In `source` and `images` an erased row
 stays as a bare sample_id with the reason; from every other table the row goes.
@@ -36,7 +36,7 @@ _BLOCK: Final = 512
 
 
 @dataclass(frozen=True)
-class Order:
+class ErasurePlan:
     """What is to be erased, as it is written down before anything is touched: no URL, no text, no pixel."""
 
     sample_ids: Sequence[int]
@@ -82,7 +82,7 @@ class Order:
         return sorted({part.partition("/")[0] for part in self.parts})
 
 
-def order_for(dataset: Dataset, ids: np.ndarray) -> Order:
+def order_for(dataset: Dataset, ids: np.ndarray) -> ErasurePlan:
     """Return where rows are, int64 (n,) ascending: parts of every table, stretches of shards, versions.
 
     Changes nothing.
@@ -112,7 +112,7 @@ def order_for(dataset: Dataset, ids: np.ndarray) -> Order:
         if dataset.storage.exists(shard):
             spans.setdefault(shard, []).append(span_of(dataset.storage, shard, offset))
     damaged = _damaged(dataset.storage, parts)
-    return Order(ids.tolist(), rows, parts, spans, _versions_with(dataset, parts), sorted(clusters), damaged)
+    return ErasurePlan(ids.tolist(), rows, parts, spans, _versions_with(dataset, parts), sorted(clusters), damaged)
 
 
 def _damaged(storage: Storage, parts: Sequence[str]) -> list[str]:
@@ -134,7 +134,7 @@ def _versions_with(dataset: Dataset, parts: Collection[str]) -> list[int]:
     ]
 
 
-def erase_shards(dataset: Dataset, order: Order) -> None:
+def erase_shards(dataset: Dataset, order: ErasurePlan) -> None:
     """Overwrite the samples in the shards, and take them out of the files beside (where failed rows are too)."""
     numbers = {sample_id >> SAMPLE_BITS for sample_id in order.sample_ids}
     beside = {p for p in dataset.storage.list(FOLDER) if p.endswith(".tar") and _number_of(p) in numbers}
@@ -149,7 +149,7 @@ def _number_of(shard: str) -> int:
     return int(PurePosixPath(shard).name.partition("-")[0])
 
 
-def erase_parts(dataset: Dataset, order: Order, scrubber: Scrubber) -> None:
+def erase_parts(dataset: Dataset, order: ErasurePlan, scrubber: Scrubber) -> None:
     """Rewrite every part that holds such a row, under its own name, without the row or its content.
 
     The parts of `source` come last: while one of them is as it was, the words that must go can still be read from it.
@@ -212,7 +212,7 @@ def sweep(dataset: Dataset) -> None:
     shutil.rmtree(work.folder(storage), ignore_errors=True)
 
 
-def settle(dataset: Dataset, order: Order) -> None:
+def settle(dataset: Dataset, order: ErasurePlan) -> None:
     """Make the logs, and what versions say of their tables, agree with the files again."""
     paths = [*order.parts, *plain_parts(dataset)]
     tables = sorted({path.partition("/")[0] for path in paths} - {"versions"})
@@ -222,7 +222,7 @@ def settle(dataset: Dataset, order: Order) -> None:
     dataset.renew_copies()
 
 
-def remaining(dataset: Dataset, order: Order, ledger: Ledger) -> list[str]:
+def remaining(dataset: Dataset, order: ErasurePlan, ledger: Ledger) -> list[str]:
     """Return the files in which something is left of what was taken down: a row, a URL, a digest, or bytes."""
     left = [path for path in order.parts if path.partition("/")[0] not in KEPT]
     found = {path for path in left if rows_of(dataset.storage, [path], order.ids, ()).num_rows}

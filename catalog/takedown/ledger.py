@@ -7,7 +7,8 @@ It is one JSON object in the dataset's state, `_state/takedowns.json`, that is r
     texts       digests of the captions of rows without a URL, and of broken records, that must not come back
     contents    digests of the SHA-256 of the bytes that must not come back
     pixels      digests of the SHA-256 of the pixels that must not come back
-    pending     the order that is being carried out, written before anything is touched (`catalog.takedown.erase.Order`)
+    pending     the plan that is being carried out, written before anything is touched
+                (`catalog.takedown.erase.ErasurePlan`)
     records     one a takedown: when, who, why, how many rows, which versions, files and stretches
                 of shards; never a URL, a text or a pixel
 

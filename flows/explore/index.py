@@ -32,7 +32,7 @@ from tasks.index.choose import Budget, Choice, choose
 from tasks.index.held_out import HeldOut, K
 from tasks.index.tune import Tuned, tune
 from tasks.index.vector_index import VectorIndex, unit_blocks
-from tasks.vectors.kmeans import Sample
+from tasks.vectors.sample import Sample
 
 if TYPE_CHECKING:
     from rich.console import Console

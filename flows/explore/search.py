@@ -35,7 +35,7 @@ from flows.explore.stored_index import TABLE, Kept, best_device, embedding_colum
 from tasks.encoders.encoder import encoder_of
 from tasks.index.tune import RESCORED
 from tasks.index.vector_index import VectorIndex, unit_rows
-from tasks.vectors.kmeans import usable
+from tasks.vectors.mapped import usable
 
 if TYPE_CHECKING:
     import duckdb

@@ -12,7 +12,7 @@ from catalog.seal import opened_json
 from tasks.index.choose import Choice
 from tasks.index.held_out import HeldOut
 from tasks.index.vector_index import VectorIndex
-from tasks.vectors.kmeans import vector_column
+from tasks.vectors.columns import vector_column
 
 TABLE: Final = "embeddings"
 

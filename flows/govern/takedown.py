@@ -23,7 +23,7 @@ from catalog.dataset import Catalog, Dataset
 from catalog.errors import BuildError, NotFoundError, UserError
 from catalog.lease import Lease, hold
 from catalog.takedown import erase
-from catalog.takedown.erase import Order
+from catalog.takedown.erase import ErasurePlan
 from catalog.takedown.ledger import Ledger
 from catalog.takedown.reach import Names, Reach, listed_rows, reach
 from catalog.takedown.scrub import Scrubber, Words, scrub, words_of
@@ -143,7 +143,7 @@ def _planned(dataset: Dataset, names: Names, copies: str, reason: str) -> tuple[
     return found, told | root | {"digests": digests, "last_version": last.number if last else None, "others": places}
 
 
-def _places(order: Order) -> Record:
+def _places(order: ErasurePlan) -> Record:
     """Return what a record says of where the rows of one dataset are."""
     return {
         "samples": len(order.sample_ids),
@@ -221,9 +221,9 @@ def _go_on(held: _Held, dataset: Dataset) -> Record:
     return _carry_group(held, dataset)
 
 
-def _pending(dataset: Dataset) -> Order | None:
+def _pending(dataset: Dataset) -> ErasurePlan | None:
     pending = Ledger.read(dataset.storage).pending
-    return None if pending is None else Order.of_json(pending)
+    return None if pending is None else ErasurePlan.of_json(pending)
 
 
 def _carry_alone(held: _Held, dataset: Dataset) -> Record:
@@ -263,7 +263,7 @@ def _carry_group(held: _Held, root: Dataset) -> Record:
     return _carry_out(held, root, words, others=summary)
 
 
-def _begin(held: _Held, root: Dataset, order: Order, name: str, about: Mapping[str, Any]) -> bool:
+def _begin(held: _Held, root: Dataset, order: ErasurePlan, name: str, about: Mapping[str, Any]) -> bool:
     """Write the order of one other dataset into its ledger, unless it is there; say whether it is still to be done."""
     member = held.catalog.dataset(name)
     pending = _pending(member)
@@ -319,7 +319,7 @@ def _publish(dataset: Dataset, before: int | None) -> str | None:
     return (dataset.republish() if last.number == before else last).label
 
 
-def _forget(dataset: Dataset, order: Order) -> list[str]:
+def _forget(dataset: Dataset, order: ErasurePlan) -> list[str]:
     """Take the samples out of the search indexes."""
     if "_index" not in dataset.storage.folders():
         return []
@@ -331,7 +331,7 @@ def _forget(dataset: Dataset, order: Order) -> list[str]:
 def records(dataset: Dataset) -> list[Record]:
     """Return the takedowns of a dataset as a table shows them, oldest first."""
     ledger = Ledger.read(dataset.storage)
-    pending = [dict(Order.of_json(ledger.pending).facts)] if ledger.pending else []
+    pending = [dict(ErasurePlan.of_json(ledger.pending).facts)] if ledger.pending else []
     kept: list[Record] = [dict(record) for record in ledger.records]
     return [
         {

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from catalog.errors import UserError
 from tasks.stage import Config
 from tasks.vectors import kmeans
+from tasks.vectors.nearest_centroid import assign, block_rows
+from tasks.vectors.unit_rows import UnitRows
 
 Criterion = Literal["silhouette", "calinski_harabasz"]
 
@@ -71,8 +73,8 @@ def silhouette(rows: np.ndarray, centroids: np.ndarray, device: str = "cpu") -> 
     import torch
 
     wide = torch.from_numpy(centroids).to(device)
-    unit = kmeans.UnitRows(rows, device)
-    step = kmeans.block_rows(len(centroids))
+    unit = UnitRows(rows, device)
+    step = block_rows(len(centroids))
     total = 0.0
     for start in range(0, len(unit), step):
         block = unit[start : min(start + step, len(unit))]
@@ -90,7 +92,7 @@ def calinski_harabasz(rows: np.ndarray, centroids: np.ndarray, device: str = "cp
     k-means for the squared Euclidean ones (which are twice as large: the ratio is the same).
     """
     n, k = len(rows), len(centroids)
-    within = float((1 - kmeans.assign(rows, centroids, device)[1].astype(np.float64)).sum())
+    within = float((1 - assign(rows, centroids, device)[1].astype(np.float64)).sum())
     one = kmeans.fit(rows, 1, niter=1, device=device)
     total = n * (1 - one.objective[-1])
     return (total - within) / (k - 1) / (max(within, 1e-12) / max(n - k, 1))

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from tasks.stage import Config
 from tasks.vectors import kmeans
+from tasks.vectors.mapped import gather
+from tasks.vectors.nearest_centroid import assign
 from tasks.vectors.seeds import round_seed
 
 Points = Annotated[int, Field(ge=1)]
@@ -53,16 +55,16 @@ def fit_resampled(
     (arXiv 2405.15613), section 3.3. Here k-means is spherical, and empty clusters are refilled.
     """
     fit = kmeans.fit(rows, k, niter=niter, seed=seed, device=device, engine=engine, init="k-means++")
-    cluster, cosine = kmeans.assign(rows, fit.centroids, device)
+    cluster, cosine = assign(rows, fit.centroids, device)
     for round_ in range(rounds if points > 1 else 0):
         chosen = nearest_members(cluster, cosine, points)
         if not k <= len(chosen) < len(rows):  # nothing is left out, or too little is left in
             break
         again = round_seed(seed, round_ + 1)
         fit = kmeans.fit(
-            kmeans.gathered(rows, chosen), k, niter=niter, seed=again, device=device, engine=engine, init="k-means++"
+            gather(rows, chosen), k, niter=niter, seed=again, device=device, engine=engine, init="k-means++"
         )
-        cluster, cosine = kmeans.assign(rows, fit.centroids, device)
+        cluster, cosine = assign(rows, fit.centroids, device)
     sizes = np.bincount(cluster, minlength=k).astype(np.int64)
     return replace(fit, sizes=sizes, objective=[*fit.objective[:-1], float(cosine.mean(dtype=np.float64))])
 

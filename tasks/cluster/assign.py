@@ -13,7 +13,8 @@ from catalog.schema import CLUSTERS
 from tasks.cluster.centroids import READ_WORK
 from tasks.stage import Batches, Columns, MapStage, Size, Step, Tables
 from tasks.streams.rebatch import recut
-from tasks.vectors.kmeans import Assigner, clustered_column
+from tasks.vectors.columns import clustered_column
+from tasks.vectors.nearest_centroid import Assigner
 
 STEP_ROWS: Final = 8192
 """Rows written at once. As those multiplied at once they are counted from the start of a part: what is written must

@@ -14,6 +14,9 @@ from tasks.stage import Batches, Columns, Config, Run, Size, Tables, TableStage
 from tasks.streams.ordered_map import in_order
 from tasks.vectors import kmeans
 from tasks.vectors import random_keys as draw
+from tasks.vectors.columns import CLUSTERED, vector_column, width
+from tasks.vectors.mapped import gather
+from tasks.vectors.sample import Sample
 
 SAMPLE_PER_CENTROID = 256
 """Training rows for each centroid where a recipe names none: faiss's hidden cap, here in the open."""
@@ -75,7 +78,7 @@ class Centroids(Training, TableStage):
     """Fits k unit centroids: table `centroids`, one row a cluster, `size` counts training rows.
 
     The training sample lies in a memory map in the scratch folder (2 bytes a number), so memory does not grow with it
-    beyond `kmeans.HELD_BYTES` (faiss: beyond the sample itself, as float32). Rows without a direction (zero, NaN) are
+    beyond 1 GiB (faiss: beyond the sample itself, as float32). Rows without a direction (zero, NaN) are
     never drawn. `k: auto` tries a geometric grid of k on at most `_auto.SAMPLE_ROWS` of the training rows, takes the
     one of the best criterion (`_auto.choose`), and notes them all; it then fits as for a k that was given, but from a
     k-means++ start. `resample` refits to the rows nearest to the centroids (`_resample.fit_resampled`).
@@ -92,11 +95,11 @@ class Centroids(Training, TableStage):
     resample: Resample | None = Field(None, description="spread the centroids; `points` has one number here")
 
     def inputs(self, available: Tables) -> Columns:
-        return {"embeddings": (kmeans.vector_column(available, self.encoder),)}
+        return {"embeddings": (vector_column(available, self.encoder),)}
 
     def output(self, available: Tables) -> pa.Schema:
-        column = kmeans.vector_column(available, self.encoder)
-        return centroids_schema(kmeans.width(available["embeddings"], column), column)
+        column = vector_column(available, self.encoder)
+        return centroids_schema(width(available["embeddings"], column), column)
 
     def work(self, size: Size) -> float:
         """Return the rows that are read, and the comparisons of training rows with centroids in all updates."""
@@ -104,10 +107,10 @@ class Centroids(Training, TableStage):
 
     def run(self, inputs: Inputs, run: Run) -> Batches:
         embeddings = inputs.schema("embeddings")
-        column = kmeans.vector_column({"embeddings": embeddings}, self.encoder)
-        dim = kmeans.width(embeddings, column)
+        column = vector_column({"embeddings": embeddings}, self.encoder)
+        dim = width(embeddings, column)
         alive = inputs.rows()
-        sample = kmeans.Sample(run.scratch / "sample.npy", min(self._wanted(alive), max(alive, 1)), dim, run.seed)
+        sample = Sample(run.scratch / "sample.npy", min(self._wanted(alive), max(alive, 1)), dim, run.seed)
         done = 0
         for part in in_order(
             lambda part: list(part.vectors("embeddings", column)),
@@ -139,7 +142,7 @@ class Centroids(Training, TableStage):
         if grid is None:
             return self.most
         few = np.sort(np.argsort(draw.keys(ids, run.seed), kind="stable")[: _auto.SAMPLE_ROWS])
-        k, found = _auto.choose(kmeans.gathered(rows, few), grid, seed=run.seed, device=run.device)
+        k, found = _auto.choose(gather(rows, few), grid, seed=run.seed, device=run.device)
         run.note(
             k=k, criterion=grid.criterion, criterion_rows=len(few), criterion_by_k=[[k, v] for k, v in found.items()]
         )
@@ -158,7 +161,7 @@ class Centroids(Training, TableStage):
 
 def centroids_schema(dim: int, column: str = "") -> pa.Schema:
     """Return the schema of the table `centroids` for vectors of `dim` numbers, of the embedding column of that name."""
-    clustered = {kmeans.CLUSTERED: column} if column else {}
+    clustered = {CLUSTERED: column} if column else {}
     return pa.schema(
         [
             field("cluster", pa.int32(), "number of the cluster, 0 .. k - 1"),

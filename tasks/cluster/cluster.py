@@ -11,7 +11,7 @@ from tasks.cluster.assign import Assign
 from tasks.cluster.centroids import Auto, Centroids, Training
 from tasks.cluster.hierarchy import Hierarchy, Levels, check_levels
 from tasks.stage import Columns, Stage, Tables
-from tasks.vectors.kmeans import vector_column
+from tasks.vectors.columns import vector_column
 
 PROBE_ROWS_PER_CLUSTER = 16
 """Rows of a probe for each cluster that it makes, at least."""

@@ -18,6 +18,8 @@ from tasks.encoders.encoder import encoder_of
 from tasks.files.digest import digest_of
 from tasks.stage import Batches, Columns, Run, Tables, TableStage
 from tasks.vectors import kmeans
+from tasks.vectors.columns import clustered_column
+from tasks.vectors.nearest_centroid import assign
 
 LISTED: Final = 8
 """Samples of each cluster that the table names, at the centre and at the edge."""
@@ -86,7 +88,7 @@ class Concepts(TableStage):
         if "source" in available and "caption" in available["source"].names:
             columns["source"] = ("caption",)
         if self.labels is not None:
-            column = kmeans.clustered_column(available, self.encoder)
+            column = clustered_column(available, self.encoder)
             columns["embeddings"] = (column,)
             if encoder_of(available["embeddings"], column).trained is not None:
                 columns["models"] = ("name", "config", "weights")
@@ -157,7 +159,7 @@ class Concepts(TableStage):
 
         schema = inputs.schema("embeddings")
         tables = {"embeddings": schema, "centroids": inputs.schema("centroids")}
-        encoder = encoder_of(schema, kmeans.clustered_column(tables, self.encoder))
+        encoder = encoder_of(schema, clustered_column(tables, self.encoder))
         sides = {"models": inputs.whole("models")} if encoder.trained is not None else {}
         vectors = label_vectors(labels, self.templates, load(encoder, run.device, sides))
         if vectors.shape[1] != centroids.shape[1]:
@@ -165,7 +167,7 @@ class Concepts(TableStage):
                 f"concepts: the vectors of encoder {encoder.name!r} have {vectors.shape[1]} numbers, the centroids "
                 f"{centroids.shape[1]}: say in `encoder` which column was clustered"
             )
-        at, cosine = kmeans.assign(centroids, vectors, run.device)
+        at, cosine = assign(centroids, vectors, run.device)
         run.note(labels=len(labels), templates=len(self.templates), encoder=encoder.name)
         return pa.array(labels).take(pa.array(at)), pa.array(cosine)
 

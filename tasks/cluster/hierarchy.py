@@ -15,6 +15,8 @@ from tasks.cluster._resample import Resample, fit_resampled, usual_points
 from tasks.cluster.centroids import as_lists
 from tasks.stage import Batches, Columns, Run, Size, Tables, TableStage
 from tasks.vectors import kmeans
+from tasks.vectors.columns import width
+from tasks.vectors.nearest_centroid import assign
 from tasks.vectors.seeds import round_seed
 
 Levels = tuple[Annotated[int, Field(gt=0)], ...]
@@ -55,7 +57,7 @@ class Hierarchy(TableStage):
         return ("centroids",)
 
     def output(self, available: Tables) -> pa.Schema:
-        return hierarchy_schema(kmeans.width(available["centroids"], "centroid"))
+        return hierarchy_schema(width(available["centroids"], "centroid"))
 
     def work(self, size: Size) -> float:
         """Return the comparisons of the clusters of each level with those of the level below, in all updates."""
@@ -66,7 +68,7 @@ class Hierarchy(TableStage):
         leaves = inputs.whole("centroids").sort_by("cluster")
         rows, sizes = as_matrix(leaves.column("centroid")), leaves.column("size").to_numpy()
         if not len(rows):
-            yield hierarchy_schema(kmeans.width(leaves.schema, "centroid")).empty_table()
+            yield hierarchy_schema(width(leaves.schema, "centroid")).empty_table()
             return
         notes: dict[str, Any] = {}
         for level, centroids, parents, below in self._grow(rows, sizes, run, notes):
@@ -86,7 +88,7 @@ class Hierarchy(TableStage):
                 rows, k, points=few, rounds=self.resample.rounds,
                 niter=self.niter, seed=round_seed(run.seed, level), device=run.device, engine=self.engine,
             )  # fmt: skip
-            parents, _ = kmeans.assign(rows, fit.centroids, run.device)
+            parents, _ = assign(rows, fit.centroids, run.device)
             yield level - 1, rows, parents, sizes
             sizes = np.bincount(parents, weights=sizes, minlength=k).astype(np.int64)
             notes |= {f"level_{level}_points": few, f"level_{level}_empty": int((fit.sizes == 0).sum())}

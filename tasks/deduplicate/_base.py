@@ -80,8 +80,8 @@ def order_key(rule: Keep, inputs: Inputs, ids: np.ndarray, seed: int) -> np.ndar
     return key
 
 
-class Order:
-    """Some rows of n in their order of preference."""
+class Preference:
+    """Some of n rows, ranked by which one to keep: the first is preferred."""
 
     def __init__(self, rows: np.ndarray, key: np.ndarray) -> None:
         """`rows`: int64 (m,), ascending; `key`: (n,), smallest comes first, NaN last, ties by row."""
@@ -91,6 +91,6 @@ class Order:
         """int64 (n,): rank of each row; -1 for rows that are not among them."""
         self.rank[self.row] = np.arange(len(self.row))
 
-    def reversed(self) -> "Order":
+    def reversed(self) -> "Preference":
         """Return the order with the last row first."""
-        return Order(np.sort(self.row), np.where(self.rank < 0, 0, -self.rank))
+        return Preference(np.sort(self.row), np.where(self.rank < 0, 0, -self.rank))

@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from tasks.deduplicate._near import Found, Near
-from tasks.vectors import kmeans
+from tasks.deduplicate._near import CosinePairs, Near
+from tasks.vectors.core_pool import on_cores
+from tasks.vectors.mapped import release
+from tasks.vectors.nearest_centroid import block_rows
+from tasks.vectors.unit_rows import UnitRows
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +103,7 @@ class Borders:
     def _visit(self, count: int) -> None:
         visitors, cells = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
         every = range(len(self._starts) - 1)
-        for found in kmeans.on_cores(lambda cell: self._visits_of(cell, count), every, self._device):
+        for found in on_cores(lambda cell: self._visits_of(cell, count), every, self._device):
             visitors.append(found.visitor)
             cells.append(found.cell)
             self.strays += found.strays
@@ -115,10 +118,10 @@ class Borders:
 
         start, stop = self._starts[cell], self._starts[cell + 1]
         reach = float(np.sin(self._angle / 2)) + SLACK
-        rows = kmeans.UnitRows(self._vectors[start:stop], self._device)
+        rows = UnitRows(self._vectors[start:stop], self._device)
         others = self._others(cell)
         centroids, own = self._centroids[others], int((others == cell).nonzero())
-        step = kmeans.block_rows(len(others))
+        step = block_rows(len(others))
         most = min(count, len(others))
         apart = (2 - 2 * (centroids @ centroids[own])).clamp_min(0).sqrt_().clamp_min_(SLACK)
         places, cells = [], []
@@ -148,14 +151,14 @@ class Borders:
         found: torch.Tensor = torch.unique(torch.cat([near, near.new_tensor([cell])]))
         return found
 
-    def pairs(self, visiting: np.ndarray | None = None, hosting: np.ndarray | None = None) -> Iterator[Found]:
+    def pairs(self, visiting: np.ndarray | None = None, hosting: np.ndarray | None = None) -> Iterator[CosinePairs]:
         """Yield (places of visitors, places of hosts, cosines) above 1 - epsilon; a pair that visits both ways comes
         twice.
 
         `visiting`, `hosting`: bool (m,), the rows that may be on either side; all where None.
         """
         meetings = self._meetings(visiting, hosting)
-        for guests, hosts, found in kmeans.on_cores(self._meet, meetings, self._device, AHEAD):
+        for guests, hosts, found in on_cores(self._meet, meetings, self._device, AHEAD):
             self.compared += guests * hosts
             yield found
 
@@ -175,7 +178,7 @@ class Borders:
                 for at in range(0, len(guests), VISITORS):
                     yield guests[at : at + VISITORS], hosts
 
-    def _meet(self, both: tuple[np.ndarray, slice | np.ndarray]) -> tuple[int, int, Found]:
+    def _meet(self, both: tuple[np.ndarray, slice | np.ndarray]) -> tuple[int, int, CosinePairs]:
         """Return (number of visitors, of hosts, their pairs)."""
         guests, hosts = (Near(self._vectors, self._folded, places, self._threshold, self._device) for places in both)
         at, host, cosine = guests.pairs(slice(0, len(guests)), hosts, slice(0, len(hosts)))
@@ -183,6 +186,6 @@ class Borders:
         return len(guests), len(hosts), (guests.places[at], hosts.places[host], cosine)
 
     def _release(self) -> None:
-        kmeans.release(self._vectors)
+        release(self._vectors)
         if self._folded is not None:
-            kmeans.release(self._folded)
+            release(self._folded)

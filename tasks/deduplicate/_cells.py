@@ -12,6 +12,9 @@ import numpy as np
 
 from tasks.streams.ordered_map import Item, Result
 from tasks.vectors import kmeans
+from tasks.vectors.core_pool import on_cores
+from tasks.vectors.mapped import release
+from tasks.vectors.nearest_centroid import assign
 
 CELL_ROWS: Final = 2048
 """Mean size of a cell."""
@@ -40,10 +43,10 @@ def split(
         start, stop = starts[cluster : cluster + 2].tolist()
         held = np.array(vectors[start:stop])
         fitted = _fit(held, seed + cluster, device)
-        cell, _ = kmeans.assign(held, fitted, device)
+        cell, _ = assign(held, fitted, device)
         order = np.argsort(cell, kind="stable")
         vectors[start:stop] = held[order]
-        kmeans.release(vectors)
+        release(vectors)
         rows[start:stop] = rows[start:stop][order]
         count = np.bincount(cell, minlength=len(fitted))
         return cluster, (count[count > 0], fitted[count > 0])
@@ -63,7 +66,7 @@ def shared(
     every = list(items)
     large = (item for item in every if size(item) > LARGE)
     small = (item for item in every if size(item) <= LARGE)
-    return chain(map(function, large), kmeans.on_cores(function, small, device))
+    return chain(map(function, large), on_cores(function, small, device))
 
 
 def _fit(vectors: np.ndarray, seed: int, device: str) -> np.ndarray:

@@ -19,7 +19,7 @@ from tasks.deduplicate import _exact as exact
 from tasks.deduplicate import _perceptual as perceptual
 from tasks.files.digest import digest_of
 from tasks.stage import Config, Run
-from tasks.vectors import kmeans
+from tasks.vectors.mapped import usable
 
 if TYPE_CHECKING:
     from tasks.encoders.model import Model
@@ -236,7 +236,7 @@ def _take_vectors(one: EvaluationSet, found: Targets, column: pa.ChunkedArray, d
     there = column.is_valid().to_numpy()
     if there.any():
         found.vector[there] = as_matrix(column.drop_null())
-    found.has_vector = there & kmeans.usable(found.vector)
+    found.has_vector = there & usable(found.vector)
 
 
 def _from_images(found: Targets, images: Sequence[bytes | None], wanted: Sequence[str], model: "Model | None") -> None:
@@ -246,7 +246,7 @@ def _from_images(found: Targets, images: Sequence[bytes | None], wanted: Sequenc
     if "vector" in wanted and model is not None:
         vectors, good = model.unit_images(images)
         found.vector[:] = vectors
-        found.has_vector = good & kmeans.usable(found.vector)
+        found.has_vector = good & usable(found.vector)
 
 
 def _measure(found: Targets, at: int, data: bytes, wanted: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from catalog.inputs import Inputs
-from tasks.deduplicate._base import Order
+from tasks.deduplicate._base import Preference
 from tasks.deduplicate._borders import Borders
 from tasks.deduplicate._cells import shared, split
 from tasks.deduplicate._near import FIT_PAIRS, LEAST_PAIRS, Fold, Near
@@ -16,7 +16,9 @@ from tasks.deduplicate._semantic import BLOCK_ROWS, Clusters, Rule, Semantic, Ve
 from tasks.deduplicate._spill import spill
 from tasks.deduplicate._ties import Pairs, Ties, roots
 from tasks.stage import Run
-from tasks.vectors import kmeans
+from tasks.vectors.columns import vector_column, width
+from tasks.vectors.mapped import gather, release
+from tasks.vectors.unit_rows import UnitRows
 
 MOST_PAIRS: Final = 1 << 25
 """As many ties are held in memory, 20 bytes each; where there are more, they are found in rounds."""
@@ -34,10 +36,10 @@ class Meaning:
     """
 
     def __init__(
-        self, inputs: Inputs, run: Run, config: Semantic, ids: np.ndarray, given: Clusters, order: Order
+        self, inputs: Inputs, run: Run, config: Semantic, ids: np.ndarray, given: Clusters, order: Preference
     ) -> None:
         """`ids`: int64 (n,), ascending."""
-        column = kmeans.vector_column({"embeddings": inputs.schema("embeddings")}, config.encoder)
+        column = vector_column({"embeddings": inputs.schema("embeddings")}, config.encoder)
         self._run, self._config, self._rank = run, config, order.rank
         rows = order.row[given.cluster[order.row] >= 0]
         rows = rows[np.argsort(given.cluster[rows], kind="stable")]
@@ -79,7 +81,7 @@ class Meaning:
         cell = np.searchsorted(self._starts, one, side="right") - 1
         other = self._starts[cell] + rng.integers(0, sizes[cell])
         differ = rng.permutation(np.flatnonzero(one != other))
-        left, right = (kmeans.gathered(self._vectors, side[differ]) for side in (one, other))
+        left, right = (gather(self._vectors, side[differ]) for side in (one, other))
         fold = Fold.fit(left, right, 1 - self._config.epsilon, self._run.device)
         self._run.note(semantic_folded_width=0 if fold is None else fold.width)
         if fold is None:
@@ -105,7 +107,7 @@ class Meaning:
         """Return the direction of each cluster's mean: float32 (k, d)."""
         sums = np.zeros((len(self._starts) - 1, self._vectors.shape[1]))
         for cluster, (start, stop) in enumerate(pairwise(self._starts.tolist())):
-            unit = kmeans.UnitRows(self._vectors[start:stop], self._run.device)
+            unit = UnitRows(self._vectors[start:stop], self._run.device)
             for begin in range(0, stop - start, BLOCK_ROWS):
                 sums[cluster] += unit[begin : min(begin + BLOCK_ROWS, stop - start)].sum(dim=0).cpu().numpy()
         length = np.linalg.norm(sums, axis=1, keepdims=True)
@@ -188,8 +190,8 @@ class Meaning:
         found = np.full(len(rows), np.nan, np.float32)
         for begin in range(0, len(known), BLOCK_ROWS):
             at = known[begin : begin + BLOCK_ROWS]
-            sides = [kmeans.gathered(self._vectors, side[at]) for side in (one, other)]
-            left, right = (kmeans.UnitRows(side, self._run.device)[0 : len(at)] for side in sides)
+            sides = [gather(self._vectors, side[at]) for side in (one, other)]
+            left, right = (UnitRows(side, self._run.device)[0 : len(at)] for side in sides)
             found[at] = (left * right).sum(dim=1).cpu().numpy()
         return found
 
@@ -264,9 +266,9 @@ class Meaning:
         self._release()
 
     def _release(self) -> None:
-        kmeans.release(self._vectors)
+        release(self._vectors)
         if self._folded is not None:
-            kmeans.release(self._folded)
+            release(self._folded)
 
 
 def _size(places: Places) -> int:
@@ -287,7 +289,7 @@ def _spilled(
     place = np.full(len(ids), -1, np.int64)
     place[rows] = np.arange(len(rows))
     asked = asked_vectors(inputs, column, ids, place >= 0)
-    dim = kmeans.width(inputs.schema("embeddings"), column)
+    dim = width(inputs.schema("embeddings"), column)
     return spill(((place[at], vectors) for at, vectors in asked), path, len(rows), dim)
 
 
@@ -299,5 +301,5 @@ def _present(rows: np.ndarray, vectors: np.ndarray, there: np.ndarray) -> tuple[
     for start in range(0, len(present), 65536):
         piece = present[start : start + 65536]
         vectors[start : start + len(piece)] = vectors[piece]
-        kmeans.release(vectors)
+        release(vectors)
     return rows[present], vectors[: len(present)]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tasks.deduplicate._base import Order
+from tasks.deduplicate._base import Preference
 from tasks.deduplicate._meaning import Meaning
 from tasks.deduplicate._perceptual import Looks
 from tasks.deduplicate._semantic import Rule
@@ -45,7 +45,7 @@ class Settled:
         self.toward = np.where(self.looks >= 0, self.looks, self.meaning.partner)
 
 
-def settle(rule: Rule, order: Order, looks: Looks | None, meaning: Meaning | None) -> Settled:
+def settle(rule: Rule, order: Preference, looks: Looks | None, meaning: Meaning | None) -> Settled:
     """Apply a rule to the rows of `order`."""
     found = Settled(len(order.rank))
     if rule == "components":
@@ -57,7 +57,7 @@ def settle(rule: Rule, order: Order, looks: Looks | None, meaning: Meaning | Non
     return found
 
 
-def _order(found: Settled, order: Order, looks: Looks | None, meaning: Meaning | None) -> None:
+def _order(found: Settled, order: Preference, looks: Looks | None, meaning: Meaning | None) -> None:
     if looks is not None:
         found.looks[order.row] = looks.first(order, order.row, order.row)
     if meaning is not None:
@@ -65,7 +65,7 @@ def _order(found: Settled, order: Order, looks: Looks | None, meaning: Meaning |
     found.follow()
 
 
-def _components(found: Settled, order: Order, looks: Looks | None, meaning: Meaning | None) -> None:
+def _components(found: Settled, order: Preference, looks: Looks | None, meaning: Meaning | None) -> None:
     links = [np.empty((0, 2), np.int64)]
     if looks is not None:
         links.append(looks.links(order))
@@ -80,7 +80,7 @@ def _components(found: Settled, order: Order, looks: Looks | None, meaning: Mean
     found.toward[order.row] = np.where(first == order.row, -1, first)
 
 
-def _greedy(found: Settled, order: Order, looks: Looks | None, meaning: Meaning | None) -> None:
+def _greedy(found: Settled, order: Preference, looks: Looks | None, meaning: Meaning | None) -> None:
     if meaning is not None and looks is None and not meaning.across:
         found.meaning = meaning.greedy()
     else:
@@ -94,7 +94,12 @@ def _greedy(found: Settled, order: Order, looks: Looks | None, meaning: Meaning 
 
 
 def _round(
-    found: Settled, order: Order, open_: np.ndarray, looks: Looks | None, meaning: Meaning | None, near: Pairs | None
+    found: Settled,
+    order: Preference,
+    open_: np.ndarray,
+    looks: Looks | None,
+    meaning: Meaning | None,
+    near: Pairs | None,
 ) -> np.ndarray:
     """Settle what can be settled of the rows that are open, int64 (m,); return those that still are.
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from tasks.vectors import kmeans
+from tasks.vectors.mapped import gather, release
+from tasks.vectors.nearest_centroid import block_rows
+from tasks.vectors.unit_rows import UnitRows
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +36,7 @@ DENSE: Final = 64
 """Where more than one pair in so many is not ruled out, the whole block is multiplied in full."""
 PIECE_PAIRS: Final = 4096
 
-Found = tuple[np.ndarray, np.ndarray, np.ndarray]
+CosinePairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Pairs: (row int64 (m,), ascending; other row int64 (m,), ascending for each row; cosine float32 (m,))."""
 
 
@@ -53,7 +55,7 @@ class Fold:
         half = len(one) // 2
         if half == 0:
             return None
-        left, right = (kmeans.UnitRows(side, device)[0 : len(side)] for side in (one, other))
+        left, right = (UnitRows(side, device)[0 : len(side)] for side in (one, other))
         apart = left[:half] - right[:half]
         _, vectors = torch.linalg.eigh(apart.T @ apart)
         directions = vectors.flip(1)  # the largest first
@@ -82,15 +84,15 @@ class Fold:
 
     def write(self, vectors: np.ndarray, into: np.ndarray, device: str) -> None:
         """Fold rows (n, d) into float16 (n, w), block by block; maps are released."""
-        step = kmeans.block_rows(vectors.shape[1])
+        step = block_rows(vectors.shape[1])
         for begin in range(0, len(vectors), step):
             span = slice(begin, min(begin + step, len(vectors)))
-            into[span] = self(kmeans.UnitRows(vectors[span], device)[0 : span.stop - begin]).half().cpu().numpy()
-            kmeans.release(into)
+            into[span] = self(UnitRows(vectors[span], device)[0 : span.stop - begin]).half().cpu().numpy()
+            release(into)
 
 
 class Near:
-    """Some rows, of which pairs above a threshold are wanted. Memory: their folded vectors, or `kmeans.UnitRows`."""
+    """Some rows, of which pairs above a threshold are wanted. Memory: their folded vectors, or `UnitRows`."""
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class Near:
         self.places: np.ndarray = np.arange(places.start, places.stop) if isinstance(places, slice) else places
         """int64 (m,): which of the rows (n, d) these are."""
         self._range = places
-        self._folded = None if folded is None else kmeans.UnitRows(_some(folded, places), device)
+        self._folded = None if folded is None else UnitRows(_some(folded, places), device)
         self._product: torch.Tensor | None = None
 
     @classmethod
@@ -129,10 +131,10 @@ class Near:
         return len(self.places)
 
     @cached_property
-    def _unit(self) -> kmeans.UnitRows:
-        return kmeans.UnitRows(_some(self._vectors, self._range), self._device)
+    def _unit(self) -> UnitRows:
+        return UnitRows(_some(self._vectors, self._range), self._device)
 
-    def pairs(self, rows: slice, other: "Near", columns: slice | np.ndarray) -> Found:
+    def pairs(self, rows: slice, other: "Near", columns: slice | np.ndarray) -> CosinePairs:
         """Return the pairs above the threshold of a range of rows and some rows of another: numbers are of each side.
 
         A range with itself (`other` is this, `columns` equals `rows`) gives each pair once: the later row first.
@@ -161,11 +163,11 @@ class Near:
         return found
 
     def _rows(self, at: np.ndarray) -> "torch.Tensor":
-        return kmeans.UnitRows(kmeans.gathered(self._vectors, self.places[at]), self._device)[0 : len(at)]
+        return UnitRows(gather(self._vectors, self.places[at]), self._device)[0 : len(at)]
 
     def _exact(
         self, rows: slice, other: "Near", columns: slice | np.ndarray, number: np.ndarray, itself: bool
-    ) -> Found:
+    ) -> CosinePairs:
         product = self._multiplied(self._unit[rows], _chosen(other._unit, columns), itself)
         at, to = _above(product, self.threshold)
         cosine = product[at, to].cpu().numpy()
@@ -184,10 +186,10 @@ class Near:
 
 
 def _some(rows: np.ndarray, places: slice | np.ndarray) -> np.ndarray:
-    return rows[places] if isinstance(places, slice) else kmeans.gathered(rows, places)
+    return rows[places] if isinstance(places, slice) else gather(rows, places)
 
 
-def _chosen(rows: kmeans.UnitRows, columns: slice | np.ndarray) -> "torch.Tensor":
+def _chosen(rows: UnitRows, columns: slice | np.ndarray) -> "torch.Tensor":
     import torch
 
     if isinstance(columns, slice):
@@ -207,7 +209,7 @@ def _above(product: "torch.Tensor", threshold: float) -> tuple["torch.Tensor", "
     return some[at], to
 
 
-def nearest(pairs: Found) -> Found:
+def nearest(pairs: CosinePairs) -> CosinePairs:
     """Return, of each row's pairs, the one with the highest cosine; of equals, the first."""
     at, to, cosine = pairs
     if len(at) == 0:

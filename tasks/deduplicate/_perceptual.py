@@ -13,7 +13,7 @@ from pydantic import Field
 
 from catalog.duck import open_database
 from catalog.inputs import Inputs
-from tasks.deduplicate._base import Order
+from tasks.deduplicate._base import Preference
 from tasks.stage import Config
 
 LEAST_BITS: Final = 4
@@ -64,7 +64,7 @@ class Looks:
         self._count = len(values)
         self._near = pairs(values, radius, scratch)
 
-    def first(self, order: Order, of: np.ndarray, among: np.ndarray) -> np.ndarray:
+    def first(self, order: Preference, of: np.ndarray, among: np.ndarray) -> np.ndarray:
         """Return, for each row in `of`, the first row of `among` that is tied to it and comes before it; -1 for none.
 
         `of`: int64 (m,), `among`: int64 (k,), rows of `order`. Returns int64 (m,).
@@ -82,7 +82,7 @@ class Looks:
         result[there] = order.row[found[there]]
         return result
 
-    def links(self, order: Order) -> np.ndarray:
+    def links(self, order: Preference) -> np.ndarray:
         """Return pairs of rows that link all tied rows of `order`: int64 (m, 2)."""
         mine = order.row[self._value[order.row] >= 0]
         values, at = np.unique(self._value[mine], return_index=True)

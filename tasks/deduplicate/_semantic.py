@@ -15,10 +15,13 @@ from pydantic import Field
 
 from catalog.inputs import Inputs, as_matrix
 from tasks.deduplicate._borders import Reach
-from tasks.deduplicate._near import Found, Near
+from tasks.deduplicate._near import CosinePairs, Near
 from tasks.deduplicate._ties import Ties, roots
 from tasks.stage import Config, Run
 from tasks.vectors import kmeans
+from tasks.vectors.columns import vector_column, width
+from tasks.vectors.nearest_centroid import Assigner
+from tasks.vectors.sample import Sample
 
 Rule = Literal["order", "greedy", "components"]
 
@@ -84,14 +87,14 @@ class Clusters:
 
 def clusters(inputs: Inputs, run: Run, config: Semantic, ids: np.ndarray, asked: np.ndarray) -> Clusters:
     """Return the clusters of an earlier stage, or make some. `ids`: int64 (n,), ascending; `asked`: bool (n,)."""
-    column = kmeans.vector_column({"embeddings": inputs.schema("embeddings")}, config.encoder)
+    column = vector_column({"embeddings": inputs.schema("embeddings")}, config.encoder)
     if config.clusters == "auto" and "clusters" in inputs:
         return _earlier_clusters(inputs, column, ids, asked)
     cluster, distance = np.full(len(ids), -1, np.int32), np.full(len(ids), np.nan, np.float32)
     count = int(asked.sum())
     k = min(-(-count // CLUSTER_ROWS), MOST_CLUSTERS) if config.clusters == "auto" else config.clusters
-    dim = kmeans.width(inputs.schema("embeddings"), column)
-    sample = kmeans.Sample(run.scratch / "sample.npy", max(min(SAMPLE_PER_CENTROID * k, count), 1), dim, run.seed)
+    dim = width(inputs.schema("embeddings"), column)
+    sample = Sample(run.scratch / "sample.npy", max(min(SAMPLE_PER_CENTROID * k, count), 1), dim, run.seed)
     for at, vectors in asked_vectors(inputs, column, ids, asked):
         sample.add(ids[at], vectors)
     _, rows = sample.take()
@@ -99,7 +102,7 @@ def clusters(inputs: Inputs, run: Run, config: Semantic, ids: np.ndarray, asked:
         return Clusters(cluster, distance, None)
     fit = kmeans.fit(rows, min(k, len(rows)), niter=ITERATIONS, seed=run.seed, device=run.device)
     run.note(**{f"semantic_{name}": fact for name, fact in fit.facts().items()})
-    assigner = kmeans.Assigner(fit.centroids, run.device)
+    assigner = Assigner(fit.centroids, run.device)
     for at, vectors in asked_vectors(inputs, column, ids, asked):
         cluster[at], distance[at] = assigner(vectors)
     return Clusters(cluster, distance, fit.centroids)
@@ -115,7 +118,7 @@ def _earlier_clusters(inputs: Inputs, column: str, ids: np.ndarray, asked: np.nd
     if "centroids" not in inputs:
         return Clusters(cluster, distance, None)
     centroids = as_matrix(inputs.whole("centroids").column("centroid"))
-    theirs = centroids.shape[1] == kmeans.width(inputs.schema("embeddings"), column)
+    theirs = centroids.shape[1] == width(inputs.schema("embeddings"), column)
     return Clusters(cluster, distance, centroids if theirs and cluster.max(initial=-1) < len(centroids) else None)
 
 
@@ -183,7 +186,7 @@ def _earlier(near: Near, block: int, kept_only: bool) -> Verdict:
     return Verdict(keep, tied.partner, tied.cosine, tied.partner, tied.cosine)
 
 
-def _first_of_each(own: Found, span: slice, out: np.ndarray) -> np.ndarray:
+def _first_of_each(own: CosinePairs, span: slice, out: np.ndarray) -> np.ndarray:
     """Return which rows of a block stay under the greedy rule: bool (b,).
 
     `own`: pairs of its rows; `out`: bool (b,), rows that are out already. Rows whose earlier neighbours are all settled

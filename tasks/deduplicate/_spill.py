@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from tasks.vectors import kmeans
+from tasks.vectors.mapped import release, usable
 
 BUCKET_BYTES: Final = 1 << 28
 MOST_BUCKETS: Final = 256
@@ -39,7 +39,7 @@ def spill(placed: Placed, path: Path, rows: int, dim: int) -> tuple[np.ndarray, 
         for places, vectors in placed:
             for begin in range(0, len(places), USABLE_ROWS):
                 piece = slice(begin, begin + USABLE_ROWS)
-                there[places[piece]] = kmeans.usable(vectors[piece])
+                there[places[piece]] = usable(vectors[piece])
             order = np.argsort(places)
             records = np.empty(len(order), record)
             records["place"], records["vector"] = places[order], vectors[order]
@@ -52,5 +52,5 @@ def spill(placed: Placed, path: Path, rows: int, dim: int) -> tuple[np.ndarray, 
         block = np.zeros((min(size, rows - number * size), dim), np.float16)
         block[held["place"] - number * size] = held["vector"]
         out[number * size : number * size + len(block)] = block
-        kmeans.release(out)
+        release(out)
     return out, there

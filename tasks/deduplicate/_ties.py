@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.deduplicate._near import Found, nearest
+from tasks.deduplicate._near import CosinePairs, nearest
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Ties:
         more = order[~(cosine[order] <= self.cosine[rows[order]])]  # NaN: whatever comes is more
         self.partner[rows[more]], self.cosine[rows[more]] = partners[more], cosine[more]
 
-    def offer_sorted(self, pairs: Found) -> None:
+    def offer_sorted(self, pairs: CosinePairs) -> None:
         """Do the same with pairs whose rows ascend, and of one row the partners: faster."""
         rows, partners, cosine = nearest(pairs)
         more = ~(cosine <= self.cosine[rows])

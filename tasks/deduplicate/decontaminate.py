@@ -17,7 +17,9 @@ from tasks.deduplicate._evaluation import GIVEN, Evaluation, EvaluationSet, read
 from tasks.deduplicate._perceptual import MOST_RADIUS
 from tasks.encoders.encoder import encoder_of
 from tasks.stage import Batches, Columns, Run, Tables, TableStage
-from tasks.vectors import kmeans
+from tasks.vectors.columns import vector_column, width
+from tasks.vectors.mapped import usable
+from tasks.vectors.unit_rows import UnitRows
 
 REASONS: Final = (
     None, "contaminated_exact", "contaminated_pixels", "contaminated_perceptual", "contaminated_semantic"
@@ -30,7 +32,7 @@ TARGETS: Final = 16_384
 
 
 @dataclass
-class Found:
+class Matches:
     """The evaluation image that each row of a batch duplicates; arrays (n,)."""
 
     reason: np.ndarray
@@ -83,7 +85,7 @@ class Decontaminate(TableStage):
         if names:
             columns["images"] = _known(available, names)
         if self.epsilon is not None:
-            column = kmeans.vector_column(available, self.encoder)
+            column = vector_column(available, self.encoder)
             columns["embeddings"] = (column,)
             if self._encodes() and encoder_of(available["embeddings"], column).trained is not None:
                 columns["models"] = tuple(available["models"].names)
@@ -135,13 +137,13 @@ class Decontaminate(TableStage):
         return columns
 
     def _column(self, inputs: Inputs) -> str:
-        return kmeans.vector_column({"embeddings": inputs.schema("embeddings")}, self.encoder)
+        return vector_column({"embeddings": inputs.schema("embeddings")}, self.encoder)
 
     def _read(self, inputs: Inputs, run: Run) -> Evaluation:
         dim, model = 0, None
         if self.epsilon is not None:
             column = self._column(inputs)
-            dim = kmeans.width(inputs.schema("embeddings"), column)
+            dim = width(inputs.schema("embeddings"), column)
             if self._encodes():
                 from tasks.encoders.model import load
 
@@ -149,7 +151,7 @@ class Decontaminate(TableStage):
                 model = load(encoder_of(inputs.schema("embeddings"), column), run.device, sides)
         return read(self.sets, self.asked(), dim, model, run)
 
-    def _decisions(self, ids: pa.ChunkedArray, found: Found, evaluation: Evaluation) -> pa.Table:
+    def _decisions(self, ids: pa.ChunkedArray, found: Matches, evaluation: Evaluation) -> pa.Table:
         reason = pa.array(REASONS, pa.string()).take(pa.array(found.reason))
         columns = {
             "sample_id": ids,
@@ -162,7 +164,7 @@ class Decontaminate(TableStage):
         }
         return pa.table(columns, schema=DECISIONS)
 
-    def _evidence(self, found: Found, evaluation: Evaluation) -> pa.Array:
+    def _evidence(self, found: Matches, evaluation: Evaluation) -> pa.Array:
         at = np.maximum(found.target, 0)
         names = pa.array([one.name for one in self.sets]).take(pa.array(evaluation.set[at]))
         image = _joined("row ", pc.cast(pa.array(evaluation.row[at]), pa.string()), " of ", names)
@@ -189,7 +191,7 @@ class _Matcher:
         self._pixels = _Digests(targets.pixels, targets.has_pixels)
         self._hashes = self._near_hashes(inputs) if stage.radius is not None else None
         self._vector_at = np.flatnonzero(targets.has_vector)
-        self._units = kmeans.UnitRows(targets.vector[self._vector_at], run.device)
+        self._units = UnitRows(targets.vector[self._vector_at], run.device)
 
     def _near_hashes(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (hashes of rows that are near a target's, int64 (h,), ascending; the nearest target; bits apart)."""
@@ -207,10 +209,10 @@ class _Matcher:
         order = order[np.r_[True, np.diff(pairs[order, 0]) != 0][: len(order)]]
         return values[pairs[order, 0]], target[order], bits[order].astype(np.int8)
 
-    def __call__(self, batch: pa.Table) -> Found:
+    def __call__(self, batch: pa.Table) -> Matches:
         """Return what the rows of a batch duplicate, the strongest kind of each."""
         count, stage = batch.num_rows, self._stage
-        found = Found(
+        found = Matches(
             np.zeros(count, np.int8), np.full(count, -1, np.int64), np.full(count, np.nan, np.float32),
             np.zeros(count, np.int8),
         )  # fmt: skip
@@ -224,12 +226,12 @@ class _Matcher:
             self._by_digest(found, batch.column(exact.BYTES), self._bytes, EXACT)
         return found
 
-    def _by_digest(self, found: Found, column: pa.ChunkedArray, digests: "_Digests", code: int) -> None:
+    def _by_digest(self, found: Matches, column: pa.ChunkedArray, digests: "_Digests", code: int) -> None:
         target = digests.find(*exact.parse(column))
         rows = np.flatnonzero(target >= 0)
         found.reason[rows], found.target[rows], found.similarity[rows] = code, target[rows], 1
 
-    def _by_looks(self, found: Found, column: pa.ChunkedArray) -> None:
+    def _by_looks(self, found: Matches, column: pa.ChunkedArray) -> None:
         assert self._hashes is not None
         values, target, bits = self._hashes
         if len(values) == 0:
@@ -241,7 +243,7 @@ class _Matcher:
         found.similarity[rows[other]] = np.nan
         found.reason[rows], found.target[rows], found.bits[rows] = LOOKS, target[at[rows]], bits[at[rows]]
 
-    def _by_meaning(self, found: Found, column: pa.ChunkedArray) -> None:
+    def _by_meaning(self, found: Matches, column: pa.ChunkedArray) -> None:
         import torch
 
         assert self._stage.epsilon is not None
@@ -249,8 +251,8 @@ class _Matcher:
         if len(present) == 0 or len(self._units) == 0:
             return
         vectors = as_matrix(column.drop_null())
-        good = kmeans.usable(vectors)
-        rows, unit = present[good], kmeans.UnitRows(vectors[good], self._run.device)[0 : int(good.sum())]
+        good = usable(vectors)
+        rows, unit = present[good], UnitRows(vectors[good], self._run.device)[0 : int(good.sum())]
         best = torch.full((len(rows),), 1 - self._stage.epsilon, device=unit.device)
         at = torch.full((len(rows),), -1, dtype=torch.int64, device=unit.device)
         for start in range(0, len(self._units), TARGETS):

@@ -25,7 +25,7 @@ from tasks.deduplicate._base import (
     REASONS,
     Best,
     Keep,
-    Order,
+    Preference,
     order_columns,
     order_key,
 )
@@ -34,7 +34,7 @@ from tasks.deduplicate._merge import Settled, settle
 from tasks.deduplicate._perceptual import Looks, Perceptual
 from tasks.deduplicate._semantic import CLUSTER_ROWS, EASY, HARD, Semantic
 from tasks.stage import Batches, Columns, Run, Size, Tables, TableStage
-from tasks.vectors.kmeans import vector_column
+from tasks.vectors.columns import vector_column
 
 
 @dataclass
@@ -192,17 +192,19 @@ class Deduplicate(TableStage):
                 reason[rows[out]], toward[rows[out]] = code, first[out]
         return reason, toward
 
-    def _ordered(self, inputs: Inputs, run: Run, ids: np.ndarray, nodes: np.ndarray) -> tuple[Order, Meaning | None]:
+    def _ordered(
+        self, inputs: Inputs, run: Run, ids: np.ndarray, nodes: np.ndarray
+    ) -> tuple[Preference, Meaning | None]:
         """Return (the order of preference of some rows, bool (n,); what finds ties by meaning)."""
         rule = self._order()
         key = None if rule is None else order_key(rule, inputs, ids, run.seed)
         if self.semantic is None:
             assert key is not None
-            return Order(np.flatnonzero(nodes), key), None
+            return Preference(np.flatnonzero(nodes), key), None
         given = semantic.clusters(inputs, run, self.semantic, ids, nodes)
         if key is None:
             key = given.distance if self.semantic.order == EASY else -given.distance
-        order = Order(np.flatnonzero(nodes), key)
+        order = Preference(np.flatnonzero(nodes), key)
         return order, Meaning(inputs, run, self.semantic, ids, given, order)
 
     def _decisions(self, ids: np.ndarray, verdicts: Verdicts) -> Iterator[pa.Table]:

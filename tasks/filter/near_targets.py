@@ -22,7 +22,8 @@ from catalog.user_file import NOT_THERE, unreadable
 from tasks.encoders.encoder import encoder_of
 from tasks.files.digest import digest_of
 from tasks.stage import Batches, Columns, Run, Tables, TableStage
-from tasks.vectors.kmeans import Assigner, clustered_column, width
+from tasks.vectors.columns import clustered_column, width
+from tasks.vectors.nearest_centroid import Assigner
 
 if TYPE_CHECKING:
     from tasks.encoders.model import Model

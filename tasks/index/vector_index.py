@@ -16,7 +16,7 @@ import numpy as np
 from catalog.errors import UserError
 from tasks.index.choose import CODEBOOK_ROWS, LINKS, Choice, Kind
 from tasks.vectors import kmeans
-from tasks.vectors.kmeans import Assigner
+from tasks.vectors.nearest_centroid import Assigner
 
 ITERATIONS: Final = 10
 """Of k-means, for the lists: as faiss has it."""

@@ -167,7 +167,7 @@ class ClusterSelector(Selector):
         run.note(rows=rows.num_rows, with_embedding=len(candidates), total=total)
         if total == 0:
             return Selection(np.zeros(rows.num_rows, bool), always("0 rows are to be kept in all"))
-        return spread(self.select(candidates, total, inputs, run), usable, "no usable embedding")
+        return scatter(self.select(candidates, total, inputs, run), usable, "no usable embedding")
 
     def _rows(self, rows: pa.Table) -> Rows:
         """Return usable rows as arrays."""
@@ -188,8 +188,8 @@ def fewer(keep_rows: int | None, rows: int, of: int) -> int | None:
     return None if keep_rows is None else max(1, round(keep_rows * rows / of))
 
 
-def spread(chosen: Selection, usable: np.ndarray, otherwise: str) -> Selection:
-    """Return a selection of the rows that are `usable`, bool (n,), as one of all n; the others are out."""
+def scatter(chosen: Selection, usable: np.ndarray, otherwise: str) -> Selection:
+    """Return a selection of the rows that are `usable`, bool (n,), as one of all n rows; the others are rejected."""
     keep = np.zeros(len(usable), bool)
     keep[usable] = chosen.keep
     at = np.cumsum(usable) - 1

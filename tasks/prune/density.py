@@ -89,8 +89,8 @@ class Density(ClusterSelector):
 def complexity(rows: Rows, inter: np.ndarray) -> np.ndarray:
     """Return d_intra * d_inter: float64 (k,); the mean of the others where it is not defined (0 or 1 rows)."""
     sizes = rows.sizes(len(inter))
-    spread = np.bincount(rows.cluster, weights=rows.distance, minlength=len(inter))
-    product = spread / np.maximum(sizes, 1) * inter
+    total = np.bincount(rows.cluster, weights=rows.distance, minlength=len(inter))
+    product = total / np.maximum(sizes, 1) * inter
     known = (sizes > 1) & np.isfinite(product)
     filled: np.ndarray = np.where(known, product, product[known].mean() if known.any() else 0.0)
     return filled

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from catalog.inputs import Inputs
-from tasks.prune._base import Selection, spread
+from tasks.prune._base import Selection, scatter
 from tasks.prune._combine import Combination, together
 from tasks.stage import Run
 
@@ -31,7 +31,7 @@ class Then(Combination):
         for place in range(len(self.of)):
             mine = rows if left.all() else rows.filter(pa.array(left))
             one = self.asked(place, mine, pool if self.of_total or place == 0 else mine, inputs, run)
-            chosen = spread(Selection(one.keep, one.evidence), left, "")
+            chosen = scatter(Selection(one.keep, one.evidence), left, "")
             said.append(replace(one, seen=left, keep=chosen.keep, evidence=chosen.evidence))
             left = chosen.keep
         run.note(rows=rows.num_rows, kept=int(left.sum()))

@@ -21,8 +21,8 @@ class Entry:
     sample_id: int | None = None
 
 
-class Evidence:
-    """The tables that a card is written from. Any of them may be missing; the sections ask.
+class ReportTables:
+    """The tables that a card is written from. Any of them may be missing; the sections test which there are.
 
     `gone` is SQL for the sample_ids that failed to download, that some stage rejected or that were taken down (ids may
     repeat), `taken` for those that were taken down (where source has a url), `base` the table that has a row for every

@@ -9,7 +9,7 @@ import numpy as np
 
 from tasks.concepts.coverage import effective_number
 from tasks.concepts.names import CAPTION_CHARS, name_classes
-from tasks.report._base import TEXT_LIMIT, Entry, Evidence, id_list
+from tasks.report._base import TEXT_LIMIT, Entry, ReportTables, id_list
 from tasks.report._pictures import describe
 
 NAMED: Final = 1000
@@ -24,25 +24,25 @@ TOLD: Final = ("intra", "inter", "name_caption", "name_label", "label_cosine", "
 """Columns of the table `concepts` that a card shows."""
 
 
-def concepts(evidence: Evidence, limit: int) -> Iterator[Entry]:
+def concepts(tables: ReportTables, limit: int) -> Iterator[Entry]:
     """Yield the sections `balance` (one entry), `concept` (the `limit` largest) and `concept_image`.
 
     Names, spread and pictures come from the table `concepts` where there is one, and are found here otherwise. What is
     kept is counted here in either case: stages after `concepts` may have rejected more.
     """
-    if not evidence.has("clusters", "cluster", "distance"):
+    if not tables.has("clusters", "cluster", "distance"):
         return
-    sizes = _sizes(evidence)
+    sizes = _sizes(tables)
     if not sizes:
         return
     yield _balance(sizes)
     shown = sizes[:limit]
-    told = _told(evidence, shown) if evidence.has("concepts", *TOLD) else _found(evidence, sizes, shown)
+    told = _told(tables, shown) if tables.has("concepts", *TOLD) else _found(tables, sizes, shown)
     told = {row["cluster"]: _NOTHING_TOLD for row in shown} | told
     for row in shown:
         yield Entry("concept", row | told[row["cluster"]].facts)
     pictured = {row["cluster"]: told[row["cluster"]] for row in shown}
-    described = describe(evidence, {i for one in pictured.values() for i in (*one.nearest, *one.farthest)})
+    described = describe(tables, {i for one in pictured.values() for i in (*one.nearest, *one.farthest)})
     for cluster, one in pictured.items():
         for sample_id in one.nearest:
             yield Entry("concept_image", described[sample_id] | {"cluster": cluster}, sample_id)
@@ -64,11 +64,11 @@ _NOTHING_TOLD: Final = _Told({"terms": []}, [])
 """Of a cluster that the table `concepts` does not have."""
 
 
-def _told(evidence: Evidence, shown: Sequence[dict[str, Any]]) -> dict[int, _Told]:
+def _told(tables: ReportTables, shown: Sequence[dict[str, Any]]) -> dict[int, _Told]:
     """Return what the table `concepts` says of some clusters."""
     query = f"select cluster, {', '.join(TOLD)} from concepts where cluster in ({id_list(r['cluster'] for r in shown)})"
     found = {}
-    for row in evidence.rows(query):
+    for row in tables.rows(query):
         facts = {name: row[name] if row[name] is None else round(row[name], 6) for name in ("intra", "inter")}
         facts["terms"] = row["name_caption"][:TEXT_LIMIT].split(", ") if row["name_caption"] else []
         if row["name_label"] is not None:
@@ -88,25 +88,25 @@ def _ids(listed: list[int | None] | None) -> list[int]:
     return [sample_id for sample_id in listed or () if sample_id is not None]
 
 
-def _found(evidence: Evidence, sizes: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]) -> dict[int, _Told]:
+def _found(tables: ReportTables, sizes: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]) -> dict[int, _Told]:
     """Return names and nearest samples of some clusters, found from captions and distances."""
-    nearest = _nearest(evidence, [row["cluster"] for row in sizes[:NAMED]])
-    names = _names(evidence, nearest)
+    nearest = _nearest(tables, [row["cluster"] for row in sizes[:NAMED]])
+    names = _names(tables, nearest)
     return {c: _Told({"terms": names[c]}, nearest[c][:NEAREST]) for c in (row["cluster"] for row in shown)}
 
 
-def _sizes(evidence: Evidence) -> list[dict[str, Any]]:
+def _sizes(tables: ReportTables) -> list[dict[str, Any]]:
     """Return size, rows kept and mean distance of every cluster, the largest first.
 
     The mean is a sum of integers (millionths): a sum of floats would depend on the order of DuckDB's threads. Distances
     that are no number (of a vector with NaN in it) are in no mean; it is null where all are.
     """
     query = f"""select cluster, count(*) as size,
-            count(*) filter (where sample_id not in ({evidence.gone})) as kept,
+            count(*) filter (where sample_id not in ({tables.gone})) as kept,
             sum(case when {_SANE} then round(distance * 1e6)::bigint end)::double / 1e6
                 / nullif(count(*) filter (where {_SANE}), 0) as mean_distance
         from clusters where cluster is not null group by cluster order by size desc, cluster"""
-    return evidence.rows(query)
+    return tables.rows(query)
 
 
 def _balance(sizes: Sequence[dict[str, Any]]) -> Entry:
@@ -123,16 +123,16 @@ def _balance(sizes: Sequence[dict[str, Any]]) -> Entry:
     return Entry("balance", {"clusters": len(sizes), "before": curves["size"], "after": curves["kept"]})
 
 
-def _nearest(evidence: Evidence, clusters: Sequence[int]) -> dict[int, list[int]]:
+def _nearest(tables: ReportTables, clusters: Sequence[int]) -> dict[int, list[int]]:
     """Return the samples nearest to the centroids, nearest first: a bounded heap a cluster, no sort of all rows."""
     query = f"""select cluster, min({{'distance': distance, 'id': sample_id}}, {CAPTIONS}) as nearest
         from clusters where cluster in ({id_list(clusters)}) and distance is not null group by cluster"""
-    found = {row["cluster"]: [near["id"] for near in row["nearest"]] for row in evidence.rows(query)}
+    found = {row["cluster"]: [near["id"] for near in row["nearest"]] for row in tables.rows(query)}
     return {cluster: found.get(cluster, []) for cluster in clusters}
 
 
-def _names(evidence: Evidence, nearest: dict[int, list[int]]) -> dict[int, list[str]]:
-    captions = evidence.captions(sample_id for ids in nearest.values() for sample_id in ids)
+def _names(tables: ReportTables, nearest: dict[int, list[int]]) -> dict[int, list[str]]:
+    captions = tables.captions(sample_id for ids in nearest.values() for sample_id in ids)
     documents: dict[int, list[str]] = defaultdict(list)
     for cluster, sample_ids in nearest.items():
         for sample_id in sample_ids:

@@ -9,7 +9,7 @@ import numpy as np
 
 from catalog.duck import literal
 from tasks.concepts.coverage import TAIL, Coverage
-from tasks.report._base import Entry, Evidence
+from tasks.report._base import Entry, ReportTables
 
 BINS: Final = 120
 """Steps of the picture: neighbours in size are drawn as one where there are more concepts."""
@@ -25,17 +25,17 @@ VERDICT: Final = "(?:^|; )([a-z0-9_-]+ (?:keeps|drops)): "
 """How the evidence of a combination begins what a member says (`tasks/prune/_combine.py`)."""
 
 
-def coverages(evidence: Evidence) -> Iterator[Entry]:
+def coverages(tables: ReportTables) -> Iterator[Entry]:
     """Yield the section `coverage`: an entry a pruning stage, in the order they ran, then its members'.
 
     A stage that ran before the clusters were made has none: no cluster knows the rows that it dropped.
     """
-    if not (evidence.has("clusters", "cluster") and evidence.has("decisions", "stage", "keep", "reason", "evidence")):
+    if not (tables.has("clusters", "cluster") and tables.has("decisions", "stage", "keep", "reason", "evidence")):
         return
-    for stage, combined in _stages(evidence):
+    for stage, combined in _stages(tables):
         queries = [_of_stage(stage), _of_members(stage)] if combined else [_of_stage(stage)]
         for query in queries:
-            for (_, member), rows in groupby(evidence.rows(query), lambda row: (row["place"], row["member"])):
+            for (_, member), rows in groupby(tables.rows(query), lambda row: (row["place"], row["member"])):
                 yield Entry("coverage", {"stage": stage, "member": member} | facts(_coverage(list(rows))))
 
 
@@ -63,14 +63,14 @@ def facts(found: Coverage) -> dict[str, Any]:
     }
 
 
-def _stages(evidence: Evidence) -> list[tuple[str, bool]]:
+def _stages(tables: ReportTables) -> list[tuple[str, bool]]:
     """Return the pruning stages, and whether they combine selectors; the one that saw most rows ran first."""
     combined = ", ".join(literal(reason) for reason in COMBINATIONS)
     query = f"""select stage, bool_or(coalesce(reason in ({combined}), false)) as combined
         from decisions left join (select sample_id, true as is_there from clusters) using (sample_id) group by stage
         having bool_or(coalesce(starts_with(reason, 'pruned_'), false)) and count(*) = count(is_there)
         order by count(*) desc, count(*) filter (where not keep), stage"""
-    return [(row["stage"], row["combined"]) for row in evidence.rows(query)]
+    return [(row["stage"], row["combined"]) for row in tables.rows(query)]
 
 
 def _of_stage(stage: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from catalog.takedown.ledger import REASON
-from tasks.report._base import TEXT_LIMIT, Entry, Evidence, cut
+from tasks.report._base import TEXT_LIMIT, Entry, ReportTables, cut
 
 KEPT_REASONS: Final = 50
 """Reasons of a step that the card keeps, the commonest: a list of words may give 100,000 of them."""
@@ -16,55 +16,55 @@ Reasons = list[dict[str, Any]]
 _TAKEN: Final = "select count(*) from ({})"
 
 
-def funnel(evidence: Evidence) -> Iterator[Entry]:
+def funnel(tables: ReportTables) -> Iterator[Entry]:
     """Yield one entry a step: stage, rows seen, kept and rejected, and the commonest reasons.
 
     A stage judges every row that was alive when it ran, so the stages' order is that of the rows they saw.
     """
-    if not evidence.base:
+    if not tables.base:
         return
-    rows = evidence.number(f"select count(*) from {evidence.base}")
-    downloads = evidence.has("images", "status")
-    taken = 0 if downloads or not evidence.has("source", "url") else evidence.number(_TAKEN.format(evidence.taken))
+    rows = tables.number(f"select count(*) from {tables.base}")
+    downloads = tables.has("images", "status")
+    taken = 0 if downloads or not tables.has("source", "url") else tables.number(_TAKEN.format(tables.taken))
     yield _step("source", rows, taken, [{"reason": REASON, "rows": taken, "example": None}] if taken else [])
     if downloads:
-        failed = evidence.number("select count(*) from images where status is distinct from 'success'")
-        yield _step("download", rows, failed, _failures(evidence))
-    if evidence.has("decisions"):
-        yield from _judged(evidence)
+        failed = tables.number("select count(*) from images where status is distinct from 'success'")
+        yield _step("download", rows, failed, _failures(tables))
+    if tables.has("decisions"):
+        yield from _judged(tables)
 
 
-def summary(evidence: Evidence, title: str, description: str) -> Entry:
+def summary(tables: ReportTables, title: str, description: str) -> Entry:
     """Return the one entry of the first screen: rows, rows kept, and what else is known about them."""
-    rows = evidence.number(f"select count(*) from {evidence.base}") if evidence.base else 0
-    gone = evidence.number(f"select count(distinct sample_id) from ({evidence.gone})")
+    rows = tables.number(f"select count(*) from {tables.base}") if tables.base else 0
+    gone = tables.number(f"select count(distinct sample_id) from ({tables.gone})")
     facts: dict[str, Any] = {"title": title, "description": description, "rows": rows, "kept": rows - gone}
-    if evidence.has("images", "byte_size"):
-        facts["kept_bytes"] = evidence.number(
-            f"select sum(byte_size) from images where sample_id not in ({evidence.gone})",
+    if tables.has("images", "byte_size"):
+        facts["kept_bytes"] = tables.number(
+            f"select sum(byte_size) from images where sample_id not in ({tables.gone})",
         )
-    if evidence.has("clusters"):
-        facts["concepts"] = evidence.number("select count(distinct cluster) from clusters")
+    if tables.has("clusters"):
+        facts["concepts"] = tables.number("select count(distinct cluster) from clusters")
     return Entry("summary", facts)
 
 
-def _failures(evidence: Evidence) -> Reasons:
-    detail = "min_by(detail, sample_id)" if evidence.has("images", "detail") else "null::varchar"
+def _failures(tables: ReportTables) -> Reasons:
+    detail = "min_by(detail, sample_id)" if tables.has("images", "detail") else "null::varchar"
     grouped = f"""select coalesce(reason, 'unknown') as reason, count(*) as rows, {detail} as example
         from images where status is distinct from 'success' group by 1"""
-    return evidence.rows(_commonest(grouped))
+    return tables.rows(_commonest(grouped))
 
 
-def _judged(evidence: Evidence) -> Iterator[Entry]:
+def _judged(tables: ReportTables) -> Iterator[Entry]:
     reasons: dict[str, Reasons] = defaultdict(list)
     grouped = """select stage, coalesce(reason, 'unknown') as reason, count(*) as rows,
             min_by(evidence, sample_id) as example
         from decisions where not keep group by 1, 2"""
-    for row in evidence.rows(_commonest(grouped, "stage")):
+    for row in tables.rows(_commonest(grouped, "stage")):
         reasons[row.pop("stage")].append(row)
     query = f"""select stage, count(*) as seen, count(*) filter (where not keep) as rejected
         from decisions group by stage order by seen desc, rejected, stage limit {STEPS}"""
-    for row in evidence.rows(query):
+    for row in tables.rows(query):
         yield _step(row["stage"], row["seen"], row["rejected"], reasons[row["stage"]])
 
 

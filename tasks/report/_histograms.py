@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from catalog.duck import identifier
 from catalog.schema import role
-from tasks.report._base import Entry, Evidence
+from tasks.report._base import Entry, ReportTables
 from tasks.stage import Tables
 
 FINE: Final = 4096
@@ -72,17 +72,17 @@ def measures(tables: Tables) -> list[Measure]:
     return fixed + scores
 
 
-def histograms(evidence: Evidence, measured: list[Measure]) -> Iterator[Entry]:
+def histograms(tables: ReportTables, measured: list[Measure]) -> Iterator[Entry]:
     """Yield the section `histogram`: one entry a measure that has any number in it."""
     for measure in measured:
-        if (found := _count(evidence, measure)) is not None:
+        if (found := _count(tables, measure)) is not None:
             yield Entry("histogram", {"name": measure.name, "table": measure.table, "unit": measure.unit} | found)
 
 
-def _count(evidence: Evidence, measure: Measure) -> dict[str, Any] | None:
+def _count(tables: ReportTables, measure: Measure) -> dict[str, Any] | None:
     success = " where status = 'success'" if measure.table == "images" else ""
     values = f"select sample_id, ({measure.sql})::double as value from {measure.table}{success}"
-    (ends,) = evidence.rows(
+    (ends,) = tables.rows(
         f"select min(value) as low, max(value) as high, count(*) as rows from ({values}) where isfinite(value)"
     )
     if not ends["rows"]:
@@ -90,7 +90,7 @@ def _count(evidence: Evidence, measure: Measure) -> dict[str, Any] | None:
     low, high = ends["low"], ends["high"]
     for zoom in range(ZOOMS + 1):
         step = _step(low, high, measure.whole)
-        fine = _fine(evidence, values, low, high, step)
+        fine = _fine(tables, values, low, high, step)
         first, last = _middle(fine)
         if last - first >= ENOUGH or zoom == ZOOMS or low == high or (measure.whole and step == 1):
             break
@@ -99,14 +99,14 @@ def _count(evidence: Evidence, measure: Measure) -> dict[str, Any] | None:
     return facts | _coarse(fine, low, step)
 
 
-def _fine(evidence: Evidence, values: str, low: float, high: float, step: float) -> Counts:
+def _fine(tables: ReportTables, values: str, low: float, high: float, step: float) -> Counts:
     """Return how many values are below, in each of FINE bins from `low` to `high`, and above; all, and of them kept."""
     query = f"""select case when value < {low!r} then 0 when value > {high!r} then {FINE + 1}
                 else 1 + least(floor((value - {low!r}) / {step!r}), {FINE - 1}) end::int as bin, count(*) as rows,
-            count(*) filter (where sample_id not in ({evidence.gone})) as kept
+            count(*) filter (where sample_id not in ({tables.gone})) as kept
         from ({values}) where isfinite(value) group by 1"""
     fine = np.zeros((2, FINE + 2), np.int64)
-    for row in evidence.rows(query):
+    for row in tables.rows(query):
         fine[:, row["bin"]] = row["rows"], row["kept"]
     return fine
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from catalog.duck import identifier
-from tasks.report._base import Entry, Evidence
+from tasks.report._base import Entry, ReportTables
 
 MODELS: Final = 100
 """Models that the card tells, in the order of their names."""
@@ -16,12 +16,12 @@ METRICS_CHARS: Final = 20_000
 SHOWN: Final = ("name", "family", "sha256", "licence", "metrics")
 
 
-def models(evidence: Evidence) -> Iterator[Entry]:
+def models(tables: ReportTables) -> Iterator[Entry]:
     """Yield the section `model`: what is said of each model, without its weights. `metrics.loss` is a list, by step."""
-    if not evidence.has("models", "name"):
+    if not tables.has("models", "name"):
         return
-    columns = ", ".join(identifier(name) for name in SHOWN if evidence.has("models", name))
-    for row in evidence.rows(f"select {columns} from models order by name limit {MODELS}"):
+    columns = ", ".join(identifier(name) for name in SHOWN if tables.has("models", name))
+    for row in tables.rows(f"select {columns} from models order by name limit {MODELS}"):
         yield Entry("model", row | {"metrics": _parsed(row.get("metrics"))})
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
-from tasks.report._base import TEXT_LIMIT, Entry, Evidence, drawn, id_list
+from tasks.report._base import TEXT_LIMIT, Entry, ReportTables, drawn, id_list
 
 REASONS: Final = 12
 """Reasons that the card pictures, the commonest first."""
@@ -11,45 +11,45 @@ SHOWN_PER_REASON: Final = 6
 EQUAL_PAIRS: Final = 2
 
 
-def grids(evidence: Evidence, samples: int, seed: int) -> Iterator[Entry]:
+def grids(tables: ReportTables, samples: int, seed: int) -> Iterator[Entry]:
     """Yield the sections `before`, `after` and `rejected`: `samples` pictures each, drawn with one seed.
 
     All three follow the same random order, so what is in both grids stands in the same order in both.
     """
-    if not evidence.has("images", "status"):
+    if not tables.has("images", "status"):
         return
     decoded = "select sample_id from images where status = 'success'"
-    before = _ids(evidence, f"{decoded} order by {drawn(seed)} limit {samples}")
-    after = _ids(evidence, f"{decoded} and sample_id not in ({evidence.gone}) order by {drawn(seed)} limit {samples}")
-    rejected = _rejected(evidence, samples, seed)
-    described = describe(evidence, {*before, *after, *rejected})
+    before = _ids(tables, f"{decoded} order by {drawn(seed)} limit {samples}")
+    after = _ids(tables, f"{decoded} and sample_id not in ({tables.gone}) order by {drawn(seed)} limit {samples}")
+    rejected = _rejected(tables, samples, seed)
+    described = describe(tables, {*before, *after, *rejected})
     for section, sample_ids in (("before", before), ("after", after), ("rejected", rejected)):
         for sample_id in sample_ids:
             yield Entry(section, described[sample_id], sample_id)
 
 
-def describe(evidence: Evidence, sample_ids: set[int]) -> dict[int, dict[str, Any]]:
+def describe(tables: ReportTables, sample_ids: set[int]) -> dict[int, dict[str, Any]]:
     """Return caption, whether it is kept, and otherwise the stage, reason and evidence, of some samples."""
-    captions = evidence.captions(sample_ids)
+    captions = tables.captions(sample_ids)
     described: dict[int, dict[str, Any]] = {
         sample_id: {"sample_id": sample_id, "caption": captions.get(sample_id), "kept": True}
         for sample_id in sorted(sample_ids)
     }
-    if evidence.has("decisions"):
+    if tables.has("decisions"):
         query = f"""select sample_id, stage, reason, left(evidence, {TEXT_LIMIT}) as evidence from decisions
             where not keep and sample_id in ({id_list(described)}) order by sample_id, stage desc"""
-        for row in evidence.rows(query):
+        for row in tables.rows(query):
             described[row["sample_id"]] |= row | {"kept": False}
     return described
 
 
-def pairs(evidence: Evidence, limit: int) -> Iterator[Entry]:
+def pairs(tables: ReportTables, limit: int) -> Iterator[Entry]:
     """Yield the section `pair`: a rejected sample and the one that stands for it, with similarity and reason.
 
     Every reason gives its least similar pairs, which show whether the threshold is right; of pairs that are equal
     (similarity 1), two are enough.
     """
-    if not evidence.has("decisions", "representative", "similarity"):
+    if not tables.has("decisions", "representative", "similarity"):
         return
     query = f"""with ranked as (
             select sample_id, representative, similarity, stage, reason,
@@ -58,21 +58,21 @@ def pairs(evidence: Evidence, limit: int) -> Iterator[Entry]:
             qualify rank <= if(similarity >= 1, {EQUAL_PAIRS}, {limit})),
         chosen as (select * from ranked order by rank, reason, similarity, sample_id limit {limit})
         select * exclude (rank) from chosen order by similarity, reason, sample_id"""
-    found = evidence.rows(query)
-    captions = evidence.captions({row[side] for row in found for side in ("sample_id", "representative")})
+    found = tables.rows(query)
+    captions = tables.captions({row[side] for row in found for side in ("sample_id", "representative")})
     for number, row in enumerate(found):
         for side in ("representative", "sample_id"):
             content = row | {"pair": number, "shows": side, "caption": captions.get(row[side])}
             yield Entry("pair", content, row[side])
 
 
-def _ids(evidence: Evidence, query: str) -> list[int]:
-    return [row["sample_id"] for row in evidence.rows(query)]
+def _ids(tables: ReportTables, query: str) -> list[int]:
+    return [row["sample_id"] for row in tables.rows(query)]
 
 
-def _rejected(evidence: Evidence, samples: int, seed: int) -> list[int]:
+def _rejected(tables: ReportTables, samples: int, seed: int) -> list[int]:
     """Return samples of the commonest reasons, as many of each, reason by reason."""
-    if not evidence.has("decisions"):
+    if not tables.has("decisions"):
         return []
     query = f"""with counted as (
             select stage, reason, count(*) as rows from decisions where not keep group by all
@@ -84,4 +84,4 @@ def _rejected(evidence: Evidence, samples: int, seed: int) -> list[int]:
         select sample_id from ranked
         where rank <= least({SHOWN_PER_REASON}, greatest(1, {samples} // greatest(1, (select count(*) from counted))))
         order by rows desc, stage, reason, rank limit {samples}"""
-    return _ids(evidence, query)
+    return _ids(tables, query)

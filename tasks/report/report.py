@@ -27,7 +27,7 @@ from pydantic import Field
 from catalog.errors import RecipeError
 from catalog.inputs import Inputs
 from catalog.schema import PLACE_NAMES, field
-from tasks.report._base import Entry, Evidence, by_position
+from tasks.report._base import Entry, ReportTables, by_position
 from tasks.report._concepts import concepts
 from tasks.report._coverage import coverages
 from tasks.report._funnel import funnel, summary
@@ -108,16 +108,16 @@ class Report(TableStage):
         yield _table(entries, images)
 
     def _entries(self, inputs: Inputs, seed: int) -> Iterator[Entry]:
-        evidence = Evidence(inputs)
+        tables = ReportTables(inputs)
         schemas = {name: inputs.schema(name) for name in inputs.tables()}
-        yield summary(evidence, self.title, self.description)
-        yield from funnel(evidence)
-        yield from grids(evidence, self.samples, seed)
-        yield from concepts(evidence, self.concepts)
-        yield from coverages(evidence)
-        yield from histograms(evidence, measures(schemas))
-        yield from pairs(evidence, self.pairs)
-        yield from models(evidence)
+        yield summary(tables, self.title, self.description)
+        yield from funnel(tables)
+        yield from grids(tables, self.samples, seed)
+        yield from concepts(tables, self.concepts)
+        yield from coverages(tables)
+        yield from histograms(tables, measures(schemas))
+        yield from pairs(tables, self.pairs)
+        yield from models(tables)
 
 
 def _table(entries: list[Entry], images: dict[int, bytes]) -> pa.Table:

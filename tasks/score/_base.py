@@ -18,7 +18,7 @@ from tasks.files.weights import Weights
 from tasks.score._heads import Head
 from tasks.score.prompts import PromptSet
 from tasks.stage import Config, Tables
-from tasks.vectors.kmeans import vector_column, width
+from tasks.vectors.columns import vector_column, width
 
 if TYPE_CHECKING:
     from PIL.Image import Image

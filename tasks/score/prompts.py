@@ -20,7 +20,9 @@ from tasks.encoders.model import Model, load
 from tasks.files.weights import Weights
 from tasks.score._zpe import template_scores, template_weights
 from tasks.stage import Batches, Columns, Config, Run, Tables, TableStage
-from tasks.vectors.kmeans import Sample, UnitRows, vector_column
+from tasks.vectors.columns import vector_column
+from tasks.vectors.sample import Sample
+from tasks.vectors.unit_rows import UnitRows
 
 if TYPE_CHECKING:
     import torch

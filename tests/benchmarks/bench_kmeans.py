@@ -23,7 +23,8 @@ import torch
 from threadpoolctl import threadpool_info
 
 from tasks.streams.ordered_map import in_order
-from tasks.vectors import kmeans
+from tasks.vectors import kmeans, unit_rows
+from tasks.vectors.nearest_centroid import BLOCK, Assigner
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, float, Any]:
@@ -42,18 +43,18 @@ def mixture(rows: int, k: int, dim: int) -> np.ndarray:
 def products(rows: torch.Tensor, centroids: torch.Tensor, passes: int) -> None:
     """The multiplications alone, in the same blocks on the same threads."""
     threads = torch.get_num_threads()
-    starts = [start for _ in range(passes) for start in range(0, len(rows), kmeans.BLOCK)]
+    starts = [start for _ in range(passes) for start in range(0, len(rows), BLOCK)]
     torch.set_num_threads(1)
     try:
-        for _ in in_order(lambda start: tiles(rows[start : start + kmeans.BLOCK], centroids), starts, threads):
+        for _ in in_order(lambda start: tiles(rows[start : start + BLOCK], centroids), starts, threads):
             pass
     finally:
         torch.set_num_threads(threads)
 
 
 def tiles(block: torch.Tensor, centroids: torch.Tensor) -> None:
-    for start in range(0, len(centroids), kmeans.BLOCK):
-        torch.mm(block, centroids[start : start + kmeans.BLOCK].T)
+    for start in range(0, len(centroids), BLOCK):
+        torch.mm(block, centroids[start : start + BLOCK].T)
 
 
 def compare(rows: int, k: int, dim: int, niter: int, repeats: int) -> dict[str, Any]:
@@ -97,9 +98,9 @@ def peak(rows: int, k: int, dim: int, niter: int, repeats: int, threads: int, si
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder, "rows.npy"), data)
         mapped = np.load(Path(folder, "rows.npy"), mmap_mode="r")
-        held, module = kmeans.HELD_BYTES, vars(kmeans)
+        held, module = unit_rows.HELD_BYTES, vars(unit_rows)
         module["HELD_BYTES"] = 0
-        assigner = kmeans.Assigner(kmeans.fit(mapped[: 4 * k], k, niter=1).centroids)
+        assigner = Assigner(kmeans.fit(mapped[: 4 * k], k, niter=1).centroids)
         for seed in range(repeats):
             gemm = 2 * side**3 * 1e-9 / timed(lambda: torch.mm(square, square, out=into))[0]
             bare = work * (niter + 1) / timed(lambda: products(unit, unit[:k], niter + 1))[0]

@@ -176,7 +176,7 @@ def test_order_decides_who_stays(tmp_path: Path, order: str) -> None:
 def test_streaming_beyond_what_is_held_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = clumps(1, 300)
     held = [judge(rows, rule, 0.04, block=64) for rule in RULES]
-    monkeypatch.setattr("tasks.vectors.kmeans.HELD_BYTES", 0)
+    monkeypatch.setattr("tasks.vectors.unit_rows.HELD_BYTES", 0)
     for rule, before in zip(RULES, held, strict=True):
         after = judge(rows, rule, 0.04, block=64)
         assert (after.keep == before.keep).all()

@@ -9,7 +9,7 @@ from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, DECISIONS, SOURCE
 from tasks.cluster.concepts import CONCEPTS
 from tasks.report import Report, render
-from tasks.report._base import Evidence
+from tasks.report._base import ReportTables
 from tasks.report._concepts import concepts
 from tests.helpers import LocalRun
 from tests.tasks.report.gallery import CONCEPTS as CAPTIONS
@@ -40,7 +40,7 @@ def planted() -> Inputs:
 
 
 def test_sizes_kept_and_nearest_are_exact() -> None:
-    entries = list(concepts(Evidence(planted()), limit=5))
+    entries = list(concepts(ReportTables(planted()), limit=5))
     first, second = [e.content for e in entries if e.section == "concept"]
     assert (first["cluster"], first["size"], first["kept"], first["terms"]) == (7, 5, 3, ["sheep"])
     assert first["mean_distance"] == pytest.approx((0.5 + 0.1 + 0.1 + 0.3 + 0.2) / 5, abs=1e-6)
@@ -50,7 +50,7 @@ def test_sizes_kept_and_nearest_are_exact() -> None:
 
 
 def test_balance_ranks_before_and_after() -> None:
-    (balance,) = [e.content for e in concepts(Evidence(planted()), limit=5) if e.section == "balance"]
+    (balance,) = [e.content for e in concepts(ReportTables(planted()), limit=5) if e.section == "balance"]
     assert balance["before"]["rows"] == [5, 2]
     assert balance["after"]["rows"] == [3, 1]
     assert balance["after"]["effective"] == pytest.approx(
@@ -59,13 +59,13 @@ def test_balance_ranks_before_and_after() -> None:
 
 
 def test_only_the_largest_are_shown() -> None:
-    shown = [e.content["cluster"] for e in concepts(Evidence(planted()), limit=1) if e.section == "concept"]
+    shown = [e.content["cluster"] for e in concepts(ReportTables(planted()), limit=1) if e.section == "concept"]
     assert shown == [7]
 
 
 def test_names_find_the_planted_captions(photos: Gallery) -> None:
     texts = [text.replace(",", "").split() for text in CAPTIONS.values()]
-    for entry in concepts(Evidence(photos.inputs), limit=12):
+    for entry in concepts(ReportTables(photos.inputs), limit=12):
         if entry.section == "concept":
             words = {word for term in entry.content["terms"] for word in term.split()}
             assert len(words & set(texts[entry.content["cluster"]])) >= 2
@@ -94,8 +94,8 @@ def told(photos: Gallery) -> pa.Table:
 def test_the_table_of_concepts_is_believed_but_what_is_kept_is_counted(photos: Gallery) -> None:
     table = told(photos)
     inputs = Inputs.of(alive_only=False, **photos.tables, concepts=table)
-    entries = list(concepts(Evidence(inputs), limit=3))
-    plain = [e.content for e in concepts(Evidence(photos.inputs), limit=3) if e.section == "concept"]
+    entries = list(concepts(ReportTables(inputs), limit=3))
+    plain = [e.content for e in concepts(ReportTables(photos.inputs), limit=3) if e.section == "concept"]
     shown = [e.content for e in entries if e.section == "concept"]
     for one, other in zip(shown, plain, strict=True):
         assert {key: one[key] for key in ("cluster", "size", "kept", "mean_distance")} == {

@@ -13,7 +13,7 @@ from catalog.schema import CLUSTERS, DECISIONS, SAMPLE_ID, SOURCE, score
 from tasks.concepts.coverage import coverage
 from tasks.prune import Prototypes, Score, Then
 from tasks.report import Report, render
-from tasks.report._base import Evidence
+from tasks.report._base import ReportTables
 from tasks.report._coverage import BINS, coverages, facts, skyline
 from tests.helpers import LocalRun
 from tests.tasks.report.gallery import Gallery
@@ -33,7 +33,7 @@ def judged(cluster: np.ndarray, keep: np.ndarray, stage: str = "thin", reason: s
 
 
 def entries(tables: dict[str, pa.Table]) -> list[dict[str, Any]]:
-    return [entry.content for entry in coverages(Evidence(Inputs.of(alive_only=False, **tables)))]
+    return [entry.content for entry in coverages(ReportTables(Inputs.of(alive_only=False, **tables)))]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

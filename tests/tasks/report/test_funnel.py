@@ -4,7 +4,7 @@ import pyarrow as pa
 
 from catalog.inputs import Inputs
 from catalog.schema import DECISIONS, IMAGES, SOURCE
-from tasks.report._base import Evidence
+from tasks.report._base import ReportTables
 from tasks.report._funnel import funnel, summary
 from tests.tasks.report.gallery import Gallery
 
@@ -44,7 +44,7 @@ def planted(order: tuple[str, ...] = ("b", "a")) -> Inputs:
 
 
 def test_every_row_is_counted_once_with_its_reason() -> None:
-    steps = [entry.content for entry in funnel(Evidence(planted()))]
+    steps = [entry.content for entry in funnel(ReportTables(planted()))]
     assert [(s["stage"], s["seen"], s["rejected"], s["kept"]) for s in steps] == [
         ("source", 10, 0, 10),
         ("download", 10, 2, 8),
@@ -63,12 +63,12 @@ def test_every_row_is_counted_once_with_its_reason() -> None:
 
 
 def test_stages_stand_in_the_order_they_ran_whatever_their_names_and_the_order_of_the_table() -> None:
-    one, other = ([e.content for e in funnel(Evidence(planted(order)))] for order in (("a", "b"), ("b", "a")))
+    one, other = ([e.content for e in funnel(ReportTables(planted(order)))] for order in (("a", "b"), ("b", "a")))
     assert one == other
 
 
 def test_the_summary_counts_what_is_left() -> None:
-    assert summary(Evidence(planted()), "t", "d").content == {
+    assert summary(ReportTables(planted()), "t", "d").content == {
         "title": "t",
         "description": "d",
         "rows": 10,
@@ -78,15 +78,15 @@ def test_the_summary_counts_what_is_left() -> None:
 
 
 def test_each_step_takes_what_the_one_before_left(photos: Gallery) -> None:
-    steps = [entry.content for entry in funnel(Evidence(photos.inputs))]
+    steps = [entry.content for entry in funnel(ReportTables(photos.inputs))]
     for before, after in pairwise(steps):
         assert after["seen"] == before["kept"]
     for step in steps:
         assert step["seen"] == step["kept"] + step["rejected"]
         assert step["rejected"] == sum(reason["rows"] for reason in step["reasons"])
-    assert steps[-1]["kept"] == summary(Evidence(photos.inputs), "", "").content["kept"]
+    assert steps[-1]["kept"] == summary(ReportTables(photos.inputs), "", "").content["kept"]
 
 
 def test_no_tables_no_funnel() -> None:
-    assert list(funnel(Evidence(Inputs.of(alive_only=False)))) == []
-    assert summary(Evidence(Inputs.of(alive_only=False)), "", "").content["rows"] == 0
+    assert list(funnel(ReportTables(Inputs.of(alive_only=False)))) == []
+    assert summary(ReportTables(Inputs.of(alive_only=False)), "", "").content["rows"] == 0

@@ -6,7 +6,7 @@ import pytest
 
 from catalog.inputs import Inputs
 from catalog.schema import DECISIONS, IMAGES, SOURCE, score
-from tasks.report._base import Evidence
+from tasks.report._base import ReportTables
 from tasks.report._histograms import BINS, histograms, measures
 from tests.tasks.report.gallery import Gallery
 
@@ -26,7 +26,7 @@ def with_score(values: list[float | None] | np.ndarray, out: frozenset[int] = fr
 
 def drawn(inputs: Inputs) -> list[dict[str, Any]]:
     tables = {name: inputs.schema(name) for name in inputs.tables()}
-    return [entry.content for entry in histograms(Evidence(inputs), measures(tables))]
+    return [entry.content for entry in histograms(ReportTables(inputs), measures(tables))]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -5,7 +5,7 @@ import pyarrow as pa
 
 from catalog.inputs import Inputs
 from catalog.schema import DECISIONS, IMAGES
-from tasks.report._base import Evidence
+from tasks.report._base import ReportTables
 from tasks.report._pictures import grids, pairs
 from tests.tasks.report.gallery import Gallery
 
@@ -17,7 +17,7 @@ def alive(photos: Gallery) -> tuple[set[int], set[int]]:
 
 
 def shown(photos: Gallery, section: str, samples: int = 20, seed: int = 3) -> list[int | None]:
-    return [e.sample_id for e in grids(Evidence(photos.inputs), samples, seed) if e.section == section]
+    return [e.sample_id for e in grids(ReportTables(photos.inputs), samples, seed) if e.section == section]
 
 
 def test_both_grids_follow_one_random_order(photos: Gallery) -> None:
@@ -32,7 +32,7 @@ def test_another_seed_draws_other_samples(photos: Gallery) -> None:
 
 
 def test_rejected_samples_carry_stage_reason_and_evidence_of_every_reason(photos: Gallery) -> None:
-    rejected = [e for e in grids(Evidence(photos.inputs), 24, 0) if e.section == "rejected"]
+    rejected = [e for e in grids(ReportTables(photos.inputs), 24, 0) if e.section == "rejected"]
     truth = {r["sample_id"]: r for r in photos.tables["decisions"].to_pylist() if not r["keep"]}
     for entry in rejected:
         assert entry.content["kept"] is False
@@ -54,20 +54,20 @@ def planted(similarities: Sequence[tuple[int, str, float | None]]) -> Inputs:
 def test_the_least_similar_pairs_come_first_and_equal_ones_are_few() -> None:
     exact = [(i, "exact", 1.0) for i in range(10)]
     semantic = [(10, "semantic", 0.97), (11, "semantic", 0.91), (12, "semantic", 0.99)]
-    entries = list(pairs(Evidence(planted(exact + semantic)), limit=12))
+    entries = list(pairs(ReportTables(planted(exact + semantic)), limit=12))
     assert [e.sample_id for e in entries] == [100, 11, 100, 10, 100, 12, 100, 0, 100, 1]
     assert [e.content["shows"] for e in entries] == ["representative", "sample_id"] * 5
     assert [e.content["pair"] for e in entries] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
 def test_pairs_stop_at_their_limit() -> None:
-    assert len(list(pairs(Evidence(planted([(i, "semantic", 0.9 + i / 100) for i in range(9)])), limit=3))) == 6
-    assert list(pairs(Evidence(planted([])), limit=3)) == []
-    assert list(pairs(Evidence(planted([(1, "semantic", 0.9)])), limit=0)) == []
+    assert len(list(pairs(ReportTables(planted([(i, "semantic", 0.9 + i / 100) for i in range(9)])), limit=3))) == 6
+    assert list(pairs(ReportTables(planted([])), limit=3)) == []
+    assert list(pairs(ReportTables(planted([(1, "semantic", 0.9)])), limit=0)) == []
 
 
 def test_no_images_no_grids() -> None:
-    assert list(grids(Evidence(Inputs.of(alive_only=False)), 5, 0)) == []
+    assert list(grids(ReportTables(Inputs.of(alive_only=False)), 5, 0)) == []
     empty = Inputs.of(alive_only=False, images=IMAGES.empty_table(), decisions=DECISIONS.empty_table())
-    assert list(grids(Evidence(empty), 5, 0)) == []
-    assert list(grids(Evidence(Inputs.of(alive_only=False, images=IMAGES.empty_table())), 0, 0)) == []
+    assert list(grids(ReportTables(empty), 5, 0)) == []
+    assert list(grids(ReportTables(Inputs.of(alive_only=False, images=IMAGES.empty_table())), 0, 0)) == []
