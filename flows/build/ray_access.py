@@ -1,6 +1,6 @@
 """Who can reach Ray: a local Ray listens on loopback alone, and asks for a token.
 
-What listens where is listed in `infra/README.md`. Ray executes whatever its clients send, so anybody who can reach it
+What listens where is listed in `docs/operations.md`. Ray executes whatever its clients send, so anybody who can reach it
 without a token can run code as this user.
 """
 

@@ -1,4 +1,4 @@
-"""A build on a cluster of two nodes that ask for a token, set up as `infra/README.md` says."""
+"""A build on a cluster of two nodes that ask for a token, set up as `docs/operations.md` describes."""
 
 import os
 import shutil
