@@ -1,7 +1,7 @@
 """Who can reach Ray: a local Ray listens on loopback alone, and asks for a token.
 
-What listens where is listed in `docs/operations.md`. Ray executes whatever its clients send, so anybody who can reach it
-without a token can run code as this user.
+What listens where is listed in `docs/operations.md`. Ray executes whatever its clients send, so anybody who can reach
+it without a token can run code as this user.
 """
 
 import os
