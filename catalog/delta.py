@@ -1,13 +1,13 @@
-"""Commits: which parts a table consists of, as a Delta log (delta-rs) over files that are already there.
+"""Commit parts to tables: a Delta log (delta-rs) over Parquet files that already exist.
 
-A commit writes no data. It is one file of the log, created only if absent, so of two writers one goes first and the
-other looks again. Every commit stays readable: the log is never cleaned, and nothing that it removes is deleted
-but by `catalog.gc`.
+A commit writes no data. It is one file of the log, created only if absent, so of two concurrent writers one succeeds
+and the other retries. Every commit remains readable: the log is never cleaned, and only `catalog.gc` deletes the files
+that a commit removes.
 
 Other readers of these tables (Spark, Polars, `DeltaTable(...).to_pyarrow_table()`) see vectors as `array<float>`:
 Delta has neither float16 nor fixed-size lists, and they widen what the Parquet files hold. Types that Delta lacks
 altogether (times of day, durations, decimals of more than 38 digits) are registered as strings; DuckDB reads the
-files and sees what is in them. Keep other writers away, and above all their VACUUM.
+files and sees their own types. No other program may write to these tables, or run VACUUM on them.
 """
 
 import json
@@ -31,10 +31,10 @@ CONFIGURATION: Final[Mapping[str, str]] = {
     "delta.logRetentionDuration": "interval 36500 days",
     "delta.deletedFileRetentionDuration": "interval 36500 days",
 }
-"""Old commits must stay readable: versions point at them."""
+"""Old commits must remain readable, because versions refer to them."""
 
 _WIDENED: Final = {b"espalier.added_later": b"true"}
-"""Metadata of a column that was added to a table which had parts already."""
+"""Metadata of a column that was added to a table that already had parts."""
 _ATTEMPTS: Final = 60
 _PAUSE_S: Final = 0.05
 _DELTA_DECIMAL_DIGITS: Final = 38
@@ -51,10 +51,10 @@ def commit(
     parts: Sequence[PartFile],
     properties: Mapping[str, Any] | None = None,
 ) -> int:
-    """Make a table consist of exactly `parts`, in one commit; return its number. No change: no commit.
+    """Make a table consist of exactly `parts`, in one commit; return its number. Without a change there is no commit.
 
-    `storage` is the dataset's. Raises DamagedError where a part is not there or has another size, BalanceError where
-    one is named twice. `properties` go into the log beside the commit. Safe to repeat after a kill at any moment.
+    `storage` is the dataset's. Raises DamagedError if a part is missing or has another size, BalanceError if a part is
+    listed twice. `properties` are recorded with the commit. Safe to repeat after a kill at any moment.
     """
     wanted = _checked(storage, table, parts)
     registered = delta_schema(schema)
@@ -73,7 +73,7 @@ def commit(
 def append(storage: Storage, table: str, schema: pa.Schema, part: PartFile, after: int) -> int:
     """Add one part as the commit that follows number `after` (-1: the table's first). Return its number.
 
-    Raises OvertakenError where somebody else has made that commit.
+    Raises OvertakenError if another writer has made that commit.
     """
     current = _open(storage, table)
     if (current.version() if current else -1) != after:
@@ -84,9 +84,9 @@ def append(storage: Storage, table: str, schema: pa.Schema, part: PartFile, afte
 
 
 def replace(storage: Storage, table: str, old: PartFile, new: PartFile, after: int) -> int:
-    """Put one part in the place of another, in the commit that follows number `after`. Return its number.
+    """Replace one part by another in the commit that follows number `after`. Return its number.
 
-    Raises OvertakenError where somebody else has made that commit.
+    Raises OvertakenError if another writer has made that commit.
     """
     current = _opened(storage, table, None)
     if current.version() != after:
@@ -95,9 +95,9 @@ def replace(storage: Storage, table: str, old: PartFile, new: PartFile, after: i
 
 
 def widen(storage: Storage, table: str, schema: pa.Schema) -> None:
-    """Add the columns that a table of an older release lacks; its parts stay as they are, and lack them.
+    """Register the columns that a table of an older release lacks; its parts are not changed and lack them.
 
-    Does nothing where there is no such table yet, or no such column.
+    Does nothing if the table does not exist yet, or lacks no column.
     """
     from deltalake import Field
 
@@ -111,18 +111,18 @@ def widen(storage: Storage, table: str, schema: pa.Schema) -> None:
         try:
             with plain_errors(current.table_uri):
                 current.alter.add_columns(fields, commit_properties=_properties(None))
-        except BuildError:  # somebody else committed first, perhaps these columns
+        except BuildError:  # another writer committed first, possibly these columns
             time.sleep(random.uniform(0, _PAUSE_S))  # noqa: S311
     raise BuildError(f"table {table!r}: {_ATTEMPTS} commits were overtaken by other writers; try again")
 
 
 def is_widened(registered: pa.Schema) -> bool:
-    """Return whether columns were added after the table was made: some of its parts lack them."""
+    """Return whether columns were added after the table was created, so that some of its parts lack them."""
     return any(key in (field.metadata or {}) for field in registered for key in _WIDENED)
 
 
 def add(storage: Storage, table: str, schema: pa.Schema, part: PartFile) -> int:
-    """Add one part, after whatever else was committed; return the commit's number."""
+    """Add one part after the last commit; return the commit's number."""
     for attempt in range(_ATTEMPTS):
         try:
             return append(storage, table, schema, part, latest(storage, table))
@@ -132,7 +132,7 @@ def add(storage: Storage, table: str, schema: pa.Schema, part: PartFile) -> int:
 
 
 def remove(storage: Storage, table: str, paths: Sequence[str]) -> None:
-    """Take parts out of a table, in one commit."""
+    """Remove parts from a table in one commit."""
     for _ in range(_ATTEMPTS):
         current = _opened(storage, table, None)
         gone = [part for part in _parts(current, table) if part.path in set(paths)]
@@ -146,7 +146,7 @@ def remove(storage: Storage, table: str, paths: Sequence[str]) -> None:
 
 
 def latest(storage: Storage, table: str) -> int:
-    """Return the number of a table's last commit; -1 where it has none."""
+    """Return the number of a table's last commit; -1 if it has none."""
     current = _open(storage, table)
     return current.version() if current else -1
 
@@ -154,24 +154,24 @@ def latest(storage: Storage, table: str) -> int:
 def files(storage: Storage, table: str, version: int | None = None) -> list[PartFile]:
     """Return the parts of a table at a commit (default: the last), sorted by path.
 
-    Raises NotFoundError where there is no such table or commit.
+    Raises NotFoundError if there is no such table or commit.
     """
     return _parts(_opened(storage, table, version), table)
 
 
 def schema(storage: Storage, table: str, version: int | None = None) -> pa.Schema:
-    """Return the schema that is registered at a commit: Delta's types, our field metadata."""
+    """Return the schema that a commit registers: Delta's types with our field metadata."""
     return contents(storage, table, version)[0]
 
 
 def contents(storage: Storage, table: str, version: int | None = None) -> tuple[pa.Schema, list[PartFile]]:
-    """Return `schema` and `files`, opening the log once."""
+    """Return the results of `schema` and `files`; opens the log once."""
     opened = _opened(storage, table, version)
     return _arrow(opened.schema()), _parts(opened, table)
 
 
 def delta_schema(given: pa.Schema) -> pa.Schema:
-    """Return a schema as Delta can register it. Raises UserError where two names differ only in case."""
+    """Return a schema that Delta can register. Raises UserError if two names differ only in case."""
     seen: dict[str, str] = {}
     for name in given.names:
         if (other := seen.setdefault(name.lower(), name)) != name or given.names.count(name) > 1:
@@ -215,7 +215,7 @@ _SIMPLE: Final[Mapping[pa.DataType, pa.DataType]] = {
 
 
 def _checked(storage: Storage, table: str, parts: Sequence[PartFile]) -> dict[str, PartFile]:
-    """Return the parts by path, after a look (one listing) at what is really there."""
+    """Return the parts by path, after comparing them with the files that exist (one listing)."""
     wanted = {part.path: part for part in parts}
     if len(wanted) != len(parts):
         raise BalanceError(f"table {table!r}: a part is listed twice, its rows would be doubled")
@@ -298,7 +298,7 @@ def _change(
 
     new_schema = Schema.from_arrow(registered)
     if not _arrow(new_schema).equals(_arrow(current.schema()), check_metadata=True):
-        # A commit that changes the schema may not keep a file, so there are two: empty it, then fill it.
+        # A commit that changes the schema may not keep a file, so there are two commits: empty the table, then fill it.
         _transact(current, table, [], "overwrite", new_schema, properties)
         current.update_incremental()
     there = {part.path: part for part in _parts(current, table)}
@@ -340,7 +340,7 @@ def _add(table: str, part: PartFile) -> Any:
 
 
 def statistics_of(part: PartFile) -> str:
-    """Return what the log says of a part beside its size: Delta's `stats`, and its seal under a key of ours."""
+    """Return the statistics of a part for the log: Delta's `stats`, and the part's seal under a key of ours."""
     return json.dumps({"numRecords": part.rows} | ({"sha256": part.sha256} if part.sha256 else {}))
 
 
@@ -360,7 +360,7 @@ def _now_ms() -> int:
 
 @contextmanager
 def plain_errors(uri: str) -> Iterator[None]:
-    """Turn what delta-rs raises into one line of ours."""
+    """Translate errors of delta-rs to one-line errors of ours."""
     from deltalake.exceptions import DeltaError
 
     try:

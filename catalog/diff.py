@@ -1,6 +1,6 @@
-"""What changed between two versions: rows of the source and of the published samples, and decisions, by reason.
+"""Compare two versions: rows of the source and of the published samples, and decisions by reason.
 
-Two versions of one dataset are compared by `sample_id`, which a row keeps; versions of different datasets by `url`.
+Versions of one dataset are compared by `sample_id`, which never changes; versions of different datasets by `url`.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ KEPT: Final = "kept"
 
 @dataclass(frozen=True)
 class Example:
-    """One row that changed: its id (in the version that has it, the newer one where both do) and its URL."""
+    """One row that changed: its URL, and its id in the newer of the versions that have it."""
 
     sample_id: int
     url: str | None
@@ -28,7 +28,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a table that are on one side only."""
+    """Rows of a table that only one version has."""
 
     table: str
     added: int
@@ -39,7 +39,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Change:
-    """Rows about which a stage changed its mind. `before` and `after` are reasons, `kept`, or `not judged`."""
+    """Rows whose decision by a stage changed. `before` and `after` are reasons, `kept`, or `not judged`."""
 
     stage: str
     before: str
@@ -55,18 +55,18 @@ class Diff:
     a: Version
     b: Version
     key: str
-    """`sample_id` or `url`: what says that two rows are the same."""
+    """The column that identifies a row in both versions: `sample_id` or `url`."""
     rows: Sequence[Rows]
-    """For `source`, and for `samples` where both have it."""
+    """For `source`, and for `samples` if both versions have it."""
     decisions: Sequence[Change]
     """Most rows first."""
 
 
 def diff(catalog: Catalog, a: str, b: str, examples: int = 5) -> Diff:
-    """Compare two versions, `laion@1` and `laion@2` say, or of two datasets.
+    """Compare two versions of one dataset, such as `laion@1` and `laion@2`, or of two datasets.
 
-    Rows on one side only are in `rows`; `decisions` is about rows that both sources have. Raises NotFoundError where
-    a version is not there, UserError where one of them has no source.
+    `rows` holds rows that only one version has; `decisions` covers rows that both sources have. Raises NotFoundError if
+    a version does not exist, UserError if one of them has no source.
     """
     one, other = catalog.resolve(a), catalog.resolve(b)
     for version in (one, other):
@@ -102,7 +102,7 @@ def _only_in(
 
 
 def _changes(connection: "duckdb.DuckDBPyConnection", key: str, examples: int, judged: Sequence[bool]) -> list[Change]:
-    """Return decisions that differ, on rows that both sources have, by (stage, before, after)."""
+    """Return the decisions that differ, for rows that both sources have, by (stage, before, after)."""
     verdicts = [_verdicts(name, key, there) for name, there in zip(("a", "b"), judged, strict=True)]
     found = connection.execute(
         f"""
@@ -130,7 +130,7 @@ def _changes(connection: "duckdb.DuckDBPyConnection", key: str, examples: int, j
 
 
 def _verdicts(name: str, key: str, there: bool) -> str:
-    """Return SQL for (key, stage, verdict): the reason, or `kept`. Rows with one URL count as one, kept if any is."""
+    """Return SQL for (key, stage, verdict): the reason, or `kept`. Rows with the same URL count once."""
     if not there:
         type_ = "bigint" if key == "sample_id" else "varchar"
         return f"select null::{type_} as key, ''::varchar as stage, ''::varchar as verdict where false"

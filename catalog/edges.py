@@ -1,16 +1,15 @@
-"""Edges: which row of which dataset a row comes from, so that lineage, takedowns and `gc` can follow it.
+"""Edges: the row and dataset that each row was derived from, for lineage, take-downs and `gc`.
 
-Table `edges` (`catalog.schema.EDGES`) has a row for every pair of child and parent, in the dataset of the child.
-Whoever makes rows of other rows writes it, before it writes anything that holds their content: `flows.explore.save` for
-each
-row that it copies. Whoever copies a row copies its edges too, so a row names all datasets that it went through, and is
-found when those between are gone.
+The table `edges` (`catalog.schema.EDGES`), in the dataset of the child, has a row for every pair of child and parent.
+Code that derives rows from other rows (such as `flows.explore.save`, which copies them) writes the edges before it
+writes anything that holds their content. Copying a row also copies its edges, so a row names every dataset in its
+lineage, and the lineage remains complete when datasets in between are removed.
 
-Roles: `copy_of`, the child is the parent, byte for byte. Whatever else a stage calls the part that a parent played
-(`init`, `cond_image`, `mix`, ...) says that the child was made of it.
+Roles: `copy_of` means that the child is the parent, byte for byte. Any other role (`init`, `cond_image`, `mix`, ...)
+means that the child was made from the parent.
 
-Datasets that were saved from a search before there were edges have none. Their recipe names the version that was
-searched, and their rows kept its sample_ids, so their edges follow from that.
+Datasets that were saved from a search by a release without edges have no such table. Their recipe names the version
+that was searched, and their rows have its sample_ids, which determines the edges.
 """
 
 from collections.abc import Mapping
@@ -29,18 +28,18 @@ from catalog.schema import EDGES
 TABLE: Final = "edges"
 COPY: Final = "copy_of"
 SAVED: Final = "saved_search"
-"""The key of a recipe text that says: not built, but saved from a search."""
+"""The key of a recipe text that marks a dataset as saved from a search instead of built."""
 
 
 def copies(sample_ids: np.ndarray, of: Version) -> pa.Table:
-    """Return the edges of rows, int64 (n,), that were copied from a version and kept their sample_ids."""
+    """Return the edges of rows, int64 (n,), that were copied from a version with their sample_ids."""
     return _edges(sample_ids, of.dataset, of.number)
 
 
 def edges_of(dataset: Dataset) -> pa.Table:
-    """Return the edges of every row of a dataset, of any version or none: columns of EDGES, each row once.
+    """Return the edges of every row of a dataset in any version or unpublished part: columns of EDGES, each row once.
 
-    Reads the parts of `edges`, and the last version's recipe; more only where a search was saved without edges.
+    Reads the parts of `edges` and the last version's recipe, and more only for a saved search without edges.
     """
     paths = [f"{TABLE}/{name}.parquet" for name in dataset.finished(TABLE)]
     found = [read_parquet(dataset.storage, path, EDGES.names).cast(EDGES) for path in paths]
@@ -50,7 +49,7 @@ def edges_of(dataset: Dataset) -> pa.Table:
 
 
 def users(catalog: Catalog, name: str) -> Mapping[int, list[str]]:
-    """Return version -> the other datasets that have rows of it, of those versions of a dataset that have any."""
+    """Return version -> the other datasets that have rows of it, for the versions of a dataset that have such rows."""
     used: dict[int, list[str]] = {}
     for other in catalog.datasets():
         if other == name:
@@ -63,7 +62,7 @@ def users(catalog: Catalog, name: str) -> Mapping[int, list[str]]:
 
 
 def saved_from(recipe: str) -> str | None:
-    """Return which version (`laion@3`) was searched, of the recipe text of a saved search; None of any other recipe."""
+    """Return the version (`laion@3`) that a saved search was made from, by its recipe text; None for another recipe."""
     if SAVED not in recipe:
         return None
     try:
@@ -74,7 +73,7 @@ def saved_from(recipe: str) -> str | None:
 
 
 def _implied(dataset: Dataset) -> list[pa.Table]:
-    """Return the edges that the recipes of saved searches without a table of edges imply."""
+    """Return the edges that the recipe of a saved search without a table `edges` implies."""
     last = dataset.last()
     if last is None or saved_from(last.recipe) is None:
         return []

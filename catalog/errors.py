@@ -1,18 +1,18 @@
-"""The one tree of errors.
+"""The tree of errors.
 
-    EspalierError            everything that we raise on purpose
-    ├── UserError            the user can mend it: one line, exit code 2     (also a ValueError)
-    │   ├── RecipeError      a recipe says something that cannot be built
+    EspalierError            every error that Espalier raises on purpose
+    ├── UserError            the user can correct it: one line, exit code 2     (also a ValueError)
+    │   ├── RecipeError      a recipe that cannot be built
     │   ├── QueryError       a SQL statement that cannot run
-    │   ├── NotFoundError    a dataset, version, table or file that is not there
-    │   └── BusyError        somebody else is building this dataset now
+    │   ├── NotFoundError    a dataset, version, table or file that does not exist
+    │   └── BusyError        another process is building this dataset
     └── BuildError           a build that could not finish: exit code 1
-        ├── DamagedError     a file of a dataset is not what was written: `espalier verify` names it
+        ├── DamagedError     a file of a dataset differs from what was written: `espalier verify` names it
         ├── PartError        one part kept failing; carries its traceback
         ├── BalanceError     rows were lost or doubled between two stages
-        └── HeldError        the version is stored, and a guard keeps it from being the latest
+        └── HeldError        the version is stored, but a guard keeps it from becoming the latest
 
-A message says what was found, what was expected and the nearest right thing, on one line.
+A message names what was found, what was expected and the nearest valid name, on one line.
 """
 
 import errno
@@ -23,12 +23,12 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 _LISTED: Final = 40
-"""So many names fit into a message."""
+"""Most names that a message lists."""
 _READ_ERRORS: Final = {"IOException", "InvalidInputException", "SerializationException", "Error"}
-"""Of DuckDB: what a damaged file gives."""
+"""Errors of DuckDB that indicate a damaged file."""
 _PARQUET: Final = re.compile(r"""['"]([^'"]+)/([a-z][a-z0-9_]*/[^/'"]+\.parquet)['"]""")
 _NO_DAMAGE: Final = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""Why a file cannot be read that may be sound."""
+"""Reasons why an undamaged file cannot be read."""
 
 
 class EspalierError(Exception):
@@ -36,7 +36,7 @@ class EspalierError(Exception):
 
 
 class UserError(EspalierError, ValueError):
-    """Something that the user can mend. Shown as one line; exit code 2."""
+    """An error that the user can correct. Shown as one line; exit code 2."""
 
 
 class RecipeError(UserError):
@@ -48,7 +48,7 @@ class QueryError(UserError):
 
 
 class NotFoundError(UserError):
-    """A dataset, version, table or file that is not there."""
+    """A dataset, version, table or file that does not exist."""
 
 
 class BusyError(UserError):
@@ -60,11 +60,11 @@ class BuildError(EspalierError):
 
 
 class DamagedError(BuildError):
-    """A file of a dataset that is not there, cannot be read, or is not what was written."""
+    """A file of a dataset that is missing, cannot be read, or differs from what was written."""
 
 
 class StoredImageError(DamagedError):
-    """A stored picture that cannot be decoded, though it was when it was stored."""
+    """A stored image that cannot be decoded, although it could when it was stored."""
 
     def __init__(self, sample_id: int, reason: str) -> None:
         super().__init__(f"the stored picture of sample {sample_id} cannot be decoded ({reason})")
@@ -76,7 +76,7 @@ class StoredImageError(DamagedError):
 
 
 class PartError(BuildError):
-    """A part that kept failing. `traceback` is the worker's, as text."""
+    """A part that kept failing. `traceback` is the text of the worker's traceback."""
 
     def __init__(self, message: str, traceback: str = "") -> None:
         super().__init__(message)
@@ -91,9 +91,9 @@ class BalanceError(BuildError):
 
 
 class HeldError(BuildError):
-    """A version that a guard holds back: it is stored, and not the latest until somebody approves it.
+    """A version that a guard holds: it is stored, and becomes the latest only when somebody approves it.
 
-    `facts` are what is known of it, as JSON can say it.
+    `facts` describe it as JSON values.
     """
 
     def __init__(self, message: str, facts: Mapping[str, Any] | None = None) -> None:
@@ -114,20 +114,21 @@ def damaged(place: str, path: str, why: str) -> DamagedError:
 
 
 def damage_in_sql(error: Exception) -> DamagedError | None:
-    """Return the error for the damaged Parquet file that an error of DuckDB's is about; None where it is another."""
+    """Return the error for the damaged Parquet file that DuckDB's error is about; None for any other error."""
     text, kind = _one_line(error), type(error).__name__
     found = _PARQUET.search(text)
     if found and kind in _READ_ERRORS:
         return damaged(found[1], found[2], text.partition(": ")[2].replace(f"{found[1]}/", ""))
-    if kind == "Error":  # DuckDB's Parquet reader, which then does not name the file
+    if kind == "Error":  # an error of DuckDB's Parquet reader that does not name the file
         return DamagedError(f"a file that the query reads is damaged ({text}): `espalier verify DATASET` names it")
     return None
 
 
 @contextmanager
 def reading(place: str, path: str) -> Iterator[None]:
-    """Raise DamagedError where the block, which reads one of our own files, finds that it is not there or cannot be
-    decoded. `place`: the dataset's URI; `path`: relative to it."""
+    """Raise DamagedError if the block, which reads a file of a dataset, finds it missing or cannot decode it.
+
+    `place`: the dataset's URI; `path`: relative to it."""
     try:
         yield
     except (IsADirectoryError, FileNotFoundError, NotFoundError) as error:
@@ -157,7 +158,7 @@ def first_line(error: object, limit: int = 300) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?`, or what there is when nothing is near, to end an error message with."""
+    """Return the end of an error message: `; did you mean 'x'?`, or the known names if none is near."""
     names = sorted(known)
     close = get_close_matches(word, names, n=1, cutoff=0.6)
     if close:

@@ -1,10 +1,10 @@
-"""Garbage: files of a dataset that no version needs.
+"""Garbage collection: remove files of a dataset that no version needs.
 
-Killed builds leave finished parts (the next build of the same recipe uses them), scratch and checkpoints; changed
-recipes leave the parts of the old one; versions that are given up leave their reports; killed writers leave temporary
-files; `verify --repair` leaves damaged files in the quarantine. Young files are spared, as they may belong to a build
-that is going on elsewhere or will be resumed (a quarantined file is as old as its quarantine); versions that rows of
-other datasets came from are kept (`catalog.edges`); and nothing is collected while somebody builds.
+Killed builds leave finished parts (which the next build of the same recipe uses), scratch files and checkpoints.
+Changed recipes leave the parts of the old one, removed versions leave their reports, killed writers leave temporary
+files, and `verify --repair` leaves damaged files in the quarantine. Recent files are spared, because they may belong to
+a build that is running elsewhere or will be resumed (the age of a quarantined file counts from its quarantine).
+Versions that rows of other datasets came from are kept (`catalog.edges`), and nothing is removed during a build.
 """
 
 import time
@@ -21,7 +21,7 @@ from catalog.sizes import stem_of
 from catalog.storage import Entry, is_temporary
 
 GRACE_S: Final = 24 * 3600.0
-"""How old, in seconds, a file must be before it can be garbage."""
+"""Least age of garbage, in seconds."""
 
 _SHARDS: Final = "shards"
 _REPORTS: Final = "_reports"
@@ -29,38 +29,38 @@ _REPORTS: Final = "_reports"
 
 @dataclass(frozen=True)
 class Garbage:
-    """What a collection would remove."""
+    """The files and versions that a collection would remove."""
 
     dataset: Dataset
     files: Mapping[str, int]
     """Path (relative to the dataset) -> size in bytes, in the order of removal."""
     forgotten: Sequence[int]
-    """Versions that end with it, as only the last `keep_versions` were to be kept."""
+    """Versions that are removed because only the last `keep_versions` are kept."""
     older_than_s: float = GRACE_S
     keep_versions: int | None = None
     used: Mapping[int, Sequence[str]] = field(default_factory=dict)
-    """Versions that are kept beside the last `keep_versions` -> the other datasets that have rows of them."""
+    """Older versions that are kept nevertheless -> the other datasets that have rows of them."""
 
     @property
     def bytes(self) -> int:
-        """Size of all of it."""
+        """The total size in bytes."""
         return sum(self.files.values())
 
     @property
     def quarantined(self) -> list[str]:
-        """Those of the files that `verify --repair` set aside."""
+        """The files that `verify --repair` had moved to the quarantine."""
         return [path for path in self.files if path.startswith(f"{QUARANTINE}/")]
 
 
 def plan(dataset: Dataset, older_than_s: float = GRACE_S, keep_versions: int | None = None) -> Garbage:
-    """Return what no version needs and nobody has written in the last `older_than_s` seconds. Removes nothing.
+    """Return the files that no version needs and that are older than `older_than_s` seconds. Removes nothing.
 
-    With `keep_versions`, only the last so many versions count, and those that rows of other datasets came from; the
-    others will be forgotten. Held versions are none of the so many: those that came after the oldest of them stay, as
-    somebody may approve them yet.
+    With `keep_versions`, only that many of the last versions are kept, and versions that rows of other datasets came
+    from. Held versions do not count towards the number; those newer than the oldest kept version are kept, because they
+    may still be approved.
     """
     if keep_versions is not None and keep_versions < 1:
-        raise UserError(f"keep_versions is {keep_versions}, expected at least 1: the last version stays")
+        raise UserError(f"keep_versions is {keep_versions}, expected at least 1: the last version is always kept")
     versions = dataset.versions()
     kept, used = versions, {}
     if keep_versions is not None:
@@ -83,17 +83,17 @@ def plan(dataset: Dataset, older_than_s: float = GRACE_S, keep_versions: int | N
 
 
 def _newest(versions: Sequence[Version], count: int) -> list[Version]:
-    """Return the last `count` versions that are not held, and the held ones among and after them."""
+    """Return the last `count` versions that are not held, and the held versions among and after them."""
     counted = [version.number for version in versions if not version.is_held]
     oldest = counted[-count:][0] if counted else 0
     return [version for version in versions if version.number >= oldest]
 
 
 def collect(garbage: Garbage) -> Garbage:
-    """Remove what was planned, as far as it still is garbage; return what was removed.
+    """Remove the planned files that are still garbage; return what was removed.
 
-    Raises BusyError while somebody builds the dataset. Parts go before the shards that they name, so a kill leaves no
-    part without its images; edges go last, so that it leaves no content that a takedown would not find.
+    Raises BusyError while the dataset is being built. Parts are removed before the shards that they name, so that a
+    kill leaves no part without its images; edges last, so that a kill leaves no content that a take-down cannot find.
     """
     dataset = garbage.dataset
     with hold(dataset, wait_s=0.0):
@@ -107,12 +107,12 @@ def collect(garbage: Garbage) -> Garbage:
 
 
 def _turn(path: str) -> int:
-    """Return when a file is removed: parts, then shards, then edges."""
+    """Return the sort key of a file in the order of removal: parts, then shards, then edges."""
     return {_SHARDS: 1, edges.TABLE: 2}.get(path.partition("/")[0], 0)
 
 
 def _since(entry: Entry) -> float:
-    """Return when a file came to be where it is, in seconds since the epoch: what was set aside keeps its own time."""
+    """Return since when a file is in its place, in seconds since the epoch; a quarantined file keeps its own mtime."""
     folder, _, rest = entry.path.partition("/")
     if folder != QUARANTINE:
         return entry.modified_s
@@ -127,7 +127,7 @@ def _is_garbage(path: str, needed: set[str], shards: set[str], reports: set[str]
     if is_temporary(path) or folder in (
         work.FOLDER,
         QUARANTINE,
-    ):  # while nobody builds, scratch is nobody's, and old checkpoints are too
+    ):  # without a running build, nothing needs scratch files and old checkpoints
         return True
     if folder == _SHARDS:
         return stem_of(name) not in shards
@@ -140,13 +140,13 @@ def _is_garbage(path: str, needed: set[str], shards: set[str], reports: set[str]
 
 def _needed_parts(dataset: Dataset, versions: Iterable[Version]) -> set[str]:
     commits = {(table, state.delta_version) for version in versions for table, state in version.tables.items()}
-    # The last commits of the tables that record: every run, and the row of every version.
+    # The last commits of `runs` and `versions`, which hold every run and every version.
     commits |= {(t, last) for t in ("versions", "runs") if (last := delta.latest(dataset.storage, t)) >= 0}
     return {part.path for table, number in commits for part in delta.files(dataset.storage, table, number)}
 
 
 def _needed_shards(dataset: Dataset, versions: Iterable[Version]) -> set[str]:
-    """Return the stems of the shards that needed parts name in a column `shard`."""
+    """Return the stems of the shards that the needed parts name in their column `shard`."""
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 

@@ -1,6 +1,6 @@
 """The format of an image file, from its first bytes. Imports nothing heavy: sources and commands may use it freely.
 
-A name's ending and a server's Content-Type are never asked: both lie often.
+File name extensions and Content-Type headers are not used: both are often wrong.
 """
 
 import re
@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Final
 
 HEAD_BYTES: Final = 4096
-"""What `sniff` looks at, at most."""
+"""Most bytes that `sniff` reads."""
 
 DECODED: Final = frozenset(["jpg", "png", "webp", "gif", "bmp", "tiff", "avif"])
-"""The formats that `tasks.images` decodes. `sniff` knows more, so that the others get a true reason."""
+"""The formats that `tasks.images` decodes. `sniff` recognises more, so that other formats get an accurate reason."""
 
 _BY_SIGNATURE: Final[tuple[tuple[str, tuple[bytes, ...]], ...]] = (
     ("jpg", (b"\xff\xd8\xff",)),
@@ -48,15 +48,15 @@ _SVG: Final = re.compile(
     <(?:\w+:)?svg[\s>/]""",
     re.DOTALL | re.IGNORECASE | re.VERBOSE,
 )
-"""Atomic groups throughout: what has matched once is not tried in another way, so hostile text costs one pass."""
+"""Uses atomic groups, which never backtrack, so that hostile text costs one pass."""
 
 
 def sniff(head: bytes) -> str | None:
-    """Return the format that a file's first bytes announce, or None where they are no image.
+    """Return the format that a file's first bytes announce, or None if it is not an image.
 
     A member of DECODED (`jpg`, `png`, `webp`, `gif`, `bmp`, `tiff`, `avif`), or the name of a format that is known but
-    not decoded: `heic` (any HEIF without AV1), `jxl`, `jp2`, `svg`, `ico`, `psd`, `pdf`, ... Give it HEAD_BYTES bytes,
-    or the whole file where that is shorter; more are not looked at.
+    not decoded: `heic` (any HEIF without AV1), `jxl`, `jp2`, `svg`, `ico`, `psd`, `pdf`, ... Pass HEAD_BYTES bytes,
+    or the whole file if it is shorter; more bytes are ignored.
     """
     head = bytes(head[:HEAD_BYTES])
     for name, signatures in _BY_SIGNATURE:
@@ -84,7 +84,7 @@ def _brands(head: bytes) -> Iterator[bytes]:
 
 
 def _by_brand(brands: frozenset[bytes]) -> str | None:
-    """Return avif or heic, or None for videos. `mif1`, `miaf` and `msf1` say HEIF, and not what is coded in it."""
+    """Return avif or heic, or None for videos. `mif1`, `miaf` and `msf1` mean HEIF with any codec."""
     if brands & _AVIF_BRANDS:
         return "avif"
     return "heic" if brands & _HEIF_BRANDS else None

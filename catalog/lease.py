@@ -1,9 +1,9 @@
-"""Who builds a dataset now: one builder at a time.
+"""Leases: one builder of a dataset at a time.
 
-On a local folder it is the kernel's lock of the file `_lease`, which a killed process loses at once. On object stores
-it is an object that says until when, made only if absent, renewed while the builder lives, and taken over when it ran
-out. A lease keeps two builders from doing the same work twice; that nothing is lost or doubled without it is the
-business of the commits (`catalog.delta`).
+On a local folder, a lease is the kernel's lock on the file `_lease`, which a killed process releases at once. On object
+stores it is an object with an expiry time, created only if absent, renewed while the builder lives, and taken over
+after it has expired. A lease prevents two builders from doing the same work twice; correctness does not depend on it,
+because commits (`catalog.delta`) are atomic.
 """
 
 import fcntl
@@ -31,17 +31,17 @@ OnWait = Callable[[str], None]
 
 
 class Lease:
-    """A lease that is held. Picklable it is not: it belongs to this process."""
+    """A lease that this process holds. Not picklable."""
 
     def __init__(self) -> None:
         self._lost = threading.Event()
 
     def lose(self) -> None:
-        """Mark it as taken over (it could not be renewed in time)."""
+        """Mark the lease as lost (it could not be renewed in time)."""
         self._lost.set()
 
     def check(self) -> None:
-        """Raise BusyError where somebody has taken it over. Call it before publishing."""
+        """Raise BusyError if another process has taken the lease over. Call it before publishing."""
         if self._lost.is_set():
             raise BusyError("another builder has taken this dataset over: this one could not renew its lease in time")
 
@@ -54,13 +54,13 @@ def hold(
     life_s: float = LIFE_S,
     copies: bool = True,
 ) -> Iterator[Lease]:
-    """Be the only builder of a dataset for the length of the block.
+    """Hold the lease of a dataset for the duration of the block.
 
-    Waits up to `wait_s` seconds (None: as long as it takes) for another builder to end; `on_wait` is told once who it
-    is. Raises BusyError, which names the holder, when that was not enough. Works between processes, and within one.
+    Waits up to `wait_s` seconds (None: without limit) for another builder to end; `on_wait` is called once with its
+    description. Raises BusyError, which names the holder, after that time. Works across processes and within one.
 
-    First of all it copies the commits that a killed holder left without a copy. `copies=False` leaves the logs as they
-    are, for whoever looks for damage in them.
+    First copies the commits that a killed holder left without a copy. `copies=False` does not touch the logs, for a
+    caller that checks them for damage.
     """
     attempt = _Local(dataset) if dataset.storage.is_local else _Remote(dataset, life_s)
     _wait(attempt, dataset, wait_s, on_wait)
@@ -73,7 +73,7 @@ def hold(
 
 
 def holder(dataset: Dataset) -> str | None:
-    """Return who builds a dataset now, in words; None where nobody does."""
+    """Return a description of the current builder of a dataset; None if there is none."""
     attempt = _Local(dataset) if dataset.storage.is_local else _Remote(dataset)
     return attempt.holder()
 
@@ -83,7 +83,7 @@ def _wait(attempt: "_Local | _Remote", dataset: Dataset, wait_s: float | None, o
     told = False
     while not attempt.acquire():
         who = attempt.holder()
-        if who is None:  # it ended just now
+        if who is None:  # it ended in the meantime
             continue
         if deadline is not None and time.monotonic() >= deadline:
             raise BusyError(
@@ -109,7 +109,7 @@ def _in_words(data: bytes) -> str:
 
 
 class _Local:
-    """flock: the kernel gives it back when its holder ends, however it ends."""
+    """flock: the kernel releases it when its holder ends, however it ends."""
 
     def __init__(self, dataset: Dataset) -> None:
         folder = dataset.storage.local()
@@ -140,7 +140,7 @@ class _Local:
         try:
             return None if _lock(file, self._path, fcntl.LOCK_SH) else _in_words(os.pread(file, 4096, 0))
         finally:
-            os.close(file)  # gives the shared lock back
+            os.close(file)  # releases the shared lock
 
     def release(self) -> None:
         assert self._file is not None
@@ -159,9 +159,9 @@ def _lock(file: int, path: Any, kind: int = fcntl.LOCK_EX) -> bool:
 
 
 class _Remote:
-    """An object with a time until which it counts; conditional puts decide who gets it.
+    """An object with an expiry time; conditional puts decide which process gets it.
 
-    It counts for a sixth of its life longer than it says, as clocks of two machines differ (10 s of 60).
+    It is respected for another sixth of its life (10 s of 60) after its expiry, because the clocks of machines differ.
     """
 
     def __init__(self, dataset: Dataset, life_s: float = LIFE_S) -> None:
@@ -214,7 +214,7 @@ class _Remote:
         return None
 
     def _mine(self) -> str | None:
-        """Return the object's tag if it still is ours."""
+        """Return the tag of the object if it is still ours."""
         try:
             data, tag = self._storage.tagged(FILE)
         except NotFoundError:
@@ -229,4 +229,4 @@ def _ran_out(data: bytes) -> bool:
     try:
         return float(json.loads(data)["until_s"]) < time.time()
     except (ValueError, KeyError, TypeError):
-        return True  # nobody could have written it whole: it holds nothing
+        return True  # not a complete lease: nobody holds it

@@ -1,13 +1,13 @@
-"""Copies of Delta logs and of the rows of versions: few bytes on which everything else depends.
+"""Copy Delta logs and the rows of versions: a few bytes on which all other data depends.
 
     _copies/logs/00000001.json.gz     file (relative to the dataset) -> its content, base64
 
-Each file of copies follows a publish, and holds the commits that the files before it lack. So a commit, or the row of
-a version, that was damaged can be restored byte by byte; and that a commit differs from its copy is how damage to it
-is found. It carries its own digest (`catalog.seal`).
+A file of copies is written after each publish, with the commits that earlier files lack. A damaged commit, or a damaged
+row of a version, can therefore be restored byte by byte, and damage to a commit is detected by comparing it with its
+copy. A file of copies carries its own digest (`catalog.seal`).
 
-Copies follow their commits, so a log may be newer than its copies: while somebody builds, and after a kill between the
-two. That is no damage. Whoever takes the lease of the dataset copies the rest first (`catalog.lease`).
+Copies are written after their commits, so a log may be newer than its copies: during a build, and after a kill between
+the two. That is not damage. Taking the lease of a dataset copies the missing commits first (`catalog.lease`).
 """
 
 import base64
@@ -35,27 +35,27 @@ class Copies:
 
     number: int
     files: Mapping[str, bytes]
-    """Path -> content."""
+    """Path -> content of the copied files."""
     until: Mapping[str, int]
-    """Table -> the last commit of which there is a copy, here or in a file before."""
+    """Table -> the last commit that has a copy, in this file or an earlier one."""
 
 
 def commit_path(table: str, number: int) -> str:
-    """Return where a commit lies, relative to its dataset."""
+    """Return the path of a commit, relative to its dataset."""
     return f"{table}/{_LOG}/{number:020d}.json"
 
 
 def commit_number(path: str) -> int | None:
-    """Return the number of the commit that a file of a log is; None where it is another file."""
+    """Return the commit number of a file of a log; None for another file."""
     found = _COMMIT.fullmatch(path.rpartition("/")[2])
     return int(found[1]) if found else None
 
 
 def keep(storage: Storage, tables: Iterable[str]) -> Copies:
-    """Copy what was committed since the last copies, and the parts of `versions` that these commits add.
+    """Copy the commits since the last copies, and the parts of `versions` that these commits add.
 
-    Return the number of the newest file of copies (0 where there is none), and what is copied. A commit that cannot be
-    read is not copied, nor is one that follows it: `verify` names it.
+    Return the number of the newest file of copies (0 if there is none), and the last copied commits. A commit that
+    cannot be read is not copied, nor are those that follow it; `verify` names it.
     """
     names = list(tables)
     for _ in range(100):
@@ -69,8 +69,9 @@ def keep(storage: Storage, tables: Iterable[str]) -> Copies:
 
 
 def check(storage: Storage) -> None:
-    """Raise DamagedError where the last commit of a table that there was is not there: the next one would take its
-    number, and versions that name it would mean another."""
+    """Raise DamagedError if the last known commit of a table is missing.
+
+    The next commit would take its number, and versions that refer to it would then refer to another commit."""
     last = newest(storage)
     for table, number in last.until.items() if last else ():
         if not storage.exists(commit_path(table, number)):
@@ -78,9 +79,9 @@ def check(storage: Storage) -> None:
 
 
 def renew(storage: Storage, tables: Iterable[str]) -> Copies:
-    """Copy everything anew, and remove the older copies: files were rewritten in place. Return what `keep` does.
+    """Copy everything again and remove the older copies, after files were rewritten in place. Returns as `keep` does.
 
-    Only for whoever holds the dataset. Safe to repeat after a kill.
+    The caller must hold the lease. Safe to repeat after a kill.
     """
     old = [path for path in storage.list(FOLDER) if _number(path)]
     copies = _copied(storage, list(tables), None)
@@ -92,7 +93,7 @@ def renew(storage: Storage, tables: Iterable[str]) -> Copies:
 
 
 def newest(storage: Storage) -> Copies | None:
-    """Return the newest sound file of copies; None where there is none."""
+    """Return the newest undamaged file of copies, or None."""
     for path in sorted(storage.list(FOLDER), reverse=True):
         if _number(path):
             try:
@@ -108,21 +109,21 @@ def paths(storage: Storage) -> list[str]:
 
 
 def read(storage: Storage, path: str) -> Copies:
-    """Return a file of copies. Raises ValueError where it is damaged."""
+    """Read a file of copies. Raises ValueError if it is damaged."""
     try:
         value = opened_json(gzip.decompress(storage.read(path)))
         files = {name: base64.b64decode(data, validate=True) for name, data in value["files"].items()}
         return Copies(value["number"], files, value["until"])
     except (OSError, EOFError, zlib.error, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"it is no file of copies ({error})") from error
+        raise ValueError(f"it is not a file of copies ({error})") from error
 
 
 def added(entry: bytes) -> Iterator[str]:
-    """Yield the names of the parts that a commit adds. Raises ValueError where it is no commit."""
+    """Yield the names of the parts that a commit adds. Raises ValueError if it is not a commit."""
     for line in entry.splitlines():
         action = json.loads(line) if line.strip() else {}
         if not isinstance(action, dict):
-            raise ValueError("a line is no object")
+            raise ValueError("a line is not an object")
         if add := action.get("add"):
             yield str(add["path"])
 
@@ -156,7 +157,7 @@ def _rows(storage: Storage, entry: bytes) -> dict[str, bytes]:
     for name in added(entry):
         try:
             found[f"versions/{name}"] = storage.read(f"versions/{name}")
-        except NotFoundError:  # a version that was given up since
+        except NotFoundError:  # a version that was removed since
             continue
     return found
 
@@ -168,11 +169,11 @@ def _packed(copies: Copies) -> bytes:
 
 
 def _number(path: str) -> int:
-    """Return the number of a file of copies; 0 where it is another file."""
+    """Return the number of a file of copies; 0 for another file."""
     found = _NAME.fullmatch(path.rpartition("/")[2])
     return int(found[1]) if found else 0
 
 
 def path_of(number: int) -> str:
-    """Return where a file of copies lies, relative to its dataset."""
+    """Return the path of a file of copies, relative to its dataset."""
     return f"{FOLDER}/{number:08d}.json.gz"

@@ -1,7 +1,7 @@
-"""Some rows of a table, by `sample_id`, and one vector column of it, block by block.
+"""Look up rows of a table by `sample_id`, and read a vector column block by block.
 
-Parts are sorted by `sample_id` and their footers say which ids each row group holds, so only row groups that can
-hold a wanted row are read. Memory is one row group (at most 64 MB) and what is asked for.
+Parts are sorted by `sample_id` and their footers hold the id range of each row group, so only row groups that may
+contain a requested row are read. Memory: one row group (at most 64 MB) and the result.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ _READERS: Final = 16
 
 
 def spans(storage: "Storage", paths: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Return path -> (lowest, highest) sample_id of each part, from its footer; (0, -1) where it has no rows."""
+    """Return path -> (lowest, highest) sample_id of each part, from its footer; (0, -1) for a part without rows."""
 
     def span(path: str) -> tuple[int, int]:
         with _open(storage, path) as file:
@@ -38,7 +38,7 @@ def spans(storage: "Storage", paths: Sequence[str]) -> dict[str, tuple[int, int]
 
 
 def schema_of(storage: "Storage", paths: Sequence[str]) -> pa.Schema:
-    """Return the columns that the parts of a table hold, all of them: the files' own types, with our metadata."""
+    """Return the union of the columns of some parts: the types of the files, with our metadata."""
 
     def schema(path: str) -> pa.Schema:
         with _open(storage, path) as file:
@@ -48,10 +48,10 @@ def schema_of(storage: "Storage", paths: Sequence[str]) -> pa.Schema:
 
 
 class Parts:
-    """The parts of one table, to look up rows in, more than once.
+    """Repeated look-ups of rows in the parts of one table.
 
-    Remembers which ids each part holds (never its rows), so that only the first look-up opens them all. That stays
-    right when a takedown replaces a part in place: it takes rows away.
+    Caches the id range of each part (never its rows), so that only the first look-up opens all parts. The ranges remain
+    valid when a take-down replaces a part in place, because it only removes rows.
     """
 
     def __init__(self, storage: "Storage", paths: Sequence[str]) -> None:
@@ -61,10 +61,10 @@ class Parts:
         self._schemas: list[pa.Schema] = []
 
     def rows(self, sample_ids: np.ndarray, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows of some samples in `sample_id` order; ids that are not there are passed over.
+        """Return the rows of some samples in `sample_id` order; ids without a row are skipped.
 
         `sample_ids`: int64 (n,), ascending. `columns`: names, by default all; a part that lacks a column gives nulls.
-        Other columns may have types that do not go together: the parts may be those of several versions.
+        Types of other columns may be incompatible, because the parts may belong to several versions.
         """
         names = None if columns is None else list(dict.fromkeys((KEY, *columns)))
 
@@ -90,12 +90,12 @@ class Parts:
 def rows_of(
     storage: "Storage", paths: Sequence[str], sample_ids: np.ndarray, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Return the rows of some samples of a table: `Parts.rows`, for who looks once."""
+    """Return the rows of some samples of a table: a wrapper of `Parts.rows` for a single look-up."""
     return Parts(storage, paths).rows(sample_ids, columns)
 
 
 def ids_of(storage: "Storage", paths: Sequence[str]) -> np.ndarray:
-    """Return every sample_id in some parts: int64 (n,), ascending, each once."""
+    """Return the distinct sample_ids of some parts: int64 (n,), ascending."""
 
     def ids(path: str) -> np.ndarray:
         with _open(storage, path) as file:
@@ -109,7 +109,7 @@ def blocks(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (sample_id int64 (n,), vectors float16 (n, d)) of one part in order; rows without a vector are skipped.
 
-    With `wanted` (int64, ascending), only of those samples.
+    With `wanted` (int64, ascending), only vectors of those samples.
     """
     with _open(storage, path) as file:
         for rows in _selected(file, _group_spans(file), (KEY, column), wanted):
@@ -119,14 +119,14 @@ def blocks(
 
 
 def vectors_of(parts: Parts, column: str, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (sample_id int64 (m,) ascending, vectors float16 (m, d)) of those of some samples that have one."""
+    """Return (sample_id int64 (m,) ascending, vectors float16 (m, d)) of the samples that have a vector."""
     found = parts.rows(np.unique(sample_ids), [column])
     present = found.filter(found.column(column).is_valid())
     return np.asarray(present.column(KEY).to_numpy(), np.int64), as_matrix(present.column(column))
 
 
 def among(sample_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return which ids are wanted: bool (n,), for int64 (n,) and int64 (m,) ascending."""
+    """Return which ids (int64 (n,)) are in `wanted` (int64 (m,), ascending): bool (n,)."""
     if not len(wanted):
         return np.zeros(len(sample_ids), bool)
     at = np.minimum(np.searchsorted(wanted, sample_ids), len(wanted) - 1)
@@ -134,7 +134,7 @@ def among(sample_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _each(storage: "Storage", function: Callable[[str], T], paths: Sequence[str]) -> list[T]:
-    """Return what a function gives for each part; at once where parts are far away, as waiting costs no CPU."""
+    """Apply a function to each part; concurrently on object stores, where waiting costs no CPU."""
     if storage.is_local:
         return [function(path) for path in paths]
     with ThreadPoolExecutor(_READERS) as pool:
@@ -147,7 +147,7 @@ def _selected(
     columns: Sequence[str],
     wanted: np.ndarray | None,
 ) -> Iterator[pa.Table]:
-    """Yield a part's row groups that hold a wanted row, without the other rows."""
+    """Yield the wanted rows of a part, one row group at a time."""
     names = list(columns)
     for number, (low, high) in enumerate(groups):
         if wanted is None:
@@ -176,7 +176,7 @@ def _plain(file: pq.ParquetFile) -> pa.Schema:
 
 
 def _distinct(schemas: Sequence[pa.Schema]) -> list[pa.Schema]:
-    """Return each schema once. Most are equal, and comparing is cheaper than unifying."""
+    """Return the distinct schemas. Most are equal, and comparing is cheaper than unifying."""
     different: list[pa.Schema] = []
     for schema in schemas:
         if not any(schema.equals(known, check_metadata=True) for known in different):
@@ -185,7 +185,7 @@ def _distinct(schemas: Sequence[pa.Schema]) -> list[pa.Schema]:
 
 
 def _unified(schemas: Sequence[pa.Schema], names: Sequence[str] | None = None) -> pa.Schema:
-    """Return all columns of some schemas; with `names`, these, in their order."""
+    """Return the union of some schemas; with `names`, only these columns, in this order."""
     if names is not None:
         schemas = [pa.schema([schema.field(name) for name in names if name in schema.names]) for schema in schemas]
     found = pa.unify_schemas([pa.schema([]), *schemas], promote_options="permissive")
@@ -193,13 +193,13 @@ def _unified(schemas: Sequence[pa.Schema], names: Sequence[str] | None = None) -
 
 
 def _span(groups: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Return the (lowest, highest) sample_id of a part, from those of its row groups."""
+    """Return the (lowest, highest) sample_id of a part from the ranges of its row groups."""
     full = [span for span in groups if span != _NOWHERE]
     return (min(low for low, _ in full), max(high for _, high in full)) if full else _NOWHERE
 
 
 def _group_spans(file: pq.ParquetFile) -> list[tuple[int, int]]:
-    """Return (lowest, highest) sample_id of each row group; everywhere, where the file does not say."""
+    """Return the (lowest, highest) sample_id of each row group; the full range if the file does not record it."""
     found = []
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
@@ -215,7 +215,7 @@ def _group_spans(file: pq.ParquetFile) -> list[tuple[int, int]]:
 
 
 def _fitted(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return rows with exactly the columns of a schema; null where a part had none."""
+    """Return rows with exactly the columns of a schema; null in columns that a part lacks."""
     rows = rows.replace_schema_metadata(None)
     if rows.schema.equals(schema, check_metadata=True):
         return rows
@@ -227,8 +227,9 @@ def _fitted(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _in_order(pieces: Sequence[pa.Table]) -> pa.Table:
-    """Return pieces, each in `sample_id` order, as one table in that order. Sorting many chunks costs more than reading
-    them, so pieces that do not overlap are only put one after the other."""
+    """Return pieces, each in `sample_id` order, as one table in that order.
+
+    Sorting many chunks costs more than reading them, so pieces that do not overlap are only concatenated."""
     rows = pa.concat_tables(sorted(pieces, key=lambda piece: piece.column(KEY)[0].as_py())).combine_chunks()
     ids = rows.column(KEY).to_numpy()
     return rows if (ids[1:] >= ids[:-1]).all() else rows.sort_by(KEY)

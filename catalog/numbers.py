@@ -1,9 +1,9 @@
-"""Part numbers: which chunk of a source has which number. The number is in the `sample_id` of every row, for good.
+"""Part numbers: the permanent number of each chunk of a source, which is part of the `sample_id` of its rows.
 
-They are one JSON object in the dataset's state `numbers`: what a chunk is known by -> its number. A number is never
-given twice, so the next one follows the largest of the object. Where the object and its copy are lost, `reserved`
-takes their place: an object that knows no chunk, and keeps every number that may have been given from being given
-again. The next plan then finds the numbers of chunks by the names of the parts of `source` (`flows.build.plan`).
+They are one JSON object in the dataset's state `numbers`: key of a chunk -> its number. A number is never assigned
+twice: the next one follows the largest. If the object and its copy are lost, `reserved` replaces them by an object that
+contains no chunk and reserves every number that may have been assigned. The next plan then recovers the numbers of
+chunks from the names of the parts of `source` (`flows.build.plan`).
 """
 
 import re
@@ -20,17 +20,16 @@ from catalog.schema import SAMPLE_BITS
 
 STATE: Final = "numbers"
 LOST: Final = "(lost)"
-"""The key of what is reserved until a plan has found again which chunk has which number."""
+"""The key of reserved numbers until a plan has recovered the number of each chunk."""
 RESERVED: Final = "(reserved)"
-"""The key of what is reserved from then on."""
+"""The key of reserved numbers from then on."""
 GAP: Final = 1_000_000
-"""So many numbers are left out after the largest that is found: later ones may have been given to files that are gone
-since, with all that was made from them."""
+"""How many numbers to skip after the largest one found: they may have been assigned to chunks whose parts are lost."""
 _SHARD: Final = re.compile(r"(?:^|/)shards/(\d+)-")
 
 
 def known(dataset: Dataset) -> dict[str, int]:
-    """Return chunk -> part number. Raises DamagedError where numbers were given, and nothing says which."""
+    """Return chunk -> part number. Raises DamagedError if numbers were assigned but their record is lost."""
     numbers: dict[str, int] = dict(dataset.state(STATE))
     if not numbers and were_given(dataset):
         raise damaged(dataset.storage.uri, f"_state/{STATE}.json", "it is not there")
@@ -38,7 +37,7 @@ def known(dataset: Dataset) -> dict[str, int]:
 
 
 def were_given(dataset: Dataset) -> bool:
-    """Say whether a dataset has parts with numbers of its own. What was saved from a search keeps those of another."""
+    """Return whether a dataset has assigned part numbers. A saved search has those of another dataset."""
     if not dataset.finished("source") or dataset.finished(EDGES_TABLE):
         return False
     try:
@@ -49,17 +48,17 @@ def were_given(dataset: Dataset) -> bool:
 
 
 def found(dataset: Dataset) -> list[int]:
-    """Return the part numbers that rows and shards have, in any file that can be read, ascending."""
+    """Return the part numbers in rows and shards of all readable files, ascending."""
     return sorted(set(_found(dataset)))
 
 
 def reserved(dataset: Dataset) -> dict[str, int]:
-    """Return the object that stands for numbers that are lost."""
+    """Return the object that replaces lost numbers."""
     return {LOST: max(found(dataset), default=-1) + GAP}
 
 
 def _found(dataset: Dataset) -> Iterator[int]:
-    for path in dataset.storage.list():  # the quarantine too
+    for path in dataset.storage.list():  # including the quarantine
         if shard := _SHARD.search(path):
             yield int(shard[1])
     for table in dataset.tables():
@@ -71,7 +70,7 @@ def _found(dataset: Dataset) -> Iterator[int]:
 
 
 def _of_part(dataset: Dataset, path: str) -> Iterator[int]:
-    """Yield the smallest and the largest number of every row group of a part."""
+    """Yield the smallest and the largest part number of every row group of a part."""
     filesystem = None if dataset.storage.is_local else dataset.storage.filesystem()
     with reading(dataset.storage.uri, path):
         footer = pq.read_metadata(dataset.storage.local(path) or path, filesystem=filesystem)

@@ -1,8 +1,7 @@
-"""Parts: deterministic, content-addressed Parquet files, and the bytes beside them.
+"""Parts: deterministic, content-addressed Parquet files and their image bytes.
 
-A part is named by its fingerprint, so that it exists means that its work is done. The shard
-appears first, then the part, each whole or not at all, and nothing is ever written in place, but for a takedown
-(`catalog.takedown.erase`).
+A part is named by its fingerprint, so its existence means that its work is done. The shard appears first, then the
+part, each atomically. Only a take-down rewrites files in place (`catalog.takedown.erase`).
 """
 
 import hashlib
@@ -23,29 +22,29 @@ from catalog.storage import Storage
 
 NOTES: Final = b"espalier.notes"
 FILES: Final = b"espalier.files"
-"""Of a footer: JSON, path -> bytes and sha256 of the shards that the part's rows name, and of the files beside them."""
+"""Footer key: JSON, path -> bytes and sha256 of the shards that the part's rows name, and of their sidecar files."""
 _ROW_GROUP_ROWS: Final = 65_536
 _ROW_GROUP_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True)
 class PartFile:
-    """A finished part, as the table's log needs it."""
+    """A finished part, with the facts that the table's log records."""
 
     path: str
     """Relative to the dataset: `<table>/<fingerprint>.parquet`."""
     rows: int
     bytes: int
     notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """What the stage noted: deterministic facts, never times."""
+    """Notes of the stage: deterministic facts, never times."""
     sha256: str | None = field(default=None, compare=False)
-    """Its seal (`catalog.seal`); None where it has none, or where a Delta log was asked, whose reader leaves it out."""
+    """Its seal (`catalog.seal`); None if it has none, or if the part was read from a Delta log, which omits it."""
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
-    """Path -> bytes and sha256 of the shards that its rows name, and of the files beside them."""
+    """Path -> bytes and sha256 of the shards that its rows name, and of their sidecar files."""
 
 
 def part_path(table: str, fingerprint: str) -> str:
-    """Return where a part lies, relative to its dataset."""
+    """Return the path of a part, relative to its dataset."""
     return f"{table}/{fingerprint}.parquet"
 
 
@@ -56,7 +55,7 @@ def fingerprint_of(*facts: Any) -> str:
 
 
 def written_schema(schema: pa.Schema) -> pa.Schema:
-    """Return the schema of the table for a stage's schema: image bytes become their place, sidecars go."""
+    """Return the schema of the table for a stage's schema: image bytes become their location, sidecars are dropped."""
     fields: list[pa.Field] = []
     for f in schema:
         if role(f) == "image":
@@ -67,7 +66,7 @@ def written_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def describe_part(storage: Storage, path: str) -> PartFile:
-    """Return what a finished part holds, from its footer."""
+    """Return the description of a finished part, from its footer."""
     local = storage.local(path)
     with reading(storage.uri, path), pq.ParquetFile(local or storage.filesystem().open_input_file(path)) as file:
         said = file.metadata.metadata or {}
@@ -78,7 +77,7 @@ def describe_part(storage: Storage, path: str) -> PartFile:
 
 
 class PartWriter:
-    """Writes one part, piece by piece; it appears under its final name when the writer closes without an error."""
+    """Writes one part incrementally; it appears under its final name when the writer closes without an error."""
 
     def __init__(self, storage: Storage, table: str, fingerprint: str, schema: pa.Schema, number: int = 0) -> None:
         self.path = part_path(table, fingerprint)
@@ -105,12 +104,12 @@ class PartWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if kind is not None:
-            with suppress(Exception):  # else its destructor writes into a file that is gone
+            with suppress(Exception):  # otherwise its destructor writes to a file that was removed
                 self._parquet.close()
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
-            if self._shard is not None:  # first the shard appears, then the part that names it, and says its digest
+            if self._shard is not None:  # first the shard appears, then the part that names it and its digest
                 self.files |= self._shard.finish()
             self._flush()
             self._parquet.add_key_value_metadata({NOTES: json.dumps(self.notes, sort_keys=True, default=str)})
@@ -122,13 +121,13 @@ class PartWriter:
             self._bytes = self._file.tell()
 
     def write(self, piece: pa.Table) -> None:
-        """Append rows. Raises ArrowInvalid where they do not fit the declared schema."""
+        """Append rows. Raises ArrowInvalid if they do not have the declared schema."""
         self._append(self._stored(piece))
 
     def write_merged(
         self, kept: pa.Table, pieces: Iterable[pa.Table], files: Mapping[str, Mapping[str, Any]] | None = None
     ) -> None:
-        """Write rows of an earlier attempt and new ones, by `sample_id`. Bytes of kept rows stay where they are.
+        """Write rows of an earlier attempt and new ones in `sample_id` order. Image bytes of old rows are not copied.
 
         `files` are those of the earlier attempt.
         """
@@ -138,15 +137,15 @@ class PartWriter:
         self._append(merged.sort_by("sample_id"))
 
     def end_group(self) -> None:
-        """End the row group here."""
+        """End the current row group."""
         self._flush()
 
     def part(self) -> PartFile:
-        """Return what was written, after the writer was closed."""
+        """Return the description of the part, after the writer was closed."""
         return PartFile(self.path, self.rows, self._bytes, self.notes, self._sha256, self.files)
 
     def _stored(self, piece: pa.Table) -> pa.Table:
-        """Return rows as the table holds them; their image bytes go to the shard."""
+        """Return rows in the schema of the table; their image bytes are written to the shard."""
         rows = piece.select(self._given.names).cast(self._given)
         if self._shard is None:
             return rows
@@ -180,6 +179,6 @@ def _encoding(schema: pa.Schema) -> dict[str, Any]:
 
 
 def number_rows(rows: pa.Table, number: int, start: int) -> pa.Table:
-    """Return rows of a source with the sample_ids that follow from the part's number and the row's place."""
+    """Return rows of a source with their sample_ids, which consist of the part number and the row's position."""
     ids = pa.array(range((number << SAMPLE_BITS) + start, (number << SAMPLE_BITS) + start + rows.num_rows), pa.int64())
     return rows.add_column(0, SAMPLE_ID, ids)

@@ -1,14 +1,14 @@
-"""Mending damage: what has a copy is restored, and what a build can make is set aside, so that it makes it again.
+"""Repair damage: restore files that have a copy, and quarantine files that a build can make again.
 
-Nothing is deleted: a damaged file moves to `_quarantine/<time>/` under its own path. What was set aside is written down
-in the dataset's state `repairs` until a build has settled it:
+Nothing is deleted: a damaged file moves to `_quarantine/<time>/` under its own path. Quarantined files are recorded in
+the dataset's state `repairs` until a build has made them again:
 
-    parts     path -> the SHA-256 that it should have (null where nobody knows). A part that is not there is made again
-              under its name, and `settle` lets the logs say what it is now.
-    shards    path -> bytes and SHA-256. Their pictures are fetched again (`flows.build.mend`).
+    parts     path -> the expected SHA-256 (null if unknown). The next build makes the part again under its name, and
+              `settle` updates the logs.
+    shards    path -> bytes and SHA-256. Their images are downloaded again (`flows.build.mend`).
 
-While a repair goes on, the state also has the key `unfinished`: table -> the first of the commits that are taken out of
-its log. Nobody builds while it is there, and the next repair does all of it again: so one that is killed loses nothing.
+During a repair the state also has the key `unfinished`: table -> the first commit that is removed from its log. No
+build can begin while the key exists, and the next repair repeats the work, so a killed repair loses nothing.
 """
 
 import json
@@ -48,20 +48,20 @@ from catalog.verify import STATE_FOLDERS, Damage, Findings, Progress, Verifier
 
 @dataclass
 class Mended:
-    """What was done about the damages."""
+    """The result of a repair."""
 
     restored: list[str] = field(default_factory=list)
-    """Files that are again what was written."""
+    """Files that were restored from a copy."""
     set_aside: list[str] = field(default_factory=list)
-    """Files that the next build makes again."""
+    """Quarantined files that the next build makes again."""
     lost: list[str] = field(default_factory=list)
-    """Sentences: what cannot be had again, and what to do."""
+    """Sentences that name what is lost, and what to do."""
 
 
 def repair(dataset: Dataset, progress: Progress = lambda done, total: None) -> tuple[Findings, Mended]:
-    """Verify a dataset, restore what has a copy, and set aside what a build can make. Return what was found and done.
+    """Verify a dataset, restore files that have a copy, and quarantine files that a build can make again.
 
-    Raises BusyError while somebody builds.
+    Returns the damages and the result. Raises BusyError while the dataset is being built.
     """
     with hold(dataset, copies=False) as lease:
         verifier = Verifier(dataset, progress)
@@ -72,20 +72,20 @@ def repair(dataset: Dataset, progress: Progress = lambda done, total: None) -> t
 
 
 def pending(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """Return what was set aside and is not settled: `parts` and `shards`, by path."""
+    """Return the quarantined files that no build has made again: `parts` and `shards`, by path."""
     state = dataset.state(REPAIRS)
     return {"parts": dict(state.get("parts", {})), "shards": dict(state.get("shards", {}))}
 
 
 def check_finished(dataset: Dataset) -> None:
-    """Raise UserError where a repair was interrupted: what is set aside is not all written down."""
+    """Raise UserError if a repair was interrupted, so that its record of quarantined files is incomplete."""
     if UNFINISHED in dataset.state(REPAIRS):
         again = f"espalier verify {dataset.name} --repair"
-        raise UserError(f"a repair of {dataset.name!r} was interrupted; carry it through first: {again}")
+        raise UserError(f"a repair of {dataset.name!r} was interrupted; complete it first: {again}")
 
 
 def settle(dataset: Dataset) -> None:
-    """Make the logs agree with the parts that were made again. Only for whoever holds the dataset."""
+    """Make the logs agree with the parts that were made again. The caller must hold the lease."""
     waiting = pending(dataset)
     made = [path for path in waiting["parts"] if dataset.storage.exists(path)]
     if not made:
@@ -93,7 +93,7 @@ def settle(dataset: Dataset) -> None:
     tables = {path.partition("/")[0] for path in made}
     for table in tables:
         amend(dataset.storage, table, made_of(table, made))
-    dataset.restate(tables)  # whether or not a log changed now: a kill may have come after it did
+    dataset.restate(tables)  # also if no log changed now: an earlier attempt may have been killed after changing it
     dataset.renew_copies()
     set_pending(dataset, {p: s for p, s in waiting["parts"].items() if p not in made}, waiting["shards"])
 
@@ -104,7 +104,7 @@ def made_of(table: str, paths: list[str]) -> list[str]:
 
 
 def set_pending(dataset: Dataset, parts: Mapping[str, Any], shards: Mapping[str, Any]) -> None:
-    """Write down what is set aside."""
+    """Record the quarantined files."""
     dataset.set_state(REPAIRS, {"parts": dict(parts), "shards": dict(shards)})
 
 
@@ -132,7 +132,7 @@ class _Repairer:
             self._dataset.set_state(REPAIRS, {**before, UNFINISHED: cut})
         for path in paths[len(states) :]:
             self._mend(path)
-        for log in sorted(self._found.logs.values(), key=lambda log: log.table not in LOGS):  # others read `versions`
+        for log in sorted(self._found.logs.values(), key=lambda log: log.table not in LOGS):  # `versions` is read below
             if log.lost:
                 self._cut(log.table, min(log.lost))
         if len(paths) > len(states):
@@ -156,7 +156,7 @@ class _Repairer:
         elif _is_log(path) or folder == "versions":
             self._mend_log(path)
         elif folder == "runs":
-            self._unlist(path, "what it says of a run is lost")
+            self._unlist(path, "its record of a run is lost")
         elif folder == "_index":
             self._mend_index(path)
         elif folder == FOLDER:
@@ -167,7 +167,7 @@ class _Repairer:
             self._mended.set_aside.append(path)
 
     def _aside(self, path: str) -> None:
-        """Move a file, or a folder that has its name, to the quarantine, if it is there."""
+        """Move a file, or a folder of its name, to the quarantine if it exists."""
         if self._storage.exists(path) or self._storage.is_folder(path):
             self._storage.move(path, f"{QUARANTINE}/{self._time}/{path}")
 
@@ -189,12 +189,13 @@ class _Repairer:
         self._restore(path, data)
 
     def _mend_lost_state(self, path: str, name: str) -> None:
-        """Do what can be done for a state of which no sound file is left."""
+        """Repair a state of which no undamaged file is left, as far as possible."""
         if name not in IRREPLACEABLE:
             self._aside(path)
             self._mended.set_aside.append(path)
         elif path.startswith(f"{STATE_FOLDERS[0]}/"):
-            self._mended.lost.append(f"{path} has no sound copy: restore it, or its copy, from a backup of the catalog")
+            lost = f"{path} has no undamaged copy: restore it, or its copy, from a backup of the catalog"
+            self._mended.lost.append(lost)
         if name == numbers.STATE:
             self._numbers_lost = True
 
@@ -209,22 +210,22 @@ class _Repairer:
         # A commit without a copy: `_cut`.
 
     def _unlist(self, path: str, said: str) -> None:
-        """Take a part of `versions` or `runs` that is lost out of its table."""
+        """Remove a lost part of `versions` or `runs` from its table."""
         self._aside(path)
         table = path.partition("/")[0]
-        if not self._found.logs[table].lost:  # else `_cut` writes the log anew, of the parts that are there
+        if not self._found.logs[table].lost:  # otherwise `_cut` rewrites the log from the existing parts
             delta.remove(self._storage, table, [path])
         self._mended.lost.append(f"{path} has no copy: {said}")
 
     def _cut(self, table: str, first: int) -> None:
-        """Set aside a table's commits from one on that is lost and has no copy, and the versions that need them."""
+        """Quarantine a table's commits from the first lost one without a copy, and the versions that need them."""
         log = self._found.logs[table]
         for number in range(first if table not in LOGS else 0, log.last + 1):
             self._aside(log_copies.commit_path(table, number))
         for path in self._storage.list(f"{table}/_delta_log"):
             if log_copies.commit_number(path) is None:
                 self._aside(path)
-        if table in LOGS:  # each of their parts says all of itself
+        if table in LOGS:  # each of their parts is self-contained
             parts = self._readable(table)
             delta.commit(self._storage, table, VERSIONS if table == "versions" else RUNS, parts)
             if (
@@ -232,7 +233,7 @@ class _Repairer:
                 and not parts
                 and not any(line.startswith("versions/") for line in self._mended.lost)
             ):
-                self._mended.lost.append("no row of a version is left: the next build publishes version 1 anew")
+                self._mended.lost.append("no row of a version is left: the next build publishes version 1 again")
             self._mended.restored.append(log_copies.commit_path(table, first))
             return
         needing = {
@@ -251,7 +252,7 @@ class _Repairer:
         )
 
     def _readable(self, table: str) -> list[PartFile]:
-        """Return the parts of `versions` or `runs` that can be read. Where no log names them, nobody checked them."""
+        """Return the readable parts of `versions` or `runs`. Parts that no log names have not been checked before."""
         found = []
         for path in [f"{table}/{name}.parquet" for name in self._dataset.finished(table)]:
             try:
@@ -266,11 +267,11 @@ class _Repairer:
                 continue
             else:
                 self._aside(path)
-                self._mended.lost.append(f"{path} has no copy, nor has the log that names it: what it says is lost")
+                self._mended.lost.append(f"{path} has no copy, nor has the log that names it: its content is lost")
         return found
 
     def _is_replaced(self, path: str) -> bool:
-        """Say whether a version's row is that from before `approve`, which stays until `gc`."""
+        """Return whether a row of a version predates `approve`; such rows remain until `gc`."""
         number = PurePosixPath(path).name.partition("-")[0]
         rows = [f"versions/{name}.parquet" for name in self._dataset.finished("versions") if name.startswith(number)]
         return len(rows) > 1 and not self._is_approved(path) and any(map(self._is_approved, rows))
@@ -282,7 +283,7 @@ class _Repairer:
             return False
 
     def _version_rows(self) -> list[tuple[str, Version]]:
-        """Return the rows of `versions`, whose log is whole by now, and the versions."""
+        """Return the rows of `versions`, whose log has been repaired by now, and the versions."""
         return [(p.path, self._dataset.read_version(p.path)) for p in delta.files(self._storage, "versions")]
 
     def _mend_index(self, path: str) -> None:
@@ -290,12 +291,13 @@ class _Repairer:
         for each in self._storage.list(folder):
             self._aside(each)
         column = folder.rpartition("/")[2]
-        said = f"the index of {column} was set aside: `espalier index {self._dataset.name} --column {column}` makes it"
-        if said not in self._mended.lost:
-            self._mended.lost.append(said)
+        command = f"espalier index {self._dataset.name} --column {column}"
+        lost = f"the index of {column} was quarantined: `{command}` builds it again"
+        if lost not in self._mended.lost:
+            self._mended.lost.append(lost)
 
     def _expected(self, path: str) -> str | None:
-        """Return the SHA-256 that a log says of a part."""
+        """Return the SHA-256 that a log records for a part."""
         log = self._found.logs.get(path.partition("/")[0])
         for number in range(log.last, -1, -1) if log else ():
             if (add := log.adds(number).get(path) if log else None) is not None:
@@ -325,7 +327,8 @@ class _Repairer:
 
 
 def beside(dataset: Dataset, part: str, shard: str, damaged: Collection[str] = ()) -> dict[str, bytes]:
-    """Return path -> content of what lies beside a shard, from the part that names it and the source's rows of it.
+    """Return path -> content of the sidecar files of a shard, from the part that names it and its source rows.
+
     `damaged`: parts of the source that cannot be read."""
     rows = read_parquet(dataset.storage, part)
     ids = np.asarray(rows.column("sample_id").to_numpy(), np.int64)
@@ -341,7 +344,7 @@ def beside(dataset: Dataset, part: str, shard: str, damaged: Collection[str] = (
 
 
 def _record(dataset: Dataset, part: PartFile, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Rewrite a part, with the same rows, so that it says other digests of files; and what logs say of it."""
+    """Rewrite a part with the same rows and other digests of files, and update the logs."""
     table, _, name = part.path.partition("/")
     rewrite(dataset, part.path, name.removesuffix(".parquet"), part.notes, files, {})
     if amend(dataset.storage, table, [part.path]):
@@ -358,9 +361,9 @@ def rewrite(
     shards: Mapping[str, str],
     spans: Sequence[Span] = (),
 ) -> PartFile:
-    """Write the rows of a part as another one of the same table, with shards under other names; return it.
+    """Write the rows of a part as another part of the same table, with renamed shards; return it.
 
-    `spans`: what was put back into these shards (`catalog.shards.put_back`).
+    `spans`: the ranges that were put back into these shards (`catalog.shards.put_back`).
     """
     table = path.partition("/")[0]
     source = dataset.storage.local(path) or dataset.storage.filesystem().open_input_file(path)
@@ -389,8 +392,9 @@ def _renamed(rows: pa.Table, shards: Mapping[str, str], spans: Sequence[Span]) -
 
 
 def _turn(path: str) -> int:
-    """Return when a file is mended. What follows reads the builder's notes, the logs and the versions; what lies beside
-    a shard repeats the source."""
+    """Return the sort key of a file in the order of repair.
+
+    Later steps read the builder's notes, the logs and the versions; sidecar files of shards repeat the source."""
     if path.startswith(STATE_FOLDERS):
         return 0
     if _is_log(path):

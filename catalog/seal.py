@@ -1,10 +1,10 @@
-"""Files that carry their own SHA-256, so that any changed byte of them is found by reading them once.
+"""Files that carry their own SHA-256, so that reading a file once detects any changed byte.
 
     Parquet     the digest of all bytes of the file is a key of its footer, `espalier.sha256`
     JSON        the digest of the canonical JSON of the object's other keys is its key `espalier.sha256`
 
-A digest cannot cover itself: while it is computed, 64 zeros stand for it. It is written with the file, in one go: no
-second file has to agree with the first, and whatever a killed build left behind can be checked as well.
+A digest cannot cover itself: it is computed with 64 zeros in its place. It is written together with the file, so no
+second file has to agree with the first, and files that a killed build left behind can be checked as well.
 """
 
 import hashlib
@@ -25,16 +25,16 @@ JSON_KEY: Final = "espalier.sha256"
 _HEX: Final = 64
 _BLANK: Final = b"0" * _HEX
 _MARK: Final = KEY + b"\x18\x40"
-"""How the key and the head of its value lie in the footer: Thrift's compact protocol, a string of 64 bytes."""
+"""The encoding of the key and of its value's header in the footer: Thrift's compact protocol, a string of 64 bytes."""
 _TAIL: Final = 8
 """Bytes after the footer: its length and the magic."""
 _READ_BYTES: Final = 8 << 20
 
 
 class SealingFile(io.RawIOBase):
-    """The binary file that a Parquet writer writes to; `seal` ends it with its digest in the footer.
+    """A binary file for a Parquet writer; `seal` completes it with its digest in the footer.
 
-    Call `hold` before the Parquet writer is closed: from then on it writes the footer.
+    Call `hold` before the Parquet writer is closed, because it then writes the footer.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -60,12 +60,12 @@ class SealingFile(io.RawIOBase):
         return size
 
     def hold(self, parquet: pq.ParquetWriter) -> None:
-        """Give the footer a place for the digest, and keep the footer in memory."""
+        """Reserve space for the digest in the footer, and buffer the footer in memory."""
         parquet.add_key_value_metadata({KEY: _BLANK})
         self._footer = bytearray()
 
     def seal(self) -> str:
-        """Write the footer with the digest in its place; return the digest (hex)."""
+        """Write the footer with the digest; return the digest (hex)."""
         assert self._footer is not None
         at = _place(self._footer)
         assert at is not None
@@ -89,16 +89,16 @@ def sealed_parquet(rows: pa.Table) -> bytes:
 
 @dataclass(frozen=True)
 class Seal:
-    """What a Parquet file says of itself, and what it is."""
+    """The recorded and the actual digest of a Parquet file."""
 
     recorded: str | None
-    """The digest in its footer; None where it has none (a file of an older release, or one that is no Parquet)."""
+    """The digest in its footer; None if it has none (a file of an older release, or not a Parquet file)."""
     found: str
-    """The digest of its bytes."""
+    """The actual digest of its bytes."""
 
 
 def read_seal(storage: "Storage", path: str, size: int) -> Iterator[int | Seal]:
-    """Read a Parquet file of `size` bytes once; yield the bytes read so far now and then, and its Seal in the end."""
+    """Read a Parquet file of `size` bytes once; yield the number of bytes read periodically, and finally its Seal."""
     tail = storage.read_range(path, max(0, size - _TAIL), _TAIL)
     length = int.from_bytes(tail[:4], "little")
     begin = size - _TAIL - length if tail[4:] == b"PAR1" and length <= size - _TAIL - 4 else size
@@ -117,14 +117,14 @@ def read_seal(storage: "Storage", path: str, size: int) -> Iterator[int | Seal]:
 
 
 def pieces(storage: "Storage", path: str, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (where it ends, bytes) of a stretch of a file, some MiB at a time; nothing where the file ends before."""
+    """Yield (end offset, bytes) of a range of a file, some MiB at a time; nothing if the file ends before the range."""
     while begin < end and (piece := storage.read_range(path, begin, min(_READ_BYTES, end - begin))):
         begin += len(piece)
         yield begin, piece
 
 
 def digest_of(storage: "Storage", path: str, size: int) -> Iterator[int | str]:
-    """Read any file once; yield the bytes read so far now and then, and its SHA-256 (hex) in the end."""
+    """Read any file once; yield the number of bytes read periodically, and finally its SHA-256 (hex)."""
     digest = hashlib.sha256()
     for at, piece in pieces(storage, path, 0, size):
         digest.update(piece)
@@ -133,31 +133,31 @@ def digest_of(storage: "Storage", path: str, size: int) -> Iterator[int | str]:
 
 
 def _place(footer: bytes | bytearray) -> int | None:
-    """Return where the digest's 64 characters begin in a footer (the last key of that name is ours)."""
+    """Return the offset of the digest's 64 characters in a footer (the last key of that name is ours)."""
     at = footer.rfind(_MARK)
     return at + len(_MARK) if at >= 0 and at + len(_MARK) + _HEX <= len(footer) else None
 
 
 def sealed_json(value: Mapping[str, Any]) -> bytes:
-    """Return a JSON object with its digest."""
+    """Return a JSON object with its digest added."""
     about = {key: item for key, item in value.items() if key != JSON_KEY}
     return json.dumps(about | {JSON_KEY: _json_digest(about)}, sort_keys=True, indent=1).encode()
 
 
 def opened_json(data: bytes) -> dict[str, Any]:
-    """Return a JSON object without its digest. Raises ValueError where it is no JSON object, or not what was sealed.
+    """Return a JSON object without its digest. Raises ValueError for another JSON value, or for a wrong digest.
 
-    An object without a digest (of an older release) is taken as it is.
+    An object without a digest (of an older release) is accepted unchecked.
     """
     try:
         value = json.loads(data)
     except ValueError as error:
         raise ValueError(f"it is not JSON ({error})") from error
     if not isinstance(value, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     recorded = value.pop(JSON_KEY, None)
     if recorded is not None and recorded != _json_digest(value):
-        raise ValueError("its content is not that of its SHA-256")
+        raise ValueError("its content does not match its SHA-256")
     return value
 
 

@@ -1,8 +1,8 @@
-"""Tar shards: where image bytes live, in the layout of img2dataset and WebDataset.
+"""Tar shards: storage of image bytes in the layout of img2dataset and WebDataset.
 
-A shard holds, for each sample, `<key>.<format>`, `<key>.txt` (the caption) and `<key>.json` (its facts); beside it lie
-`<stem>.parquet` (a row for every row of the part, failed ones too) and `<stem>_stats.json`. The images table says
-where in the tar an image begins, so one image is one range read.
+For each sample, a shard holds `<key>.<format>`, `<key>.txt` (the caption) and `<key>.json` (its facts). Its sidecar
+files are `<stem>.parquet` (a row for every row of the part, failed ones included) and `<stem>_stats.json`. The images
+table has the offset of each image in the tar, so reading one image is one range read.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ from catalog.storage import Storage
 
 FOLDER: Final = "shards"
 ERASED: Final = "__taken_down__"
-"""The member that stands where a sample was erased, all zeros. It has no extension: WebDataset's readers skip it."""
+"""The member that replaces an erased sample, all zeros. It has no extension, so WebDataset's readers skip it."""
 _BLOCK: Final = tarfile.BLOCKSIZE
 FINGERPRINT_CHARS: Final = 16
-"""How much of its part's fingerprint a shard's name has."""
+"""Characters of the part's fingerprint in the name of its shard."""
 _COPIED_BYTES: Final = 8 << 20
 _DECODE_REASONS: Final = (
     "not_an_image",
@@ -42,11 +42,11 @@ _DECODE_REASONS: Final = (
     "decode_",
     "empty",
 )
-"""Reasons with these beginnings are img2dataset's `failed_to_resize`; every other is `failed_to_download`."""
+"""Reasons with these prefixes are img2dataset's `failed_to_resize`; every other is `failed_to_download`."""
 
 
 def shard_path(number: int, fingerprint: str) -> str:
-    """Return where the shard of a part lies, relative to its dataset."""
+    """Return the path of the shard of a part, relative to its dataset."""
     return f"{FOLDER}/{number:05d}-{fingerprint[:FINGERPRINT_CHARS]}.tar"
 
 
@@ -56,17 +56,17 @@ def sample_key(sample_id: int) -> str:
 
 
 def stem(path: str) -> str:
-    """Return what a shard and the files beside it have in common: `shards/00003-ab12`."""
+    """Return the common stem of a shard and its sidecar files: `shards/00003-ab12`."""
     return path.removesuffix("_stats.json").removesuffix(".tar").removesuffix(".parquet")
 
 
 def record_of(data: bytes) -> dict[str, Any]:
-    """Return what is recorded of a file: its size and its SHA-256."""
+    """Return the record of a file: its size and its SHA-256."""
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 class ShardWriter:
-    """Writes one shard as rows come; its files appear when it is finished, or closed without an error."""
+    """Writes one shard incrementally; its files appear when it is finished, or closed without an error."""
 
     def __init__(self, storage: Storage, path: str) -> None:
         self.path = path
@@ -88,13 +88,13 @@ class ShardWriter:
             self._stack.__exit__(kind, error, trace)
 
     def finish(self) -> dict[str, dict[str, Any]]:
-        """Write what is left; return path -> bytes and sha256 of the shard and the files beside it, if there is one."""
+        """Complete the files; return path -> bytes and sha256 of the shard, if there is one, and its sidecar files."""
         if self._records is None:
             self._records = self._close()
         return self._records
 
     def add(self, rows: pa.Table, image: str) -> tuple[pa.Array, pa.Array, pa.Array]:
-        """Append rows whose bytes are in column `image`; return their place in it (null where no bytes)."""
+        """Append the bytes in column `image`; return their locations in the shard (null for rows without bytes)."""
         facts = rows.drop_columns([image])
         self._rows.append(facts)
         shards: list[str | None] = []
@@ -116,7 +116,7 @@ class ShardWriter:
         return pa.array(shards, pa.string()), pa.array(offsets, pa.int64()), pa.array(sizes, pa.int64())
 
     def _member(self, name: str, data: bytes) -> int:
-        """Write one member; return where its data begins. No time and no owner: the same rows give the same bytes."""
+        """Write one member without time and owner, so that the bytes are deterministic; return its data offset."""
         if self._file is None:
             self._file = self._stack.enter_context(self._storage.writer(self.path))
         info = tarfile.TarInfo(name)
@@ -143,7 +143,7 @@ class ShardWriter:
 
 
 def sidecars(path: str, rows: pa.Table) -> dict[str, bytes]:
-    """Return path -> content of the files beside a shard. `rows`: a row for every row of the part."""
+    """Return path -> content of the sidecar files of a shard. `rows`: a row for every row of the part."""
     return _sidecars(path, _img2dataset_rows(rows), rows.column("reason").to_pylist())
 
 
@@ -192,7 +192,7 @@ def _stats_of(statuses: Sequence[str], reasons: Sequence[str | None]) -> dict[st
 
 
 class ShardReader:
-    """Reads single images out of shards: memory maps of local tars, range reads from object stores."""
+    """Reads single images from shards: memory maps of local tars, range reads from object stores."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -200,7 +200,7 @@ class ShardReader:
         self._map: mmap.mmap | None = None
 
     def read(self, rows: pa.Table) -> list[bytes | None]:
-        """Return the bytes of rows with shard, byte_offset, byte_size; None where shard is null."""
+        """Return the bytes of rows with shard, byte_offset, byte_size; None for rows without a shard."""
         places = list(zip(*(rows.column(c).to_pylist() for c in PLACE_NAMES), strict=True))
         if self._storage.is_local:
             return [None if s is None else self._slice(s, o, n) for s, o, n in places]
@@ -230,13 +230,13 @@ class ShardReader:
 
 
 Span = tuple[int, int]
-"""Begin and end of a stretch of a tar, whole blocks."""
+"""Begin and end of a range of a tar, in whole blocks."""
 
 
 def span_of(storage: Storage, path: str, byte_offset: int) -> Span:
-    """Return the stretch of a shard that holds a sample's members (image, text, JSON), headers and all.
+    """Return the range of a shard that holds a sample's members (image, text, JSON) with their headers.
 
-    `byte_offset` is where its image begins. Of a sample that was erased, the stretch is that of what stands for it.
+    `byte_offset` is where its image begins. For an erased sample, the range is that of the member that replaces it.
     """
     begin = end = byte_offset - _BLOCK
     first: str | None = None
@@ -257,10 +257,10 @@ def _header(storage: Storage, path: str, at: int) -> tarfile.TarInfo | None:
 
 
 def erase(storage: Storage, path: str, spans: Iterable[Span]) -> None:
-    """Overwrite stretches of a shard with zeros, behind one header each; every other byte stays where it is.
+    """Overwrite ranges of a shard with one header and zeros each, without moving other bytes.
 
-    On a local disk it is done in place, so that the bytes are gone and not just unlinked; an object is written anew.
-    Safe to repeat after a kill.
+    On a local disk this happens in place, so that the bytes are overwritten and not only unlinked; an object is
+    rewritten. Safe to repeat after a kill.
     """
     ordered = sorted(spans)
     local = storage.local(path)
@@ -299,8 +299,9 @@ def _rewrite(storage: Storage, path: str, spans: Sequence[Span]) -> None:
 
 
 def put_back(storage: Storage, path: str, target: str, spans: Iterable[Span]) -> dict[str, Any]:
-    """Copy a shard that never had some samples, with what stands for erased ones where they stood in another; return
-    what is recorded of the copy. `spans`: of that other shard."""
+    """Copy a shard that lacks some samples, inserting replacements for erased ones at their offsets in another shard.
+
+    `spans`: the ranges of that other shard. Returns the record of the copy."""
     size = storage.list(FOLDER)[path]
     digest, written, at = hashlib.sha256(), 0, 0
     with storage.writer(target) as file:
@@ -324,16 +325,16 @@ def put_back(storage: Storage, path: str, target: str, spans: Iterable[Span]) ->
 
 
 def moved(byte_offset: int, spans: Iterable[Span]) -> int:
-    """Return where a byte of a shard is after `put_back`."""
+    """Return the offset of a byte of a shard after `put_back`."""
     for begin, end in sorted(spans):
         byte_offset += end - begin if byte_offset >= begin else 0
     return byte_offset
 
 
 def erase_sidecars(storage: Storage, path: str, sample_ids: Iterable[int], reason: str) -> None:
-    """Take samples out of the files beside a shard: their rows keep the key, as rows that failed for `reason`.
+    """Erase samples in the sidecar files of a shard: their rows keep the key, as rows that failed for `reason`.
 
-    The files are then what they are where the samples are known as taken down when the shard is made.
+    The result equals the sidecar files of a shard that is made when the samples have already been taken down.
     """
     if not storage.exists(f"{stem(path)}.parquet"):
         return

@@ -1,4 +1,4 @@
-"""What a dataset takes on the disk or in the store, its images too."""
+"""Sizes of datasets and versions on disk or in the object store, images included."""
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -9,12 +9,12 @@ from catalog.shards import FOLDER
 
 
 def stored_bytes(dataset: Dataset) -> int:
-    """Return the size in bytes of all that is stored of a dataset: every version, and what was never published."""
+    """Return the size in bytes of everything that is stored of a dataset: all versions, and unpublished files."""
     return sum(entry.bytes for entry in dataset.storage.scan())
 
 
 def shard_bytes(dataset: Dataset) -> dict[str, int]:
-    """Return the size in bytes of every shard with the files beside it, by what their names begin with."""
+    """Return stem -> size in bytes of every shard with its sidecar files."""
     sizes: dict[str, int] = {}
     for entry in dataset.storage.scan(FOLDER):
         stem = stem_of(entry.path)
@@ -23,9 +23,9 @@ def shard_bytes(dataset: Dataset) -> dict[str, int]:
 
 
 def image_bytes(dataset: Dataset, versions: Sequence[Version]) -> dict[int, int]:
-    """Return, by number, the size in bytes of the shards that hold a version's images.
+    """Return version number -> size in bytes of the shards that hold its images.
 
-    Shards are shared: versions that have the same rows have the same ones. Reads one column of the parts of `images`.
+    Versions share shards, so the sizes do not add up. Reads one column of the parts of `images`.
     """
     commits = {v.number: v.tables["images"].delta_version for v in versions if "images" in v.tables}
     parts = {n: [p.path for p in delta.files(dataset.storage, "images", n)] for n in set(commits.values())}
@@ -37,12 +37,12 @@ def image_bytes(dataset: Dataset, versions: Sequence[Version]) -> dict[int, int]
 
 
 def stem_of(path: str) -> str:
-    """Return what a shard and the files beside it have in common: `00003-ab12` of `00003-ab12_stats.json`."""
+    """Return the common stem of a shard and its sidecar files: `00003-ab12` of `00003-ab12_stats.json`."""
     return PurePosixPath(path).name.removesuffix("_stats.json").partition(".")[0]
 
 
 def _shards(dataset: Dataset, paths: Sequence[str]) -> dict[str, set[str]]:
-    """Return part -> the stems of the shards that its rows name."""
+    """Return part -> stems of the shards that its rows name."""
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 

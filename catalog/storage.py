@@ -1,11 +1,11 @@
-"""Bytes under relative paths: a local folder, or a prefix of an object store, behind one class.
+"""Read and write files under relative paths, in a local folder or under a prefix of an object store.
 
-A file appears under its name whole or not at all, wherever it lives, and whatever kills the writer:
+Writes are atomic, whatever kills the writer:
 
-    local          written to a temporary name beside it, fsync, rename, fsync of the folder
-    object store   one put (multipart where it is large) after the last byte was made
+    local          write to a temporary name in the same folder, fsync, rename, fsync of the folder
+    object store   one put (multipart for large files) after the last byte was produced
 
-So readers need no locks, and whoever finds a name may use what it names.
+Readers therefore need no locks: a file that is listed is complete.
 """
 
 import errno
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 SCHEMES: Final = ("s3", "gs", "az", "abfs", "abfss")
-"""Object stores that a URI may name. Credentials and endpoints come from the environment (AWS_*, GOOGLE_*, AZURE_*)."""
+"""URI schemes of object stores. Credentials and endpoints come from the environment (AWS_*, GOOGLE_*, AZURE_*)."""
 
 SPOOL_BYTES: Final = 64 << 20
-"""A writer to an object store keeps this much in memory, and the rest in a temporary file, until it is uploaded."""
+"""Bytes that a writer to an object store buffers in memory; more are spooled to a temporary file until the upload."""
 
 _TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{8}$")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -49,28 +49,28 @@ class Entry(NamedTuple):
 
 
 def is_temporary(path: str) -> bool:
-    """Say whether a path is of a file that was still being written (or whose writer was killed)."""
+    """Return whether a path is that of an incomplete file, whose writer is still running or was killed."""
     return _TEMPORARY.search(path) is not None
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A place for files. Picklable and cheap to make: connections are made where they are used, once a process.
+    """A location of files. Picklable and cheap to create: connections are made on first use in each process.
 
-    Every method takes paths relative to the place, with forward slashes, and raises NotFoundError where there is
-    nothing, UserError where we may not, and BuildError where the disk is full or the store does not answer.
+    Every method takes paths relative to the location, with forward slashes. Raises NotFoundError if the file does not
+    exist, UserError if permission is denied, BuildError if the disk is full or the store does not answer.
     """
 
     root: str
-    """The folder (absolute) or the URI that was opened."""
+    """The absolute folder or the URI that was opened."""
     prefix: str = ""
-    """The path below `root` that this storage is."""
+    """The path of this storage below `root`."""
 
     @classmethod
     def open(cls, uri: str | Path, create: bool = False) -> "Storage":
         """Return the storage at a folder or a URI (`s3://bucket/prefix`, `gs://`, `az://`, `file://`).
 
-        With `create`, a missing folder is made; without, it raises NotFoundError. Buckets are never made.
+        With `create`, a missing folder is created; otherwise it raises NotFoundError. Buckets are never created.
         """
         text = str(uri)
         scheme, separator, _ = text.partition("://")
@@ -93,7 +93,7 @@ class Storage:
 
     @property
     def uri(self) -> str:
-        """The place as a string that `open` takes: an absolute path, or a URI."""
+        """The location as a string that `open` accepts: an absolute path or a URI."""
         return f"{self.root}/{self.prefix}" if self.prefix else self.root
 
     @property
@@ -102,7 +102,7 @@ class Storage:
         return "://" not in self.root
 
     def child(self, path: str) -> "Storage":
-        """Return the storage of a folder of this one (which need not exist)."""
+        """Return the storage of a subfolder, which need not exist."""
         return Storage(self.root, self._key(path))
 
     def local(self, path: str = "") -> Path | None:
@@ -110,7 +110,7 @@ class Storage:
         return self._path(path) if self.is_local else None
 
     def exists(self, path: str) -> bool:
-        """Say whether there is a file of that name."""
+        """Return whether there is a file of that name."""
         if self.is_local:
             return self._path(path).is_file()
         try:
@@ -121,21 +121,21 @@ class Storage:
         return True
 
     def is_folder(self, path: str) -> bool:
-        """Say whether a folder has that name. Never so on object stores, which have none."""
+        """Return whether there is a folder of that name. Always false on object stores, which have no folders."""
         return self.is_local and self._path(path).is_dir()
 
     def why_missing(self, path: str) -> str:
-        """Return what to say of a file that is not there."""
+        """Return the reason why a file is missing, for messages."""
         return "it is a folder, expected a file" if self.is_folder(path) else "it is not there"
 
     def tag(self, path: str) -> str:
-        """Return what an object store says a file's content is: its entity tag and size. Not for local files."""
+        """Return the entity tag and size of an object. Object stores only."""
         with _plain(self._name(path)):
             found = _store(self.root).head(self._key(path))
         return f"{str(found['e_tag'] or found['last_modified']).strip(chr(34))}-{found['size']}"
 
     def scan(self, prefix: str = "") -> Iterator[Entry]:
-        """Yield the files below a folder, recursively, in no order; nothing where the folder is not there."""
+        """Yield the files below a folder, recursively and in no order; nothing if the folder does not exist."""
         return self._scan_local(prefix) if self.is_local else self._scan_remote(prefix)
 
     def list(self, prefix: str = "") -> dict[str, int]:
@@ -143,7 +143,7 @@ class Storage:
         return {entry.path: entry.bytes for entry in sorted(self.scan(prefix))}
 
     def folders(self) -> tuple[str, ...]:
-        """Return the names of the folders right here, sorted; none where this folder is not there."""
+        """Return the names of the immediate subfolders, sorted; none if this folder does not exist."""
         with _plain(self.uri):
             if self.is_local:
                 try:
@@ -161,7 +161,7 @@ class Storage:
             return bytes(_store(self.root).get(self._key(path)).bytes())
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
-        """Return `size` bytes of a file from `offset` on (fewer where it ends)."""
+        """Return `size` bytes of a file from `offset` on (fewer at its end)."""
         with _plain(self._name(path)):
             if self.is_local:
                 with self._path(path).open("rb") as file:
@@ -169,12 +169,12 @@ class Storage:
             return bytes(_store(self.root).get_range(self._key(path), start=offset, length=size))
 
     def put(self, path: str, data: bytes) -> None:
-        """Write a file, over what is there."""
+        """Write a file, replacing an existing one."""
         with self.writer(path) as file:
             file.write(data)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file unless there is one. Of any number of callers at once, exactly one gets True."""
+        """Write a file unless it exists. Of any number of concurrent callers, exactly one gets True."""
         if self.is_local:
             return self._create_local(path, data)
         from obstore.exceptions import AlreadyExistsError
@@ -187,13 +187,13 @@ class Storage:
         return True
 
     def tagged(self, path: str) -> tuple[bytes, str]:
-        """Return a file's bytes and the tag that `replace` wants. Object stores only."""
+        """Return a file's bytes and the tag that `replace` needs. Object stores only."""
         with _plain(self._name(path)):
             found = _store(self.root).get(self._key(path))
             return bytes(found.bytes()), str(found.meta["e_tag"])
 
     def replace(self, path: str, data: bytes, tag: str) -> bool:
-        """Overwrite a file if it still is what `tagged` saw; False where it is not. Object stores only."""
+        """Overwrite a file if it has not changed since `tagged`; otherwise return False. Object stores only."""
         from obstore.exceptions import PreconditionError
 
         with _plain(self._name(path)):
@@ -204,7 +204,7 @@ class Storage:
         return True
 
     def delete(self, paths: Iterable[str]) -> None:
-        """Remove files; those that are not there are passed over."""
+        """Remove files; missing ones are ignored."""
         if self.is_local:
             for path in paths:
                 with _plain(self._name(path)):
@@ -214,7 +214,7 @@ class Storage:
                 _store(self.root).delete(keys)
 
     def move(self, path: str, target: str) -> None:
-        """Rename a file, over what is there. On object stores it is copied, then removed."""
+        """Rename a file, replacing an existing one. On object stores it is copied, then removed."""
         with _plain(self._name(path)):
             if self.is_local:
                 final = self._path(target)
@@ -228,17 +228,17 @@ class Storage:
 
     @contextmanager
     def writer(self, path: str) -> Iterator[IO[bytes]]:
-        """Give a binary file to write to; it appears under `path` when the block ends without an error."""
+        """Provide a binary file to write to; it appears under `path` when the block ends without an error."""
         try:
             with self._write_local(path) if self.is_local else self._write_remote(path) as file:
                 yield file
         except OSError as error:
-            if error.errno not in _FULL:  # the block's own trouble, not ours
+            if error.errno not in _FULL:  # an error of the block, not of the storage
                 raise
             raise _translated(error, self._name(path)) from error
 
     def filesystem(self) -> "pyarrow.fs.FileSystem":
-        """Return an Arrow filesystem whose paths are ours (for Parquet and datasets)."""
+        """Return an Arrow filesystem with the same relative paths (for Parquet and datasets)."""
         from pyarrow import fs
 
         if self.is_local:
@@ -301,7 +301,7 @@ class Storage:
             try:
                 with temporary.open("xb") as file:
                     _write_through(file, data)
-                os.link(temporary, final)  # the only rename that refuses to replace
+                os.link(temporary, final)  # the only operation that refuses to replace an existing file
             except FileExistsError:
                 return False
             finally:
@@ -364,14 +364,14 @@ def _write_through(file: IO[bytes], data: bytes = b"") -> None:
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)  # else a power cut may take the rename back
+        os.fsync(descriptor)  # otherwise a power failure may undo the rename
     finally:
         os.close(descriptor)
 
 
 @contextmanager
 def _plain(name: str) -> Iterator[None]:
-    """Turn what the system or the object store raises into one line of ours."""
+    """Translate errors of the system and of the object store to one-line errors of ours."""
     try:
         yield
     except OSError as error:
@@ -384,7 +384,7 @@ def _plain(name: str) -> Iterator[None]:
 
 def _translated(error: OSError, name: str) -> EspalierError:
     if error.errno in _FULL:
-        return BuildError(f"no space left to write {name}; what is finished is kept: free some space and build again")
+        return BuildError(f"no space left to write {name}; finished parts are kept: free some space and build again")
     if error.errno in _DENIED:
         return UserError(f"may not use {name}: {os.strerror(error.errno)}")
     if isinstance(error, FileExistsError):
@@ -398,5 +398,5 @@ def _translated(error: OSError, name: str) -> EspalierError:
 
 def _translated_remote(error: Exception, name: str) -> EspalierError:
     if type(error).__name__ in {"PermissionDeniedError", "UnauthenticatedError"}:
-        return UserError(f"may not use {name}: the store refuses our credentials ({first_line(error)})")
+        return UserError(f"may not use {name}: the store rejects the credentials ({first_line(error)})")
     return BuildError(f"cannot use {name}: {first_line(error)}")

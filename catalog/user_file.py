@@ -1,4 +1,4 @@
-"""Local files that users name: only regular ones are read, as a pipe or a device may never end."""
+"""Local files that users name. Only regular files are read, because a pipe or a device may never end."""
 
 import os
 import stat
@@ -10,11 +10,11 @@ from catalog.errors import UserError, first_line
 NOT_THERE: Final = "it is not there"
 PIPE: Final = "it is a pipe, expected a file"
 MAX_TEXT_BYTES: Final = 64 << 20
-"""Of a text file that is read whole."""
+"""Most bytes of a text file that is read into memory."""
 
 
 def unreadable(path: str | Path) -> str | None:
-    """Return why a file cannot be read, as the end of a message; None where it can."""
+    """Return why a file cannot be read, as the end of a message; None if it can be read."""
     try:
         mode = Path(path).stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
@@ -27,7 +27,7 @@ def unreadable(path: str | Path) -> str | None:
 
 
 def kind_of(mode: int) -> str | None:
-    """Return what something is that is no regular file, in words; None for a regular file."""
+    """Return the kind of a file that is not a regular one, in words; None for a regular file."""
     if stat.S_ISREG(mode):
         return None
     kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
@@ -35,12 +35,12 @@ def kind_of(mode: int) -> str | None:
 
 
 def plain(error: Exception) -> str:
-    """Return what went wrong with a file, without the number of the error."""
+    """Return the message of an OSError without its number."""
     return first_line(getattr(error, "strerror", None) or error)
 
 
 def read_lines(path: str) -> list[str]:
-    """Return the lines of a UTF-8 file. Raises UserError, which says why not, as the end of a message."""
+    """Return the lines of a UTF-8 file. Raises UserError with the reason, as the end of a message."""
     if why := unreadable(path):
         raise UserError(why)
     try:

@@ -7,5 +7,5 @@ def amount(number: int, one: str, many: str | None = None) -> str:
 
 
 def plain_message(text: str) -> str:
-    """Return a message without the words that pydantic, and typer after it, put before what a check of ours says."""
+    """Return a message without the prefixes that pydantic and typer add to the message of a check of ours."""
     return text.replace("Value error, ", "").replace("Assertion failed, ", "")

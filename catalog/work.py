@@ -1,8 +1,7 @@
-"""Where what runs keeps files of its own: scratch, which goes with the run, and checkpoints, which outlive a kill.
+"""The work folder of runs: scratch files, which are removed with the run, and checkpoints, which survive a kill.
 
-It is `_work` of the dataset where the catalog is local, and else a folder for each dataset in the temporary folder of
-the machine. Rows may be in it, so a takedown empties it (`catalog.takedown.erase.sweep`), on the machine where it is
-given.
+It is `_work` in the dataset of a local catalog, otherwise a folder per dataset in the machine's temporary folder. It
+may contain rows, so a take-down empties it (`catalog.takedown.erase.sweep`) on the machine where the command runs.
 """
 
 import hashlib
@@ -17,7 +16,7 @@ FOLDER: Final = "_work"
 
 
 def folder(storage: Storage) -> Path:
-    """Return the folder of a dataset's runs on this machine, which need not exist. `storage` is the dataset's."""
+    """Return the work folder of a dataset on this machine, which need not exist. `storage` is the dataset's."""
     local = storage.local(FOLDER)
     if local is not None:
         return local
@@ -26,7 +25,7 @@ def folder(storage: Storage) -> Path:
 
 
 def make(storage: Storage) -> Path:
-    """Return that folder, made where it is not there."""
+    """Return the work folder; create it if it does not exist."""
     place = folder(storage)
     if not storage.is_local:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

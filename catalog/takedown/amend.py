@@ -1,9 +1,8 @@
-"""Delta logs that say again what their files hold, after files were replaced in place.
+"""Correct Delta logs after files were replaced in place.
 
-Parts are never written in place, but for one thing: a takedown (`catalog.takedown.erase`) must reach every version. The
-log then
-says wrong sizes and row counts of these files, which readers rely on, in the commits of old versions too. So the sizes
-and counts in the log are corrected, line by line; which file belongs to which commit stays as it was.
+Only a take-down (`catalog.takedown.erase`) rewrites parts in place, because it has to reach every version. The sizes
+and row counts of these files in the log, on which readers rely, are then wrong, also in the commits of old versions.
+They are corrected line by line; which file belongs to which commit does not change.
 """
 
 import json
@@ -18,9 +17,9 @@ _LOG: Final = "_delta_log"
 
 
 def amend(storage: Storage, table: str, paths: Collection[str]) -> list[str]:
-    """Correct what a table's log says of files (paths relative to the dataset); return the logs that were changed.
+    """Correct the entries of files (paths relative to the dataset) in a table's log; return the changed log files.
 
-    Only for whoever holds the dataset. Each log file is replaced whole, so it is safe to repeat after a kill.
+    The caller must hold the lease. Each log file is replaced atomically, so repeating it after a kill is safe.
     """
     parts = [describe_part(storage, path) for path in paths if storage.exists(path)]
     facts = {part.path.removeprefix(f"{table}/"): part for part in parts}
@@ -34,7 +33,7 @@ def amend(storage: Storage, table: str, paths: Collection[str]) -> list[str]:
             if after != before.rstrip(b"\n"):
                 storage.put(path, after + b"\n")
                 changed.append(path)
-    # They repeat what the log says; readers do without, as no log of ours is ever cleaned.
+    # They repeat the log; readers do not need them, because our logs are never cleaned.
     storage.delete(p for p in storage.list(f"{table}/{_LOG}") if ".checkpoint" in p or p.endswith("_last_checkpoint"))
     return changed
 
@@ -48,7 +47,7 @@ def _amended(line: bytes, facts: Mapping[str, PartFile]) -> bytes:
         fact = facts.get(said["path"]) if said else None
         if said is None or fact is None:
             continue
-        stats = statistics_of(fact)  # smallest and largest values may repeat what was in the rows
+        stats = statistics_of(fact)  # minimum and maximum values may contain the content of rows
         if said.get("size") in (None, fact.bytes) and said.get("stats") in (None, stats):
             continue
         said["size"] = fact.bytes

@@ -1,9 +1,9 @@
-"""Erasing rows: from every file of a dataset, published or not, so that every version goes without them.
+"""Erase rows from every file of a dataset, published or not, and so from every version.
 
-What is found is an `ErasurePlan`, plain numbers and paths; it is carried out in steps that can each be repeated.
-Files keep their names, as parts are named by the work that they stand for: so caching, resuming and every version's
-lists of files stay as they are, and no version can give back what is gone. In `source` and `images` an erased row
-stays as a bare sample_id with the reason; from every other table the row goes.
+An `ErasurePlan` lists the affected files and ranges as plain numbers and paths. Executing it is a sequence of steps, each of
+which can be repeated. Files keep their names, because a part is named by the work that made it; so caching, resuming
+and the versions' lists of files remain valid, and no version can restore erased rows. In `source` and `images` an
+erased row remains as a bare sample_id with the reason; from every other table the row is removed.
 """
 
 import shutil
@@ -30,44 +30,44 @@ from catalog.takedown.reach import columns_of, groups, opened, parts_of
 from catalog.takedown.scrub import CONCEPTS, Scrubber, plain_parts, unnamed
 
 KEPT: Final = ("source", "images")
-"""Tables in which an erased row stays, without its content: what became of it is told there."""
+"""Tables in which an erased row remains without its content, with the reason."""
 _BLOCK: Final = 512
-"""Of a tar: an erased stretch begins with one header."""
+"""Block size of a tar; an erased range begins with a header of one block."""
 
 
 @dataclass(frozen=True)
 class ErasurePlan:
-    """What is to be erased, as it is written down before anything is touched: no URL, no text, no pixel."""
+    """The rows and ranges to erase, recorded before anything is changed; holds no URL, text or pixel."""
 
     sample_ids: Sequence[int]
     rows: Mapping[str, int]
-    """Table -> rows in its parts (each row of each part counts)."""
+    """Table -> number of rows in its parts (every occurrence counts)."""
     parts: Sequence[str]
     spans: Mapping[str, Sequence[Span]]
-    """Shard -> stretches of it."""
+    """Shard -> ranges to erase."""
     versions: Sequence[int] = ()
     """Versions that hold any of these parts."""
     clusters: Sequence[int] = ()
-    """Clusters that a row is in, of any clustering: their names may be made of its caption."""
+    """Clusters that contain a row, in any clustering: their names may derive from its caption."""
     damaged: Sequence[str] = ()
-    """Shards, and files beside them, that were damaged before: their recorded digests stay, so that they are found."""
+    """Shards and sidecar files that were damaged before. Their recorded digests do not change: `verify` finds them."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What the record will say beside: when, who, why."""
+    """Other facts of the record: when, who, why."""
     id: str = ""
-    """Of the takedown; the same in every dataset that it reaches."""
+    """The id of the take-down, the same in every dataset that it reaches."""
     root: str = ""
-    """The dataset that was named, which goes on with the others when it was interrupted; empty for this one."""
+    """The dataset that was named, from which an interrupted take-down is resumed; empty if it is this one."""
     others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """In the order of the dataset that was named: each other dataset that is reached -> its sample_ids, and the digests
-    that its ledger is to list (kind -> digests)."""
+    """In the order of the dataset that was named: every other dataset that is reached -> its sample_ids, and the
+    digests that its ledger has to list (kind -> digests)."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON can keep it."""
+        """Return the order as JSON values."""
         return asdict(self)
 
     @classmethod
     def of_json(cls, kept: Mapping[str, Any]) -> Self:
-        """Return what `to_json` gave."""
+        """Return the order from the result of `to_json`."""
         spans = {shard: [(int(a), int(b)) for a, b in found] for shard, found in kept["spans"].items()}
         return cls(**(dict(kept) | {"spans": spans}))
 
@@ -83,7 +83,7 @@ class ErasurePlan:
 
 
 def order_for(dataset: Dataset, ids: np.ndarray) -> ErasurePlan:
-    """Return where rows are, int64 (n,) ascending: parts of every table, stretches of shards, versions.
+    """Return the order for rows, int64 (n,) ascending: parts of every table, ranges of shards, versions.
 
     Changes nothing.
     """
@@ -116,7 +116,7 @@ def order_for(dataset: Dataset, ids: np.ndarray) -> ErasurePlan:
 
 
 def _damaged(storage: Storage, parts: Sequence[str]) -> list[str]:
-    """Return the shards of some parts, and the files beside, that are not what was recorded of them."""
+    """Return the shards and sidecar files of some parts that differ from their records."""
     said: dict[str, Mapping[str, Any]] = {}
     for path in parts:
         said |= describe_part(storage, path).files
@@ -135,7 +135,7 @@ def _versions_with(dataset: Dataset, parts: Collection[str]) -> list[int]:
 
 
 def erase_shards(dataset: Dataset, order: ErasurePlan) -> None:
-    """Overwrite the samples in the shards, and take them out of the files beside (where failed rows are too)."""
+    """Overwrite the samples in the shards, and erase them in the sidecar files (which list failed rows, too)."""
     numbers = {sample_id >> SAMPLE_BITS for sample_id in order.sample_ids}
     beside = {p for p in dataset.storage.list(FOLDER) if p.endswith(".tar") and _number_of(p) in numbers}
     for shard, spans in order.spans.items():
@@ -150,9 +150,9 @@ def _number_of(shard: str) -> int:
 
 
 def erase_parts(dataset: Dataset, order: ErasurePlan, scrubber: Scrubber) -> None:
-    """Rewrite every part that holds such a row, under its own name, without the row or its content.
+    """Rewrite every part that holds such a row under the same name, without the row or its content.
 
-    The parts of `source` come last: while one of them is as it was, the words that must go can still be read from it.
+    The parts of `source` come last: until then, the words to erase can still be read from them.
     """
     ids = order.ids
     digests: dict[str, Mapping[str, Any]] = {}
@@ -176,14 +176,14 @@ def erase_parts(dataset: Dataset, order: ErasurePlan, scrubber: Scrubber) -> Non
                     if writer.files:
                         named |= {stem(shard) for shard in pc.unique(left.column("shard")).drop_null().to_pylist()}
                     writer.write(left)
-                # Of a shard in which nothing is left no row names, and `sweep` removes it.
+                # No row names a shard without remaining samples, and `sweep` removes it.
                 writer.files = {name: facts for name, facts in writer.files.items() if stem(name) in named}
 
 
 def _recorded(
     storage: Storage, files: Mapping[str, Mapping[str, Any]], known: dict[str, Mapping[str, Any]]
 ) -> dict[str, Mapping[str, Any]]:
-    """Return the size and digest of shards, and of the files beside them, as they are now; each is read once."""
+    """Return the current size and digest of shards and their sidecar files; each file is read once."""
     there = storage.list(FOLDER) if files.keys() - known.keys() else {}
     for path, facts in files.items():
         if path not in known and path in there:
@@ -195,8 +195,7 @@ def _recorded(
 
 
 def sweep(dataset: Dataset) -> None:
-    """Remove what may hold anything and that nobody needs: half-written files, scratch and checkpoints, shards that no
-    part names."""
+    """Remove unneeded files that may hold content: incomplete files, scratch files, checkpoints, and unused shards."""
     storage = dataset.storage
     named = set()
     for table in dataset.tables():
@@ -213,7 +212,7 @@ def sweep(dataset: Dataset) -> None:
 
 
 def settle(dataset: Dataset, order: ErasurePlan) -> None:
-    """Make the logs, and what versions say of their tables, agree with the files again."""
+    """Make the logs, and the tables recorded in versions, agree with the files again."""
     paths = [*order.parts, *plain_parts(dataset)]
     tables = sorted({path.partition("/")[0] for path in paths} - {"versions"})
     for table in tables:
@@ -223,7 +222,7 @@ def settle(dataset: Dataset, order: ErasurePlan) -> None:
 
 
 def remaining(dataset: Dataset, order: ErasurePlan, ledger: Ledger) -> list[str]:
-    """Return the files in which something is left of what was taken down: a row, a URL, a digest, or bytes."""
+    """Return the files that still hold something that was taken down: a row, a URL, a digest, or bytes."""
     left = [path for path in order.parts if path.partition("/")[0] not in KEPT]
     found = {path for path in left if rows_of(dataset.storage, [path], order.ids, ()).num_rows}
     urls, contents = (ledger.url, ledger.urls), (ledger.content, ledger.contents)

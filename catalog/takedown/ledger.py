@@ -1,21 +1,20 @@
-"""Rows that were taken down: which they are, for good; what was done about it; and what is still to do.
+"""The ledger of take-downs of a dataset: the rows that must never come back, the records, and the pending order.
 
-It is one JSON object in the dataset's state, `_state/takedowns.json`, that is replaced whole:
+It is one JSON object in the dataset's state, `_state/takedowns.json`, which is replaced atomically:
 
-    key         random: the digests say nothing without it, and are not those of other datasets
+    key         random: without it the digests reveal nothing, and they differ from those of other datasets
     urls        digests of the URLs that must not come back
     texts       digests of the captions of rows without a URL, and of broken records, that must not come back
     contents    digests of the SHA-256 of the bytes that must not come back
     pixels      digests of the SHA-256 of the pixels that must not come back
-    pending     the plan that is being carried out, written before anything is touched
-                (`catalog.takedown.erase.ErasurePlan`)
-    records     one a takedown: when, who, why, how many rows, which versions, files and stretches
-                of shards; never a URL, a text or a pixel
+    pending     the plan in execution, written before anything is changed (`catalog.takedown.erase.ErasurePlan`)
+    records     one a take-down: when, who, why, how many rows, which versions, files and ranges of shards; never a URL,
+                a text or a pixel
 
-Whoever makes a part of the source, or of the images, leaves those rows without their content, with the reason
-`taken_down`, so every later stage passes them over. A part that is about single rows keeps its fingerprint when rows
-are taken from it: it is what it would be if they had never been there. A part that sees whole tables (a pruning, a
-clustering, a card) is not, so the takedowns that rewrote what it reads are in its fingerprint (`flows.build.plan`).
+Stages that make parts of `source` or `images` write those rows without content and with the reason `taken_down`, so
+every later stage skips them. A part whose rows are independent keeps its fingerprint when rows are erased: it equals a
+part that never had them. A part of a stage that sees whole tables (a pruning, a clustering, a report) does not, so the
+take-downs that rewrote its inputs enter its fingerprint (`flows.build.plan`).
 """
 
 import hashlib
@@ -41,7 +40,7 @@ STATE: Final = "takedowns"
 REASON: Final = "taken_down"
 
 KINDS: Final = ("urls", "contents", "texts", "pixels")
-"""What the ledger lists digests of."""
+"""The kinds of names that the ledger lists digests of."""
 _DIGEST_BYTES: Final = 16
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>\\]+")
 _SOURCE: Final = {"url": TAKEN_URL}
@@ -49,7 +48,7 @@ _IMAGES: Final = {"url": TAKEN_URL, "status": FAILED, "reason": REASON}
 
 
 class Listed(Protocol):
-    """Names that rows may have (`catalog.takedown.reach.Names`)."""
+    """Names of rows (`catalog.takedown.reach.Names`)."""
 
     @property
     def urls(self) -> frozenset[str]: ...
@@ -75,7 +74,7 @@ class Ledger:
 
     @classmethod
     def read(cls, storage: Storage) -> Self:
-        """Return what is kept in a dataset's storage; an empty ledger where nothing was ever taken down."""
+        """Return the ledger in a dataset's storage; an empty one if nothing was ever taken down."""
         kept = _dataset(storage).state(STATE)
         if not kept:
             return cls()
@@ -83,14 +82,14 @@ class Ledger:
         return cls(kept["key"], **listed, pending=kept["pending"], records=tuple(kept["records"]))
 
     def save(self, storage: Storage) -> None:
-        """Keep it, atomically, over what was there."""
+        """Store the ledger, replacing the old one atomically."""
         listed = {kind: sorted(self.listed(kind)) for kind in KINDS}
         about = {"key": self.key, "pending": self.pending, "records": list(self.records)}
         _dataset(storage).set_state(STATE, about | listed)
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is listed, so that nothing has to be hidden."""
+        """Whether the ledger lists nothing, so that no row has to be hidden."""
         return not any(map(self.listed, KINDS))
 
     def listed(self, kind: str) -> frozenset[str]:
@@ -99,7 +98,7 @@ class Ledger:
         return found
 
     def digests(self, names: "Listed") -> dict[str, list[str]]:
-        """Return what would be listed for some names: kind -> digests, ascending."""
+        """Return the digests that would be listed for some names: kind -> digests, ascending."""
         return {
             "urls": sorted(map(self.url, names.urls)),
             "contents": sorted(map(self.content, names.sha256)),
@@ -108,21 +107,21 @@ class Ledger:
         }
 
     def ordered(self, digests: Mapping[str, Iterable[str]], order: Mapping[str, Any] | None) -> Self:
-        """Return the ledger in which what `digests` gave must not come back, and an order is pending."""
+        """Return a ledger that also lists the result of `digests`, with a pending order."""
         urls, contents, texts, pixels = (self.listed(kind).union(digests.get(kind, ())) for kind in KINDS)
         pending = None if order is None else dict(order)
         return replace(self, urls=urls, contents=contents, texts=texts, pixels=pixels, pending=pending)
 
     def done(self, record: Mapping[str, Any]) -> Self:
-        """Return the ledger in which nothing is pending, with one record more."""
+        """Return a ledger without a pending order and with one more record."""
         return replace(self, pending=None, records=(*self.records, dict(record)))
 
     def rewritten(self) -> Counter[str]:
-        """Return part -> how many takedowns rewrote it. What was made of all of its rows before holds no longer."""
+        """Return part -> the number of take-downs that rewrote it; results computed from all of its rows are stale."""
         return Counter(path for record in self.records for path in record.get("files", ()))
 
     def erased(self, shard: str) -> list[Span]:
-        """Return the stretches of a shard that stand for erased samples, ascending."""
+        """Return the ranges of a shard that replace erased samples, ascending."""
         found = (span for record in self.records for span in record.get("erased", {}).get(shard, ()))
         return sorted({(int(begin), int(end)) for begin, end in found})
 
@@ -131,15 +130,15 @@ class Ledger:
         return self._digest(b"url", url)
 
     def content(self, sha256: str) -> str:
-        """Return the digest of bytes that are given by their SHA-256 (hex)."""
+        """Return the digest of content that is given by its SHA-256 (hex)."""
         return self._digest(b"content", sha256.lower())
 
     def picture(self, pixels_sha256: str) -> str:
-        """Return the digest of what a picture shows, given by its SHA-256 (hex)."""
+        """Return the digest of the pixels of an image, given by their SHA-256 (hex)."""
         return self._digest(b"pixels", pixels_sha256.lower())
 
     def text(self, caption: str) -> str:
-        """Return the digest of a caption, or of what a record says that is broken."""
+        """Return the digest of a caption, or of the text of a broken record."""
         return self._digest(b"text", caption)
 
     def _digest(self, kind: bytes, text: str) -> str:
@@ -157,7 +156,7 @@ class Ledger:
         return self.hide_images(rows) if table == "images" else rows
 
     def hide_source(self, rows: pa.Table) -> pa.Table:
-        """Return rows of a source, those that were taken down without their content."""
+        """Return rows of a source with the content of taken-down rows removed."""
         return blank("source", rows, self.hidden_source(rows))
 
     def hidden_source(self, rows: pa.Table) -> np.ndarray:
@@ -172,11 +171,11 @@ class Ledger:
         return gone
 
     def hide_images(self, rows: pa.Table) -> pa.Table:
-        """Return rows of images (as a stage yields them, bytes and all), those taken down as failed, without bytes."""
+        """Return rows of images (as a stage yields them, with bytes); taken-down rows become failed, without bytes."""
         return blank("images", rows, self.hidden_images(rows))
 
     def hidden_images(self, rows: pa.Table) -> np.ndarray:
-        """Return which rows of images were taken down, by what they say of themselves: bool (n,)."""
+        """Return which rows of images were taken down, by their own columns: bool (n,)."""
         gone = np.zeros(rows.num_rows, bool)
         if self.is_empty:
             return gone
@@ -192,7 +191,7 @@ class Ledger:
         return gone
 
     def scrubbed(self, text: str) -> str:
-        """Return text in which TAKEN_URL stands for every URL that was taken down."""
+        """Return text with every taken-down URL replaced by TAKEN_URL."""
         if self.url(text) in self.urls:
             return TAKEN_URL
         return _URL.sub(lambda found: TAKEN_URL if self.url(found[0]) in self.urls else found[0], text)
@@ -205,18 +204,18 @@ class Ledger:
 
 
 def check_none_pending(dataset: Dataset) -> Ledger:
-    """Return the ledger. Raises UserError where a takedown was interrupted: files and logs may disagree until then."""
+    """Return the ledger. Raises UserError if a take-down was interrupted, because files and logs may disagree."""
     ledger = Ledger.read(dataset.storage)
     if ledger.pending is not None:
         raise UserError(
-            f"a takedown of {dataset.name!r} was interrupted; carry it through first: espalier takedown {dataset.name}"
+            f"a takedown of {dataset.name!r} was interrupted; complete it first: espalier takedown {dataset.name}"
         )
     return ledger
 
 
 def blank(table: str, rows: pa.Table, gone: np.ndarray) -> pa.Table:
-    """Return rows of `source` or `images` of which some, bool (n,), keep nothing but their sample_id and TAKEN_URL,
-    and in `images` the status and the reason."""
+    """Return rows of `source` or `images` in which some, bool (n,), keep only their sample_id and TAKEN_URL, and in
+    `images` the status and the reason."""
     if not gone.any():
         return rows
     constant = _IMAGES if table == "images" else _SOURCE

@@ -1,21 +1,21 @@
-"""What a takedown reaches: the rows that are meant, their copies, and the rows of other datasets that came of them.
+"""The reach of a take-down: the named rows, their copies, and the rows of other datasets that derive from them.
 
-Rows are meant by a name that they have: sample_id, URL (asked for, or led to), SHA-256 of the received bytes. From them
-the search goes on until nothing new is met
+A row is named by its sample_id, its URL (requested or final), or the SHA-256 of the received bytes. From the named rows
+the search continues until it finds no new row:
 
-- to rows with the same URL (the same text, where rows have no URL): nothing of that name is ever fetched again;
-- to copies, as far as was asked for, each choice with all that the one before takes:
+- to rows with the same URL (the same text for rows without a URL): nothing of that name is ever downloaded again;
+- to copies, according to the chosen rule, each of which includes the previous one:
 
     none         no others
     bytes        rows with the same received bytes
     pixels       rows that show the same pixels
-    duplicates   rows that some stage of any version rejected, for which such a row stands
+    duplicates   rows that a stage of any version rejected in favour of such a row (their representative)
 
-- along the edges (`catalog.edges`) of every dataset of the catalog: from a row to all that were made of it, and from a
-  copy to the row that it was copied from.
+- along the edges (`catalog.edges`) of every dataset of the catalog: from a row to all rows derived from it, and from a
+  copy to its original.
 
-It looks at parts of any version or none, a column at a time, and only for names that it has not looked for yet. Rows
-that were taken down before are no longer met. Changes nothing.
+The search reads all parts, published or not, one column at a time, and only for names that it has not searched yet.
+Rows that were taken down before are not found again. Changes nothing.
 """
 
 import re
@@ -37,7 +37,7 @@ from catalog.storage import Storage
 from catalog.takedown.ledger import REASON, Ledger
 
 CHOICES: Final = ("none", "bytes", "pixels", "duplicates")
-"""Which copies are taken too: each takes what the one before does, and more."""
+"""Which copies are included; each choice includes the previous one."""
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _NAMED: Final = {
     "source": ("url", "caption", "row_detail"),
@@ -47,11 +47,11 @@ _LOOKED: Final = (
     ("urls", "source", "url"),
     ("urls", "images", "final_url"),
     ("texts", "source", "caption"),
-    ("texts", "source", "row_detail"),  # of a record that is broken: all that it has
+    ("texts", "source", "row_detail"),  # the only content of a broken record
     ("sha256", "images", "sha256"),
     ("pixels", "images", "pixels_sha256"),
 )
-"""Kind of name, and where it is looked for."""
+"""Kind of name -> the columns that hold it."""
 
 
 @dataclass(frozen=True)
@@ -60,33 +60,33 @@ class Names:
 
     urls: frozenset[str] = frozenset()
     sha256: frozenset[str] = frozenset()
-    """Of the bytes as they were received, hex."""
+    """SHA-256 of the received bytes, hex."""
     sample_ids: frozenset[int] = frozenset()
     pixels: frozenset[str] = frozenset()
-    """SHA-256 of what the picture shows, hex."""
+    """SHA-256 of the pixels, hex."""
     texts: frozenset[str] = frozenset()
-    """Captions of rows that have no URL."""
+    """Captions of rows without a URL."""
 
     @classmethod
     def of(cls, words: Iterable[str]) -> Self:
-        """Return what words name: 64 hex digits are a digest, a number is a sample_id, anything else is a URL.
+        """Return the names in a list of words: 64 hex digits are a digest, a number is a sample_id, the rest are URLs.
 
-        Raises UserError where a number is too large for a sample_id.
+        Raises UserError if a number is too large for a sample_id.
         """
         stripped = {word.strip() for word in words} - {""}
         digests = {w for w in stripped if _SHA256.fullmatch(w.lower())}
         numbers = {w for w in stripped - digests if w.isdecimal()}
         if large := next((w for w in sorted(numbers) if len(w.lstrip("0")) > 19 or int(w) >= 1 << 63), None):
-            raise UserError(f"{large[:30]!r} is no sample_id: it is too large")
+            raise UserError(f"{large[:30]!r} is not a sample_id: it is too large")
         lower = frozenset(w.lower() for w in digests)
         return cls(frozenset(stripped - digests - numbers), lower, frozenset(map(int, numbers)))
 
     def joined(self, other: "Names") -> "Names":
-        """Return all names of both."""
+        """Return the union of the names."""
         return Names(*(getattr(self, f.name) | getattr(other, f.name) for f in fields(self)))
 
     def without(self, other: "Names") -> "Names":
-        """Return the names that `other` has not."""
+        """Return the names that `other` lacks."""
         return Names(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
 
     def __len__(self) -> int:
@@ -95,22 +95,22 @@ class Names:
 
 @dataclass(frozen=True)
 class Reach:
-    """The rows that a takedown is to erase, in every dataset, and what it is to remember."""
+    """The rows that a take-down erases in every dataset, and the names that it records."""
 
     sample_ids: Mapping[str, np.ndarray]
-    """Dataset -> int64 (n,), ascending; the dataset that was named first, others only where rows are reached."""
+    """Dataset -> sample_ids, int64 (n,), ascending; the named dataset first, others only if they have such rows."""
     names: Names
-    """What must not come back, in any of these datasets; no sample_ids."""
+    """The names that must not come back in any of these datasets; no sample_ids."""
     unknown: Names
-    """What was given and no row has."""
+    """Given names that no row has."""
     copies: int
-    """Rows of the named dataset that were not given, but met from one that was."""
+    """The number of rows of the named dataset that were not named, but found from a named one."""
     choices: Mapping[str, Mapping[str, int]]
-    """Each of CHOICES -> dataset -> rows that it would erase."""
+    """Choice -> dataset -> the number of rows that it would erase."""
 
 
 def reach(dataset: Dataset, given: Names, copies: str = "bytes") -> Reach:
-    """Search for the rows of a dataset that have one of these names, and for all that goes with them."""
+    """Find the rows of a dataset that have one of these names, and all rows that they lead to."""
     if copies not in CHOICES:
         raise ValueError(f"copies is {copies!r}, expected one of {', '.join(CHOICES)}")
     search = _Search(dataset, given)
@@ -126,11 +126,11 @@ def reach(dataset: Dataset, given: Names, copies: str = "bytes") -> Reach:
 
 
 class _Search:
-    """The search, which goes on from what it has when it is widened."""
+    """The search; `widen` continues it with a wider choice of copies."""
 
     def __init__(self, dataset: Dataset, given: Names) -> None:
         self.named = 0
-        """Rows of the dataset that have a name that was given."""
+        """Rows of the dataset that have a given name."""
         self._given = given
         self._known = Names()
         self._choice = CHOICES[0]
@@ -140,7 +140,7 @@ class _Search:
         self._places[self._root].queued |= given.sample_ids
 
     def widen(self, choice: str) -> None:
-        """Search for all that a choice takes."""
+        """Extend the search to all rows that a choice includes."""
         self._choice = choice
         first = not self.named and choice == CHOICES[0]
         while sum(map(self._step, self._places.values())):  # each of them, every time
@@ -148,21 +148,21 @@ class _Search:
                 self.named, first = len(self._places[self._root].ids), False
 
     def rows(self) -> dict[str, np.ndarray]:
-        """Return what was met so far, the named dataset first."""
+        """Return the rows found so far, the named dataset first."""
         met = {name: np.array(sorted(place.ids), np.int64) for name, place in self._places.items()}
         return {name: ids for name, ids in met.items() if len(ids) or name == self._root}
 
     def remembered(self) -> Names:
-        """Return the names that must not come back: those that were given, and those that are looked for."""
+        """Return the names that must not come back: the given ones, and those that the search looks for."""
         urls, sha256, pixels, texts = map(self._wanted, ("urls", "sha256", "pixels", "texts"))
         return Names(urls, sha256, frozenset(), pixels, texts)
 
     def met_of(self, rows: Mapping[str, np.ndarray]) -> Names:
-        """Return every name of the rows that were met."""
+        """Return every name of the rows found."""
         return Names(self._known.urls, self._known.sha256, frozenset(rows[self._root].tolist()), self._known.pixels)
 
     def _step(self, place: "_Place") -> bool:
-        """Look for what one dataset was not searched for yet; say whether a new row was met."""
+        """Search one dataset for the names that it was not searched for yet; return whether a row was found."""
         ids = place.look({kind: self._wanted(kind) for kind, _, _ in _LOOKED})
         if self._choice == "duplicates":
             ids |= place.rejected_for()
@@ -178,7 +178,7 @@ class _Search:
         return True
 
     def _wanted(self, kind: str) -> frozenset[str]:
-        """Return the names of a kind that rows are looked for by, under the choice so far."""
+        """Return the names of a kind to search for, under the current choice."""
         given: frozenset[str] = getattr(self._given, kind)
         found: frozenset[str] = getattr(self._known, kind)
         least = {"sha256": "bytes", "pixels": "pixels"}.get(kind, CHOICES[0])
@@ -187,13 +187,13 @@ class _Search:
 
 @dataclass
 class _Place:
-    """One dataset that is searched."""
+    """The state of the search in one dataset."""
 
     dataset: Dataset
     edges: pa.Table
     ids: set[int] = field(default_factory=set)
     queued: set[int] = field(default_factory=set)
-    """Rows that were met from elsewhere, to be looked at."""
+    """Rows found through other datasets, to be examined."""
     _looked: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
     _stood_for: set[int] = field(default_factory=set)
 
@@ -202,7 +202,7 @@ class _Place:
         return self.dataset.name
 
     def look(self, wanted: Mapping[str, frozenset[str]]) -> set[int]:
-        """Return the rows that have one of the names, as far as they were not looked for before, and the queued."""
+        """Return the rows that have a name which was not searched for before, and the queued rows."""
         found, self.queued = self.queued, set()
         for kind, table, column in _LOOKED:
             fresh = wanted[kind] - self._looked.get((table, column), frozenset())
@@ -214,7 +214,7 @@ class _Place:
         return found
 
     def rejected_for(self) -> set[int]:
-        """Return the rows that were rejected for one that was met, as far as this was not asked before."""
+        """Return the rows that were rejected in favour of a row found since the last call."""
         fresh = self.ids - self._stood_for
         self._stood_for |= fresh
         if not fresh:
@@ -222,7 +222,7 @@ class _Place:
         return self._holding("decisions", "representative", pa.array(sorted(fresh), pa.int64()))
 
     def take(self, ids: set[int]) -> tuple[set[int], Names]:
-        """Keep those rows that are there and are new; return them, and their names."""
+        """Add the rows that exist and are new; return them and their names."""
         fresh = np.array(sorted(ids - self.ids), np.int64)
         if not len(fresh):
             return set(), Names()
@@ -236,27 +236,27 @@ class _Place:
         return live, Names(urls, _values(images, "sha256"), frozenset(), _values(images, "pixels_sha256"), texts)
 
     def _told(self, table: str, sample_ids: np.ndarray) -> pa.Table:
-        """Return what a table says of some rows, of the columns that hold names."""
+        """Return the columns of names of some rows of a table."""
         paths = self._parts(table)
         if not paths:
             return pa.table({"sample_id": pa.array([], pa.int64())})
         return rows_of(self.dataset.storage, paths, sample_ids, self._there(table))
 
     def made_of(self, name: str, ids: set[int]) -> set[int]:
-        """Return the rows here that were made of rows of a dataset."""
+        """Return the rows of this dataset that derive from rows of another."""
         mine = pc.is_in(self.edges.column("parent"), pa.array(sorted(ids), pa.int64()))
         rows = self.edges.filter(pc.and_(mine, pc.equal(self.edges.column("parent_dataset"), name)))
         return set(rows.column("child").to_pylist())
 
     def copied_from(self, ids: set[int]) -> Iterator[tuple[str, set[int]]]:
-        """Yield (dataset, rows of it) that rows here are copies of."""
+        """Yield (dataset, its rows) of the originals of copied rows."""
         mine = pc.is_in(self.edges.column("child"), pa.array(sorted(ids), pa.int64()))
         rows = self.edges.filter(pc.and_(mine, pc.equal(self.edges.column("role"), edges.COPY)))
         for name in pc.unique(rows.column("parent_dataset")).to_pylist():
             yield name, set(rows.filter(pc.equal(rows.column("parent_dataset"), name)).column("parent").to_pylist())
 
     def _holding(self, table: str, column: str, values: pa.Array, also: Sequence[str] = ()) -> set[int]:
-        """Return the rows of a table that have one of some values; with `also` url, of those that have none."""
+        """Return the rows of a table that have one of some values; with `also` url, only rows without a URL."""
         found: set[int] = set()
         for path in self._parts(table):
             for rows in groups(self.dataset.storage, path, ("sample_id", column, *also)):
@@ -277,8 +277,9 @@ class _Place:
 
 
 def listed_rows(dataset: Dataset, ledger: Ledger) -> np.ndarray:
-    """Return the rows, int64 (n,) ascending, whose names a ledger lists and that are still there: none, but after a
-    kill between the order of a takedown and the ledgers of the datasets that it reaches."""
+    """Return the existing rows, int64 (n,) ascending, whose names a ledger lists.
+
+    There are none, except after a kill between the order of a take-down and the ledgers of the datasets it reaches."""
     found: set[int] = set()
     digest_of = {"urls": ledger.url, "texts": ledger.text, "sha256": ledger.content, "pixels": ledger.picture}
     for kind, table, column in _LOOKED:
@@ -294,7 +295,7 @@ def listed_rows(dataset: Dataset, ledger: Ledger) -> np.ndarray:
 
 
 def _related(catalog: Catalog, dataset: Dataset) -> Iterator[_Place]:
-    """Yield a dataset, then those that its rows went to, or were copied from, over any number of datasets."""
+    """Yield a dataset, then all datasets that are connected with it by edges, directly or not."""
     all_edges = {name: edges.edges_of(catalog.dataset(name)) for name in catalog.datasets()}
     parents: dict[str, set[str]] = {}
     originals: dict[str, set[str]] = {}
@@ -314,7 +315,7 @@ def _related(catalog: Catalog, dataset: Dataset) -> Iterator[_Place]:
 
 
 def _not_taken(table: str, rows: pa.Table) -> pa.Table:
-    """Return rows of source or images without those that were taken down before."""
+    """Return rows of `source` or `images` without those that were taken down before."""
     column, word = ("url", TAKEN_URL) if table == "source" else ("reason", REASON)
     if column not in rows.column_names:
         return rows
@@ -330,7 +331,7 @@ def _values(rows: pa.Table, column: str) -> frozenset[Any]:
 
 
 def parts_of(dataset: Dataset, table: str) -> list[str]:
-    """Return every finished part of a table, of any version or none."""
+    """Return every finished part of a table, published or not."""
     return [f"{table}/{fingerprint}.parquet" for fingerprint in sorted(dataset.finished(table))]
 
 
@@ -341,7 +342,7 @@ def columns_of(storage: Storage, path: str) -> list[str]:
 
 
 def groups(storage: Storage, path: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield some columns of a part, those that it has, a row group at a time."""
+    """Yield those of some columns that a part has, one row group at a time."""
     with opened(storage, path) as file:
         names = [name for name in columns if name in file.schema_arrow.names]
         for group in range(file.num_row_groups):
@@ -349,6 +350,6 @@ def groups(storage: Storage, path: str, columns: Sequence[str]) -> Iterator[pa.T
 
 
 def opened(storage: Storage, path: str) -> pq.ParquetFile:
-    """Return a part, open; use it as a context manager."""
+    """Open a part; use the result as a context manager."""
     local = storage.local(path)
     return pq.ParquetFile(local or storage.filesystem().open_input_file(path))

@@ -1,13 +1,12 @@
-"""Words of erased rows, taken out of whatever else tells of them: tables of facts, notes, recipes, the builder's state.
+"""Erase the text of taken-down rows from everything else: other tables, notes, recipes and the builder's state.
 
-Rows of samples are erased whole (`catalog.takedown.erase`). But a URL, a file name or a caption may also stand in the
-error of a
-run, in a recipe (a saved search says what was searched for), in an example that a stage noted, in a name that a concept
-got from captions. `Words` are what the rows say, read while they still say it; a `Scrubber` replaces them.
+Rows of samples are erased by `catalog.takedown.erase`. A URL, a file name or a caption may also occur in the error of a
+run, in a recipe (a saved search records its query), in an example in a stage's notes, or in the name of a concept.
+`Words` are the texts of the rows, read before the rows are erased; a `Scrubber` replaces them.
 
-A URL is replaced wherever it stands whole. A caption that could be anybody's word (`fox`) is replaced only where it is
-all that was searched for; any longer one wherever it stands. JSON and YAML are taken apart and put together again, so
-what is replaced cannot break them.
+A URL is replaced wherever it occurs as a whole. A caption that could be a common word (`fox`) is replaced only where it
+is the whole query of a search, a longer one wherever it occurs. JSON and YAML are parsed and written again, so that a
+replacement cannot break them.
 """
 
 import html
@@ -36,41 +35,41 @@ from catalog.takedown.ledger import STATE, Ledger
 from catalog.takedown.reach import columns_of, opened, parts_of
 
 CONCEPTS: Final = "concepts"
-"""One row a cluster, with words from its captions (`name_caption`) and lists of samples (`nearest`, `farthest`)."""
+"""Table with one row a cluster: a name from its captions (`name_caption`), samples (`nearest`, `farthest`)."""
 TAKEN_TEXT: Final = "(taken down)"
-"""What stands for a caption or a file name."""
+"""The replacement of a caption or a file name."""
 _SPOKEN: Final = {"source": ("url", "caption", "local_path"), "images": ("final_url",)}
 _LONG: Final = 12
-"""Bytes of a caption that is nobody else's, if it also is no plain word as recipes use them."""
+"""Least bytes of a caption that is considered unique, if it also is not a plain word as recipes use them."""
 _PLAIN: Final = re.compile(r"[a-z0-9_.:/-]+")
 _BEFORE: Final = r"(?<!\w)"
 _AFTER: Final = r"(?![\w?/&=%#~+@-]|[.,:;!]\w)"
-"""What follows a whole URL or text: /1 is not /12, and /a is not /a.jpg."""
+"""What may follow a whole URL or text: /1 is not /12, and /a is not /a.jpg."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """What erased rows say."""
+    """The texts of erased rows."""
 
     addresses: frozenset[str] = frozenset()
-    """URLs, and paths of files."""
+    """URLs and paths of files."""
     files: frozenset[str] = frozenset()
     """Names of local files."""
     captions: frozenset[str] = frozenset()
 
     def joined(self, other: "Words") -> "Words":
-        """Return the words of both."""
+        """Return the union of the words."""
         return Words(self.addresses | other.addresses, self.files | other.files, self.captions | other.captions)
 
     @property
     def needles(self) -> dict[str, str]:
-        """What is replaced wherever it stands -> what stands for it."""
+        """Text to replace wherever it occurs -> its replacement."""
         own = {caption: TAKEN_TEXT for caption in self.captions if _is_own(caption)}
         return own | dict.fromkeys(self.files, TAKEN_TEXT) | dict.fromkeys(self.addresses, TAKEN_URL)
 
 
 def words_of(dataset: Dataset, sample_ids: np.ndarray) -> Words:
-    """Return what rows, int64 (n,) ascending, say in any part of any version; nothing of those that are erased."""
+    """Return the texts of rows, int64 (n,) ascending, in all parts of all versions; none of rows already erased."""
     said: dict[str, set[str]] = {}
     for table, names in _SPOKEN.items():
         for path in parts_of(dataset, table):
@@ -85,18 +84,18 @@ def words_of(dataset: Dataset, sample_ids: np.ndarray) -> Words:
 
 
 def _is_own(caption: str) -> bool:
-    """Whether a caption is nobody else's word: long, and no name as recipes use them."""
+    """Return whether a caption is considered unique: long, and not a plain word as recipes use them."""
     return len(caption.encode("utf-8", "replace")) >= _LONG and not _PLAIN.fullmatch(caption)
 
 
 def variants(word: str) -> set[str]:
-    """Return a word as files may spell it: plain, and as JSON, Python and HTML write it within quotes."""
+    """Return the spellings of a word in files: plain, and escaped as in JSON, Python and HTML."""
     spelled = {word, repr(word)[1:-1], html.escape(word)}
     return spelled | {json.dumps(word, ensure_ascii=ascii)[1:-1] for ascii in (True, False)}
 
 
 class Scrubber:
-    """Replaces words, and every URL that a ledger lists."""
+    """Replaces words and every URL that a ledger lists."""
 
     def __init__(self, words: Words, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -104,9 +103,9 @@ class Scrubber:
         self._needles = {spelled: put for word, put in words.needles.items() for spelled in variants(word)}
 
     def texts(self, values: Sequence[str | None]) -> list[str | None]:
-        """Return texts without the words."""
+        """Return texts with the words replaced."""
         blob = "\0".join(text for text in values if text)
-        here = {word: put for word, put in self._needles.items() if word in blob}  # few of many stand anywhere
+        here = {word: put for word, put in self._needles.items() if word in blob}  # few of many words occur at all
         listed = [None if text is None else self._ledger.scrubbed(text) for text in values]
         if not here:
             return listed
@@ -115,15 +114,15 @@ class Scrubber:
         return [None if text is None else pattern.sub(lambda found: here[found[1]], text) for text in listed]
 
     def finds(self, text: str) -> bool:
-        """Say whether a text holds one of the words, or a URL that is listed."""
+        """Return whether a text contains one of the words, or a listed URL."""
         return any(word in text for word in self._needles) or self._ledger.scrubbed(text) != text
 
     def text(self, value: str) -> str:
-        """Return a text without the words."""
+        """Return a text with the words replaced."""
         return self.texts([value])[0] or ""
 
     def value(self, given: Any) -> Any:
-        """Return a value as JSON has it without the words; entries whose key holds one are removed."""
+        """Return a JSON value with the words replaced; entries whose key contains one are removed."""
         spoken: list[str] = []
 
         def note(text: str) -> str:
@@ -135,13 +134,13 @@ class Scrubber:
         return _walk(given, lambda text: clean[text] or "")
 
     def asked(self, given: Any) -> Any:
-        """Return what a search asked for without the words, nor a caption that is the whole of the text asked for."""
+        """Return the query of a search with the words replaced, and with a caption that is its whole text replaced."""
         if isinstance(given, dict) and given.get("text") in self._captions:
             given = given | {"text": TAKEN_TEXT}
         return self.value(given)
 
     def recipe(self, text: str) -> str:
-        """Return a recipe's text without the words. Where one was in it, comments go."""
+        """Return a recipe's text with the words replaced. If there was one, comments are lost."""
         try:
             said = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -159,7 +158,7 @@ def _dumped(said: Any) -> str:
 
 
 def _walk(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a value with every string changed; of an object, entries whose key would change are removed."""
+    """Return a value with a function applied to every string; entries of objects whose key would change are removed."""
     if isinstance(value, dict):
         pairs = [(key, change(key) if isinstance(key, str) else key, _walk(v, change)) for key, v in value.items()]
         return {key: kept for key, changed, kept in pairs if key == changed}
@@ -169,9 +168,9 @@ def _walk(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def scrub(dataset: Dataset, sample_ids: np.ndarray, clusters: Iterable[int], scrubber: Scrubber) -> None:
-    """Take the words out of all that a dataset keeps beside its samples. Safe to repeat after a kill.
+    """Replace the words in everything that a dataset stores besides its samples. Safe to repeat after a kill.
 
-    Concepts that a row was in lose the name that came of captions; no concept shows the row any more.
+    Concepts that contained a row lose the name that was made from captions, and no longer list the row.
     """
     changed = set()
     for path in plain_parts(dataset):
@@ -183,7 +182,7 @@ def scrub(dataset: Dataset, sample_ids: np.ndarray, clusters: Iterable[int], scr
         if not after.equals(before, check_metadata=True):
             _write(dataset, path, after)
             changed.add(path.partition("/")[0])
-    for table in sorted(changed | {"runs"}):  # a log may repeat the smallest and the largest value of a column
+    for table in sorted(changed | {"runs"}):  # a log may contain the smallest and the largest value of a column
         amend(dataset.storage, table, parts_of(dataset, table))
     _scrub_versions(dataset, scrubber)
     for name in dataset.states():
@@ -194,13 +193,13 @@ def scrub(dataset: Dataset, sample_ids: np.ndarray, clusters: Iterable[int], scr
 
 
 def plain_parts(dataset: Dataset) -> list[str]:
-    """Return the parts that are not about samples, and the log of runs."""
+    """Return the parts of tables that are not of samples, and the log of runs."""
     parts = [path for table in (*dataset.tables(), "runs") if table != EDGES_TABLE for path in parts_of(dataset, table)]
     return [path for path in parts if "sample_id" not in columns_of(dataset.storage, path)]
 
 
 def unnamed(concepts: pa.Table, sample_ids: np.ndarray, clusters: Iterable[int]) -> pa.Table:
-    """Return concepts without the names from captions of clusters that a row was in, and without the row."""
+    """Return concepts without the row, and without names from captions in clusters that contained it."""
     gone, of = set(sample_ids.tolist()), pa.array(list(clusters), pa.int64())
     for at, column in enumerate(concepts.schema):
         if column.name == "name_caption":
@@ -232,7 +231,7 @@ def _scrubbed(rows: pa.Table, scrubber: Scrubber) -> pa.Table:
 
 
 def _holds_text(kind: pa.DataType) -> bool:
-    """Whether values of a nested type may hold strings."""
+    """Return whether values of a nested type may contain strings."""
     inner = [kind.field(at).type for at in range(kind.num_fields)] if pa.types.is_nested(kind) else []
     return any(pa.types.is_string(t) or pa.types.is_large_string(t) or _holds_text(t) for t in inner)
 
@@ -242,7 +241,7 @@ def _write(dataset: Dataset, path: str, rows: pa.Table) -> None:
 
 
 def _scrub_versions(dataset: Dataset, scrubber: Scrubber) -> None:
-    """Take the words out of what versions say of their recipe, stages and inputs, of replaced rows of theirs too."""
+    """Replace the words in the recipes, stages and inputs of versions, including replaced rows of versions."""
     for path in parts_of(dataset, "versions"):
         before = pq.read_table(io.BytesIO(dataset.storage.read(path)))
         after = before

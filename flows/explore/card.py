@@ -1,4 +1,4 @@
-"""`espalier report`: the data card of a version, in the catalog or in a file of one's own."""
+"""`espalier report`: write the data card of a version to the catalog or to a file."""
 
 from catalog.dataset import Catalog
 from catalog.errors import NotFoundError, UserError
@@ -7,10 +7,10 @@ from flows.explore.export import target
 
 
 def card_of(catalog: Catalog, label: str, output: str | None) -> str:
-    """Draw the card of `DATASET[@N]`; return where it is: `output`, else beside the version.
+    """Render the card of `DATASET[@N]`; return its path: `output`, or by default its place in the catalog.
 
-    With `output` nothing is written to the catalog. Raises NotFoundError where the recipe makes no card. Where the
-    catalog cannot be written, the card that the build drew is the answer.
+    With `output`, nothing is written to the catalog. If the catalog is read-only, returns the card that the build
+    rendered. Raises NotFoundError if the recipe has no report.
     """
     version = catalog.resolve(label)
     dataset = catalog.existing(version.dataset)

@@ -1,12 +1,12 @@
-"""Writing the rows of a query: as a table for people, or as a CSV, JSON, JSON Lines or Parquet file for programs.
+"""Write the rows of a query as a text table, or as a CSV, JSON, JSON Lines or Parquet file.
 
-Rows are written as they come, so memory does not grow with them, and a file is there whole or not at all.
+Rows are streamed, so memory does not grow with their number. Files are replaced atomically.
 
     csv       RFC 4180 with a header; null is an empty field, an empty text is ""; timestamps as ISO 8601. Lists,
               structs, maps and vectors are JSON text; blobs are base64
     json      an array of objects, one a line; jsonl: without the array. Dates, times, UUIDs and intervals are text,
               decimals and 128-bit numbers are numbers with all of their digits, blobs are base64 text, NaN and
-              infinities are null, for JSON has none of them
+              infinities are null, because JSON has no form for them
     parquet   DuckDB's types as Arrow has them, zstd
 """
 
@@ -40,18 +40,18 @@ ENDINGS: Final = {
     ".txt": Format.TABLE,
 }
 _CELL: Final = 60
-"""Characters of a value that a table shows."""
+"""Most characters of a value in a text table."""
 _FLOATS: Final = ("float", "double")
 _NESTED: Final = ("list", "array", "struct", "tuple", "map", "union")
 _WORDS: Final = ("interval", "bit", "uuid", "enum", "time", "time with time zone")
 _PLAIN: Final = frozenset(
     ("boolean", "tinyint", "smallint", "integer", "bigint", "utinyint", "usmallint", "uinteger", "ubigint")
 ) | frozenset(("float", "double", "decimal", "varchar", "date"))
-"""Types that Arrow's CSV writer writes as everybody reads them."""
+"""Types that Arrow's CSV writer writes in the usual form."""
 
 
 def format_of(output: str | None, chosen: Format | None) -> Format:
-    """Return how a file is written: as chosen, or else as its ending says. Raises UserError where that says nothing."""
+    """Return the format of a file: the chosen one, or that of its extension. Raises UserError for an unknown one."""
     if chosen is not None:
         return chosen
     if output is None:
@@ -75,7 +75,7 @@ def write_query(
 ) -> int:
     """Run a query and write its rows to a file, or to standard output; return how many there are.
 
-    `limit`: as many are shown as a table on standard output; files get all. Raises UserError where the file cannot be
+    `limit`: the most rows of a table on standard output; files get all rows. Raises UserError if the file cannot be
     written, and QueryError.
     """
     if output is not None:
@@ -93,9 +93,9 @@ def write_query(
 
 @contextmanager
 def target(output: str | None) -> Iterator[IO[bytes]]:
-    """Give a file to write bytes to, which appears when the block ends without an error. None: standard output.
+    """Provide a binary file that replaces `output` when the block ends without an error. None: standard output.
 
-    Devices and pipes (/dev/stdout) are written as they are. Raises UserError where that is not possible.
+    Devices and pipes (/dev/stdout) are written directly. Raises UserError if `output` cannot be written.
     """
     if output is None or _is_stdout(output):
         yield sys.stdout.buffer
@@ -108,7 +108,7 @@ def target(output: str | None) -> Iterator[IO[bytes]]:
         with path.open("wb") if path.exists() and not path.is_file() else _replacing(path.resolve()) as file:
             yield file
     except (OSError, ValueError) as error:
-        if isinstance(error, UserError) or getattr(error, "errno", None) == 32:  # EPIPE: a reader that has enough
+        if isinstance(error, UserError) or getattr(error, "errno", None) == 32:  # EPIPE: the reader has closed the pipe
             raise
         reason = getattr(error, "strerror", None) or error
         kind = BuildError if getattr(error, "errno", None) in (28, 122) else UserError  # ENOSPC, EDQUOT
@@ -116,7 +116,7 @@ def target(output: str | None) -> Iterator[IO[bytes]]:
 
 
 def check_target(output: str) -> None:
-    """Raise UserError where `target` cannot write: worth asking before the work."""
+    """Raise UserError if `target` cannot write to `output`; called before the query runs."""
     try:
         if Path(output).is_dir():
             raise UserError(f"cannot write {output!r}: it is a folder")
@@ -129,7 +129,7 @@ def check_target(output: str) -> None:
 
 
 def _is_stdout(output: str) -> bool:
-    """Say whether a path is that of standard output, also where that is a file: it must not be replaced."""
+    """Return whether a path is standard output, which must not be replaced even if it is a regular file."""
     try:
         return os.path.samestat(Path(output).stat(), os.fstat(1))
     except (OSError, ValueError):
@@ -164,7 +164,7 @@ def _write_parquet(result: Rows, file: IO[bytes]) -> int:
 
 
 def _grouped(result: Rows, rows: int = 100_000, most_bytes: int = 256 << 20) -> "Iterator[pa.Table]":
-    """Yield batches together, for row groups of a usual size."""
+    """Yield concatenated batches, for row groups of the usual size."""
     import pyarrow as pa
 
     held: list[Any] = []
@@ -189,7 +189,7 @@ def _write_csv(result: Rows, file: IO[bytes]) -> int:
 
 
 def _write_json(result: Rows, file: IO[bytes], is_array: bool) -> int:
-    """Write lines that DuckDB has made, one an object."""
+    """Write the lines that DuckDB made, one object each."""
     rows = 0
     if is_array:
         file.write(b"[")
@@ -203,7 +203,7 @@ def _write_json(result: Rows, file: IO[bytes], is_array: bool) -> int:
 
 
 def _write_table(result: Rows, file: IO[bytes], limit: int | None) -> int:
-    """Write aligned columns: the first rows where there is a limit, and how many there are."""
+    """Write aligned columns (the first `limit` rows) and the number of rows."""
     import pyarrow as pa
 
     shown: list[Any] = []
@@ -218,7 +218,7 @@ def _write_table(result: Rows, file: IO[bytes], limit: int | None) -> int:
 
 
 def table_text(table: "pa.Table", limit: int, total: int | None = None) -> str:
-    """Return rows as aligned columns, long values cut, and how many there are."""
+    """Return rows as aligned columns with long values truncated, and the number of rows."""
     rows = table.num_rows if total is None else total
     names = [cell(name) for name in table.column_names]
     columns = [[cell(value) for value in column.slice(0, limit).to_pylist()] for column in table.columns]
@@ -231,14 +231,14 @@ def table_text(table: "pa.Table", limit: int, total: int | None = None) -> str:
 
 
 def cell(value: Any) -> str:
-    """Return a value as a table shows it: on one line, cut."""
+    """Return a value for a text table: on one line, truncated."""
     text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
     text = "".join(ch if ch.isprintable() else " " for ch in text[: 2 * _CELL])
     return text if len(text) <= _CELL else text[: _CELL - 3] + "..."
 
 
 def _csv_columns(relation: "duckdb.DuckDBPyRelation") -> "duckdb.DuckDBPyRelation":
-    """Return columns that a CSV can hold, under their names."""
+    """Return the columns with their names, converted to types that a CSV file can hold."""
 
     def column(value: str, type_: Any) -> str:
         if type_.id in _NESTED:
@@ -260,7 +260,7 @@ def _json_lines(relation: "duckdb.DuckDBPyRelation") -> "duckdb.DuckDBPyRelation
 
 
 def _names(columns: Sequence[str]) -> list[str]:
-    """Return names of which each is there once: the second `a` is `a_1`."""
+    """Return unique names: the second `a` becomes `a_1`."""
     found: dict[str, None] = {}
     for name in columns:
         free = (f"{name}_{n}" for n in count(1) if f"{name}_{n}" not in found and f"{name}_{n}" not in columns)
@@ -269,7 +269,7 @@ def _names(columns: Sequence[str]) -> list[str]:
 
 
 def _as_text(value: str, kind: str) -> str | None:
-    """Return SQL for the text of a value that has one form for every reader; None for other types."""
+    """Return SQL for the portable text form of a value; None for types that need no conversion."""
     if kind == "blob":
         return f"to_base64({value})"
     if kind == "timestamp with time zone":
@@ -278,7 +278,7 @@ def _as_text(value: str, kind: str) -> str | None:
 
 
 def _json_value(value: str, type_: Any, depth: int = 0) -> str:
-    """Return SQL for a value that JSON can hold: no NaN, no infinity, no bytes."""
+    """Return SQL that converts a value to one that JSON can hold: no NaN, no infinity, no bytes."""
     kind = type_.id
     if kind in _FLOATS:
         return f"case when isfinite({value}) then {value} end"
@@ -301,7 +301,7 @@ def _json_value(value: str, type_: Any, depth: int = 0) -> str:
 
 
 def _json_struct(value: str, fields: Sequence[tuple[str, Any]], depth: int) -> str:
-    """Return SQL for a struct; one whose fields have no names is a list."""
+    """Return SQL for a struct; a struct with unnamed fields becomes a list."""
     parts = [_json_value(f"struct_extract_at({value}, {at})", t, depth) for at, (_, t) in enumerate(fields, 1)]
     if not all(name for name, _ in fields):
         return f"[{', '.join(f'to_json({part})' for part in parts)}]"

@@ -1,4 +1,4 @@
-"""Rows that failed: why, and trying some of them again."""
+"""List the reasons of failed rows, and retry some of them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from tasks.download.reasons import REASONS
 
 
 def failures(dataset: Dataset, version: Version | None = None) -> list[dict[str, Any]]:
-    """Return a row a reason: rows, share, whether a retry may help, what it means, an example.
+    """Return one entry a reason: rows, share, whether a retry may help, its meaning, an example.
 
-    `version` is the one that is looked at, by default the last. Where nothing is downloaded, rows can only have been
-    taken down. Raises NotFoundError where none was.
+    `version` defaults to the last one. In a version without downloads the only possible reason is a take-down; raises
+    NotFoundError if there was none.
     """
     version = version or dataset.version()
     if "images" not in version.tables and (taken := _taken(dataset, version)):
@@ -54,25 +54,25 @@ def failures(dataset: Dataset, version: Version | None = None) -> list[dict[str,
 
 @dataclass(frozen=True)
 class Retry:
-    """Failed rows that are tried again, and what is made anew for them."""
+    """Failed rows to retry, and the parts that have to be made again for them."""
 
     spec: BuildSpec
-    """The build that does it."""
+    """The build that retries them."""
     rows: int
     parts: int
-    """Parts of the images that have such rows: the others keep what they have."""
+    """Parts of `images` with such rows; the other parts are not touched."""
     plan: Plan
-    """What that build would make: those parts, and whatever depends on them."""
+    """The plan of that build: these parts, and all parts that depend on them."""
     attempts: Mapping[str, Any]
-    """The state RETRIES that orders it."""
+    """The content of the state RETRIES that requests the retry."""
 
     @property
     def made(self) -> int:
-        """How many parts are made, of all stages."""
+        """The number of parts to make, in all stages."""
         return sum(len(stage.missing) for stage in self.plan.stages)
 
     def describe(self) -> dict[str, Any]:
-        """Return it as JSON can say it: rows, and the parts of each stage."""
+        """Return the rows, and the parts of each stage, as JSON values."""
         stages = [
             {n: getattr(e, n) for n in ("stage", "use", "parts", "parts_to_run", "rows")} for e in self.estimates()
         ]
@@ -81,20 +81,20 @@ class Retry:
         return said | {"stages": stages}
 
     def estimates(self) -> list[Estimate]:
-        """Return what each stage of the build would take."""
+        """Return the estimate of each stage of the build."""
         return estimate(self.plan)
 
     def line(self) -> str:
-        """Return how much it is, in one line."""
+        """Return a summary in one line."""
         rows, parts = amount(self.rows, "row"), amount(self.parts, "part")
         of = sum(len(stage.parts) for stage in self.plan.stages)
-        return f"{rows} of {parts} to try again; with what depends on them, {self.made:,} of {of:,} parts are made anew"
+        return f"{rows} of {parts} to retry; with all parts that depend on them, {self.made:,} of {of:,} parts are made"
 
 
 def begin_retry(
     dataset: Dataset, reasons: Sequence[str], catalog: str | None, executor: str, version: Version | None = None
 ) -> Retry:
-    """Order what `plan_retry` returns: every build does it from now on. Raises what that raises, and BusyError."""
+    """Request the retry that `plan_retry` returns; the next build performs it. Raises also BusyError."""
     with hold(dataset):
         found = plan_retry(dataset, reasons, catalog, executor, version)
         dataset.set_state(RETRIES, found.attempts)
@@ -104,10 +104,10 @@ def begin_retry(
 def plan_retry(
     dataset: Dataset, reasons: Sequence[str], catalog: str | None, executor: str, version: Version | None = None
 ) -> Retry:
-    """Return what trying the rows of some reasons again comes to. Changes nothing.
+    """Return the plan of a retry of all rows that failed for some reasons. Changes nothing.
 
-    The rows and the recipe are those of `version`, by default the last: a held version is tried again by its number.
-    Raises UserError where a reason is unknown, or no row of the source as it is now has it.
+    Rows and recipe are those of `version`, by default the last; a held version can be retried by its number. Raises
+    UserError if a reason is unknown, or if no row of the current source failed for it.
     """
     asked = version.label if version else dataset.name
     version = version or dataset.version()
@@ -116,7 +116,7 @@ def plan_retry(
         raise UserError(f"no reason is named{nearest('', there)}")
     wanted = sorted({_full_name(r.strip(), {*REASONS, *there}) for r in reasons if r.strip()})
     if TAKEN_DOWN in wanted:
-        raise UserError(f"rows that were taken down stay out: {TAKEN_DOWN!r} cannot be tried again")
+        raise UserError(f"rows that were taken down are never downloaded again: {TAKEN_DOWN!r} cannot be retried")
     reasons = ", ".join(map(literal, wanted))
     rows = _images(
         dataset,
@@ -141,7 +141,7 @@ def plan_retry(
 
 
 def _taken(dataset: Dataset, version: Version) -> list[dict[str, Any]]:
-    """Return the one reason of a version without images: rows of its source that were taken down; none, where none."""
+    """Return the entry of rows that were taken down, for a version without images; empty if there are none."""
     text = f"select count(*) filter (url = '{TAKEN_URL}') as n, count(*) as total from {{d}}.source"
     (counts,) = _rows(dataset, version, text)
     if not counts["n"]:
@@ -165,7 +165,7 @@ def _rows(dataset: Dataset, version: Version, text: str) -> list[dict[str, Any]]
 
 
 def _full_name(reason: str, known: Collection[str]) -> str:
-    """Return the reason that is meant: its name, or the one name that begins so (`dns` for `dns_failed`)."""
+    """Return the name of a reason from its name or a unique prefix (`dns` for `dns_failed`)."""
     if reason in known:
         return reason
     begin = [name for name in known if name.startswith(reason)]

@@ -1,10 +1,10 @@
-"""The formats that rows are written in. Cheap to import: the command line needs their names."""
+"""Output formats of rows. Cheap to import, because the command line needs their names."""
 
 from enum import StrEnum
 
 
 class Format(StrEnum):
-    """How rows are written."""
+    """Output formats of rows."""
 
     TABLE = "table"
     CSV = "csv"

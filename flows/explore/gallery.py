@@ -1,7 +1,7 @@
-"""What a search found, as one HTML file that needs nothing else: no script, no font, no request.
+"""Render search results as one self-contained HTML file: no script, no font, no request.
 
-All text is escaped, and cleaned of what is invisible or turns the direction of what follows; a Content-Security-Policy
-forbids scripts and requests beside that.
+All text is escaped, and invisible and bidirectional control characters are removed; in addition, a
+Content-Security-Policy forbids scripts and requests.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ from tasks.report._thumbnails import thumbnail
 
 SIDE_PX: Final = 240
 BUDGET_BYTES: Final = 12_000_000
-"""Of all pictures together; hits after that are shown without."""
+"""Most bytes of all images together; later hits are shown without an image."""
 _FETCHED_AT_ONCE: Final = 16
 
 
@@ -41,7 +41,7 @@ def render(found: Found, dataset: Dataset) -> str:
 
 
 def show_page(page: str, path: str | None, browse: bool) -> None:
-    """Write a page to `path`, or to a temporary file, and show it in the browser. Raises UserError."""
+    """Write a page to `path`, or to a temporary file, and open it in the browser. Raises UserError."""
     if path is None:
         with tempfile.NamedTemporaryFile("w", suffix=".html", prefix="espalier-", delete=False) as file:
             path = file.name
@@ -54,7 +54,7 @@ def show_page(page: str, path: str | None, browse: bool) -> None:
 
 
 def pictures(found: Found, dataset: Dataset) -> dict[int, bytes]:
-    """Return a small WebP of each hit, best first, until the budget is spent; none of those without bytes."""
+    """Return a small WebP of each hit that has image bytes, best first, until the byte budget is spent."""
     if "images" not in found.version.tables:
         return {}
     paths = [part.path for part in dataset.files(found.version, "images")]

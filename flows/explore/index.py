@@ -1,11 +1,11 @@
-"""The faiss index of an embedding column: chosen, built part by part, grown, measured, and kept beside its dataset.
+"""Build, update and measure the faiss index of an embedding column, part by part. It is stored with its dataset.
 
     <dataset>/_index/<column>/index.json        what it is, which parts are in it, how well it finds; it names the
     <dataset>/_index/<column>/<name>.faiss      index and
     <dataset>/_index/<column>/<name>.npz        the held-out queries, with their exact neighbours
 
-Both files are written under new names before the JSON names them, so a reader sees one index or the other. It belongs
-to no version: it holds some parts, and whoever searches a version leaves out those that are not of it.
+Both files are written under new names before the JSON refers to them, so a reader sees either the old or the new index.
+An index belongs to no version: it holds a set of parts, and a search drops results from parts that its version lacks.
 """
 
 import tempfile
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 QUERIES: Final = 256
 """Held-out queries of each kind (pictures, captions); at most a tenth of the rows."""
 GROWTH: Final = 4
-"""An index takes in new parts until it is so many times as large as when it was trained; then lists are learnt anew."""
+"""An index is retrained when it holds this many times as many rows as when it was trained."""
 
 Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
@@ -63,10 +63,11 @@ def update(
 ) -> Kept:
     """Make the index of a column hold exactly a version's parts, and return it.
 
-    Adds the parts that it lacks and takes out those that are gone; builds it anew where that cannot be (`say` is told
-    why, and where the recall is short of what was asked for). Pictures that are queries of a new index are added after
-    its recall is measured; when it grows they are in it, which makes a graph look a little better than it is, so the
-    effort never falls then. Raises UserError where no index fits the memory.
+    Adds the parts that it lacks and removes those that the version no longer has. Rebuilds the index where that is
+    impossible; `say` receives the reason, and a warning if the recall is below the requested one. The images that serve
+    as queries of a new index are added after its recall has been measured. When an index grows they are already in it,
+    which overestimates the recall of a graph slightly, so the search effort is never reduced then. Raises UserError if
+    no index fits into the memory.
     """
     budget = budget or Budget()
     column = embedding_column(dataset, version, column)
@@ -81,9 +82,9 @@ def update(
 
 
 def forget(dataset: Dataset, sample_ids: np.ndarray) -> list[str]:
-    """Take samples out of every index of a dataset, also out of its held-out queries; say what was done.
+    """Remove samples from every index of a dataset and from its held-out queries; return what was done.
 
-    An index that cannot forget, or be read, is removed. Nothing of the samples is left under `_index` afterwards.
+    An index that supports no removal, or cannot be read, is deleted. Nothing of the samples remains under `_index`.
     """
     told = []
     gone = np.unique(np.asarray(sample_ids, np.int64))
@@ -107,7 +108,7 @@ def forget(dataset: Dataset, sample_ids: np.ndarray) -> list[str]:
 
 
 def budget_of(kind: str, memory_mb: float, recall: float) -> Budget:
-    """Return the budget that a command line says. Raises UserError."""
+    """Return the budget that command-line options describe. Raises UserError."""
     kinds = ("auto", "flat", "ivf", "hnsw", "ivfpq", "opq")
     if kind not in kinds:
         raise UserError(f"--kind is {kind!r}{nearest(kind, kinds)}")
@@ -119,7 +120,7 @@ def budget_of(kind: str, memory_mb: float, recall: float) -> Budget:
 
 
 def render(made: Kept) -> str:
-    """Return an index as a terminal shows it."""
+    """Render an index for a terminal."""
     facts = made.facts
     told = [
         f"{made.dataset.name} {made.column}: {facts['factory']}, {amount(facts['rows'], 'row')} in "
@@ -130,7 +131,7 @@ def render(made: Kept) -> str:
     for what, found in facts[f"recall_at_{K}_rescored"].items():
         error = "" if found["standard_error"] is None else f" ± {found['standard_error']:.3f}"
         told.append(f"recall@{K} of {what} queries{said}: {found['mean']:.3f}{error} ({found['queries']} held out)")
-    if spent := facts.get("cpu_s"):  # what was made by an older Espalier does not say
+    if spent := facts.get("cpu_s"):  # an index of an older release does not record it
         parts = ", ".join(f"{seconds:.1f} to {what}" for what, seconds in spent.items())
         told.append(f"CPU seconds: {sum(spent.values()):.1f}, of them {parts}")
     asked = facts["budget"]
@@ -141,7 +142,7 @@ def render(made: Kept) -> str:
 
 @contextmanager
 def counted(console: "Console") -> Iterator[Progress]:
-    """Give a function that draws how many parts were read; it draws nothing where the console is no terminal."""
+    """Provide a function that shows how many parts were read; it shows nothing if the console is not a terminal."""
     from rich.progress import Progress as Bars
 
     with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
@@ -151,7 +152,7 @@ def counted(console: "Console") -> Iterator[Progress]:
 
 @dataclass(frozen=True)
 class _Work:
-    """One update: of which column, for what."""
+    """One update of the index of a column."""
 
     dataset: Dataset
     version: Version
@@ -175,13 +176,13 @@ class _Work:
 
     @property
     def caption_column(self) -> str | None:
-        """The column of captions by the same encoder, where it is images' that is indexed."""
+        """The caption column of the same encoder, if the indexed column is of images."""
         schema = self.dataset.schema(self.version, TABLE)
         name = f"{self.column}_text"
         return name if name in schema.names and encoder_name(schema, self.column) == self.column else None
 
     def why_anew(self, old: Kept | None) -> str | None:
-        """Return why an index has to be built anew; None where the old one can be grown."""
+        """Return why an index has to be rebuilt; None if the old one can be updated."""
         if old is None:
             return "there was none"
         was, rows = old.choice, sum(part.rows for part in self.parts)
@@ -204,7 +205,7 @@ class _Work:
         return None
 
     def build(self) -> Kept:
-        """Draw, train, fill, measure."""
+        """Sample training rows and queries, train, add all rows and measure."""
         with tempfile.TemporaryDirectory(prefix="index-", dir=work_files.make(self.dataset.storage)) as scratch:
             rows, held_out, training = self._drawn(Path(scratch))
             if not rows:
@@ -221,7 +222,7 @@ class _Work:
         return self._settle(choice, index, held_out, spans, learnt, last)
 
     def grow(self, old: Kept) -> Kept:
-        """Take out what went, add what came; measure. Reads no part that is in it already."""
+        """Remove old parts, add new ones and measure. Reads no part that the index already holds."""
         there = {part.path for part in self.parts}
         fresh = [part for part in self.parts if part.path not in old.parts]
         gone = [path for path in old.parts if path not in there]
@@ -243,7 +244,7 @@ class _Work:
         )
 
     def _drawn(self, scratch: Path) -> tuple[int, HeldOut, np.ndarray]:
-        """Return (rows with a vector, the queries, training rows float16): one pass over the parts."""
+        """Return (number of rows with a vector, queries, float16 training rows) from one pass over the parts."""
         total = sum(part.rows for part in self.parts)
         wanted = max((c.training_rows for c in _possible(total, self.dim, self.budget)), default=0)
         seed = self.version.seed
@@ -280,9 +281,9 @@ class _Work:
         passes: int,
         last: np.ndarray | None = None,
     ) -> tuple[dict[str, tuple[int, int]], Held]:
-        """Add parts to the index and to what the queries have seen; return their spans, and the rows of `last`.
+        """Add parts to the index and to the queries' exact neighbours; return their spans, and the rows of `last`.
 
-        Those are not added yet: a graph finds what is in it more easily than what is not.
+        The rows of `last` are not added yet: a graph finds a row that it holds more easily than one that it lacks.
         """
         kept_back: Held = []
         for done, part in enumerate(parts):
@@ -295,7 +296,7 @@ class _Work:
         return lookup.spans(self.dataset.storage, [part.path for part in parts]), kept_back
 
     def _put(self, index: VectorIndex, held_out: HeldOut, sample_ids: np.ndarray, vectors: np.ndarray) -> None:
-        """Add rows to the index, and to what the queries have seen."""
+        """Add rows to the index and to the exact neighbours of the queries."""
         for ids, rows in unit_blocks(sample_ids, vectors):
             with self.spent.on("add"):
                 index.add(ids, rows)
@@ -303,7 +304,7 @@ class _Work:
                 held_out.see(ids, rows)
 
     def _blocks(self, path: str, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield what `lookup.blocks` does; what that costs is reading."""
+        """Yield the blocks of `lookup.blocks`; their time counts as reading."""
         blocks = lookup.blocks(self.dataset.storage, path, column)
         while True:
             with self.spent.on("read"):
@@ -322,7 +323,7 @@ class _Work:
         last: Held | None = None,
         least: int = 1,
     ) -> Kept:
-        """Tune, add the last rows, say whether the budget is met, and keep."""
+        """Tune, add the last rows, report whether the budget is met, and store the index."""
         with self.spent.on("measure"):
             tuned = tune(index, held_out, self.budget.recall, choice.is_lossy, least)
         for ids, vectors in last or ():
@@ -352,7 +353,7 @@ class _Work:
 
 
 def encoder_name(schema: Any, column: str) -> str | None:
-    """Return the name of the encoder that made a column; None where the column does not say."""
+    """Return the name of the encoder that made a column; None if the column does not record it."""
     try:
         return encoder_of(schema, column).name
     except UserError:
@@ -360,14 +361,14 @@ def encoder_name(schema: Any, column: str) -> str | None:
 
 
 class Spent:
-    """CPU seconds of this process, all threads, by what they went to."""
+    """CPU seconds of this process (all threads), by phase."""
 
     def __init__(self) -> None:
         self._seconds = dict.fromkeys(("read", "draw", "learn", "add", "measure"), 0.0)
 
     @contextmanager
     def on(self, what: str) -> Iterator[None]:
-        """Count what is done inside."""
+        """Count the CPU time of the block."""
         start = time.process_time()
         try:
             yield
@@ -380,7 +381,7 @@ class Spent:
 
 
 def _possible(rows: int, dim: int, budget: Budget) -> list[Choice]:
-    """Return the choice for so many rows, where there is one: rows without a vector may make it another."""
+    """Return the index type for this many rows, if one fits; rows without a vector may change it later."""
     try:
         return [choose(rows, dim, budget)]
     except UserError:
@@ -399,7 +400,7 @@ def _measured(tuned: Tuned, choice: Choice, index: VectorIndex) -> dict[str, Any
 
 
 def _keep(dataset: Dataset, column: str, facts: dict[str, Any], index: VectorIndex, held_out: HeldOut) -> Kept:
-    """Write both files under a new name, then the JSON that names them; remove what it named before."""
+    """Write both files under new names, then the JSON that refers to them; remove the old files."""
     place = folder(column)
     before = [path for path in dataset.storage.list(place) if not path.endswith(".json")]
     name = fingerprint_of(facts, index.rows)

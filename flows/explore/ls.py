@@ -1,4 +1,4 @@
-"""What a catalog holds: `espalier ls`, and the sizes that `espalier versions` shows."""
+"""List the datasets of a catalog (`espalier ls`), and compute the sizes that `espalier versions` shows."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,10 +10,10 @@ UNPUBLISHED = "nothing published"
 
 
 def datasets(catalog: Catalog) -> list[dict[str, Any]]:
-    """Return a row a dataset, sorted by name: its last version, samples, versions, MB of what is stored, last build.
+    """Return one entry a dataset, sorted by name: last version, samples, versions, stored MB, last build.
 
-    One that no build has finished yet is there too, with 0 versions, once it has a part of a table. MB counts every
-    version and the images.
+    A dataset without a finished build is listed with 0 versions once it has a part of a table. MB counts every version
+    and the images.
     """
     with ThreadPoolExecutor(8) as pool:  # each is several requests, on object stores
         rows = pool.map(lambda name: _row(catalog.dataset(name)), catalog.datasets())
@@ -39,6 +39,6 @@ def _row(dataset: Dataset) -> dict[str, Any] | None:
 
 
 def megabytes(dataset: Dataset, versions: list[Version]) -> dict[int, float]:
-    """Return, by number, the MB that a version's tables and images take."""
+    """Return version number -> MB of its tables and images."""
     images = image_bytes(dataset, versions)
     return {v.number: round((v.bytes + images[v.number]) / 1e6, 2) for v in versions}

@@ -1,4 +1,4 @@
-"""What `espalier sql` asks for, checked: its limits, and the version of each dataset that it reads."""
+"""Check the arguments of `espalier sql`: its limits, and the version of each dataset that it reads."""
 
 from catalog.database import mentioned
 from catalog.dataset import Catalog
@@ -7,7 +7,7 @@ from catalog.errors import UserError
 
 
 def limits_of(timeout_s: float, memory_mb: int | None) -> Limits:
-    """Return the limits of one query; 0 seconds is no limit. Raises UserError where they are none."""
+    """Return the limits of one query; 0 seconds means no limit. Raises UserError for invalid values."""
     if not timeout_s >= 0:  # nan, too
         raise UserError(f"--timeout is {timeout_s:g}, expected seconds, or 0 for no limit")
     most_mb = half_of_memory_mb() if memory_mb is None else memory_mb
@@ -16,9 +16,9 @@ def limits_of(timeout_s: float, memory_mb: int | None) -> Limits:
 
 
 def versions_at(catalog: Catalog, text: str, at: int | None) -> dict[str, int] | None:
-    """Return the version of each dataset that a statement reads; None for the last ones.
+    """Return the version of each dataset that a statement reads; None for the last versions.
 
-    Raises UserError where a version is asked for, and the statement names no dataset that has it.
+    Raises UserError if a version is requested and the statement names no dataset that has it.
     """
     if at is None:
         return None

@@ -1,17 +1,17 @@
-"""Make a dataset of its own from what a search found: rows, vectors and image bytes, published as a version.
+"""Save the results of a search as a new dataset: rows, vectors and image bytes, published as a version.
 
-Every table of the searched version comes along: those about samples with the found rows only, those beside them
-(centroids, models) whole. Samples keep their ids; their bytes are copied into new shards, so the new dataset needs
-nothing of the old one. Only the report is drawn anew: the old one describes the dataset that was searched.
+Every table of the searched version is copied: tables of samples with the found rows only, other tables (centroids,
+models) whole. Samples keep their ids. Their image bytes are copied into new shards, so the new dataset does not depend
+on the old one. Only the report is rendered again, because the old one describes the dataset that was searched.
 
-Its table `edges` says of each row which row of which version it is a copy of, through all datasets that it went
-through, so that a takedown reaches it (`catalog.edges`). It is written before anything else; and a takedown that began
-meanwhile ends the saving.
+The table `edges` records the row and version that each row was copied from, across all datasets in between, so that a
+take-down reaches it (`catalog.edges`). It is written first, and a take-down that begins meanwhile aborts the save.
 
-Before bytes are copied, every shard that they come from is read once and compared with its digest; and what was made
-is compared as a build is (`flows.build.balance`). So damage is not copied on, and nothing unbalanced is published.
+Before bytes are copied, every shard that they come from is read once and compared with its digest. The new tables are
+checked like those of a build (`flows.build.balance`). Damage is therefore not copied, and nothing unbalanced is
+published.
 
-What is saved twice is one version; another result under the same name is the next version.
+Saving the same result twice yields one version; a different result under the same name is the next version.
 """
 
 import hashlib
@@ -49,11 +49,11 @@ _IMAGE: Final = field("image", pa.large_binary(), "encoded image", "image")
 
 
 def save(catalog: Catalog, found: Found, name: str, message: Callable[[str], object] = lambda line: None) -> Version:
-    """Publish what was found as the dataset `name`; return the version.
+    """Publish search results as the dataset `name`; return the version.
 
-    Raises UserError where nothing was found, where rejected rows may be among it, where rows were taken down (in the
-    dataset `name`, or since they were found), or where `name` is a dataset that was built; BusyError while somebody
-    else writes it; DamagedError and BalanceError where what is copied is not what was written.
+    Raises UserError if there are no results, if they may include rejected rows, if rows were taken down (in the dataset
+    `name`, or since the search), or if `name` is a dataset that was built; BusyError while another process writes the
+    dataset; DamagedError and BalanceError if the data to copy differs from what was recorded when it was written.
     """
     _check(catalog, found, name)
     dataset = catalog.dataset(name)
@@ -67,7 +67,7 @@ def save(catalog: Catalog, found: Found, name: str, message: Callable[[str], obj
             check_saved(dataset, work.sample_ids, tables)
             if work.law() != law:
                 raise UserError(f"rows of {found.version.dataset!r} were taken down meanwhile: search again")
-        except BaseException:  # nothing of rows that may have to go stays behind
+        except BaseException:  # leave no copy of rows that a take-down may have to erase
             made = sorted(set(dataset.storage.list()) - before)
             dataset.storage.delete(path for path in made if not path.startswith(f"{edges.TABLE}/"))
             dataset.storage.delete(path for path in made if path.startswith(f"{edges.TABLE}/"))
@@ -79,7 +79,7 @@ def save(catalog: Catalog, found: Found, name: str, message: Callable[[str], obj
 
 
 def recipe_text(found: Found, name: str) -> str:
-    """Return the YAML that says what a saved dataset is."""
+    """Return YAML that describes a saved dataset."""
     asked = found.describe()
     about = {"from": found.version.label, **asked["query"], "how": found.how, "rows": len(found.hits)}
     about |= {"code_version": code_version()}
@@ -88,7 +88,7 @@ def recipe_text(found: Found, name: str) -> str:
 
 
 def check_target(catalog: Catalog, name: str) -> None:
-    """Raise UserError where nothing can be saved as `name`: worth asking before the search."""
+    """Raise UserError if nothing can be saved as `name`; called before the search starts."""
     check_name(name)
     if name not in catalog.datasets():
         return
@@ -101,16 +101,16 @@ def check_target(catalog: Catalog, name: str) -> None:
 def _check(catalog: Catalog, found: Found, name: str) -> None:
     check_target(catalog, name)
     if not found.hits:
-        raise UserError(f"nothing was found, so there is nothing to save as {name!r}")
+        raise UserError(f"the search has no results, so there is nothing to save as {name!r}")
     if found.query.all:
-        raise UserError("--save takes rows that are in the dataset: without --all")
+        raise UserError("--save copies kept rows only: leave out --all")
     if "samples" not in found.version.tables or "images" not in found.version.tables:
         raise UserError(f"{found.version.label} has no samples with images: there is nothing to save")
 
 
 @dataclass(frozen=True)
 class _Saving:
-    """One result on its way into a dataset."""
+    """Copies one search result into a dataset."""
 
     source: Dataset
     found: Found
@@ -121,7 +121,7 @@ class _Saving:
         return np.unique(np.array([hit.sample_id for hit in self.found.hits], np.int64))
 
     def law(self) -> str:
-        """Return what must be the same before and after: which rows of the searched dataset were taken down.
+        """Return the rows of the searched dataset that were taken down; they must be the same before and after.
 
         Raises UserError while a takedown of it is pending.
         """
@@ -129,9 +129,9 @@ class _Saving:
         return json.dumps([record["at"] for record in Ledger.read(self.source.storage).records])
 
     def tables(self) -> dict[str, TableState]:
-        """Write every table; return what they are to be.
+        """Write every table; return their descriptions.
 
-        Edges first: what follows has content. Then images: the others say where they lie.
+        `edges` comes first, before anything that has content. Then `images`, because other tables refer to its shards.
         """
         version = self.found.version
         lineage = self._edges()
@@ -148,7 +148,7 @@ class _Saving:
         return made | {REPORT: self._report(made)}
 
     def facts(self, catalog: Catalog, tables: Mapping[str, TableState]) -> VersionFacts:
-        """Return where the version comes from."""
+        """Return the origin of the version."""
         found = self.found
         recipe = recipe_text(found, self.target.name)
         paths = sorted(part.path for table in tables.values() for part in table.parts)
@@ -159,7 +159,7 @@ class _Saving:
         return VersionFacts(recipe, digest.hexdigest(), code_version(), inputs, stages, found.version.seed)
 
     def _edges(self) -> TableState:
-        """Say of each row what it is a copy of, and what that was a copy of."""
+        """Return the edges from each row to the row that it is a copy of, and to the origins of that row."""
         older = edges.edges_of(self.source)
         mine = pc.is_in(older.column("child"), pa.array(self.sample_ids))
         rows = pa.concat_tables([edges.copies(self.sample_ids, self.found.version), older.filter(mine)])
@@ -171,7 +171,7 @@ class _Saving:
         return TableState(EDGES, [writer.part()])
 
     def _check_rows(self) -> None:
-        """Raise UserError where a row that was found is not in the version any more, or may not be in the target."""
+        """Raise UserError if a result is no longer in the version, or must not enter the target."""
         ids = self.sample_ids
         there = lookup.rows_of(self.source.storage, self._paths("samples"), ids, ()).num_rows
         if there < len(ids):
@@ -208,7 +208,7 @@ class _Saving:
         return [part.path for part in self.source.files(self.found.version, table)]
 
     def _fingerprint(self, table: str, sample_ids: np.ndarray) -> str:
-        """Name a part by what it is made from: a version's table, and the rows."""
+        """Return the fingerprint of a part: the table of a version, and the rows."""
         return fingerprint_of("save", self.source.name, table, self._paths(table), sample_ids.tolist())
 
     def _images(self) -> TableState:
@@ -221,7 +221,7 @@ class _Saving:
         return TableState(schema, written)
 
     def _check_shards(self) -> None:
-        """Raise DamagedError where a shard that rows are copied from is not what was written."""
+        """Raise DamagedError if a shard that rows are copied from does not match its digest."""
         storage, checked = self.source.storage, set()
         for part in self._paths("images"):
             shards = lookup.rows_of(storage, [part], self.sample_ids, ["shard"]).column("shard")
@@ -231,7 +231,7 @@ class _Saving:
                 checked.add(shard)
 
     def _report(self, tables: Mapping[str, TableState]) -> TableState:
-        """Make the data card of what was saved."""
+        """Render the data card of the new dataset."""
         stage, seed = saved_report(self.found.version.label), self.found.version.seed
         schemas = {name: state.schema for name, state in tables.items()}
         read = sorted(part.path for name in stage.inputs(schemas) for part in tables[name].parts)
@@ -260,7 +260,7 @@ class _Saving:
         return writer.part()
 
     def _table(self, table: str, places: pa.Table) -> TableState:
-        """Copy the found rows of a table, or all of one that is not about samples."""
+        """Copy the found rows of a table, or all rows of a table that is not of samples."""
         ids, paths = self.sample_ids, self._paths(table)
         if not paths:
             return TableState(self.source.schema(self.found.version, table), [])
@@ -284,7 +284,7 @@ class _Saving:
 
 
 def _replaced(rows: pa.Table, places: pa.Table) -> pa.Table:
-    """Return rows with the place of their image as it is now, in every table that says it."""
+    """Return rows with the new location of their image, for every table that has these columns."""
     if KEY not in rows.column_names or not set(PLACE_NAMES) <= set(rows.column_names):
         return rows
     known = np.asarray(places.column(KEY).to_numpy())

@@ -1,14 +1,14 @@
-"""Search a dataset by words, by a picture or by one of its samples; exactly, or by its index.
+"""Search a dataset by text, by an image or by one of its samples, exactly or through its index.
 
-Which way is taken, for N rows of which A may be found (in `samples`, and `where` holds):
+The method depends on how many of the N rows are eligible. A rows are eligible: those in `samples` that match `where`.
 
-    no index, or `exact`, or A <= 10,000, or A <= N / 100    the vectors of those A rows are read and compared: exact
-    A >= N / 4, or A > 2,000,000    the index gives more than is wanted, and the rest is left out
-    else                            the index looks among those A only
+    no index, or `exact`, or A <= 10,000, or A <= N / 100    read and compare the vectors of the A rows: exact
+    A >= N / 4, or A > 2,000,000    fetch more results than requested from the index, then drop ineligible rows
+    otherwise                       search the index with a selector of the A rows
 
-so that there are always as many results as rows that may be found; the index looks in N / A times as many lists.
-Parts that it lacks are searched exactly beside it, and rows of parts that are no longer of the version are left out.
-DuckDB runs only where there is a `where`.
+A search therefore returns as many results as requested whenever that many rows are eligible; with a selector, the
+index probes N / A times as many lists. Parts that the index lacks are searched exactly, and results from parts that do
+not belong to the version are dropped. DuckDB runs only if there is a `where`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,24 +40,24 @@ from tasks.vectors.mapped import usable
 if TYPE_CHECKING:
     import duckdb
 
-WHERE_LIMITS: Final = Limits(600, 8000, "; ask less of --where")
-"""Of the statement that selects rows."""
+WHERE_LIMITS: Final = Limits(600, 8000, "; simplify --where")
+"""Limits of the statement that selects eligible rows."""
 MAX_IMAGE_BYTES: Final = 256 << 20
 EXACT_ROWS: Final = 10_000
-"""So few rows are compared one by one: as fast, and exact."""
+"""Up to this many eligible rows, an exact comparison is as fast as the index."""
 EXACT_SHARE: Final = 0.01
 SELECTED_ROWS: Final = 2_000_000
-"""faiss is told which rows to look at up to this many: each takes about 50 bytes, and 50 ns for every query."""
+"""Most eligible rows of a faiss selector: each costs about 50 bytes of memory, and 50 ns a query."""
 SELECTED_SHARE: Final = 0.25
-"""Of so many or more, it is cheaper to find too many and leave some out."""
+"""From this share of eligible rows on, it is cheaper to fetch too many results and drop some."""
 _MOST_FETCHED: Final = 100_000
 _FIRST_FETCH: Final = 3
-"""Nobody knows how many near-duplicates there are: fetch so many times what is wanted, then twice that, ..."""
+"""The number of near-duplicates is unknown: fetch this many times `top`, then twice as many, and so on."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is searched for. Exactly one of `text`, `image` (a path) and `like` (a sample_id)."""
+    """What to search for: exactly one of `text`, `image` (a path) and `like` (a sample_id)."""
 
     text: str | None = None
     image: str | None = None
@@ -67,23 +67,23 @@ class Query:
     where: str = ""
     exact: bool = False
     unique: float | None = None
-    """Results with a cosine of at least this to a better one are not shown."""
+    """Omit results whose cosine with a better result is at least this."""
     all: bool = False
-    """Also rows that failed or were rejected."""
+    """Include rows that failed or were rejected."""
 
     @property
     def wanted(self) -> int:
-        """Rows to find: what is like a sample is first of all the sample itself."""
+        """Rows to fetch: one more for `like`, since the nearest row of a sample is the sample itself."""
         return self.top + (self.like is not None)
 
     def check(self) -> None:
-        """Raise UserError where it cannot be a query."""
+        """Raise UserError if the query is invalid."""
         given = [name for name in ("text", "image", "like") if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(f"--{name}" for name in given) or "none of them"
-            raise UserError(f"say one of --text, --image and --like; found {found}")
+            raise UserError(f"give one of --text, --image and --like; found {found}")
         if self.text is not None and not self.text.strip():
-            raise UserError("--text is empty: say what to search for")
+            raise UserError("--text is empty: give the text to search for")
         if self.top < 1:
             raise UserError(f"--top is {self.top}, expected at least 1")
         if self.unique is not None and not -1 < self.unique <= 1:
@@ -92,7 +92,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Hit:
-    """One result. `score` is the cosine; `copies` says how many near-duplicates of it were left out."""
+    """One result. `score` is the cosine; `copies` is the number of its near-duplicates that `unique` omitted."""
 
     rank: int
     score: float
@@ -104,7 +104,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search came to."""
+    """The result of a search."""
 
     version: Version
     query: Query
@@ -112,10 +112,10 @@ class Found:
     how: str
     hits: Sequence[Hit]
     searched: int
-    """Rows that might have been found."""
+    """Eligible rows."""
 
     def describe(self) -> dict[str, Any]:
-        """Return it as JSON can say it."""
+        """Return the result as JSON values."""
         asked = {name: value for name, value in asdict(self.query).items() if value not in (None, "", False)}
         return {
             "version": self.version.label,
@@ -129,8 +129,8 @@ class Found:
 def search(catalog: Catalog, label: str, asked: Query, device: str | None = None) -> Found:
     """Return the nearest samples of `DATASET[@N]`, nearest first, ties by sample_id.
 
-    Raises UserError, in one line, where there are no embeddings, no such column or sample, where the image cannot be
-    read, and (QueryError) where `where` is not SQL over the columns of `samples`.
+    Raises UserError if there are no embeddings, no such column or sample, or if the image cannot be read, and
+    QueryError if `where` is not a condition over the columns of `samples`.
     """
     asked.check()
     with Searcher(catalog, label, asked.column, device) as searcher:
@@ -138,10 +138,10 @@ def search(catalog: Catalog, label: str, asked: Query, device: str | None = None
 
 
 class Searcher:
-    """One embedding column of `DATASET[@N]`, to be searched more than once.
+    """Repeated searches of one embedding column of `DATASET[@N]`.
 
-    The encoder, the index, the list of samples and the connection are opened by the first query that needs them, and
-    kept until `close`. It goes on with what it has opened: after a takedown, or a new index, open another.
+    The encoder, the index, the list of samples and the connection are opened by the first query that needs them and
+    reused until `close`. A searcher does not notice a later take-down or a new index: open another one.
     """
 
     def __init__(self, catalog: Catalog, label: str, column: str = "", device: str | None = None) -> None:
@@ -160,15 +160,15 @@ class Searcher:
         self.close()
 
     def close(self) -> None:
-        """Close the connection, where there is one."""
+        """Close the connection if one is open."""
         if "_connection" in vars(self):
             self._connection.close()
 
     def search(self, asked: Query) -> Found:
-        """Return what `flows.explore.search.search` does; raises what it raises."""
+        """Return the nearest samples, as `flows.explore.search.search` does, with the same errors."""
         asked.check()
         if asked.column not in ("", self.column):
-            raise UserError(f"this searcher is of the column {self.column!r}; found {asked.column!r}")
+            raise UserError(f"this searcher reads the column {self.column!r}; found {asked.column!r}")
         allowed = self._allowed(asked)
         finder = _Finder(self._rows, self._index, self._vector(asked), allowed, asked.exact)
         ids, scores, copies = _distinct(finder, asked) if asked.unique is not None else finder.best(asked.wanted)
@@ -199,7 +199,7 @@ class Searcher:
 
     @cached_property
     def _source(self) -> tuple[lookup.Parts, list[str]] | None:
-        """The parts that say url and caption, and which of them they say."""
+        """The parts of `source`, and which of the columns url and caption they have."""
         if "source" not in self.version.tables:
             return None
         schema, parts = self._dataset.contents(self.version, "source")
@@ -207,7 +207,7 @@ class Searcher:
         return lookup.Parts(self._dataset.storage, [part.path for part in parts]), shown
 
     def _allowed(self, asked: Query) -> np.ndarray | None:
-        """Return the samples that may be found, int64 ascending; None where all may."""
+        """Return the eligible sample_ids, int64 ascending; None if all rows are eligible."""
         if not asked.where:
             return None if asked.all else self._kept_ids
         _check_condition(asked.where)
@@ -228,7 +228,7 @@ class Searcher:
             vectors, good = self._model.unit_images([data])
         if not good[0]:
             what = f"the image {asked.image!r}" if data is not None else f"the text {asked.text!r}"
-            raise UserError(f"{what} cannot be searched for: it does not decode, or the encoder gives it no vector")
+            raise UserError(f"cannot search for {what}: it does not decode, or the encoder returns no vector for it")
         return np.asarray(vectors[0], np.float32)
 
     def _described(self, ids: np.ndarray) -> Mapping[int, tuple[str | None, str | None]]:
@@ -238,8 +238,8 @@ class Searcher:
         parts, shown = self._source
         rows = parts.rows(np.sort(ids), shown)
         nothing = [None] * rows.num_rows
-        told = [rows.column(name).to_pylist() if name in shown else nothing for name in ("url", "caption")]
-        return dict(zip(rows.column(KEY).to_pylist(), zip(*told, strict=True), strict=True))
+        columns = [rows.column(name).to_pylist() if name in shown else nothing for name in ("url", "caption")]
+        return dict(zip(rows.column(KEY).to_pylist(), zip(*columns, strict=True), strict=True))
 
 
 class _Rows:
@@ -288,7 +288,7 @@ class _Rows:
 
 
 class _Opened:
-    """An index as it is kept, loaded when it is first asked."""
+    """A stored index, loaded on first use."""
 
     def __init__(self, found: Kept) -> None:
         self.kept = found
@@ -301,7 +301,7 @@ class _Opened:
 
 
 class _Finder:
-    """Finds the rows nearest to one vector, and keeps in `how` by what way."""
+    """Finds the rows nearest to one vector; `how` describes the method that was used."""
 
     def __init__(
         self, rows: _Rows, opened: _Opened | None, vector: np.ndarray, allowed: np.ndarray | None, exact: bool
@@ -311,21 +311,21 @@ class _Finder:
         self.how = self._choose(opened, exact)
 
     def best(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (ids, cosines, zeros) of the k nearest, nearest first; fewer where there are no more."""
+        """Return (ids, cosines, zeros) of the k nearest eligible rows, nearest first; fewer if there are fewer."""
         k = min(k, self._count)
         ids, scores = self._by_index(self._opened, k) if self._opened is not None else self._exactly(k)
         return ids, scores, np.zeros(len(ids), np.int64)
 
     @property
     def _count(self) -> int:
-        """Rows that may be found."""
+        """The number of eligible rows."""
         return self._rows.rows if self._allowed is None else len(self._allowed)
 
     def _exactly(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         return self._rows.nearest(self._vector, k, self._allowed, self._rows.paths)
 
     def _choose(self, opened: _Opened | None, exact: bool) -> str:
-        """Open the index if it is to be used; return what is done, in words."""
+        """Open the index if the search uses it; return a description of the method."""
         rows, count = self._rows, self._count
         if exact:
             return f"exact, {amount(count, 'row')}"
@@ -359,7 +359,7 @@ class _Finder:
         return ids, scores
 
     def _looked_up(self, opened: _Opened, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return what the index finds among the rows that may be found."""
+        """Return the eligible rows that the index finds."""
         index, effort = opened.index, int(opened.kept.facts["effort"]["value"])
         if self._allowed is None:
             return self._ask(index, k, effort, None)
@@ -389,13 +389,13 @@ class _Finder:
         return found[0][there], scores[0][there]
 
     def vectors(self, ids: np.ndarray) -> np.ndarray:
-        """Return the unit rows of samples, in their order."""
+        """Return the unit vectors of samples, in the order of the ids."""
         there, vectors = self._rows.of(ids)
         return np.asarray(vectors[np.searchsorted(there, ids)])
 
 
 def _distinct(finder: _Finder, asked: Query) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the nearest rows of which no two have a cosine of `unique` or more: each stands for those after it."""
+    """Return the nearest rows, omitting every row whose cosine with a nearer one is `unique` or more."""
     assert asked.unique is not None
     fetch = _FIRST_FETCH * asked.wanted
     while True:
@@ -409,10 +409,10 @@ def _distinct(finder: _Finder, asked: Query) -> tuple[np.ndarray, np.ndarray, np
 
 
 def _leaders(vectors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return (rows that are not near an earlier leader, the leader of every row) of (n, d), by their order."""
+    """Return (leaders, the leader of every row) of (n, d) vectors. A leader is near no earlier leader."""
     leader = np.full(len(vectors), -1, np.int64)
     chosen = []
-    for row in range(len(vectors)):  # as many turns as there are leaders: what one stands for is skipped
+    for row in range(len(vectors)):  # one iteration a leader: the rows that it represents are skipped
         if leader[row] >= 0:
             continue
         near = (vectors[row:] @ vectors[row] >= threshold) & (leader[row:] < 0)
@@ -439,11 +439,11 @@ def _without(
 
 
 def _check_condition(condition: str) -> None:
-    """Raise QueryError unless the text is one SQL expression: nothing that ends the brackets it is put in."""
+    """Raise QueryError unless the text is one SQL expression, so that it cannot close the brackets around it."""
     import duckdb
 
     if not condition.strip():
-        raise QueryError("--where is empty: say a condition over the columns of `samples`")
+        raise QueryError("--where is empty: give a condition over the columns of `samples`")
     try:
         duckdb.SQLExpression(condition)
     except duckdb.Error as error:
@@ -452,7 +452,7 @@ def _check_condition(condition: str) -> None:
 
 
 def _every_row(dataset: Dataset, version: Version) -> str:
-    """Return SQL for all rows of a version with the columns of its tables, as `samples` has them, rejected ones too."""
+    """Return SQL for all rows of a version, rejected ones included, with the columns that `samples` has."""
     taken: set[str] = {KEY}
     columns, joins = [f"{TABLE}.{KEY}"], ""
     for table in version.tables:
@@ -483,7 +483,7 @@ def _read_image(path: str | None) -> bytes:
 
 
 def _model(rows: _Rows, device: str | None) -> Any:
-    """Return the encoder of the column, loaded."""
+    """Load the encoder that made the column."""
     from tasks.encoders.model import load
 
     encoder = encoder_of(rows.dataset.schema(rows.version, TABLE), rows.column)

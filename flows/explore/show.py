@@ -1,4 +1,4 @@
-"""One version, or the difference of two, as a terminal shows them and as JSON."""
+"""Render one version, or the difference of two versions, for a terminal and as JSON."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def describe(version: Version) -> dict[str, Any]:
-    """Return a version as JSON can say it."""
+    """Return a version as JSON values."""
     return {
         "version": version.label,
         "created_at": version.created_at.isoformat(timespec="seconds"),
@@ -30,7 +30,7 @@ def describe(version: Version) -> dict[str, Any]:
 
 
 def render(version: Version) -> "RenderableType":
-    """Return a version as a terminal shows it."""
+    """Render a version for a terminal."""
     from rich.console import Group
     from rich.syntax import Syntax
     from rich.table import Table
@@ -66,7 +66,7 @@ def render(version: Version) -> "RenderableType":
 
 
 def describe_diff(found: Diff) -> dict[str, Any]:
-    """Return a difference as JSON can say it."""
+    """Return a difference as JSON values."""
     return {
         "a": found.a.label,
         "b": found.b.label,
@@ -77,7 +77,7 @@ def describe_diff(found: Diff) -> dict[str, Any]:
 
 
 def render_diff(found: Diff) -> "RenderableType":
-    """Return a difference as a terminal shows it."""
+    """Render a difference for a terminal."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

@@ -1,6 +1,6 @@
-"""The faiss index of an embedding column as it is kept beside its dataset: where it lies, and reading it.
+"""Locate and read the stored faiss index of an embedding column.
 
-Reading alone, so that a search need not import what builds (`flows.explore.index`).
+Reading is separate from building (`flows.explore.index`), so that a search imports less.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ TABLE: Final = "embeddings"
 
 @dataclass(frozen=True)
 class Kept:
-    """An index as it is kept: its JSON, and where it lies."""
+    """A stored index: its JSON and its location."""
 
     dataset: Dataset
     column: str
@@ -27,35 +27,35 @@ class Kept:
 
     @property
     def parts(self) -> dict[str, tuple[int, int]]:
-        """Path -> (lowest, highest) sample_id of the parts that are in it."""
+        """The indexed parts: path -> (lowest, highest) sample_id."""
         return {part["path"]: (part["low"], part["high"]) for part in self.facts["parts"]}
 
     @property
     def choice(self) -> Choice:
-        """What it is made of."""
+        """The index type and its parameters."""
         return Choice(**self.facts["choice"])
 
     def load(self, mapped: bool = False) -> VectorIndex:
-        """Return the index, `mapped` where it will not be changed. Raises UserError where it cannot be read."""
+        """Load the index, memory-mapped if `mapped`, for reading only. Raises UserError if it cannot be read."""
         path = f"{folder(self.column)}/{self.facts['files']['index']}"
         local = self.dataset.storage.local(path)
         if local is not None and not local.is_file():
-            raise NotFoundError(f"{local} is not there: `espalier index {self.dataset.name}` makes it anew")
+            raise NotFoundError(f"{local} is not there: `espalier index {self.dataset.name}` builds it again")
         data = None if local else self.dataset.storage.read(path)
         return VectorIndex.read(str(local) if local else None, data, self.choice.kind, mapped)
 
     def held_out(self) -> HeldOut:
-        """Return its queries, with their exact neighbours among its rows."""
+        """Return the held-out queries with their exact neighbours among the indexed rows."""
         return HeldOut.read(self.dataset.storage.read(f"{folder(self.column)}/{self.facts['files']['held_out']}"))
 
 
 def folder(column: str) -> str:
-    """Return where the index of a column lies, relative to its dataset."""
+    """Return the folder of the index of a column, relative to its dataset."""
     return f"_index/{column}"
 
 
 def kept(dataset: Dataset, column: str) -> Kept | None:
-    """Return the index of a column; None where there is none. Raises UserError where its JSON is damaged."""
+    """Return the index of a column, or None. Raises UserError if its JSON is damaged."""
     path = f"{folder(column)}/index.json"
     try:
         facts = opened_json(dataset.storage.read(path))
@@ -67,7 +67,7 @@ def kept(dataset: Dataset, column: str) -> Kept | None:
 
 
 def columns(dataset: Dataset) -> list[str]:
-    """Return the columns that have an index, or something left of one."""
+    """Return the columns that have an index, or the remains of one."""
     return sorted({path.split("/")[1] for path in dataset.storage.list("_index")})
 
 
@@ -77,14 +77,14 @@ def drop(dataset: Dataset, column: str) -> None:
 
 
 def embedding_column(dataset: Dataset, version: Version, column: str) -> str:
-    """Return the column that is meant, by default the first. Raises UserError where there is none of that name."""
+    """Return the column of that name, by default the first. Raises UserError if there is no such column."""
     if TABLE not in version.tables:
         raise NotFoundError(f"{version.label} has no embeddings: its recipe has no stage `use: embed`")
     return vector_column({TABLE: dataset.schema(version, TABLE)}, column)
 
 
 def best_device() -> str:
-    """Return `cuda` where there is one, else `cpu`."""
+    """Return `cuda` if a CUDA device is available, otherwise `cpu`."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""Letting a held version count: `espalier approve DATASET@N`."""
+"""Approve a held version: `espalier approve DATASET@N`."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from catalog.lease import hold
 
 
 def approve(catalog: Catalog, label: str, wait_s: float | None = 0.0) -> tuple[Version, Version]:
-    """Approve the held version that `laion@3` names; return it, and the version that is the latest now.
+    """Approve a held version, such as `laion@3`; return it and the version that is the latest afterwards.
 
-    Waits up to `wait_s` seconds (None: as long as it takes) for a builder of the dataset. Raises UserError where no
-    number is given or the version is not held, NotFoundError where there is none, BusyError while somebody builds.
+    Waits up to `wait_s` seconds (None: without limit) for a build of the dataset to end. Raises UserError if no number
+    is given or the version is not held, NotFoundError if it does not exist, BusyError while a build is running.
     """
     name, _, number = label.partition("@")
     dataset = catalog.existing(name)
@@ -24,20 +24,20 @@ def approve(catalog: Catalog, label: str, wait_s: float | None = 0.0) -> tuple[V
         approved = dataset.approve(version.number)
         last = dataset.last()
     if last is None:
-        raise NotFoundError(f"{approved.label} was forgotten meanwhile")
+        raise NotFoundError(f"{approved.label} was removed meanwhile")
     return approved, last
 
 
 def describe(approved: Version, last: Version) -> dict[str, Any]:
-    """Return what was approved as JSON can say it."""
+    """Return the result as JSON values."""
     return {"approved": approved.label, "latest": last.label, "held_for": list(approved.held)}
 
 
 def told(approved: Version, last: Version) -> str:
-    """Return the line that says what came of it."""
+    """Return the result as a line of text."""
     if approved.number == last.number:
-        return f"{approved.label} is approved, and the latest of {approved.dataset}"
+        return f"{approved.label} is approved; it is the latest version of {approved.dataset}"
     return (
-        f"{approved.label} is approved; {last.label} came later and stays the latest. "
-        f"To make its content the latest, build its recipe again"
+        f"{approved.label} is approved; {last.label} is newer and remains the latest. "
+        f"To publish the approved content as the latest version, build its recipe again"
     )

@@ -1,4 +1,4 @@
-"""The file that names the rows of a takedown: columns that are known by their header, or named on the command line."""
+"""Read the file that lists the rows of a take-down; its columns are identified by header or on the command line."""
 
 import csv
 import os
@@ -16,20 +16,20 @@ from catalog.user_file import PIPE, plain, unreadable
 from catalog.wording import amount
 
 COLUMNS: Final = ("url", "sample_id", "sha256")
-"""What a column may hold; all of these that a file has count."""
+"""What a column may hold; every such column of a file is used."""
 MAX_HEADER_BYTES: Final = 1 << 20
 MAX_BYTES: Final = 1 << 30
 WRITER_S: Final = 1.0
-"""So long a pipe's writer is waited for."""
+"""How long to wait for the writer of a pipe."""
 _WANTED: Final = "url, sample_id or sha256"
 
 
 def read_names(path: str, columns: Sequence[str] = ()) -> Names:
-    """Return the rows that a file names: columns url, sample_id, sha256 of Parquet, or of CSV (TSV) with a header.
+    """Return the rows that a file lists in columns url, sample_id and sha256 of Parquet, or of CSV (TSV) with a header.
 
-    `columns` says which column holds which of them, like `url=image_link`; then no other counts. Raises UserError, one
-    line that says what to do, where the file cannot be read, has no header or no such column, or names nothing; where a
-    line has another number of fields than the header, or a value cannot be what its column holds.
+    `columns` maps kinds to column names, like `url=image_link`; other columns are then ignored. Raises UserError if the
+    file cannot be read, has no header or no such column, or lists no row; if a line has another number of fields than
+    the header; or if a value is not of the kind of its column.
     """
     asked = _asked(columns)
     is_parquet = path.lower().endswith((".parquet", ".pq"))
@@ -48,26 +48,26 @@ def read_names(path: str, columns: Sequence[str] = ()) -> Names:
 
 
 def _asked(columns: Sequence[str]) -> dict[str, str]:
-    """Return kind -> column, of what the command line says."""
+    """Return kind -> column from the command-line options."""
     asked: dict[str, str] = {}
     for text in columns:
         kind, _, name = text.partition("=")
         if kind not in COLUMNS or not name:
             raise UserError(f"--column is {text!r}, expected what it holds and its name: url=NAME, sample_id=NAME, ...")
         if kind in asked:
-            raise UserError(f"--column says twice which column holds {kind}: {asked[kind]!r} and {name!r}")
+            raise UserError(f"--column names two columns for {kind}: {asked[kind]!r} and {name!r}")
         asked[kind] = name
     return asked
 
 
 def _checked(path: str, found: Mapping[str, Sequence[str]]) -> Names:
-    """Return values as names. Raises UserError where one cannot be what its column holds."""
+    """Return the values as names. Raises UserError if a value is not of the kind of its column."""
     ids, digests = found.get("sample_id", ()), found.get("sha256", ())
     if bad := next((v for v in ids if not (v.isascii() and v.isdecimal())), None):
-        raise UserError(f"{path}: {bad[:80]!r} is no sample_id; expected a number")
+        raise UserError(f"{path}: {bad[:80]!r} is not a sample_id; expected a number")
     known = Names.of(digests)
     if wrong := next((v for v in digests if v.lower() not in known.sha256), None):
-        raise UserError(f"{path}: {wrong[:80]!r} is no SHA-256; expected 64 hex digits")
+        raise UserError(f"{path}: {wrong[:80]!r} is not a SHA-256; expected 64 hex digits")
     return Names(frozenset(found.get("url", ()))).joined(known).joined(Names.of(ids))
 
 
@@ -85,9 +85,7 @@ def _of_text(path: str, asked: Mapping[str, str]) -> dict[str, list[str]]:
     rows = [row for row in csv.reader(StringIO(text), delimiter=separator) if row]
     header = [cell.strip() for cell in rows[0]] if rows else []
     if any(map(_is_value, header)):
-        raise UserError(
-            f"{path} has no header: write what the column holds ({_WANTED}) in its first line; lines are not guessed"
-        )
+        raise UserError(f"{path} has no header: write what the column holds ({_WANTED}) in its first line")
     wanted = {kind: header.index(name) for kind, name in _wanted(path, header, asked).items()}
     if len(header) == 1:  # a URL may hold a comma
         rows = [[separator.join(row)] for row in rows]
@@ -100,8 +98,9 @@ def _of_text(path: str, asked: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _text(path: str) -> str:
-    """Return the text of a file, or of a pipe that somebody writes to (`--file <(...)`). Raises UserError where its
-    first line, or all of it, is longer than a list's: what never ends would fill the memory."""
+    """Return the text of a file, or of a pipe that has a writer (`--file <(...)`).
+
+    Raises UserError if its first line, or the whole text, is too long: endless input would fill the memory."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         data = _first_of_pipe(path, descriptor) if stat.S_ISFIFO(os.fstat(descriptor).st_mode) else b""
@@ -116,8 +115,7 @@ def _text(path: str) -> str:
 
 
 def _first_of_pipe(path: str, descriptor: int) -> bytes:
-    """Return the first byte of a pipe, none where its writer has not written yet. Raises UserError where there is no
-    writer: it might never come."""
+    """Return the first byte of a pipe; empty if its writer has not written yet. Raises UserError without a writer."""
     deadline = time.monotonic() + WRITER_S
     while True:
         try:
@@ -128,12 +126,12 @@ def _first_of_pipe(path: str, descriptor: int) -> bytes:
             break
         time.sleep(0.01)
     if not data:
-        raise UserError(f"cannot read {path!r}: it is a pipe that nobody writes to")
+        raise UserError(f"cannot read {path!r}: it is a pipe without a writer")
     return data
 
 
 def _wanted(path: str, header: Sequence[str], asked: Mapping[str, str]) -> dict[str, str]:
-    """Return kind -> column as the file spells it. Raises UserError where there is no such column."""
+    """Return kind -> column with the spelling of the file. Raises UserError if there is no such column."""
     for name in asked.values():
         if name not in header:
             raise UserError(f"{path} has no column {name!r}{nearest(name, header)}")
@@ -151,5 +149,5 @@ def _wanted(path: str, header: Sequence[str], asked: Mapping[str, str]) -> dict[
 
 
 def _is_value(cell: str) -> bool:
-    """Whether a cell of the first line is a row's name, and no column's."""
+    """Return whether a cell of the first line is a value instead of a column name."""
     return "://" in cell or cell.isdecimal() or bool(Names.of([cell] if len(cell) == 64 else []).sha256)

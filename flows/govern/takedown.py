@@ -1,11 +1,10 @@
-"""Taking rows down: they leave every version of every dataset that has them, and no later build brings them back.
+"""Take rows down: erase them from every version of every dataset that has them, so that no later build restores them.
 
-What is reached (`catalog.takedown.reach`) is held, listed, and written down as one order in the dataset that was named:
-digests
-and numbers only. That is the moment from which it counts. Then each other dataset gets its own order in its own ledger
-(`catalog.takedown.ledger`), so that nobody builds it meanwhile, and all orders are carried out, that of the named
-dataset
-last. Every step may be repeated. So after a kill at any moment the same command goes on, through all datasets.
+The take-down first locks and lists every dataset that it reaches (`catalog.takedown.reach`). It then writes one order,
+which holds digests and numbers only, into the dataset that was named; from that moment the take-down is in force. Every
+other dataset gets an order in its own ledger (`catalog.takedown.ledger`), so that no build of it can begin. Finally all
+orders are executed, that of the named dataset last. Every step can be repeated: after a kill at any moment, the same
+command resumes the take-down in all datasets.
 """
 
 import getpass
@@ -45,15 +44,14 @@ def take_down(
     copies: str = "bytes",
     dry_run: bool = False,
     message: Say = lambda line: None,
-    confirm: Confirm = lambda told: True,
+    confirm: Confirm = lambda record: True,
 ) -> Record:
-    """Take rows down, and return the record of it; with `dry_run`, what it would be.
+    """Take rows down and return the record of the take-down; with `dry_run`, the record that it would have.
 
-    `copies` is one of `catalog.takedown.reach.CHOICES`. `confirm` is shown what would be erased while everything that
-    is reached
-    is held; nothing is erased where it returns False. A takedown that was interrupted is carried through first;
-    without `names` that is all. Raises UserError where there is nothing to do or it was not confirmed, BusyError while
-    somebody builds one of the datasets, BuildError where something is left of the rows.
+    `copies` is one of `catalog.takedown.reach.CHOICES`. `confirm` receives the record while all datasets are locked;
+    nothing is erased if it returns False. An interrupted take-down is completed first; without `names`, that is all.
+    Raises UserError if there is nothing to do or `confirm` refused, BusyError while one of the datasets is being built,
+    BuildError if something of the rows remains.
     """
     if dry_run and names is not None:
         return _planned(dataset, names, copies, "")[1] | {"dry_run": True}
@@ -79,11 +77,11 @@ def take_down(
 
 
 class NoRowError(UserError):
-    """No row has any of the names, and there is nothing to remember either."""
+    """No row has any of the names, and no name is new to the ledger."""
 
 
 class _Held:
-    """The datasets that this takedown holds, and who is told what it does."""
+    """The datasets that this take-down has locked, and the receiver of its messages."""
 
     def __init__(self, catalog: Catalog, stack: ExitStack, message: Say) -> None:
         self.catalog = catalog
@@ -94,36 +92,36 @@ class _Held:
     @classmethod
     @contextmanager
     def open(cls, dataset: Dataset, message: Say) -> "Iterator[_Held]":
-        """Hold one dataset for the length of the block; more by `add`."""
+        """Lock one dataset for the duration of the block; `add` locks more."""
         with ExitStack() as stack:
             held = cls(dataset.catalog, stack, message)
             held.add(dataset.name)
             yield held
 
     def add(self, name: str, wait_s: float | None = 0.0) -> None:
-        """Hold a dataset too. Raises BusyError."""
+        """Lock another dataset. Raises BusyError."""
         if name not in self._leases:
             dataset = self.catalog.dataset(name)
             self._leases[name] = self._stack.enter_context(hold(dataset, wait_s, self.message))
 
     def check(self) -> None:
-        """Raise BusyError where somebody has taken one of them over."""
+        """Raise BusyError if another process has taken over one of the leases."""
         for lease in self._leases.values():
             lease.check()
 
 
 def _planned(dataset: Dataset, names: Names, copies: str, reason: str) -> tuple[Reach, Record]:
-    """Return the rows that are meant, and what the record says. Raises NoRowError where there is nothing to do."""
+    """Return the rows that the names reach, and the record. Raises NoRowError if there is nothing to do."""
     ledger = Ledger.read(dataset.storage)
     found = reach(dataset, names, copies)
     fresh = [url for url in names.urls if ledger.url(url) not in ledger.urls]
     fresh += [digest for digest in names.sha256 if ledger.content(digest) not in ledger.contents]
     if not any(map(len, found.sample_ids.values())) and not fresh:
         old = len(names) - len(names.sample_ids)
-        said = f"{old:,} were taken down before" if old else "there is no such sample_id"
-        raise NoRowError(f"no row of {dataset.name!r} has any of these {amount(len(names), 'name')}: {said}")
+        why = f"{old:,} were taken down before" if old else "there is no such sample_id"
+        raise NoRowError(f"no row of {dataset.name!r} has any of these {amount(len(names), 'name')}: {why}")
     scrubbed = ledger.ordered(ledger.digests(found.names), None).scrubbed(reason)
-    told = {
+    facts = {
         "id": secrets.token_hex(8),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "by": _user(),
@@ -140,11 +138,11 @@ def _planned(dataset: Dataset, names: Names, copies: str, reason: str) -> tuple[
     }
     root = places.pop(dataset.name)
     last = dataset.last()
-    return found, told | root | {"digests": digests, "last_version": last.number if last else None, "others": places}
+    return found, facts | root | {"digests": digests, "last_version": last.number if last else None, "others": places}
 
 
 def _places(order: ErasurePlan) -> Record:
-    """Return what a record says of where the rows of one dataset are."""
+    """Return the part of a record that locates the rows of one dataset."""
     return {
         "samples": len(order.sample_ids),
         "rows": dict(order.rows),
@@ -162,22 +160,22 @@ def _user() -> str | None:
 
 
 def _take_in(held: _Held, found: Reach, wait_s: float | None = 0.0) -> bool:
-    """Hold all datasets that are reached; say whether a takedown of one of them had to be carried through first."""
-    went_on = False
+    """Lock all datasets that are reached; return whether an interrupted take-down of one had to be completed first."""
+    resumed = False
     for name in sorted(found.sample_ids):
         held.add(name, wait_s)
         dataset = held.catalog.dataset(name)
         if Ledger.read(dataset.storage).pending is not None:
             _go_on(held, dataset)
-            went_on = True
-    return went_on
+            resumed = True
+    return resumed
 
 
 def _write_down(held: _Held, dataset: Dataset, names: Names, copies: str, found: Reach, facts: Record) -> None:
-    """Write the order into the ledger of the dataset that was named: from here on it counts.
+    """Write the order into the ledger of the dataset that was named. From then on the take-down is in force.
 
-    Then look again: a search that is being saved has written its edges before it looks whether there is an order. So
-    either it sees this one, or it is seen here.
+    Then compute the reach again: a concurrent `search --save` writes its edges before it looks for an order. So either
+    it sees this order, or its edges are seen here.
     """
     while True:
         others = {}
@@ -204,8 +202,8 @@ def _counts(found: Reach) -> dict[str, int]:
 
 
 def _go_on(held: _Held, dataset: Dataset) -> Record:
-    """Carry through what is pending in a dataset, from the dataset that was named."""
-    held.message(f"going on with the takedown of {dataset.name} that was interrupted")
+    """Complete the pending take-down of a dataset, starting from the dataset that was named."""
+    held.message(f"completing the interrupted take-down of {dataset.name}")
     order = _pending(dataset)
     assert order is not None
     if order.root:
@@ -235,7 +233,7 @@ def _carry_alone(held: _Held, dataset: Dataset) -> Record:
 
 
 def _carry_group(held: _Held, root: Dataset) -> Record:
-    """Do what is pending in a dataset and in all others that its order names, and keep the records."""
+    """Execute the pending orders of a dataset and of all others that its order names, and store the records."""
     order = _pending(root)
     assert order is not None
     present = set(held.catalog.datasets())
@@ -248,23 +246,23 @@ def _carry_group(held: _Held, root: Dataset) -> Record:
             own = _pending(member)
             words = words.joined(words_of(member, own.ids)) if own is not None else words
     traces.overwrite(words)
-    told: dict[str, Record] = {}
+    records: dict[str, Record] = {}
     for name in others:
         member = held.catalog.dataset(name)
         pending = _pending(member)
         if pending is not None and pending.id == order.id:
-            told[name] = _carry_out(held, member, words)
+            records[name] = _carry_out(held, member, words)
         else:
-            told[name] = dict(next(r for r in Ledger.read(member.storage).records if r.get("id") == order.id))
+            records[name] = dict(next(r for r in Ledger.read(member.storage).records if r.get("id") == order.id))
     summary = {
         name: {k: record[k] for k in ("samples", "rows", "versions", "files", "shards", "index", "published")}
-        for name, record in told.items()
+        for name, record in records.items()
     }
     return _carry_out(held, root, words, others=summary)
 
 
 def _begin(held: _Held, root: Dataset, order: ErasurePlan, name: str, about: Mapping[str, Any]) -> bool:
-    """Write the order of one other dataset into its ledger, unless it is there; say whether it is still to be done."""
+    """Write the order of another dataset into its ledger unless it is there; return whether it is still pending."""
     member = held.catalog.dataset(name)
     pending = _pending(member)
     if pending is not None and pending.id != order.id:
@@ -288,10 +286,10 @@ def _begin(held: _Held, root: Dataset, order: ErasurePlan, name: str, about: Map
 
 
 def _carry_out(held: _Held, dataset: Dataset, words: Words, **more: Any) -> Record:
-    """Erase what is pending in one dataset, and keep the record."""
+    """Execute the pending order of one dataset, and store the record."""
     order = _pending(dataset)
     assert order is not None
-    told: Record = {"index": [], "published": None, "erased": dict(order.spans)} | dict(order.facts) | more
+    record: Record = {"index": [], "published": None, "erased": dict(order.spans)} | dict(order.facts) | more
     ledger = Ledger.read(dataset.storage)
     if order.sample_ids:
         scrubber = Scrubber(words, ledger)
@@ -299,16 +297,16 @@ def _carry_out(held: _Held, dataset: Dataset, words: Words, **more: Any) -> Reco
         cards.redraw_mentioning(dataset, scrubber, held.message)
         erase.erase_shards(dataset, order)
         erase.erase_parts(dataset, order, scrubber)
-        told["index"] = _forget(dataset, order)
+        record["index"] = _forget(dataset, order)
         cards.remake(dataset, order.versions, held.message)
         erase.sweep(dataset)
         erase.settle(dataset, order)
-        told["published"] = _publish(dataset, told["last_version"])
+        record["published"] = _publish(dataset, record["last_version"])
         cards.redraw(dataset, order.versions, held.message)
         if left := erase.remaining(dataset, order, ledger):
-            raise BuildError(f"something is left in {left[0]} ({amount(len(left), 'file')}): run the takedown again")
-    ledger.done(told).save(dataset.storage)
-    return told
+            raise BuildError(f"rows remain in {left[0]} ({amount(len(left), 'file')}): run the take-down again")
+    ledger.done(record).save(dataset.storage)
+    return record
 
 
 def _publish(dataset: Dataset, before: int | None) -> str | None:
@@ -320,7 +318,7 @@ def _publish(dataset: Dataset, before: int | None) -> str | None:
 
 
 def _forget(dataset: Dataset, order: ErasurePlan) -> list[str]:
-    """Take the samples out of the search indexes."""
+    """Remove the samples from the search indexes."""
     if "_index" not in dataset.storage.folders():
         return []
     from flows.explore.index import forget
@@ -329,59 +327,62 @@ def _forget(dataset: Dataset, order: ErasurePlan) -> list[str]:
 
 
 def records(dataset: Dataset) -> list[Record]:
-    """Return the takedowns of a dataset as a table shows them, oldest first."""
+    """Return the take-downs of a dataset for a table, oldest first."""
     ledger = Ledger.read(dataset.storage)
     pending = [dict(ErasurePlan.of_json(ledger.pending).facts)] if ledger.pending else []
     kept: list[Record] = [dict(record) for record in ledger.records]
     return [
         {
-            "at": told["at"],
-            "by": told["by"],
-            "reason": told["reason"],
-            "samples": told["samples"],
-            "copies": told["copies"],
-            "files": len(told["files"]),
-            "versions": ", ".join(map(str, told["versions"])),
-            "others": ", ".join(f"{name}: {at['samples']}" for name, at in told.get("others", {}).items()),
-            "named_in": told.get("root") or dataset.name,
-            "published": told.get("published"),
-            "state": "interrupted" if told in pending else "done",
+            "at": record["at"],
+            "by": record["by"],
+            "reason": record["reason"],
+            "samples": record["samples"],
+            "copies": record["copies"],
+            "files": len(record["files"]),
+            "versions": ", ".join(map(str, record["versions"])),
+            "others": ", ".join(f"{name}: {at['samples']}" for name, at in record.get("others", {}).items()),
+            "named_in": record.get("root") or dataset.name,
+            "published": record.get("published"),
+            "state": "interrupted" if record in pending else "done",
         }
-        for told in (*kept, *pending)
+        for record in (*kept, *pending)
     ]
 
 
 def confirmation(dataset: str, yes: bool) -> Confirm:
-    """Return what asks on the terminal, after it has shown what would be erased; with `yes`, what agrees.
+    """Return a function that shows what would be erased and asks on the terminal; with `yes`, one that agrees.
 
-    Raises UserError where there is no terminal to ask on.
+    Raises UserError if there is no terminal to ask on.
     """
     if yes:
-        return lambda told: True
+        return lambda record: True
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UserError("erasing is for good and asks first, and this is no terminal: give --yes, or --dry-run to look")
+        raise UserError(
+            "erasing cannot be undone and needs a confirmation, but there is no terminal to ask on: "
+            "give --yes, or --dry-run to look"
+        )
 
-    def ask(told: Record) -> bool:
+    def ask(record: Record) -> bool:
         from rich.console import Console
         from rich.prompt import Confirm as Question
 
         console = Console(stderr=True)
-        console.print(render(dataset, told | {"dry_run": True}))
-        return Question.ask("Erase all of it, for good?", console=console, default=False)
+        console.print(render(dataset, record | {"dry_run": True}))
+        return Question.ask("Erase all of it? This cannot be undone.", console=console, default=False)
 
     return ask
 
 
-def render(dataset: str, told: Record) -> "RenderableType":
-    """Return a record as a terminal shows it: what is, or would be, erased where."""
+def render(dataset: str, record: Record) -> "RenderableType":
+    """Render a record for a terminal: what is, or would be, erased, and where."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    places: dict[str, Record] = {dataset: told} | told.get("others", {})
+    places: dict[str, Record] = {dataset: record} | record.get("others", {})
     samples = sum(place["samples"] for place in places.values())
-    verb = "would be taken down" if told.get("dry_run") else "taken down"
-    copies = f", {told['copies']:,} of them copies of rows that were named" if told["copies"] else ""
+    verb = "would be taken down" if record.get("dry_run") else "taken down"
+    copies = f", {record['copies']:,} of them copies of rows that were named" if record["copies"] else ""
     head = Text(f"{amount(samples, 'sample')} {verb}{copies}", style="bold")
     table = Table(box=None, header_style="bold")
     for name, justify in (("dataset", "left"), ("versions", "left"), ("samples", "right"), ("rows", "left")):
@@ -394,12 +395,12 @@ def render(dataset: str, told: Record) -> "RenderableType":
         counts = (str(len(place["files"])), str(place.get("shards", 0)))
         table.add_row(name, versions, f"{place['samples']:,}", rows, *counts)
     lines = []
-    if told["unknown"]:
+    if record["unknown"]:
         lines.append(
-            f"{amount(told['unknown'], 'name is', 'names are')} of no row; "
-            "URLs and digests are remembered and will not come in"
+            f"{amount(record['unknown'], 'name is', 'names are')} of no row; "
+            "their URLs and digests are recorded, so that no later build takes them"
         )
-    lines += _other_choices(told)
+    lines += _other_choices(record)
     for place in places.values():
         lines += place.get("index") or []
         if place.get("published"):
@@ -407,10 +408,10 @@ def render(dataset: str, told: Record) -> "RenderableType":
     return Group(head, *([table] if samples else []), *map(Text, lines))
 
 
-def _other_choices(told: Record) -> list[str]:
-    """Return what the other choices of `--copies` would take."""
-    counts = {choice: sum(rows.values()) for choice, rows in told.get("choices", {}).items()}
+def _other_choices(record: Record) -> list[str]:
+    """Return how many samples the other choices of `--copies` would take."""
+    counts = {choice: sum(rows.values()) for choice, rows in record.get("choices", {}).items()}
     if not counts or len(set(counts.values())) == 1:
         return []
-    said = ", ".join(f"{choice} {rows:,}" for choice, rows in counts.items())
-    return [f"samples by --copies: {said}; this was {told['choice']}"]
+    listed = ", ".join(f"{choice} {rows:,}" for choice, rows in counts.items())
+    return [f"samples by --copies: {listed}; this take-down used {record['choice']}"]

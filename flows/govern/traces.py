@@ -1,8 +1,8 @@
-"""Words of erased rows in what runs leave on this machine: Prefect's own database and files, and the logs of Ray.
+"""Erase text of taken-down rows from files that runs leave on this machine: Prefect's database, files and Ray's logs.
 
-They hold no table of ours, but recipes (as the parameters of flow runs) and errors, which may name a row. In the
-database a word is replaced; in any other file it is overwritten where it stands, byte for byte, so that nothing moves.
-A Prefect server that somebody else runs (`PREFECT_API_URL`) and other machines are out of reach.
+These files hold no tables, but recipes (as parameters of flow runs) and errors, which may mention a row. In the
+database a text is replaced; in any other file it is overwritten in place, byte for byte, so that offsets stay valid.
+Another Prefect server (`PREFECT_API_URL`) and other machines are not reached.
 """
 
 import os
@@ -25,9 +25,9 @@ _SQLITE: Final = b"SQLite format 3\0"
 
 
 def overwrite(words: Words) -> list[str]:
-    """Take the words out of this user's state folder and Ray's logs; return the files in which one was.
+    """Erase the words in this user's state folder and in Ray's logs; return the files that contained one.
 
-    Raises BuildError where Prefect's database stays locked, or cannot be read.
+    Raises BuildError if Prefect's database remains locked or cannot be read.
     """
     spelled = sorted({v.encode("utf-8", "surrogatepass") for word in words.needles for v in variants(word)}, key=len)
     if not spelled:
@@ -47,7 +47,7 @@ def overwrite(words: Words) -> list[str]:
 
 
 def _files() -> Iterator[Path]:
-    """Yield the files that may hold a word: all of the state folder and Prefect's, and what Ray logged."""
+    """Yield the files that may hold a word: those of the state folder, of Prefect, and Ray's logs."""
     folders = {state_folder(), Path(os.environ.get("PREFECT_HOME", state_folder() / "prefect"))}
     seen: set[Path] = set()
     for folder in folders:
@@ -65,7 +65,7 @@ def _holds(path: Path, spelled: Iterable[bytes]) -> bool:
 
 
 def _pieces(path: Path, overlap: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, bytes) of a file, each with so many bytes of the one before."""
+    """Yield (offset, bytes) blocks of a file that overlap by the given number of bytes."""
     try:
         with path.open("rb") as file:
             at, kept = 0, b""
@@ -73,7 +73,7 @@ def _pieces(path: Path, overlap: int) -> Iterator[tuple[int, bytes]]:
                 yield at - len(kept), kept + piece
                 at += len(piece)
                 kept = (kept + piece)[-overlap:]
-    except OSError:  # it went meanwhile, or is somebody else's
+    except OSError:  # it was removed meanwhile, or belongs to another user
         return
 
 
@@ -86,11 +86,11 @@ def _is_database(path: Path) -> bool:
 
 
 def _overwrite(path: Path, spelled: list[bytes]) -> None:
-    """Overwrite the words in a file with as many signs, the longest first."""
+    """Overwrite the words in a file with placeholders of the same length, the longest word first."""
     places = {
         offset + at: len(word)
         for offset, piece in _pieces(path, max(map(len, spelled)))
-        for word in spelled  # the longest last, so that it counts where two begin at one place
+        for word in spelled  # the longest last, so that it wins where two begin at the same offset
         for at in _each(piece, word)
     }
     with path.open("r+b") as file:
@@ -109,7 +109,7 @@ def _each(piece: bytes, word: bytes) -> Iterator[int]:
 
 
 def _clean_database(path: Path, words: Words) -> None:
-    """Replace the words in every text of a SQLite database, and leave nothing of them in its free pages."""
+    """Replace the words in every text of a SQLite database and in its free pages."""
     try:
         with closing(sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)) as database:
             database.execute("pragma secure_delete = on")
@@ -122,7 +122,9 @@ def _clean_database(path: Path, words: Words) -> None:
             database.execute("vacuum")
             database.execute("pragma wal_checkpoint(truncate)")
     except sqlite3.Error as error:
-        raise BuildError(f"cannot take erased words out of {path}: {error}; stop what uses it, and go on") from error
+        raise BuildError(
+            f"cannot erase words in {path}: {error}; stop the process that uses it, then run the take-down again"
+        ) from error
 
 
 def _clean_table(database: sqlite3.Connection, table: str, words: Words) -> None:

@@ -1,4 +1,4 @@
-"""`espalier verify`: what is damaged, as a terminal or JSON shows it, and a bar while files are read."""
+"""`espalier verify`: check files, render the result, and show progress while files are read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from catalog.wording import amount
 
 
 def verify(catalog: Catalog, label: str, repair: bool = False) -> tuple[Findings, Mended | None]:
-    """Check a dataset (every version of it), or one version, `laion@3`; with `repair`, mend the dataset.
+    """Check a dataset (all of its versions), or one version, `laion@3`; with `repair`, repair the dataset.
 
-    Raises UserError where there is no such version, or where one version alone is to be mended.
+    Raises UserError if there is no such version, or for `repair` of a single version.
     """
     name, at, _ = label.partition("@")
     if at and repair:
-        raise UserError(f"versions share files, so --repair mends all of a dataset: espalier verify {name} --repair")
+        raise UserError(f"versions share files, so --repair works on a whole dataset: espalier verify {name} --repair")
     number = catalog.resolve(label).number if at else None
     dataset = catalog.existing(name)
     with _bar() as progress:
@@ -29,12 +29,12 @@ def verify(catalog: Catalog, label: str, repair: bool = False) -> tuple[Findings
 
 
 def is_settled(findings: Findings, mended: Mended | None) -> bool:
-    """Return whether nothing is damaged, or everything that was is restored or will be made again."""
+    """Return whether nothing is damaged, or all damaged files were restored or will be made again."""
     return findings.is_sound or (mended is not None and not mended.lost)
 
 
 def lines(findings: Findings, mended: Mended | None) -> Iterator[str]:
-    """Yield one line a damaged file, then what was done, then a summary."""
+    """Yield one line a damaged file with the action taken, then a summary."""
     yield from map(str, findings.damages)
     name = findings.label.partition("@")[0]
     if mended is not None:
@@ -56,14 +56,14 @@ def lines(findings: Findings, mended: Mended | None) -> Iterator[str]:
 
 
 def describe(findings: Findings, mended: Mended | None) -> dict[str, Any]:
-    """Return it as JSON says it."""
+    """Return the result as JSON values."""
     facts = vars(findings) | {"sound": findings.is_sound, "damages": [vars(damage) for damage in findings.damages]}
     return facts | ({} if mended is None else {"repair": vars(mended)})
 
 
 @contextmanager
 def _bar() -> Iterator[Progress]:
-    """Give a function that draws how many bytes were read, on standard error where that is a terminal."""
+    """Provide a function that shows how many bytes were read, on standard error if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

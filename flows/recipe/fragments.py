@@ -1,12 +1,12 @@
-"""Fragments: stages that several recipes share, in a file of their own.
+"""Expand fragments: lists of stages in separate files that several recipes share.
 
     stages:
       - use: download
       - include: filters/datacomp_clip_score.yaml     # looked for beside the recipe, then in the shipped configs/
         with: {threshold: 0.3}
 
-A fragment is a YAML list of stages. `${threshold:-0.28}` in it stands for what `with` says, or else for the default;
-never for the environment: what a fragment does is written in the recipe. Fragments may include fragments.
+A fragment is a YAML list of stages. `${threshold:-0.28}` in it stands for the value in `with`, or else for the default.
+It never reads the environment, so the recipe alone determines what a fragment does. Fragments may include fragments.
 """
 
 import re
@@ -24,7 +24,7 @@ VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 INCLUDE_SCHEMA: Final = {
     "type": "object",
     "title": "Include",
-    "description": "The stages of a fragment, in this place.",
+    "description": "Insert the stages of a fragment here.",
     "required": ["include"],
     "additionalProperties": False,
     "properties": {
@@ -35,16 +35,16 @@ INCLUDE_SCHEMA: Final = {
 
 
 def expand(raw: Any, node: yaml.Node | None, name: str, budget: Budget | None = None) -> Any:
-    """Return a recipe with the fragments' stages in place of `include`; `node` gets their nodes in the same places.
+    """Return a recipe with every `include` replaced by the stages of its fragment; `node` is changed in the same way.
 
-    Raises RecipeError: no such fragment, a cycle, a variable that nobody fills, a value that nobody reads, fragments
-    that multiply each other.
+    Raises RecipeError for a missing fragment, a cycle, a variable without a value, an unused value, and fragments that
+    multiply each other.
     """
     stages = raw.get("stages") if isinstance(raw, dict) else None
     if not isinstance(stages, list) or not any(_is_include(entry) for entry in stages):
         return raw
     assert isinstance(node, yaml.MappingNode)
-    # The last: those of a merge key come first, and count for less.
+    # The last one: those of a merge key come first and have lower precedence.
     at = max(i for i, (key, _) in enumerate(node.value) if key.value == "stages")
     key, sequence = node.value[at]
     spliced = list(_stages(stages, sequence.value, (Path(name),), budget or Budget(name)))
@@ -70,7 +70,7 @@ def _stages(
 def _fragment(
     entry: dict[str, Any], place: str, chain: tuple[Path, ...], budget: Budget
 ) -> Iterator[tuple[Any, yaml.Node]]:
-    """Yield the stages of one fragment, filled in, with their nodes."""
+    """Yield the stages of one fragment, with variables replaced, and their nodes."""
     path, values = _find(entry, place, chain[-1].parent), entry.get("with") or {}
     if not isinstance(values, dict):
         raise RecipeError(f"{place}: `with` is a mapping of the fragment's variables, such as {{threshold: 0.3}}")
@@ -82,7 +82,7 @@ def _fragment(
         raise RecipeError(f"{place}: {error}") from None
     raw, node = compose(text, str(path))
     if not isinstance(raw, list) or not isinstance(node, yaml.SequenceNode):
-        raise RecipeError(f"{place}: {path} is no fragment: expected a list of stages")
+        raise RecipeError(f"{place}: {path} is not a fragment: expected a list of stages")
     scalars = list(_scalars(node, set()))
     budget.file(len(scalars))
     known = dict.fromkeys(name for _, scalar in scalars for name, _ in VARIABLE.findall(scalar))
@@ -92,12 +92,12 @@ def _fragment(
     for line, scalar in scalars:
         missing = next((n for n, d in VARIABLE.findall(scalar) if n not in values and f"${{{n}:-" not in scalar), None)
         if missing:
-            raise RecipeError(f"{place}: {path}:{line} needs `{missing}`: say `with: {{{missing}: ...}}`")
+            raise RecipeError(f"{place}: {path}:{line} needs `{missing}`: add `with: {{{missing}: ...}}`")
     yield from _stages([_filled(stage, values, budget) for stage in raw], node.value, (*chain, path), budget)
 
 
 def _find(entry: dict[str, Any], place: str, beside: Path) -> Path:
-    """Return the file of a fragment: beside the file that includes it, or among the shipped ones."""
+    """Return the file of a fragment, relative to the including file or to the shipped configs."""
     wrong = next((key for key in entry if key not in ("include", "with")), None)
     if wrong is not None:
         raise RecipeError(f"{place}: `include` takes `with` only, not {shown(wrong)}")
@@ -114,10 +114,10 @@ def _find(entry: dict[str, Any], place: str, beside: Path) -> Path:
 
 
 def _is_file(path: Path) -> bool:
-    """Say whether something that can be read is there: also a pipe or a device, which `read_text` refuses by name."""
+    """Return whether the path exists; it may be a pipe or a device, which `read_text` refuses by name."""
     try:
         return path.exists() and not path.is_dir()
-    except OSError:  # a name that is too long, a folder that we may not look into
+    except OSError:  # a name that is too long, a folder without permission
         return False
 
 
@@ -129,7 +129,7 @@ def _beside(folder: Path) -> list[Path]:
 
 
 def _scalars(node: yaml.Node, done: set[int]) -> Iterator[tuple[int, str]]:
-    """Yield (line, text) of every text in a fragment, once."""
+    """Yield (line, text) of every scalar of a fragment once."""
     if id(node) in done:
         return
     done.add(id(node))
@@ -141,7 +141,7 @@ def _scalars(node: yaml.Node, done: set[int]) -> Iterator[tuple[int, str]]:
 
 
 def _filled(value: Any, values: Mapping[str, Any], budget: Budget) -> Any:
-    """Return `value` with ${name} replaced in every text; where that is all of a text, by the value as it is."""
+    """Return `value` with ${name} replaced in every text; a text that is only ${name} becomes the value itself."""
     if isinstance(value, dict):
         return {k: _filled(v, values, budget) for k, v in value.items()}
     if isinstance(value, list):

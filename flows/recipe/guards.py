@@ -1,15 +1,16 @@
-"""`guards:` of a recipe: what keeps a version from being the latest before somebody has looked at it.
+"""`guards:` of a recipe: conditions under which a new version is held until somebody approves it.
 
     guards:
-      no_samples: true         # it keeps no row at all
-      outage: true             # every row that it tried failed, for reasons of the network
-      min_rows: 1_000_000      # it keeps fewer rows than that
-      max_failed: 0.5          # a larger share of its rows failed; or by reason: {timeout: 0.1, any: 0.5}
-      max_change: 0.3          # more rows came in or were removed, as a share of the rows of the last version
+      no_samples: true         # hold a version without rows
+      outage: true             # hold a version if all rows that it tried failed for network reasons
+      min_rows: 1_000_000      # hold a version with fewer rows
+      max_failed: 0.5          # hold a version if a larger share failed; or by reason: {timeout: 0.1, any: 0.5}
+      max_change: 0.3          # hold a version if more rows were added or removed, as a share of the last version's
 
-The first two are on unless a recipe turns them off (`outage: false`). Guards are checked when a version is published,
-over the parts that it would consist of. A version that trips one is published as held (`Version.held`): readable by
-its number, and not the latest until `espalier approve DATASET@N`. Guards are in no fingerprint: they make nothing anew.
+The first two are on by default and can be turned off (`outage: false`). Guards are checked when a version is published,
+over the parts that it would consist of. A version that trips one is published as held (`Version.held`): it can be read
+by its number, and it does not become the latest until `espalier approve DATASET@N`. Guards enter no fingerprint, so
+changing them makes no part again.
 """
 
 from typing import Annotated, Any, Final
@@ -21,7 +22,7 @@ from tasks.download.reasons import REASONS
 from tasks.stage import Config
 
 ANY: Final = "any"
-"""What `max_failed` calls all reasons together."""
+"""The key of `max_failed` for all reasons together."""
 
 
 def _by_reason(value: Any) -> Any:
@@ -51,7 +52,7 @@ MaxFailed = Annotated[
 
 
 class Guards(Config):
-    """What a version must be like to become the latest without being approved."""
+    """Conditions that a version has to meet to become the latest without approval."""
 
     no_samples: bool = Field(True, description="hold a version that keeps no row at all")
     outage: bool = Field(

@@ -1,4 +1,4 @@
-"""The recipe: the YAML file that says how a dataset is built, checked before anything runs.
+"""The recipe: the YAML file that defines how a dataset is built, checked before anything runs.
 
     dataset: laion
     source: {use: parquet, path: s3://.../*.parquet}
@@ -7,8 +7,8 @@
       - use: embed
         ...
 
-Every mistake is one line with the file, the line in it, the field, and the nearest right name.
-`- include: FILE` among the stages puts those of a fragment there (`flows/recipe/fragments.py`).
+A mistake is reported in one line with the file, the line number, the field, and the nearest valid name.
+`- include: FILE` among the stages inserts those of a fragment (`flows/recipe/fragments.py`).
 `${NAME}` and `${NAME:-default}` stand for environment variables, `overrides` for `--set stage.field=value`.
 """
 
@@ -52,7 +52,7 @@ _KINDS = {
     "model_type": "expected a mapping",
     "model_attributes_type": "expected a mapping, such as `use: download`",
 }
-"""What pydantic says of Python's types, in YAML's words."""
+"""Messages of pydantic about Python types -> messages about YAML."""
 
 AnyStage = Annotated[
     AnyDownload | AnyEmbed | AnyTrain | AnyFilter | AnyDeduplicate | AnyCluster | AnyPrune | AnyReport | AnyScore,
@@ -62,12 +62,12 @@ AnyStage = Annotated[
 
 
 def _or_include(schema: dict[str, Any]) -> None:
-    """Let an editor accept `include` among the stages; `parse` has replaced it when the model sees them."""
+    """Accept `include` among the stages in the JSON Schema; `parse` replaces it before validation."""
     schema["items"] = {"anyOf": [schema["items"], INCLUDE_SCHEMA]}
 
 
 class Prices(Config):
-    """What a machine costs. Without it, a plan says that the cost is unknown."""
+    """What a machine costs. Without prices, a plan reports the cost as unknown."""
 
     currency: str = "USD"
     cpu_hour: float = Field(0, ge=0, description="one core for one hour")
@@ -76,7 +76,7 @@ class Prices(Config):
 
 
 class Recipe(Config):
-    """How one dataset is built."""
+    """The definition of one dataset."""
 
     dataset: str = Field(description="the name of the dataset in its catalog")
     description: str = Field("", description="what it is for; shown in the report")
@@ -97,14 +97,14 @@ class Recipe(Config):
     def steps(self) -> tuple[Stage, ...]:
         """Return every stage that runs, in order: the source, the recipe's stages, and the published manifest.
 
-        Raises RecipeError where two have the same name, or write the same table and do not share it.
+        Raises RecipeError if two stages have the same name, or write the same table and do not share it.
         """
         stages: list[Stage] = [self.source, *(s for stage in self.stages for s in stage.expand()), Samples()]
         names: set[str] = set()
         writers: dict[str, str] = {}
         for stage in stages:
             if stage.name in names:
-                raise RecipeError(f"two stages are called {stage.name!r}: give one of them another `name`")
+                raise RecipeError(f"two stages are named {stage.name!r}: give one of them another `name`")
             names.add(stage.name)
             if stage.table in writers and not stage.shares_table:
                 raise RecipeError(f"{writers[stage.table]!r} and {stage.name!r} both write the table {stage.table!r}")
@@ -113,12 +113,12 @@ class Recipe(Config):
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe. Raises RecipeError, or NotFoundError where the file is not there."""
+    """Read and check a recipe. Raises RecipeError, or NotFoundError if the file does not exist."""
     return parse(read_text(path), str(path), overrides)
 
 
 def read_text(path: str | Path) -> str:
-    """Return the recipe as it is written."""
+    """Return the text of a recipe file."""
     try:
         return yaml_text.read_text(path)
     except NotFoundError as error:
@@ -128,24 +128,24 @@ def read_text(path: str | Path) -> str:
 
 
 def parse(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
-    """Check a recipe's text. `name` is what errors call it."""
+    """Check the text of a recipe. Errors refer to it as `name`."""
     return resolve(text, name, overrides)[0]
 
 
 def resolve(
     text: str, name: str = "recipe", overrides: Sequence[str] = (), resolved: bool = False
 ) -> tuple[Recipe, str]:
-    """Check a recipe's text; return the recipe, and the text with fragments, variables and overrides in it: the very
-    text that was checked, so what it says cannot change until it is built.
+    """Check the text of a recipe; return the recipe, and the resolved text that was checked.
 
-    `resolved`: the text was resolved before; it is taken as it is, and needs no other file and no environment. Raises
-    RecipeError, with the file and line of what was read.
+    The resolved text includes fragments, variables and overrides, so it cannot change before it is built. If
+    `resolved`, the text has been resolved before: it depends on no other file and no environment variable. Raises
+    RecipeError with the file and line of the original text.
     """
     raw, node, as_written = _composed(text, name, overrides, resolved)
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        # An unknown field often is the missing one, misspelt: say that first.
+        # An unknown field is often a misspelling of the missing one: report it first.
         errors = sorted(error.errors(), key=lambda e: e["type"] == "missing")
         raise RecipeError("\n".join(_explain(e, raw, node) for e in errors[:5])) from None
     try:
@@ -156,12 +156,12 @@ def resolve(
 
 
 def dump(resolved: Mapping[str, Any]) -> str:
-    """Return YAML that says what a resolved recipe does."""
+    """Return a resolved recipe as YAML."""
     return yaml.dump(resolved, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes no aliases: what a variable filled in twice is written twice."""
+    """Writes no aliases: a value that a variable inserted twice is written twice."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -170,8 +170,7 @@ class _Dumper(yaml.SafeDumper):
 def _composed(
     text: str, name: str, overrides: Sequence[str], resolved: bool = False
 ) -> tuple[dict[str, Any], yaml.Node, bool]:
-    """Return what a recipe says once fragments, variables and overrides are in it, its nodes, and whether that is
-    what is written."""
+    """Return a recipe with fragments, variables and overrides applied, its nodes, and whether it equals the text."""
     raw, node = compose(text, name)
     if not isinstance(raw, dict) or node is None:
         raise RecipeError(f"{name}: a recipe is a mapping with `dataset`, `source` and `stages`")
@@ -237,7 +236,7 @@ def _override(raw: dict[str, Any], override: str, budget: Budget) -> None:
 
 
 def _descend(target: Any, key: str, override: str) -> Any:
-    """Return the mapping or list that `key` names in another; a new mapping where there is nothing."""
+    """Return the mapping or list under `key`; adds an empty mapping if there is none."""
     at = _index(target, key, override) if isinstance(target, list) else key
     if isinstance(target, dict) and target.get(key) is None:
         target[key] = {}
@@ -249,12 +248,12 @@ def _descend(target: Any, key: str, override: str) -> Any:
 
 def _index(target: list[Any], key: str, override: str) -> int:
     if not (key.isdecimal() and len(key) < 10) or int(key) >= len(target):
-        raise RecipeError(f"--set {shown(override)}: {shown(key)} is no position in a list of {len(target)}")
+        raise RecipeError(f"--set {shown(override)}: {shown(key)} is not a position in a list of {len(target)}")
     return int(key)
 
 
 def _explain(error: ErrorDetails, raw: dict[str, Any], node: yaml.Node) -> str:
-    """Return one line: file, line, field, what is wrong, the nearest right thing."""
+    """Return one line with the file, line, field, problem, and the nearest valid name."""
     kind, context = error["type"], error.get("ctx", {})
     where, field, owner = _locate(error["loc"], raw, node, absent=kind == "missing")
     last = str(error["loc"][-1]) if error["loc"] else ""
@@ -269,7 +268,7 @@ def _explain(error: ErrorDetails, raw: dict[str, Any], node: yaml.Node) -> str:
         )
     if kind == "union_tag_not_found":
         key = str(context.get("discriminator", "")).strip("'")
-        return f"{where}: {field}: it lacks `{key}`, which says what it is"
+        return f"{where}: {field}: it lacks `{key}`, which names its kind"
     if kind == "missing":
         return f"{where}: {field}: is missing"
     message = _KINDS.get(kind) or plain_message(error["msg"])
@@ -279,9 +278,9 @@ def _explain(error: ErrorDetails, raw: dict[str, Any], node: yaml.Node) -> str:
 
 
 def _locate(loc: Sequence[int | str], raw: Any, node: yaml.Node, absent: bool) -> tuple[str, str, Mapping[str, Any]]:
-    """Return (file:line, dotted field, innermost mapping) of an error; names of union members are passed over.
+    """Return (file:line, dotted field, innermost mapping) of an error; names of union members are skipped.
 
-    `absent`: the last of `loc` is a field that is not there.
+    `absent`: the last item of `loc` is a missing field.
     """
     value, mark = raw, node.start_mark
     names: list[str] = []
@@ -307,18 +306,18 @@ def _locate(loc: Sequence[int | str], raw: Any, node: yaml.Node, absent: bool) -
 
 
 def _key_of(value: Mapping[Any, Any], step: int | str) -> Any:
-    """Return the key that a step of an error's place means (pydantic calls the key 1 `1`); None where it is none."""
+    """Return the key that an item of an error's location refers to (pydantic writes the key 1 as `1`), or None."""
     return step if step in value else next((key for key in value if key is not None and str(key) == str(step)), None)
 
 
 def _key(key: object) -> str:
-    """Return a key as the path of a field shows it."""
+    """Return a key as part of a field's dotted path."""
     text = str(key)
     return text if text.isprintable() and len(text) <= 100 else shown(text)
 
 
 def _fields_of(owner: Mapping[str, Any], is_recipe: bool) -> list[str]:
-    """Return the fields that the model of a raw mapping has."""
+    """Return the fields of the model of a raw mapping."""
     if is_recipe:
         return list(Recipe.model_fields)
     if model := stage_model(owner.get("use"), owner.get("method")):
@@ -333,7 +332,7 @@ def json_schema() -> str:
 
 @cache
 def stage_models() -> tuple[type[Stage], ...]:
-    """Return every stage that a recipe may name, sources too."""
+    """Return every stage that a recipe may name, sources included."""
     return tuple(dict.fromkeys(m for m in _nested(Recipe) if issubclass(m, Stage)))
 
 
@@ -351,7 +350,7 @@ def stage_model(use: object, method: object = None) -> type[Stage] | None:
 
 
 def _nested(model: Any, seen: frozenset[Any] = frozenset()) -> list[type[BaseModel]]:
-    """Return all models that the fields of one may hold."""
+    """Return all models that the fields of a model may hold, recursively."""
     found: list[type[BaseModel]] = []
     for field in model.model_fields.values():
         todo = [field.annotation]

@@ -1,16 +1,15 @@
-"""Reading YAML that users write: recipes, fragments, and the values of `--set` and of environment variables.
+"""Read YAML that users write: recipes, fragments, and the values of `--set` and of environment variables.
 
-The file may be anybody's, so everything has a limit, and whatever is wrong is one RecipeError with the file and line:
+The file is not trusted, so everything has a limit, and every problem is one RecipeError with the file and line:
 
     file         a regular file of at most 1 MiB, UTF-8
     characters   printable ones, tabs and ends of lines, also those that quoted text escapes
-    nesting      40 levels, with aliases counted where they stand
-    values       20,000, with aliases counted as often as they are used
+    nesting      40 levels, with aliases expanded
+    values       20,000, with aliases expanded
     numbers      64 bits for whole numbers; the others finite, or written as .inf and .nan
     tags         those of JSON's types: no Python object, binary, date or set
 
-It is YAML 1.1 as PyYAML reads it, but for the words that it takes for something else: `no`, `on`, `16:9` and
-`2024-01-31` are text.
+The dialect is PyYAML's YAML 1.1, except that `no`, `on`, `16:9` and `2024-01-31` are text.
 """
 
 import io
@@ -27,13 +26,13 @@ from catalog.errors import NotFoundError, RecipeError
 from catalog.user_file import kind_of
 
 MAX_BYTES: Final = 1 << 20
-"""Of one file."""
+"""Most bytes of one file."""
 MAX_DEPTH: Final = 40
 MAX_NODES: Final = 20_000
 _MAX_DIGITS: Final = 400
 SHOWN: Final = 60
 SHOWN_PATH: Final = 500
-"""Characters of a value, and of a path, that a message shows."""
+"""Most characters of a value, and of a path, in a message."""
 _TAG: Final = "tag:yaml.org,2002:"
 _TAGS: Final = frozenset(_TAG + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge"))
 _FORBIDDEN: Final = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -46,7 +45,7 @@ _PATTERNS: Final = {
         "-+0123456789.",
     ),
 }
-"""Plain words that are no text, beside null and the merge key `<<`."""
+"""Plain scalars that are not text, besides null and the merge key `<<`."""
 
 if TYPE_CHECKING:
     _Base = yaml.SafeLoader
@@ -55,7 +54,7 @@ else:
 
 
 class _Loader(_Base):
-    """YAML as recipes mean it."""
+    """The YAML dialect of recipes."""
 
 
 def _number(read: Callable[[Any, Any], Any]) -> Callable[[Any, yaml.ScalarNode], Any]:
@@ -64,7 +63,7 @@ def _number(read: Callable[[Any, Any], Any]) -> Callable[[Any, yaml.ScalarNode],
         try:
             value = read(loader, node) if len(text) <= _MAX_DIGITS else None
         except (ValueError, IndexError, OverflowError):
-            raise _wrong(f"{shown(text)} is no number", node) from None
+            raise _wrong(f"{shown(text)} is not a number", node) from None
         if value is None or (isinstance(value, int) and not -(1 << 63) <= value < 1 << 63):
             raise _wrong(f"{shown(text)} is too large: a whole number has at most 64 bits", node)
         if value in (float("inf"), float("-inf")) and "inf" not in text.lower():
@@ -91,7 +90,7 @@ _Loader.add_constructor(_TAG + "float", _number(yaml.SafeLoader.construct_yaml_f
 
 
 class _Named(io.StringIO):
-    """A text whose marks know the name of its file."""
+    """A text that passes the name of its file to the marks of its nodes."""
 
     def __init__(self, text: str, name: str) -> None:
         super().__init__(text)
@@ -99,10 +98,10 @@ class _Named(io.StringIO):
 
 
 def read_text(path: str | Path, what: str = "recipe") -> str:
-    """Return the text of a YAML file. `what` is how errors call it.
+    """Return the text of a YAML file. Errors refer to it as `what`.
 
-    Raises NotFoundError where it is not there, RecipeError where it is no regular file (a pipe or a device might never
-    end), too large, or no UTF-8.
+    Raises NotFoundError if it does not exist, and RecipeError if it is not a regular file (a pipe or a device might
+    never end), too large, or not UTF-8.
     """
     named = shown(str(path), SHOWN_PATH)
     wrong = f"cannot read the {what} {named}"
@@ -127,11 +126,11 @@ def read_text(path: str | Path, what: str = "recipe") -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise RecipeError(f"{wrong}: line {line} is no UTF-8 (byte 0x{data[error.start]:02x})") from None
+        raise RecipeError(f"{wrong}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x})") from None
 
 
 def compose(text: str, name: str) -> tuple[Any, yaml.Node | None]:
-    """Return what a YAML text says, and its nodes, whose marks know the line and the file. Raises RecipeError."""
+    """Return the value of a YAML text and its nodes, whose marks have the line and the file. Raises RecipeError."""
     check_text(text, name)
     if len(text.encode()) > MAX_BYTES:
         raise RecipeError(f"{name}: it is larger than {MAX_BYTES:,} bytes")
@@ -153,7 +152,7 @@ def compose(text: str, name: str) -> tuple[Any, yaml.Node | None]:
 
 
 def value_of(text: str) -> Any:
-    """Return what a text says as YAML, or the text itself where it is none: `*.parquet` is a glob, no alias."""
+    """Return the YAML value of a text, or the text itself if it is not YAML: `*.parquet` is a glob, not an alias."""
     try:
         return compose(text, "value")[0]
     except RecipeError:
@@ -161,14 +160,14 @@ def value_of(text: str) -> Any:
 
 
 def check_text(text: str, name: str) -> None:
-    """Raise RecipeError where a text has a character that nobody can see, or that is none."""
+    """Raise RecipeError if a text has an invisible or invalid character."""
     if found := _FORBIDDEN.search(text):
         line = text.count("\n", 0, found.start()) + 1
         raise RecipeError(f"{name}:{line}: the character U+{ord(found[0]):04X} may not be in a recipe")
 
 
 def shown(value: object, most: int = SHOWN) -> str:
-    """Return a user's value as a message shows it: on one line, not too long."""
+    """Return a value for a message: on one line, truncated."""
     text = value if isinstance(value, str) else None
     cut = repr(value if text is None or len(text) <= most else text[: most - 3] + "...")
     return cut if len(cut) <= 2 * most else cut[: 2 * most] + "..."
@@ -181,7 +180,7 @@ def where(node: yaml.Node) -> str:
 
 @dataclass
 class Budget:
-    """What fragments and variables may still add to one recipe: they can double it at every level."""
+    """Limits what fragments and variables add to one recipe: they can double its size at every level."""
 
     name: str
     characters: int = 4 * MAX_BYTES
@@ -189,13 +188,13 @@ class Budget:
     files: int = 200
 
     def text(self, text: str) -> str:
-        """Return a text that stands in the place of a variable."""
+        """Return a text that replaces a variable."""
         self.characters -= len(text)
         self._check()
         return text
 
     def value(self, value: Any) -> Any:
-        """Return a value that stands in the place of a variable."""
+        """Return a value that replaces a variable."""
         level, depth = [value], 0
         while level:
             self.nodes -= len(level)
@@ -208,7 +207,7 @@ class Budget:
         return value
 
     def file(self, nodes: int) -> None:
-        """Count one more fragment, of so many values."""
+        """Count one more fragment and its values."""
         self.files -= 1
         self.nodes -= nodes
         self._check()
@@ -223,7 +222,7 @@ def _children(value: Any) -> Iterable[Any]:
 
 
 def _check_events(text: str, name: str) -> None:
-    """Raise RecipeError where a text is too deep or too long, before anything is built of it."""
+    """Raise RecipeError if a text is nested too deep or has too many values, before nodes are constructed."""
     depth = documents = 0
     for count, event in enumerate(yaml.parse(_Named(text, name), Loader=_Loader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -236,11 +235,11 @@ def _check_events(text: str, name: str) -> None:
 
 
 def _check_node(node: yaml.Node, sizes: dict[int, int], heights: dict[int, int]) -> None:
-    """Raise RecipeError where a mapping gives a key twice (YAML would take the last), a node is inside itself, or it
-    is too large with its aliases written out. `sizes` and `heights` are those of the nodes that are done."""
+    """Raise RecipeError if a mapping has a key twice (YAML would take the last), a node contains itself, or a node is
+    too large with its aliases expanded. `sizes` and `heights` hold the values of the nodes that were checked before."""
     if id(node) in sizes:
         if not sizes[id(node)]:
-            raise RecipeError(f"{where(node)}: an alias stands inside of what it names")
+            raise RecipeError(f"{where(node)}: an alias refers to a node that contains it")
         return
     if node.tag not in _TAGS:
         raise RecipeError(f"{where(node)}: the tag {shown(_tag(node.tag))} may not be in a recipe")
@@ -256,14 +255,14 @@ def _check_node(node: yaml.Node, sizes: dict[int, int], heights: dict[int, int])
         _check_node(child, sizes, heights)
     size, height = 1 + sum(sizes[id(c)] for c in children), 1 + max((heights[id(c)] for c in children), default=0)
     if size > MAX_NODES:
-        raise RecipeError(f"{where(node)}: has more than {MAX_NODES:,} values, with its aliases written out")
+        raise RecipeError(f"{where(node)}: has more than {MAX_NODES:,} values, with its aliases expanded")
     if height > MAX_DEPTH:
-        raise RecipeError(f"{where(node)}: is nested more than {MAX_DEPTH} deep, with its aliases written out")
+        raise RecipeError(f"{where(node)}: is nested more than {MAX_DEPTH} deep, with its aliases expanded")
     sizes[id(node)], heights[id(node)] = size, height
 
 
 def check_scalar(node: yaml.ScalarNode) -> None:
-    """Raise RecipeError where quoted text escapes a character that may not stand in it."""
+    """Raise RecipeError if quoted text escapes a character that is not allowed."""
     if found := _FORBIDDEN.search(node.value):
         raise RecipeError(f"{where(node)}: the character U+{ord(found[0]):04X} may not be in a recipe")
 
@@ -273,7 +272,7 @@ def _check_keys(node: yaml.MappingNode) -> None:
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode):
             if key.value in seen:
-                raise RecipeError(f"{where(key)}: {shown(key.value)}: is said twice, in line {seen[key.value]} too")
+                raise RecipeError(f"{where(key)}: {shown(key.value)}: is given twice, in line {seen[key.value]} too")
             seen[key.value] = key.start_mark.line + 1
 
 

@@ -273,7 +273,7 @@ def test_a_first_version_that_is_held(web: Web, run: Run) -> None:
         approve(Catalog(web.catalog), "web")
     with pytest.raises(NotFoundError, match="no version 9; there is: 1"):
         approve(Catalog(web.catalog), "web@9")
-    assert run("approve", "web@1", *where) == (0, "web@1 is approved, and the latest of web\n", "")
+    assert run("approve", "web@1", *where) == (0, "web@1 is approved; it is the latest version of web\n", "")
     code, _, err = run("approve", "web@1", *where)
     assert (code, err.startswith("espalier: web@1 was approved before, at 20")) == (2, True)
     assert sql_count(run, web, "samples") == 7

@@ -84,7 +84,7 @@ def test_a_dry_run_says_it_and_changes_nothing(
     }  # fmt: skip
     assert run(web, monkeypatch, "retry", "web", "--reason", "server", "--dry-run") == 0
     out = capsys.readouterr().out
-    assert "1 row of 1 part to try again; with what depends on them, 4 of 25 parts are made anew" in out
+    assert "1 row of 1 part to retry; with all parts that depend on them, 4 of 25 parts are made" in out
     assert "download" in out
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert run(web, monkeypatch, "retry", "web", "--reason", "timeuot", "--dry-run") == 2

@@ -249,7 +249,7 @@ def test_a_lost_file_is_made_anew(birds: Planted) -> None:
     made = update(birds.dataset, version, "clip")
     place = Path(birds.catalog.uri) / "birds/_index/clip"
     (place / made.facts["files"]["index"]).unlink()
-    with pytest.raises(NotFoundError, match="`espalier index birds` makes it anew"):
+    with pytest.raises(NotFoundError, match="`espalier index birds` builds it again"):
         made.load()
     told: list[str] = []
     assert update(birds.dataset, version, "clip", say=told.append).load().rows == 300

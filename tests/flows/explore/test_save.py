@@ -173,9 +173,9 @@ def test_what_cannot_be_saved(built: Built) -> None:
         save(catalog, found, "web")
     with pytest.raises(UserError, match="cannot name a dataset"):
         save(catalog, found, "Few Birds")
-    with pytest.raises(UserError, match="nothing was found"):
+    with pytest.raises(UserError, match="the search has no results"):
         save(catalog, search(catalog, "web", Query(text="a", where="false")), "few")
-    with pytest.raises(UserError, match="without --all"):
+    with pytest.raises(UserError, match="leave out --all"):
         save(catalog, search(catalog, "web", Query(text="a", all=True)), "few")
     assert catalog.datasets() == ("web",)
 

@@ -191,7 +191,7 @@ def test_near_duplicates_stand_for_each_other(birds: Planted, eager: None, index
 def test_mistakes_are_one_line(birds: Planted, tmp_path: Path) -> None:
     version = birds.publish(range(1))
     cases: list[tuple[Query, type[UserError], str]] = [
-        (Query(), UserError, "say one of --text, --image and --like; found none of them"),
+        (Query(), UserError, "give one of --text, --image and --like; found none of them"),
         (Query(text="a", like=1), UserError, "found --text and --like"),
         (Query(text=" "), UserError, "--text is empty"),
         (Query(like=1, top=0), UserError, "--top is 0"),

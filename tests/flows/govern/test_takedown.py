@@ -278,7 +278,7 @@ def test_no_build_brings_them_back(built: Web, emptied: bool) -> None:
     assert built.server.hits[url] == asked, "a URL that was taken down is not asked for"
     why = "select count(*) as n from web.verdicts where reason = 'taken_down' and not keep"
     assert sql(Catalog(built.catalog), why).to_pylist() == [{"n": 5}]
-    with pytest.raises(UserError, match="stay out"):
+    with pytest.raises(UserError, match="never downloaded again"):
         begin_retry(dataset, [REASON], built.catalog, "inline")
 
 
@@ -298,7 +298,7 @@ def test_what_is_left_is_noticed(built: Web, monkeypatch: pytest.MonkeyPatch, st
     dataset = dataset_of(built)
     with monkeypatch.context() as patch:
         patch.setattr(f"catalog.takedown.erase.{step}", lambda *given: None)
-        with pytest.raises(BuildError, match=f"something is left in {file}"):
+        with pytest.raises(BuildError, match=f"rows remain in {file}"):
             take_down(dataset, names(url_of(built, 1)))
     assert records(dataset)[0]["state"] == "interrupted"
     assert take_down(dataset, None)["samples"] == 2
@@ -322,7 +322,7 @@ def test_concepts_lose_the_names_that_may_be_of_its_caption(built: Web, monkeypa
             writer.write(pa.table(filled, schema=schema))
     with monkeypatch.context() as patch:
         patch.setattr("flows.govern.takedown.scrub", lambda *given: None)
-        with pytest.raises(BuildError, match="something is left in concepts/"):
+        with pytest.raises(BuildError, match="rows remain in concepts/"):
             take_down(dataset, names(url_of(built, 0)))
     take_down(dataset, None)
     found = pq.read_table(Path(dataset.storage.uri) / "concepts" / f"{'ab' * 32}.parquet").to_pydict()
@@ -402,7 +402,7 @@ def check_killed(web: Web, tmp_path: Path, at: int, needles: dict[str, bytes], u
     assert killed_at(target, url, at) == -1
     dataset = Catalog(target).dataset("web")
     if Ledger.read(dataset.storage).pending is not None:
-        with pytest.raises(UserError, match="was interrupted; carry it through first: espalier takedown web"):
+        with pytest.raises(UserError, match="was interrupted; complete it first: espalier takedown web"):
             build_here(spec_of(web, 6, str(target)))
         take_down(dataset, None)
     elif not Ledger.read(dataset.storage).records:
@@ -514,7 +514,7 @@ def test_nothing_is_erased_unasked(
         assert code == expected
         listed = " ".join(err.split())
         assert "1 sample would be taken down" in listed
-        assert "samples by --copies: none 1, bytes 2, pixels 2, duplicates 2; this was none" in listed
+        assert "samples by --copies: none 1, bytes 2, pixels 2, duplicates 2; this take-down used none" in listed
         if expected:
             assert "nothing was erased" in err
             now = {p: p.read_bytes() for p in Path(built.catalog).rglob("*") if p.is_file() and p.name != "_lease"}

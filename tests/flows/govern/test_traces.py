@@ -85,7 +85,7 @@ def test_a_locked_database_is_said(state: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(traces, "_WAIT_S", 0.1)
     with closing(fill(state / "prefect" / "prefect.db", 3)) as in_use:
         in_use.execute("begin immediate")
-        with pytest.raises(BuildError, match=r"cannot take erased words out of .*locked; stop what uses it"):
+        with pytest.raises(BuildError, match=r"cannot erase words in .*locked; stop the process that uses it"):
             overwrite(WORDS)
 
 

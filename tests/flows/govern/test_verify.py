@@ -318,7 +318,7 @@ def test_a_state_that_nothing_can_make_again_is_one_line(web: Web, espalier: Com
         flip(dataset_root(web) / name)
     code, out, _ = espalier("verify", "web", "--repair")
     assert code == 1
-    assert "_state/retries.json has no sound copy: restore it, or its copy, from a backup of the catalog" in out
+    assert "_state/retries.json has no undamaged copy: restore it, or its copy, from a backup of the catalog" in out
     with pytest.raises(DamagedError, match=r"retries.json is damaged: .*from a backup of the catalog$"):
         build(web)
 

@@ -126,7 +126,7 @@ def test_a_mistake_after_a_fragment_is_named_with_its_own_line(folder: Path) -> 
             "filters/sizs.yaml",
             r"recipe\.yaml:5: no fragment 'filters/sizs\.yaml'.* mean 'filters/sizes\.yaml'\?",
         ),
-        ("filters/sizes.yaml", r"recipe\.yaml:5: .*sizes\.yaml:7 needs `least`: say `with: \{least: \.\.\.\}`"),
+        ("filters/sizes.yaml", r"recipe\.yaml:5: .*sizes\.yaml:7 needs `least`: add `with: \{least: \.\.\.\}`"),
         (
             "filters/sizes.yaml\n    with: {leats: 3}",
             r"recipe\.yaml:5: .*no variable 'leats'; did you mean 'least'\?",
@@ -134,7 +134,7 @@ def test_a_mistake_after_a_fragment_is_named_with_its_own_line(folder: Path) -> 
         ("filters/sizes.yaml\n    with: 3", r"recipe\.yaml:5: `with` is a mapping"),
         ("filters/sizes.yaml\n    witch: {}", r"recipe\.yaml:5: `include` takes `with` only, not 'witch'"),
         ("[a, b]", r"recipe\.yaml:5: `include` names a file"),
-        ("filters/mapping.yaml", r"recipe\.yaml:5: .*mapping\.yaml is no fragment: expected a list of stages"),
+        ("filters/mapping.yaml", r"recipe\.yaml:5: .*mapping\.yaml is not a fragment: expected a list of stages"),
         ("filters/broken.yaml", r"broken\.yaml:2: not YAML"),
         ("filters/one.yaml", r"two\.yaml:1: .*one\.yaml includes itself: .*one\.yaml -> .*two\.yaml -> .*one\.yaml"),
     ],
@@ -155,7 +155,7 @@ def test_a_wrong_include_says_what_is_wrong(folder: Path, include: str, message:
 def test_a_fragment_that_cannot_be_read(folder: Path) -> None:
     (folder / "filters" / "bytes.yaml").write_bytes(b"- use: \xff\xfe")
     with pytest.raises(
-        RecipeError, match=r"recipe\.yaml:5: cannot read the fragment '.*bytes\.yaml': line 1 is no UTF-8"
+        RecipeError, match=r"recipe\.yaml:5: cannot read the fragment '.*bytes\.yaml': line 1 is not UTF-8"
     ):
         load(written(folder, including("filters/bytes.yaml")))
     with pytest.raises(RecipeError, match=r"recipe\.yaml:5: no fragment '.*filters', neither in"):

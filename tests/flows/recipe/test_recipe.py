@@ -92,7 +92,7 @@ def test_overrides() -> None:
 def test_a_mistake_of_a_whole_stage_is_named_by_the_stage_alone() -> None:
     with pytest.raises(RecipeError, match=r"r\.yaml:10: stages\[prune\]: prune takes `keep`"):
         parse(GOOD.replace("    keep: 0.5\n", ""), "r.yaml")
-    with pytest.raises(RecipeError, match=r"^r\.yaml: two stages are called 'download'"):
+    with pytest.raises(RecipeError, match=r"^r\.yaml: two stages are named 'download'"):
         parse(GOOD + "  - use: download\n", "r.yaml")
 
 
@@ -108,7 +108,7 @@ def test_an_override_reaches_what_is_not_said_yet_and_nothing_that_has_no_fields
 
 
 def test_two_stages_of_one_name_or_one_table() -> None:
-    with pytest.raises(RecipeError, match="two stages are called 'prune'"):
+    with pytest.raises(RecipeError, match="two stages are named 'prune'"):
         parse(GOOD + "  - use: prune\n    method: random\n    keep: 0.5\n")
     with pytest.raises(RecipeError, match="both write the table 'images'"):
         parse(GOOD + "  - use: download\n    name: again\n")
