@@ -1,12 +1,12 @@
-"""Planting the demo's web: thousands of pictures cut from a few photographs, a LAION-style list of their URLs, and
-the truth about every row, which the build never reads.
+"""Generate the demo's web: thousands of crops of a few photographs, a LAION-style list of their URLs, and the ground
+truth of every row, which the build never reads.
 
-    <folder>/files/           what the server serves
-    <folder>/urls/*.parquet   URL, TEXT and the columns that LAION's tables have: the build's input
-    <folder>/truth.parquet    what each row is, and what must become of it: the scoreboard's input
+    <folder>/files/           the files that the server serves
+    <folder>/urls/*.parquet   URL, TEXT and the other columns of LAION's tables: the input of the build
+    <folder>/truth.parquet    the kind of each row and its expected outcome: the input of the scoreboard
 
-The same rows and seed give the same bytes, whatever the number of cores. Folders are planted once: planting one again
-rewrites the tables only (they hold the server's address).
+The same rows and seed give the same bytes on any number of cores. Files are generated once per folder; a second call
+rewrites only the tables, which contain the server's address.
 """
 
 import hashlib
@@ -34,9 +34,9 @@ EXACT_SHARE: Final = 0.08
 REENCODED_SHARE: Final = 0.12
 WRONG_CAPTION_SHARE: Final = 0.04
 MIN_ROWS: Final = 300
-"""Below, the hazards, of which there is at least one each, would leave too few ordinary rows."""
+"""Fewer rows would leave too few ordinary ones beside at least one row of every hazard."""
 MAX_ROWS: Final = 3500
-"""Above, the photographs do not yield pictures enough that can be told apart."""
+"""More rows would need more distinguishable crops than the photographs yield."""
 INPUT_FILES: Final = 2
 
 TRUTH: Final = pa.schema(
@@ -70,7 +70,7 @@ _ROW: Final = pa.schema(
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything is that was planted."""
+    """The locations of the generated files."""
 
     folder: Path
     urls: Path
@@ -83,7 +83,7 @@ class Plan:
 def plant(folder: Path, rows: int = 3000, seed: int = 0, base_url: str = DEFAULT_URL) -> Plan:
     """Plant a web of `rows` URLs into `folder`, to be served at `base_url` (`server.serve`).
 
-    Raises UserError where `rows` is too small to hold every hazard, or larger than the photographs yield.
+    Raises UserError if `rows` is too small for every hazard, or larger than the photographs allow.
     """
     plan = Plan(folder, folder / "urls", folder / "truth.parquet", rows, base_url)
     stamp = folder / "planted.json"
@@ -100,7 +100,7 @@ def plant(folder: Path, rows: int = 3000, seed: int = 0, base_url: str = DEFAULT
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the planted web. `url` still holds `{base}` and `{localhost}`."""
+    """One row of the planted web. `url` still contains the placeholders `{base}` and `{localhost}`."""
 
     url: str | None
     caption: str | None
@@ -116,7 +116,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """All rows, and all files that they need."""
+    """All rows and the files that they need."""
 
     rows: Sequence[Row]
     pictures: Sequence[Picture]
@@ -125,7 +125,7 @@ class Planted:
     seed: int
 
     def table(self) -> pa.Table:
-        """Return the rows: truth and input in one, addresses still open."""
+        """Return the rows with input and truth columns; URLs still contain placeholders."""
         rng = np.random.default_rng([self.seed, 7])
         similarity = np.where([row.wrong_caption for row in self.rows], 0.24, 0.31) + rng.normal(
             0, 0.02, len(self.rows)
@@ -158,7 +158,7 @@ class Planted:
 
 
 def check_rows(rows: int) -> None:
-    """Raise UserError where the demo cannot plant so many rows."""
+    """Raise UserError if the demo cannot plant this number of rows."""
     if not MIN_ROWS <= rows <= MAX_ROWS:
         raise UserError(
             f"the demo plants at least {MIN_ROWS} rows, to hold every hazard, and at most {MAX_ROWS}, not {rows}"
@@ -166,7 +166,7 @@ def check_rows(rows: int) -> None:
 
 
 class _Planner:
-    """Decides what every row is. Draws from one generator, in one order: the seed settles everything."""
+    """Decides the kind of every row. Draws from one generator in a fixed order, so the seed determines the result."""
 
     def __init__(self, rows: int, seed: int) -> None:
         check_rows(rows)
@@ -362,7 +362,7 @@ def _write_tables(plan: Plan, rows: pa.Table) -> None:
 
 
 def _code_digest() -> str:
-    """Return what changes when other code would plant other bytes."""
+    """Return a digest of the code that determines the bytes of the files."""
     digest = hashlib.sha256()
     for module in (__file__, hazards.__file__, photographs.__file__, pictures.__file__):
         digest.update(Path(str(module)).read_bytes())

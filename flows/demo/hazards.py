@@ -1,7 +1,7 @@
-"""What a crawl meets: every hazard that the demo plants, where the server acts it out, and what must become of it.
+"""The hazards of a crawl that the demo plants: URL, caption, and the expected outcome.
 
-A hazard's URL says what the server does (`/status/404/…`), so a page of the report explains itself. `{file}` stands
-for a picture's file, `{n}` for a number that makes the URL unique, `{base}` for the server's own address.
+The URL of a hazard describes the server's behaviour (`/status/404/…`), so it explains itself in the report. `{file}` is
+replaced by the file of an image, `{n}` by a number that makes the URL unique, `{base}` by the server's address.
 """
 
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ Stage = Literal["download", "filter", ""]
 
 @dataclass(frozen=True)
 class Hazard:
-    """One kind of trouble."""
+    """One kind of hazard."""
 
     name: str
     url: str | None
     reason: str | None = None
-    """The reason that the row must end with: one of `tasks.download.reasons`, or a rule of the demo's filter."""
+    """The expected reason of the row: one of `tasks.download.reasons`, or a rule of the demo's filter."""
     stage: Stage = "download"
-    """Which stage must reject it; empty: it must come through."""
+    """The stage that must reject the row; empty if the row must be kept."""
     rows: int = 5
-    """How many are planted among 3,000 rows; at least one in any corpus."""
+    """Number of rows among 3,000; at least one in a corpus of any size."""
     file: str = "picture"
-    """What the URL serves: a picture, plain or in one of `pictures.ODD_ENCODINGS`, or one of `pictures.assets`."""
+    """The content of the URL: an image, plain or in one of `pictures.ODD_ENCODINGS`, or one of `pictures.assets`."""
     caption: str | None = None
-    """What the caption becomes; `{caption}` is the right one. None: the right one."""
+    """Template of the caption; `{caption}` is the correct one. None: the correct caption."""
 
     @property
     def survives(self) -> bool:
@@ -40,7 +40,7 @@ def _ok(
 
 
 UNREACHABLE_PORT: Final = 1
-"""Port of a service that nothing runs any more (tcpmux): the recipe allows it, and nobody listens."""
+"""Port of an obsolete service (tcpmux): the recipe allows it, and no server listens on it."""
 
 HAZARDS: Final = (
     # answers without a picture
@@ -51,12 +51,12 @@ HAZARDS: Final = (
     Hazard("overloaded for ever", "{base}/status/429/{n}.jpg", "rate_limited", rows=2, file=""),
     Hazard("no content", "{base}/status/204/{n}.jpg", "unexpected_status", rows=3, file=""),
     Hazard("empty body", "{base}/empty/{n}.jpg", "empty_body", file=""),
-    # answers that heal when asked again
+    # errors that disappear after retries
     _ok("heals after 503", "{base}/heals/503/1/{file}", rows=12),
     _ok("heals after 500 twice", "{base}/heals/500/2/{file}"),
     _ok("heals after 429", "{base}/heals/429/1/{file}", rows=3),
     _ok("heals after a reset", "{base}/heals/reset/2/{file}"),
-    # bodies that do not end well
+    # incomplete or endless bodies
     Hazard("slow body", "{base}/slow-body/{file}", "timeout", rows=4),
     Hazard("slow headers", "{base}/slow-headers/{file}", "timeout", rows=3),
     Hazard("endless body", "{base}/endless/{n}.jpg", "body_too_large", rows=4, file=""),
@@ -74,7 +74,7 @@ HAZARDS: Final = (
     Hazard("redirect to metadata", "{base}/redirect-to/metadata/{n}.jpg", "private_address", rows=3, file=""),
     Hazard("redirect to loopback", "{base}/redirect-to/loopback/{n}.jpg", "private_address", rows=3, file=""),
     Hazard("redirect to file:", "{base}/redirect-to/file/{n}.jpg", "bad_scheme", rows=3, file=""),
-    # what a type says
+    # wrong content types
     _ok("picture called text/html", "{base}/typed/text/html/{file}"),
     _ok("picture called a byte stream", "{base}/typed/application/octet-stream/{file}", rows=3),
     Hazard("page called image/jpeg", "{base}/page/{n}.jpg", "not_an_image", rows=10, file=""),
@@ -126,7 +126,7 @@ HAZARDS: Final = (
     Hazard("no host", "http:///{n}.jpg", "bad_url", rows=2, file=""),
     Hazard("empty URL", "", "bad_url", rows=1, file=""),
     Hazard("no URL", None, "bad_url", rows=1, file=""),
-    # captions that must come through unharmed
+    # captions that must not be changed
     _ok("caption with NUL", rows=4, caption="{caption}\0 and more"),
     _ok("caption with emoji", rows=6, caption="🐈‍⬛✨ {caption} 👩🏽‍🚀"),
     _ok("caption right to left", rows=4, caption="\u202eصورة جميلة\u202c {caption}"),

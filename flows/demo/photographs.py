@@ -1,7 +1,7 @@
-"""The photographs that scikit-image and scikit-learn ship in their wheels, and how to cut and describe them.
+"""The photographs that scikit-image and scikit-learn ship in their wheels, with functions to crop and describe them.
 
-A photograph is a concept. From it come many crops that show different things: no two of them overlap by half, and no
-two look alike to a perceptual hash, mirrored or not, so whatever merges two of them has made a mistake.
+A photograph is a concept. Its crops are distinct: no two of them overlap by half, and no two have similar perceptual
+hashes, mirrored or not, so merging two of them is an error of deduplication.
 """
 
 from dataclasses import dataclass
@@ -17,32 +17,32 @@ Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """left, top, right, bottom, in pixels; right and bottom are outside."""
 Boxes = npt.NDArray[np.int64]
-"""(n, 4): a box a row."""
+"""(n, 4): one box a row."""
 
 MIN_CROP_PX: Final = 80
 MIN_CROP_AREA: Final = 0.03
-"""Of the photograph."""
+"""As a fraction of the photograph's area."""
 MAX_IOU: Final = 0.5
 MIN_HASH_DISTANCE: Final = 12
-"""Of 63 bits. A re-encoded, slightly cropped copy is usually within 8."""
+"""In bits, of 63. A re-encoded, slightly cropped copy usually differs in at most 8."""
 MIN_CONTRAST: Final = 18.0
-"""Standard deviation of the grey values of a crop: sky and shadow alone show nothing."""
+"""Least standard deviation of the grey values of a crop, which excludes crops of only sky or shadow."""
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """One photograph: where it is, what it shows, and what its regions show."""
+    """One photograph: its location, its subject, and the content of its regions."""
 
     name: str
     file: str
     subjects: tuple[str, ...]
     parts: tuple[tuple[str, float, float, float, float], ...] = ()
-    """What is where: name, left, top, right, bottom, as fractions of width and height."""
+    """Regions: name, left, top, right, bottom, as fractions of width and height."""
     share: float = 1.0
-    """How many pictures are cut from it, relative to the others. Textures give few that can be told apart."""
+    """Relative number of crops. Textures yield few distinguishable ones."""
 
 
-# Not among them: gravel, which 64 pixels do not tell from grass, the second view of the motorcycle, and drawings.
+# Excluded: gravel, which cannot be distinguished from grass at 64 pixels, the second view of the motorcycle, drawings.
 PHOTOGRAPHS: Final = (
     Photograph(
         "astronaut",
@@ -235,11 +235,11 @@ def pixels(name: str) -> Pixels:
 
 
 def distinct_crops(name: str, count: int, rng: np.random.Generator) -> list[Box]:
-    """Return up to `count` crops of a photograph that can be told apart: fewer where it holds no more.
+    """Return up to `count` distinguishable crops of a photograph; fewer if it does not yield more.
 
-    Candidates have MIN_CROP_AREA to 1 of the photograph's area and an aspect ratio of 2:3 to 3:2. They are taken first
-    come, first served, where they have contrast, overlap no earlier one by more than MAX_IOU (intersection over
-    union), and differ from each, as it is and mirrored, in MIN_HASH_DISTANCE bits of a DCT hash.
+    Candidates have MIN_CROP_AREA to 1 of the photograph's area and an aspect ratio of 2:3 to 3:2. They are accepted in
+    order if they have contrast, overlap no accepted crop by more than MAX_IOU (intersection over union), and differ
+    from every accepted crop and its mirror image in MIN_HASH_DISTANCE bits of a DCT hash.
     """
     photograph = pixels(name)
     candidates = _candidates(photograph.shape[1], photograph.shape[0], 60 * count, rng)
@@ -265,7 +265,7 @@ def distinct_crops(name: str, count: int, rng: np.random.Generator) -> list[Box]
 
 
 def describe(name: str, box: Box, flipped: bool, look: str, rng: np.random.Generator) -> str:
-    """Return a caption such as people write: the subject, what of it is seen, and sometimes how."""
+    """Return a caption in the style of web captions: the subject, the visible part, and sometimes the look."""
     photograph = BY_NAME[name]
     subject = str(rng.choice(photograph.subjects))
     region = _region(photograph, box, flipped)
@@ -291,7 +291,7 @@ def describe(name: str, box: Box, flipped: bool, look: str, rng: np.random.Gener
 
 
 def _candidates(width: int, height: int, count: int, rng: np.random.Generator) -> Boxes:
-    """Return random boxes, wide ones first: otherwise small ones would leave no room for any that shows it all."""
+    """Return random boxes, large ones first: otherwise small ones would leave no room for boxes of the whole image."""
     smallest = max(MIN_CROP_AREA, MIN_CROP_PX**2 / (width * height))
     area = np.exp(rng.uniform(np.log(smallest), 0.0, count)) * width * height
     aspect = np.exp(rng.uniform(np.log(2 / 3), np.log(3 / 2), count))
@@ -314,14 +314,14 @@ def _iou(box: npt.NDArray[np.int64], others: Boxes) -> npt.NDArray[np.float64]:
 
 
 def _summed(photograph: Pixels) -> npt.NDArray[np.float64]:
-    """Return the summed-area table of the grey values: any mean over a rectangle in four look-ups."""
+    """Return the summed-area table of the grey values, which gives the mean of any rectangle in four look-ups."""
     import cv2
 
     return np.asarray(cv2.integral(cv2.cvtColor(photograph, cv2.COLOR_RGB2GRAY)), dtype=np.float64)
 
 
 def _thumbnail(summed: npt.NDArray[np.float64], box: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Return the means of 32 x 32 cells of a crop, whose edges are rounded to pixels."""
+    """Return the means of 32 x 32 cells of a crop, with cell borders rounded to pixels."""
     left, top, right, bottom = box
     across = np.linspace(left, right, 33).astype(np.int64)
     down = np.linspace(top, bottom, 33).astype(np.int64)
@@ -331,7 +331,7 @@ def _thumbnail(summed: npt.NDArray[np.float64], box: npt.NDArray[np.int64]) -> n
 
 
 def _hash(thumbnail: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Return the signs of the 63 lowest DCT coefficients but the mean, about their median."""
+    """Return the signs of the 63 lowest DCT coefficients without the mean, relative to their median."""
     import cv2
 
     low = cv2.dct(np.ascontiguousarray(thumbnail))[:8, :8].ravel()[1:]
@@ -340,7 +340,7 @@ def _hash(thumbnail: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
 
 
 def _region(photograph: Photograph, box: Box, flipped: bool) -> str:
-    """Return what of the photograph a crop shows: a named part where one fills much of it, else where it is."""
+    """Return a description of a crop: a named region that fills much of it, otherwise its position."""
     height, width = pixels(photograph.name).shape[:2]
     left, top, right, bottom = box[0] / width, box[1] / height, box[2] / width, box[3] / height
     area = (right - left) * (bottom - top)

@@ -1,4 +1,4 @@
-"""Cutting and encoding one picture of the planted web: from a photograph's crop to the bytes of a file."""
+"""Render and encode one image of the planted web: from a crop of a photograph to the bytes of a file."""
 
 import gzip
 import io
@@ -24,17 +24,17 @@ _TONES: Final[dict[Look, tuple[tuple[float, float, float], float]]] = {
     "bright": ((0.90, 0.90, 0.90), 35),
     "faded": ((0.78, 0.76, 0.72), 35),
 }
-"""What a look multiplies red, green and blue by, and then adds."""
+"""The factor and the offset of red, green and blue for each look."""
 
 GZIP_BOMB_BYTES: Final = 128 * 2**20
 ODD_ENCODINGS: Final = ("grey", "cmyk", "progressive", "exif", "png16", "palette", "alpha", "polyglot")
 EXTENSION: Final = {"png16": "png", "palette": "png", "alpha": "png", "png": "png", "webp": "webp"}
-"""File name endings of encodings; any other is a JPEG's."""
+"""File extensions of encodings; any other encoding is a JPEG."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What makes one file, entirely: the same picture gives the same bytes, in any process."""
+    """A complete description of one file: the same description gives the same bytes in any process."""
 
     file: str
     photograph: str
@@ -50,18 +50,18 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A picture that was decoded, cut a little, scaled and saved again under another name."""
+    """An image that was decoded, cropped slightly, scaled and saved again under another name."""
 
     file: str
     crop: tuple[float, float, float, float]
-    """What is cut off left, top, right and bottom, as fractions of width and height."""
+    """The margins cut off left, top, right and bottom, as fractions of width and height."""
     scale: float
     encoding: str
     quality: int
 
 
 def render(picture: Picture) -> Pixels:
-    """Return the pixels of a picture before it is encoded: uint8 (height, width, 3), RGB."""
+    """Return the pixels of an image before encoding: uint8 (height, width, 3), RGB."""
     import cv2
 
     left, top, right, bottom = picture.box
@@ -79,7 +79,7 @@ def render(picture: Picture) -> Pixels:
 
 
 def encode(image: Pixels, encoding: str, quality: int) -> bytes:
-    """Return the file of an RGB image, uint8 (height, width, 3). `encoding`: jpg, png, webp or of ODD_ENCODINGS."""
+    """Encode an RGB image, uint8 (height, width, 3). `encoding`: jpg, png, webp or one of ODD_ENCODINGS."""
     import cv2
 
     if encoding in ODD_ENCODINGS:
@@ -95,7 +95,7 @@ def encode(image: Pixels, encoding: str, quality: int) -> bytes:
 
 
 def encode_again(data: bytes, copy: Copy) -> bytes:
-    """Return the file of a copy of the file `data`."""
+    """Return the encoded copy of the image file `data`."""
     import cv2
 
     decoded: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -110,7 +110,7 @@ def encode_again(data: bytes, copy: Copy) -> bytes:
 
 @lru_cache(maxsize=1)
 def assets() -> dict[str, bytes]:
-    """Return the files that are no pictures, or are made to hurt, by name: the same bytes every time."""
+    """Return name -> content of the files that are not images or are malicious; deterministic."""
     noise = np.random.default_rng(0).integers(1, 256, 20_000, dtype=np.uint8).tobytes()
     flat = np.full((240, 320, 3), 255, np.uint8)
     return {
@@ -142,7 +142,7 @@ def _odd(image: Pixels, encoding: str, quality: int) -> bytes:
             picture.save(buffer, "JPEG", quality=quality, progressive=True)
         case "exif":
             exif = Image.Exif()
-            exif[0x0112] = 6  # orientation: what is stored lies on its side
+            exif[0x0112] = 6  # orientation: the stored image is rotated by 90 degrees
             picture.save(buffer, "JPEG", quality=quality, exif=exif)
         case "png16":
             return _png16(image)
@@ -153,7 +153,7 @@ def _odd(image: Pixels, encoding: str, quality: int) -> bytes:
             picture.save(buffer, "PNG")
         case _:
             picture.save(buffer, "JPEG", quality=quality)
-            buffer.write(b"PK\5\6" + bytes(18))  # an empty zip archive: legal behind a JPEG's end
+            buffer.write(b"PK\5\6" + bytes(18))  # an empty zip archive, which is legal after the end of a JPEG
     return buffer.getvalue()
 
 
@@ -166,7 +166,7 @@ def _png16(image: Pixels) -> bytes:
 
 
 def _png(width: int, height: int, rows: bytes, packed: bool = False) -> bytes:
-    """Return a black-and-white PNG of one bit a pixel: 144 megapixels are 18 kilobytes. `packed`: the rows are."""
+    """Return a PNG with one bit a pixel, in which 144 megapixels take 18 kB. `packed`: the packed rows."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,4 +1,4 @@
-"""The `demo` command: plant a small web, serve it, build a dataset from it, and hold the result against the truth."""
+"""The `demo` command: plant a small web, serve it, build a dataset from it, and compare the result with the truth."""
 
 import json
 import os
@@ -28,7 +28,7 @@ KEEP = 0.5
 
 
 def run(catalog: str | None, rows: int, executor: str, as_json: bool) -> int:
-    """Run the demo; return the exit code: 0 where every check passed."""
+    """Run the demo; return the exit code: 0 if every check passed."""
     check_rows(rows)
     began_s = time.monotonic()
     show = RichDisplay()

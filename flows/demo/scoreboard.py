@@ -1,6 +1,6 @@
-"""The demo checks itself: what became of every planted row, against the truth that the build never saw.
+"""Check the demo: compare the outcome of every planted row with the ground truth, which the build never reads.
 
-All of it is counting, in SQL over Arrow tables; the build's own numbers are used nowhere.
+All checks count rows in SQL over Arrow tables; they use none of the numbers that the build reports.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _EXAMPLES: Final = 8
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the scoreboard. `planted` is what `found` is held against; `value` is the number with the goal."""
+    """One line of the scoreboard. `found` is compared with `planted`; `value` is the number that has a goal."""
 
     name: str
     found: int
@@ -36,7 +36,7 @@ class Check:
     goal: str
     passed: bool
     detail: tuple[str, ...] = ()
-    """What is amiss, a line a kind, the most frequent first."""
+    """Deviations, one line a kind, the most frequent first."""
 
 
 def score(
@@ -54,9 +54,9 @@ def score(
     deduplicate_stage: str | None = "deduplicate",
     prune_stage: str = "prune",
 ) -> list[Check]:
-    """Return the checks of a build of a planted web. Checks whose tables are not given are left out.
+    """Return the checks of a build of a planted web. Checks whose tables are not given are omitted.
 
-    Needs of the tables: source (sample_id, url, caption), images (sample_id, status, reason), decisions (as
+    Columns used: source (sample_id, url, caption), images (sample_id, status, reason), decisions (as
     `catalog.schema.DECISIONS`), clusters (sample_id, cluster), embeddings (sample_id and `score_column`), samples
     (sample_id). `keep` is the fraction that the recipe's `prune` keeps.
     """
@@ -92,7 +92,7 @@ select t.* exclude (nth), s.sample_id, s.caption as found_caption, i.status, i.r
 from t left join s on coalesce(t.url, '') = coalesce(s.url, '') and t.nth = s.nth
 left join images i using (sample_id)
 """
-"""URLs are unique but for the empty ones, which mean the same; a row that was lost has no sample_id."""
+"""URLs are unique except for empty and null ones, which are equivalent; a lost row has no sample_id."""
 
 
 def render(checks: Sequence[Check], stages: Sequence[Mapping[str, Any]] = ()) -> "RenderableType":
@@ -138,7 +138,7 @@ def _rows(db: "duckdb.DuckDBPyConnection") -> Check:
 
 
 def _captions(db: "duckdb.DuckDBPyConnection") -> Check:
-    """Captions come through letter for letter; sources drop NUL characters, and an empty caption may become null."""
+    """Captions must not change; sources drop NUL characters, and an empty caption may become null."""
     same = "replace(coalesce(caption, ''), chr(0), '') = replace(coalesce(found_caption, ''), chr(0), '')"
     found, planted = _one(db, f"select count(*) filter ({same}), count(*) from planted")
     detail = _lines(db, f"select coalesce(hazard, 'ordinary') || ': ' || url from planted where not ({same})")
@@ -146,7 +146,7 @@ def _captions(db: "duckdb.DuckDBPyConnection") -> Check:
 
 
 def _outcome(filter_stage: str) -> str:
-    """Return a query: every planted row with what became of it in download and filter, as `stage` and `why`."""
+    """Return a query: every planted row with its outcome in download and filter, as `stage` and `why`."""
     return f"""
         select p.*,
             case when p.sample_id is null then 'lost' when p.status is distinct from 'success' then 'download'
@@ -182,7 +182,7 @@ def _hazards(db: "duckdb.DuckDBPyConnection", filter_stage: str) -> Check:
 
 
 def _judged(filter_stage: str, stage: str) -> str:
-    """Return a query: the pictures that deduplication had to judge, with its verdict; kept where it gave none."""
+    """Return a query: the images that deduplication judged, with its verdict; kept if it has none."""
     return f"""
         select p.* exclude (stage, why), coalesce(d.keep, true) as keep, d.reason as why, d.representative, d.similarity
         from ({_outcome(filter_stage)}) p
@@ -192,9 +192,9 @@ def _judged(filter_stage: str, stage: str) -> str:
 
 
 def _exact(db: "duckdb.DuckDBPyConnection", judged: str) -> Check:
-    """Of n rows with the same bytes one may stay, whichever: n - 1 are planted.
+    """Of n rows with the same bytes any one may be kept: n - 1 duplicates are planted.
 
-    They are found as copies of each other; or, where all are out, in the group of one row that stays for all of them.
+    They are found as copies of each other or, if all are rejected, in the group of one row that represents all of them.
     """
     planted, found = _one(
         db,
@@ -213,7 +213,7 @@ def _exact(db: "duckdb.DuckDBPyConnection", judged: str) -> Check:
 
 
 def _reencoded(db: "duckdb.DuckDBPyConnection", judged: str) -> Check:
-    """Of m different files of one picture one may stay; a file is out when all rows with its bytes are."""
+    """Of m different files of one image one may be kept; a file is rejected if all rows with its bytes are."""
     files = f"select picture, file, bool_or(keep) as stays from ({judged}) group by picture, file"
     planted, found = _one(
         db,
@@ -231,7 +231,7 @@ def _reencoded(db: "duckdb.DuckDBPyConnection", judged: str) -> Check:
 
 
 def _false_merges(db: "duckdb.DuckDBPyConnection", judged: str) -> Check:
-    """A row is merged falsely when what stands for it is another picture."""
+    """A row is merged falsely if its representative is another image."""
     merged = (
         f"({judged}) r left join planted other on other.sample_id = r.representative "
         "where not r.keep and r.why like 'duplicate%' and other.picture is distinct from r.picture"
@@ -250,7 +250,7 @@ def _false_merges(db: "duckdb.DuckDBPyConnection", judged: str) -> Check:
 
 
 def _purity(db: "duckdb.DuckDBPyConnection") -> Check:
-    """Purity: the share of rows whose concept is the commonest of their cluster (Manning et al., 2008, 16.3)."""
+    """Purity: the share of rows whose concept is the most frequent of their cluster (Manning et al., 2008, 16.3)."""
     pairs = (
         "select c.cluster, p.concept, count(*) as n from planted p join clusters c using (sample_id) "
         "where c.cluster is not null and p.concept is not null group by 1, 2"
@@ -273,7 +273,7 @@ def _purity(db: "duckdb.DuckDBPyConnection") -> Check:
 
 
 def _wrong_captions(db: "duckdb.DuckDBPyConnection", column: str) -> Check:
-    """The area under the ROC curve: how often a right caption scores above a wrong one. `found` counts rows scored."""
+    """Area under the ROC curve: how often a correct caption scores above a wrong one. `found` counts scored rows."""
     from sklearn.metrics import roc_auc_score
 
     rows = db.execute(
@@ -300,7 +300,7 @@ def _kept(db: "duckdb.DuckDBPyConnection", stage: str, keep: float) -> Check:
 
 
 def _balance(db: "duckdb.DuckDBPyConnection") -> Check:
-    """Every row of the source failed, was rejected, or is in the published manifest: exactly one of them."""
+    """Every row of the source either failed, was rejected, or is in the published manifest."""
     ends = """
         select s.sample_id, (i.status is distinct from 'success')::int as failed,
             (s.sample_id in (select sample_id from decisions where not keep))::int as rejected,
@@ -328,7 +328,7 @@ def _one(db: "duckdb.DuckDBPyConnection", query: str) -> tuple[Any, ...]:
 
 
 def _lines(db: "duckdb.DuckDBPyConnection", query: str) -> tuple[str, ...]:
-    """Return the first column of a query's first rows, as text, and how many more there are."""
+    """Return the first column of a query's first rows as text, and the number of further rows."""
     rows = [str(row[0]) for row in db.execute(query).fetchall()]
     more = len(rows) - _EXAMPLES
     return (*rows[:_EXAMPLES], f"and {more} more") if more > 0 else tuple(rows)

@@ -1,9 +1,9 @@
-"""The planted web's server: files on loopback, and every way in which a server can misbehave.
+"""The server of the planted web: files on loopback, and every misbehaviour of a server that the demo tests.
 
-What it does is in the URL (`hazards.py` lists them); it knows neither the plan nor the truth. The only state is how
-often each URL that heals has been asked for, so a fresh server gives every crawler the same web.
+The URL determines the behaviour (`hazards.py` lists the URLs); the server knows neither the plan nor the truth. Its
+only state is the number of requests of each URL that recovers after retries, so a new server presents the same web.
 
-It runs as a process of its own, and ends when its standard input closes: nothing is left when the parent dies.
+It runs in a separate process, which ends when its standard input closes, and so when its parent dies.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from catalog.errors import BuildError
 
 DEFAULT_PORT: Final = 8723
 SLOW_S: Final = 60.0
-"""How long slow answers take: longer than any sensible limit on a request."""
+"""Duration of slow responses, longer than any sensible limit on a request."""
 TRICKLE_S: Final = 0.3
-"""How long an answer that comes in small pieces takes."""
+"""Duration of a response that arrives in small pieces."""
 HUGE_BYTES: Final = 50 * 2**30
 START_S: Final = 30.0
 
@@ -44,10 +44,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @contextmanager
 def serve(folder: Path, port: int = DEFAULT_PORT) -> Iterator[str]:
-    """Serve what `corpus.plant` put, or will put, into `folder`; give the address, such as `http://127.0.0.1:8723`.
+    """Serve the files of `corpus.plant` in `folder` and provide the address, such as `http://127.0.0.1:8723`.
 
-    Where the port is taken another is used, so look at the address: a build's cache depends on it. Raises BuildError
-    where the server does not start.
+    If the port is in use, another one is chosen; the address matters, because the cache of a build depends on it.
+    Raises BuildError if the server does not start.
     """
     command = [sys.executable, "-m", "flows.demo.server", "--folder", str(folder.resolve()), "--port", str(port)]
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
@@ -57,7 +57,7 @@ def serve(folder: Path, port: int = DEFAULT_PORT) -> Iterator[str]:
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": path},
-        start_new_session=True,  # Ctrl-C is for the build; the server ends when the build has
+        start_new_session=True,  # Ctrl-C is for the build; the server ends after the build
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -77,7 +77,7 @@ def serve(folder: Path, port: int = DEFAULT_PORT) -> Iterator[str]:
 
 
 def application(folder: Path) -> web.Application:
-    """Return the server of `folder`, to run wherever an aiohttp application runs."""
+    """Return the aiohttp application that serves `folder`."""
     box = _Box(folder / "files")
     app = web.Application(middlewares=[box.guard])
     for path, handler in box.routes().items():
@@ -86,7 +86,7 @@ def application(folder: Path) -> web.Application:
 
 
 class _Box:
-    """The handlers. `{file}` of a path is a file's name beneath `files/`."""
+    """The handlers. `{file}` in a path is the name of a file in `files/`."""
 
     def __init__(self, files: Path) -> None:
         self.files = files
@@ -159,7 +159,7 @@ class _Box:
         return web.Response(body=_PAGE, content_type="image/jpeg")
 
     async def typed(self, request: web.Request) -> web.StreamResponse:
-        """Answer with a picture, and say that it is something else."""
+        """Respond with an image under a wrong content type."""
         type_ = "{kind}/{subkind}".format_map(request.match_info)
         return web.Response(body=self.read(request)[0], content_type=type_)
 
@@ -171,13 +171,13 @@ class _Box:
         return web.Response(text="User-agent: *\nDisallow: /closed/\n")
 
     async def reserved(self, request: web.Request) -> web.StreamResponse:
-        """Answer with a picture whose rightsholder reserves text and data mining."""
+        """Respond with an image whose rightsholder reserves text and data mining."""
         data, type_ = self.read(request)
         headers = {"tdm-reservation": "1", "tdm-policy": "https://rights.example/policy.json"}
         return web.Response(body=data, content_type=type_, headers=headers)
 
     async def truncated(self, request: web.Request) -> web.StreamResponse:
-        """Answer with the first 60 % of a file, as if they were all."""
+        """Respond with the first 60 % of a file as if they were the whole file."""
         data, type_ = self.read(request)
         return web.Response(body=data[: len(data) * 6 // 10], content_type=type_)
 
@@ -186,14 +186,14 @@ class _Box:
         return web.Response(body=gzip.compress(data, mtime=0), content_type=type_, headers={"Content-Encoding": "gzip"})
 
     async def gzip_broken(self, request: web.Request) -> web.StreamResponse:
-        """Answer with the first half of a compressed file."""
+        """Respond with the first half of a compressed file."""
         data, type_ = self.read(request)
         packed = gzip.compress(data, mtime=0)
         half = packed[: len(packed) // 2]
         return web.Response(body=half, content_type=type_, headers={"Content-Encoding": "gzip"})
 
     async def gzip_bomb(self, request: web.Request) -> web.StreamResponse:
-        """Answer with 128 kilobytes that become 128 megabytes."""
+        """Respond with 128 kB that decompress to 128 MB."""
         return web.Response(
             body=(self.files / "bomb.gz").read_bytes(), content_type="image/jpeg", headers={"Content-Encoding": "gzip"}
         )
@@ -201,7 +201,7 @@ class _Box:
     # answers that change
 
     async def heals(self, request: web.Request) -> web.StreamResponse:
-        """Fail the first times that a URL is asked for."""
+        """Fail the first requests of a URL."""
         self.asked[request.path] += 1
         if self.asked[request.path] > int(request.match_info["times"]):
             return await self.file(request)
@@ -212,7 +212,7 @@ class _Box:
         return web.Response(status=int(kind), headers={"Retry-After": "1"} if kind in ("429", "503") else {})
 
     async def redirect(self, request: web.Request) -> web.StreamResponse:
-        """Redirect as many times as the path says, then to the file; relative and absolute by turns."""
+        """Redirect as often as the path specifies, then to the file; alternately relative and absolute."""
         left, file = int(request.match_info["times"]) - 1, request.match_info["file"]
         path = f"/redirect/{left}/files/{file}" if left else f"/files/{file}"
         target = path if left % 2 else f"http://{request.host}{path}"
@@ -225,14 +225,14 @@ class _Box:
         target = _REDIRECTS[request.match_info["where"]].format(port=request.url.port)
         return web.Response(status=302, headers={"Location": target})
 
-    # answers that do not end well
+    # incomplete responses
 
     async def slow_headers(self, request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(SLOW_S)
         return await self.file(request)
 
     async def slow_body(self, request: web.Request) -> web.StreamResponse:
-        """Send a byte now and then: every read succeeds in time, and the whole does not."""
+        """Send single bytes slowly: every read succeeds in time, but the whole response does not."""
         data, type_ = self.read(request)
         return await self._in_pieces(request, data, type_, pieces=min(len(data), 600), duration_s=SLOW_S)
 
@@ -245,11 +245,11 @@ class _Box:
         await response.prepare(request)
         await response.write(b"\xff\xd8\xff\xe0")
         block = bytes(2**16)
-        while True:  # until the other side hangs up: writing then raises
+        while True:  # until the client disconnects: writing then raises
             await response.write(block)
 
     async def huge(self, request: web.Request) -> web.StreamResponse:
-        """Announce 50 GiB, and be in no hurry."""
+        """Announce 50 GiB, and send slowly."""
         response = web.StreamResponse(headers={"Content-Type": "image/jpeg", "Content-Length": str(HUGE_BYTES)})
         await response.prepare(request)
         await response.write(bytes(2**16))
@@ -257,7 +257,7 @@ class _Box:
         return response
 
     async def cut(self, request: web.Request) -> web.StreamResponse:
-        """Announce a file, send half of it, and hang up."""
+        """Announce a file, send half of it, and disconnect."""
         data, type_ = self.read(request)
         response = web.StreamResponse(headers={"Content-Type": type_, "Content-Length": str(len(data))})
         await response.prepare(request)
@@ -278,7 +278,7 @@ class _Box:
 
 
 def _hang_up(request: web.Request, politely: bool = False) -> None:
-    """Close the connection: with a reset, or, politely, when what was written has been sent."""
+    """Close the connection: with a reset, or after the written data has been sent."""
     if request.transport is None:
         return
     if politely:
@@ -289,7 +289,7 @@ def _hang_up(request: web.Request, politely: bool = False) -> None:
 
 @asynccontextmanager
 async def _listening(folder: Path, port: int) -> AsyncIterator[int]:
-    """Listen on loopback: on `port`, or on any free one where that is taken."""
+    """Listen on loopback on `port`, or on a free port if that is in use."""
     runner = web.AppRunner(application(folder), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     try:
@@ -308,7 +308,7 @@ async def _run(folder: Path, port: int) -> None:
     async with _listening(folder, port) as taken:
         sys.stdout.write(f"{taken}\n")
         sys.stdout.flush()
-        await asyncio.to_thread(sys.stdin.read)  # until whoever started it closes it, or dies
+        await asyncio.to_thread(sys.stdin.read)  # until the parent closes it, or dies
 
 
 def main() -> None:
