@@ -1,9 +1,9 @@
 """Erase rows from every file of a dataset, published or not, and so from every version.
 
-An `ErasurePlan` lists the affected files and ranges as plain numbers and paths. Executing it is a sequence of steps, each of
-which can be repeated. Files keep their names, because a part is named by the work that made it; so caching, resuming
-and the versions' lists of files remain valid, and no version can restore erased rows. In `source` and `images` an
-erased row remains as a bare sample_id with the reason; from every other table the row is removed.
+An `ErasurePlan` lists the affected files and ranges as plain numbers and paths. Executing it is a sequence of steps,
+each of which can be repeated. Files keep their names, because a part is named by the work that made it; so caching,
+resuming and the versions' lists of files remain valid, and no version can restore erased rows. In `source` and `images`
+an erased row remains as a bare sample_id with the reason; from every other table the row is removed.
 """
 
 import shutil
