@@ -43,7 +43,7 @@ def test_a_recipe_names_its_stages_and_ends_with_the_manifest() -> None:
         ("  use: parquet\n", "", 2, ["source", "lacks `use`"]),
         ("dataset: laion", "dataset: laion\ndataset: other", 2, ["dataset", "twice", "line 1"]),
         ("    keep: 0.5", "    keep: 0.5\n    keep: 0.9", 13, ["keep", "twice", "line 12"]),
-        ("path: urls", "path: &a [*a]", 4, ["alias", "inside"]),
+        ("path: urls", "path: &a [*a]", 4, ["alias", "contains it"]),
         ("- use: download\n    timeout_s: 5", "- download", 6, ["stages[0]", "expected a mapping, such as `use"]),
         ("k: 3", "levels: 3", 9, ["stages[cluster].levels", "expected a list (got 3)"]),
         ("    keep: 0.5", "    of: []", 12, ["stages[prune].of: unknown field"]),
