@@ -33,7 +33,7 @@ def photographs(count: int) -> list[bytes]:
     from PIL import Image
     from skimage import data
 
-    sources = [Image.fromarray(photo()) for photo in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
+    sources = [Image.fromarray(getattr(data, name)()) for name in ("astronaut", "coffee", "chelsea", "rocket")]
     rng = np.random.default_rng(0)
     found = []
     for i in range(count):

@@ -124,9 +124,9 @@ def test_bad_parts_are_refused_and_change_nothing(dataset: Dataset, parts: list[
 
 def test_what_is_not_there_is_one_line(dataset: Dataset, parts: list[PartFile]) -> None:
     delta.commit(dataset.storage, "source", SOURCE, parts)
-    for read in (lambda: delta.files(dataset.storage, "source", 9), lambda: delta.files(dataset.storage, "no")):
+    for table, version in (("source", 9), ("no", None)):
         with pytest.raises(NotFoundError) as caught:
-            read()
+            delta.files(dataset.storage, table, version)
         assert "\n" not in str(caught.value)
 
 

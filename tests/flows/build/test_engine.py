@@ -3,15 +3,17 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from catalog.errors import BalanceError, PartError
+from catalog.inputs import Inputs
 from catalog.parts import PartFile
 from flows.build.engine import Engine, InlineEngine
 from flows.build.plan import Plan, PlannedPart, PlannedStage, make_plan
 from flows.build.ray_engine import RayEngine
 from flows.build.worker import jobs_of, work_of
-from tasks.stage import Stage
+from tasks.stage import Run, Stage
 from tests.stages import DropOdd, Lengths, Misbehaving, dataset_in, recipe_of, write_source
 
 
@@ -84,7 +86,7 @@ def test_a_killed_actor_costs_nothing_but_its_part(ray_engine: Engine, tmp_path:
 
 def test_a_table_stage_that_loses_rows(tmp_path: Path) -> None:
     class Losing(DropOdd):
-        def run(self, inputs, run):  # type: ignore[no-untyped-def]
+        def run(self, inputs: Inputs, run: Run) -> Iterator[pa.Table]:
             for piece in super().run(inputs, run):
                 yield piece.slice(1)
 

@@ -27,23 +27,25 @@ def _truth(plan: Plan) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Plan:
+def small(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return plant(tmp_path_factory.mktemp("small"), MIN_ROWS, seed=1, base_url="http://127.0.0.1:1111")
 
 
-def test_the_same_seed_plants_the_same_bytes_on_any_number_of_cores(web, tmp_path, monkeypatch):
+def test_the_same_seed_plants_the_same_bytes_on_any_number_of_cores(
+    web: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     again = plant(tmp_path, web.rows, seed=3, base_url=web.base_url)
     assert _digest(again.folder) == _digest(web.folder)
 
 
-def test_another_seed_plants_another_web(small):
+def test_another_seed_plants_another_web(small: Plan) -> None:
     other = corpus._Planner(MIN_ROWS, seed=2).run().table()
     assert other.num_rows == small.rows
     assert not other.select(["url"]).equals(pq.read_table(small.folder / "rows.parquet", columns=["url"]))
 
 
-def test_planting_again_writes_no_picture_and_only_moves_the_address(small):
+def test_planting_again_writes_no_picture_and_only_moves_the_address(small: Plan) -> None:
     before = {path: path.stat().st_mtime_ns for path in (small.folder / "files").iterdir()}
     there = [row["url"] or "" for row in _truth(small)]
     moved = plant(small.folder, MIN_ROWS, seed=1, base_url="http://127.0.0.1:2222")
@@ -52,7 +54,7 @@ def test_planting_again_writes_no_picture_and_only_moves_the_address(small):
     plant(small.folder, MIN_ROWS, seed=1, base_url=small.base_url)
 
 
-def test_a_half_planted_folder_is_planted_anew(small):
+def test_a_half_planted_folder_is_planted_anew(small: Plan) -> None:
     whole = _digest(small.folder)
     (small.folder / "planted.json").unlink()
     next(iter((small.folder / "files").glob("0*.jpg"))).write_bytes(b"half")
@@ -61,7 +63,7 @@ def test_a_half_planted_folder_is_planted_anew(small):
     assert _digest(small.folder) == whole
 
 
-def test_input_and_truth_are_about_the_same_rows(web):
+def test_input_and_truth_are_about_the_same_rows(web: Plan) -> None:
     truth = _truth(web)
     parts = sorted(web.urls.glob("*.parquet"))
     rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
@@ -72,7 +74,7 @@ def test_input_and_truth_are_about_the_same_rows(web):
     assert len({row["url"] for row in truth}) == 400
 
 
-def test_every_hazard_is_planted_and_its_reason_exists(web):
+def test_every_hazard_is_planted_and_its_reason_exists(web: Plan) -> None:
     planted = Counter(row["hazard"] for row in _truth(web))
     assert {hazard.name for hazard in HAZARDS} == set(planted) - {None}
     assert {hazard.reason for hazard in HAZARDS if hazard.stage == "download"} <= set(REASONS)
@@ -82,7 +84,7 @@ def test_every_hazard_is_planted_and_its_reason_exists(web):
         assert (row["expected_stage"] is None) == (row["hazard"] is None or BY_NAME[row["hazard"]].survives)
 
 
-def test_duplicates_are_what_they_are_called(web):
+def test_duplicates_are_what_they_are_called(web: Plan) -> None:
     by_url = {row["url"]: row for row in _truth(web)}
     kinds = Counter(row["duplicate_kind"] for row in by_url.values())
     assert kinds["exact"] == round(0.08 * 400)
@@ -99,7 +101,7 @@ def test_duplicates_are_what_they_are_called(web):
             assert (web.folder / row["file"]).read_bytes() != (web.folder / original["file"]).read_bytes()
 
 
-def test_a_perceptual_hash_of_its_own_finds_copies_and_tells_pictures_apart(web):
+def test_a_perceptual_hash_of_its_own_finds_copies_and_tells_pictures_apart(web: Plan) -> None:
     """The catalog's hash knows nothing of how crops were chosen: copies are near, other pictures are not."""
     files = {row["file"]: row["picture"] for row in _truth(web) if row["picture"] is not None and not row["hazard"]}
     hashes = [images.phash(images.decode((web.folder / file).read_bytes())) for file in files]
@@ -113,7 +115,7 @@ def test_a_perceptual_hash_of_its_own_finds_copies_and_tells_pictures_apart(web)
     assert (distance[~same & upper] <= 6).sum() <= 2
 
 
-def test_wrong_captions_are_of_another_concept(web):
+def test_wrong_captions_are_of_another_concept(web: Plan) -> None:
     """A right caption names its photograph by a word that no other photograph's captions have, more often than not."""
     rows = [row for row in _truth(web) if row["hazard"] is None]
     wrong = [row for row in rows if row["wrong_caption"]]
@@ -127,7 +129,7 @@ def test_wrong_captions_are_of_another_concept(web):
     assert all(names(row, row["concept"]) for row in rows if not row["wrong_caption"])
 
 
-def test_picture_sizes_and_formats(web):
+def test_picture_sizes_and_formats(web: Plan) -> None:
     sizes: list[tuple[int, int]] = []
     formats: Counter[str] = Counter()
     for row in _truth(web):
@@ -142,7 +144,7 @@ def test_picture_sizes_and_formats(web):
 
 
 @pytest.mark.parametrize("file", ["bomb-header", "bomb-flat", "pixel", "icon", "hairline", "svg", "garbled"])
-def test_assets_fail_in_the_catalog_for_the_reason_that_is_expected(web, file):
+def test_assets_fail_in_the_catalog_for_the_reason_that_is_expected(web: Plan, file: str) -> None:
     """The truth says why a file is no good; the code that decodes agrees. (Minimal sizes are the downloader's.)"""
     hazard = next(h for h in HAZARDS if h.file == file)
     (path,) = (web.folder / "files").glob(f"{file}.*")
@@ -154,7 +156,7 @@ def test_assets_fail_in_the_catalog_for_the_reason_that_is_expected(web, file):
     assert error.value.reason == hazard.reason
 
 
-def test_odd_encodings_decode_to_the_right_picture(web):
+def test_odd_encodings_decode_to_the_right_picture(web: Plan) -> None:
     """A decoder sees in each the picture that an ordinary file would show: no channel swapped, none inverted."""
     from flows.demo import pictures
     from flows.demo.pictures import Picture
@@ -175,11 +177,11 @@ def test_odd_encodings_decode_to_the_right_picture(web):
             assert error < 12, (encoding, error)
 
 
-def test_crops_of_a_photograph_do_not_overlap_by_half():
+def test_crops_of_a_photograph_do_not_overlap_by_half() -> None:
     boxes = distinct_crops("cat", 60, np.random.default_rng(0))
     assert len(set(boxes)) == 60
 
-    def area(box):
+    def area(box: tuple[int, ...]) -> int:
         return max(0, box[2] - box[0]) * max(0, box[3] - box[1])
 
     for at, one in enumerate(boxes):
@@ -190,7 +192,7 @@ def test_crops_of_a_photograph_do_not_overlap_by_half():
             assert shared / (area(one) + area(other) - shared) <= MAX_IOU
 
 
-def test_captions_say_what_is_seen():
+def test_captions_say_what_is_seen() -> None:
     rng = np.random.default_rng(0)
     height, width = photographs.pixels("coffee").shape[:2]
     spoon = (int(0.5 * width), int(0.54 * height), int(0.72 * width), int(0.86 * height))
@@ -201,14 +203,14 @@ def test_captions_say_what_is_seen():
     assert "upper right" in grass[1]
 
 
-def test_impossible_numbers_of_rows_are_refused_in_one_line(tmp_path):
+def test_impossible_numbers_of_rows_are_refused_in_one_line(tmp_path: Path) -> None:
     for rows in (-1, 0, MIN_ROWS - 1, MAX_ROWS + 1, 10**9):
         with pytest.raises(UserError, match=f"at least {MIN_ROWS} rows.* at most {MAX_ROWS}, not {rows}$"):
             plant(tmp_path, rows)
     assert not (tmp_path / "truth.parquet").exists()
 
 
-def test_photographs_come_with_the_installed_packages():
+def test_photographs_come_with_the_installed_packages() -> None:
     for photo in PHOTOGRAPHS:
         shape = photographs.pixels(photo.name).shape
         assert shape[2] == 3
@@ -217,7 +219,7 @@ def test_photographs_come_with_the_installed_packages():
             assert 0 <= top < bottom <= 1
 
 
-def test_the_concepts_are_all_there_and_unequal(web):
+def test_the_concepts_are_all_there_and_unequal(web: Plan) -> None:
     concepts: defaultdict[str, int] = defaultdict(int)
     for row in _truth(web):
         if row["concept"]:
@@ -226,7 +228,7 @@ def test_the_concepts_are_all_there_and_unequal(web):
     assert max(concepts.values()) > 1.5 * min(concepts.values())
 
 
-def test_truth_is_an_arrow_table_that_explains_itself(web):
+def test_truth_is_an_arrow_table_that_explains_itself(web: Plan) -> None:
     schema = pq.read_schema(web.truth)
     assert all(field.metadata and b"about" in field.metadata for field in schema)
     assert schema.field("picture").type == pa.int32()

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from catalog.schema import DECISIONS
+from flows.demo.corpus import Plan
 from flows.demo.scoreboard import Check, render, score
 
 Tables = dict[str, pa.Table]
@@ -24,7 +25,7 @@ KEPT, BALANCE = "kept by prune", "rows that end once: in = out + kept"
 
 
 @pytest.fixture(scope="module")
-def truth(web) -> pa.Table:
+def truth(web: Plan) -> pa.Table:
     return pq.read_table(web.truth)
 
 
@@ -97,7 +98,7 @@ def failing(truth: pa.Table, tables: Tables) -> set[str]:
     return {name for name, check in checks(truth, tables).items() if not check.passed}
 
 
-def test_a_perfect_build_passes_every_check_with_the_numbers_that_were_planted(truth):
+def test_a_perfect_build_passes_every_check_with_the_numbers_that_were_planted(truth: pa.Table) -> None:
     found = checks(truth, perfect(truth))
     assert [name for name, check in found.items() if not check.passed] == []
     assert set(found) == {ROWS, HAZARDS, CAPTIONS, ORDINARY, EXACT, REENCODED, FALSE, PURITY, AUC, KEPT, BALANCE}
@@ -110,7 +111,7 @@ def test_a_perfect_build_passes_every_check_with_the_numbers_that_were_planted(t
     assert not any(check.detail for name, check in found.items() if name not in {AUC, KEPT})
 
 
-def test_a_lost_and_a_doubled_row(truth):
+def test_a_lost_and_a_doubled_row(truth: pa.Table) -> None:
     tables = perfect(truth)
     assert ROWS in failing(truth, tables | {"source": tables["source"].slice(1)})
     twice = pa.concat_tables([tables["source"], replace(tables["source"].slice(5, 1), "sample_id", lambda _: 1 << 30)])
@@ -119,7 +120,7 @@ def test_a_lost_and_a_doubled_row(truth):
     assert found[ROWS].detail == ("1 row that nobody planted",)
 
 
-def test_a_wrong_reason_names_the_hazard(truth):
+def test_a_wrong_reason_names_the_hazard(truth: pa.Table) -> None:
     tables = perfect(truth)
     gone = {row["url"] for row in truth.to_pylist() if row["hazard"] == "redirect loop"}
     ids = {row["sample_id"] for row in tables["source"].to_pylist() if row["url"] in gone}
@@ -131,7 +132,7 @@ def test_a_wrong_reason_names_the_hazard(truth):
     assert found[HAZARDS].detail == (expected,)
 
 
-def test_hazards_that_came_through_and_pictures_that_did_not(truth):
+def test_hazards_that_came_through_and_pictures_that_did_not(truth: pa.Table) -> None:
     tables = perfect(truth)
     through = replace(tables["images"], "status", lambda _: "success")
     assert HAZARDS in failing(truth, tables | {"images": through})
@@ -145,7 +146,7 @@ def test_hazards_that_came_through_and_pictures_that_did_not(truth):
     assert found[ORDINARY].detail == ("download timeout (1)",)
 
 
-def test_a_blank_picture_that_the_filter_let_through(truth):
+def test_a_blank_picture_that_the_filter_let_through(truth: pa.Table) -> None:
     tables = perfect(truth)
     kept = replace(tables["decisions"], "keep", lambda r: r["keep"] or r["stage"] == "filter")
     found = checks(truth, tables | {"decisions": kept})
@@ -153,14 +154,14 @@ def test_a_blank_picture_that_the_filter_let_through(truth):
     assert found[HAZARDS].detail[0].startswith("blank: expected filter blank, found it came through (")
 
 
-def test_a_changed_caption(truth):
+def test_a_changed_caption(truth: pa.Table) -> None:
     tables = perfect(truth)
     cut = replace(tables["source"], "caption", lambda r: r["caption"] and r["caption"][:200])
     assert failing(truth, tables | {"source": cut}) == {CAPTIONS}
 
 
 @pytest.mark.parametrize(("kind", "check"), [("exact", EXACT), ("perceptual", REENCODED)])
-def test_missed_duplicates(truth, kind, check):
+def test_missed_duplicates(truth: pa.Table, kind: str, check: str) -> None:
     tables = perfect(truth)
     reason = f"duplicate_{kind}"
     missed = replace(tables["decisions"], "keep", lambda r: r["keep"] or r["reason"] == reason)
@@ -170,7 +171,7 @@ def test_missed_duplicates(truth, kind, check):
     assert found[check].detail
 
 
-def test_the_other_copy_may_be_the_one_that_stays(truth):
+def test_the_other_copy_may_be_the_one_that_stays(truth: pa.Table) -> None:
     """Which of two copies is kept is the recipe's business."""
     tables = perfect(truth)
     pairs = [r for r in tables["decisions"].to_pylist() if r["reason"] == "duplicate_exact"]
@@ -187,7 +188,7 @@ def test_the_other_copy_may_be_the_one_that_stays(truth):
     assert found[FALSE].passed
 
 
-def test_false_merges_are_counted_and_named(truth):
+def test_false_merges_are_counted_and_named(truth: pa.Table) -> None:
     tables = perfect(truth)
     pictures = {
         s["sample_id"]: t["picture"] for s, t in zip(tables["source"].to_pylist(), truth.to_pylist(), strict=True)
@@ -213,7 +214,7 @@ def test_false_merges_are_counted_and_named(truth):
     assert all(" is not files/" in line for line in found[FALSE].detail)
 
 
-def test_a_build_that_never_deduplicated_does_not_pass_in_silence(truth):
+def test_a_build_that_never_deduplicated_does_not_pass_in_silence(truth: pa.Table) -> None:
     tables = perfect(truth)
     rows = [r for r in tables["decisions"].to_pylist() if r["stage"] != "deduplicate"]
     bare = tables | {"decisions": pa.Table.from_pylist(rows, schema=DECISIONS)}
@@ -222,7 +223,7 @@ def test_a_build_that_never_deduplicated_does_not_pass_in_silence(truth):
     assert {EXACT, REENCODED, FALSE}.isdisjoint(check.name for check in without)
 
 
-def test_purity_of_one_cluster_is_the_share_of_the_commonest_concept(truth):
+def test_purity_of_one_cluster_is_the_share_of_the_commonest_concept(truth: pa.Table) -> None:
     tables = perfect(truth)
     one = replace(tables["clusters"], "cluster", lambda _: 0)
     found = checks(truth, tables | {"clusters": one})[PURITY]
@@ -237,7 +238,7 @@ def test_purity_of_one_cluster_is_the_share_of_the_commonest_concept(truth):
     assert not found.passed
 
 
-def test_scores_without_knowledge_have_an_auc_of_one_half(truth):
+def test_scores_without_knowledge_have_an_auc_of_one_half(truth: pa.Table) -> None:
     tables = perfect(truth)
     rng = np.random.default_rng(0)
     blind = replace(tables["embeddings"], "clip_score", lambda _: float(rng.random()))
@@ -248,7 +249,7 @@ def test_scores_without_knowledge_have_an_auc_of_one_half(truth):
     assert not checks(truth, tables | {"embeddings": nothing})[AUC].passed
 
 
-def test_one_row_too_many_is_kept(truth):
+def test_one_row_too_many_is_kept(truth: pa.Table) -> None:
     tables = perfect(truth)
     pruned = next(r["sample_id"] for r in tables["decisions"].to_pylist() if r["reason"] == "pruned_density")
     more = replace(
@@ -260,7 +261,7 @@ def test_one_row_too_many_is_kept(truth):
     assert not found[BALANCE].passed  # that row is neither out nor in the manifest
 
 
-def test_published_rows_that_were_rejected_or_unknown(truth):
+def test_published_rows_that_were_rejected_or_unknown(truth: pa.Table) -> None:
     tables = perfect(truth)
     out = next(r["sample_id"] for r in tables["decisions"].to_pylist() if not r["keep"])
     for extra in (out, 1 << 40):
@@ -268,14 +269,14 @@ def test_published_rows_that_were_rejected_or_unknown(truth):
         assert failing(truth, tables | {"samples": samples}) == {BALANCE}
 
 
-def test_checks_are_left_out_with_their_tables(truth):
+def test_checks_are_left_out_with_their_tables(truth: pa.Table) -> None:
     tables = perfect(truth)
     few = {name: tables[name] for name in ("source", "images", "decisions")}
     names = {check.name for check in score(truth, **few)}
     assert {PURITY, AUC, KEPT, BALANCE}.isdisjoint(names)
 
 
-def test_the_board_shows_numbers_failures_and_stages(truth):
+def test_the_board_shows_numbers_failures_and_stages(truth: pa.Table) -> None:
     tables = perfect(truth)
     one = replace(tables["clusters"], "cluster", lambda _: 0)
     stages = [{"stage": "download", "seconds": 12.34, "rows": 400, "parts": 3, "cached_parts": 1, "bytes": 2_500_000}]

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
 import pyarrow.parquet as pq
 import pytest
+from yarl import URL
 
+from flows.demo.corpus import Plan
 from flows.demo.pictures import GZIP_BOMB_BYTES
 from flows.demo.server import serve
 
@@ -39,12 +42,12 @@ def get(url: str, timeout_s: float = 5, **options: Any) -> tuple[int, dict[str, 
 
 
 @pytest.fixture(scope="module")
-def picture(web) -> tuple[str, bytes]:
+def picture(web: Plan) -> tuple[str, bytes]:
     row = next(r for r in pq.read_table(web.truth).to_pylist() if r["hazard"] == "redirect")
     return row["file"], (web.folder / row["file"]).read_bytes()
 
 
-def test_rows_that_must_come_through_serve_the_bytes_that_the_truth_names(web):
+def test_rows_that_must_come_through_serve_the_bytes_that_the_truth_names(web: Plan) -> None:
     rows = [row for row in pq.read_table(web.truth).to_pylist() if row["expected_stage"] is None]
 
     async def talk(client: aiohttp.ClientSession) -> list[tuple[str, bytes]]:
@@ -68,20 +71,20 @@ def test_rows_that_must_come_through_serve_the_bytes_that_the_truth_names(web):
 
 
 @pytest.mark.parametrize("status", [204, 403, 404, 410, 429, 500])
-def test_statuses(web, status):
+def test_statuses(web: Plan, status: int) -> None:
     found, headers, _ = get(f"{web.base_url}/status/{status}/1.jpg")
     assert found == status
     assert ("Retry-After" in headers) == (status == 429)
 
 
-def test_healing_is_counted_by_url(web, picture):
+def test_healing_is_counted_by_url(web: Plan, picture: tuple[str, bytes]) -> None:
     file, data = picture
     assert [get(f"{web.base_url}/heals/503/2/{file}")[0] for _ in range(4)] == [503, 503, 200, 200]
     assert get(f"{web.base_url}/heals/500/1/{file}")[0] == 500
     assert get(f"{web.base_url}/heals/500/1/{file}")[2] == data
 
 
-def test_a_reset_is_a_reset_and_heals(web, picture):
+def test_a_reset_is_a_reset_and_heals(web: Plan, picture: tuple[str, bytes]) -> None:
     """Over a bare socket: aiohttp's client would quietly ask again."""
     file, data = picture
     port = int(web.base_url.rsplit(":", 1)[1])
@@ -94,12 +97,12 @@ def test_a_reset_is_a_reset_and_heals(web, picture):
 
 
 @pytest.mark.parametrize("kind", ["slow-body", "slow-headers"])
-def test_slow_answers_outlast_a_limit_on_the_whole_request(web, picture, kind):
+def test_slow_answers_outlast_a_limit_on_the_whole_request(web: Plan, picture: tuple[str, bytes], kind: str) -> None:
     with pytest.raises(asyncio.TimeoutError):
         get(f"{web.base_url}/{kind}/{picture[0]}", timeout_s=0.8)
 
 
-def test_a_slow_body_trickles_so_that_single_reads_succeed(web, picture):
+def test_a_slow_body_trickles_so_that_single_reads_succeed(web: Plan, picture: tuple[str, bytes]) -> None:
     async def talk(client: aiohttp.ClientSession) -> int:
         async with client.get(f"{web.base_url}/slow-body/{picture[0]}") as response:
             return sum([len(await response.content.readany()) for _ in range(3)])
@@ -107,7 +110,7 @@ def test_a_slow_body_trickles_so_that_single_reads_succeed(web, picture):
     assert 0 < ask(talk) < len(picture[1])
 
 
-def test_endless_bodies_go_on_and_huge_ones_say_so(web):
+def test_endless_bodies_go_on_and_huge_ones_say_so(web: Plan) -> None:
     async def talk(client: aiohttp.ClientSession) -> tuple[int, str]:
         read = 0
         async with client.get(f"{web.base_url}/endless/1.jpg") as response:
@@ -121,7 +124,7 @@ def test_endless_bodies_go_on_and_huge_ones_say_so(web):
     assert int(announced) > 10**10
 
 
-def test_gzip_in_all_its_ways(web, picture):
+def test_gzip_in_all_its_ways(web: Plan, picture: tuple[str, bytes]) -> None:
     file, data = picture
     status, headers, body = get(f"{web.base_url}/gzip/{file}")
     assert (status, headers["Content-Encoding"], gzip.decompress(body)) == (200, "gzip", data)
@@ -134,14 +137,14 @@ def test_gzip_in_all_its_ways(web, picture):
     assert len(body) * 500 < GZIP_BOMB_BYTES == len(gzip.decompress(body))
 
 
-def test_bodies_that_end_early(web, picture):
+def test_bodies_that_end_early(web: Plan, picture: tuple[str, bytes]) -> None:
     file, data = picture
     assert get(f"{web.base_url}/truncated/{file}")[2] == data[: len(data) * 6 // 10]
     with pytest.raises(aiohttp.ClientPayloadError):
         get(f"{web.base_url}/cut/{file}")
 
 
-def test_redirects(web, picture):
+def test_redirects(web: Plan, picture: tuple[str, bytes]) -> None:
     file, data = picture
     for hops in (1, 3):
         assert get(f"{web.base_url}/redirect/{hops}/{file}")[2] == data
@@ -160,7 +163,7 @@ def test_redirects(web, picture):
         assert headers["Location"].startswith(target)
 
 
-def test_types_and_opt_outs(web, picture):
+def test_types_and_opt_outs(web: Plan, picture: tuple[str, bytes]) -> None:
     file, data = picture
     status, headers, body = get(f"{web.base_url}/typed/text/html/{file}")
     assert (status, headers["Content-Type"].split(";")[0], body) == (200, "text/html", data)
@@ -179,7 +182,7 @@ def test_types_and_opt_outs(web, picture):
 @pytest.mark.parametrize(
     "path", ["/files/..%2ftruth.parquet", "/files/..%2f..%2fetc%2fpasswd", "/files/.hidden", "/truth.parquet"]
 )
-def test_nothing_but_the_files_is_served(web, path):
+def test_nothing_but_the_files_is_served(web: Plan, path: str) -> None:
     (web.folder / "files" / ".hidden").write_bytes(b"secret")
     try:
         import yarl
@@ -190,12 +193,12 @@ def test_nothing_but_the_files_is_served(web, path):
         (web.folder / "files" / ".hidden").unlink()
 
 
-async def _raw(url) -> int:
+async def _raw(url: URL) -> int:
     async with aiohttp.ClientSession() as client, client.get(url) as response:
         return response.status
 
 
-def test_a_taken_port_gives_way_to_another(tmp_path):
+def test_a_taken_port_gives_way_to_another(tmp_path: Path) -> None:
     with serve(tmp_path, port=0) as first:
         port = int(first.rsplit(":", 1)[1])
         with serve(tmp_path, port=port) as second:
@@ -204,7 +207,7 @@ def test_a_taken_port_gives_way_to_another(tmp_path):
         assert third == first
 
 
-def test_the_server_dies_with_whoever_started_it(tmp_path):
+def test_the_server_dies_with_whoever_started_it(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from flows.demo.server import serve\n"
         "with serve(Path(sys.argv[1]), port=0) as url: print(url, flush=True); time.sleep(60)"

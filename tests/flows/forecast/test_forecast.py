@@ -4,6 +4,8 @@ import io
 import json
 import math
 import random
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,15 +33,24 @@ from tasks.filter import Filter
 from tasks.prune import Random
 from tasks.report import Report
 from tasks.sources import Chunk, Parquet
-from tasks.stage import Size
+from tasks.stage import Size, Stage
 from tasks.train import TrainClip
 
 ROWS_A_PART = 10_000
 
 
 def part_by_part(
-    rows, parts, slots=1, start_s=0.0, part_s=0.0, row_s=0.01, share=0.8, overhead=5000, noise=0.0, seed=0
-):
+    rows: int,
+    parts: int,
+    slots: int = 1,
+    start_s: float = 0.0,
+    part_s: float = 0.0,
+    row_s: float = 0.01,
+    share: float = 0.8,
+    overhead: int = 5000,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> Measured:
     """Return what a stage would measure whose cost is known: every slot starts, then makes its parts."""
     rng = random.Random(seed)
     each, batches, clock = rows // parts, [], [start_s] * slots
@@ -50,26 +61,28 @@ def part_by_part(
     return Measured(Download(), Size(rows), max(clock), slots, tuple(batches))
 
 
-def whole_of(rows, slots=1, stage=None, clusters=1, gpus=0.0, parts=None):
+def whole_of(
+    rows: int, slots: int = 1, stage: Any = None, clusters: int = 1, gpus: float = 0.0, parts: int | None = None
+) -> Whole:
     parts = parts or -(-rows // ROWS_A_PART)
     busy = busy_slots([rows // parts] * parts, slots)
     return Whole(stage or Download(), Size(rows, clusters), parts, slots, busy, gpus)
 
 
-def within(range_, truth, tolerance):
+def within(range_: Range, truth: float, tolerance: float) -> None:
     assert range_.low <= truth * (1 + tolerance)
     assert range_.high >= truth * (1 - tolerance)
     assert range_.value == pytest.approx(truth, rel=tolerance)
 
 
-def told_of(small, large, whole, prices=None, after=None):
+def told_of(small: Measured, large: Measured, whole: Whole, prices: None = None, after: None = None) -> Forecast:
     """Return what is foretold of one stage; both small builds are alike unless `after` is given."""
     return foretell([Probed(small, large, after or small, whole)], prices).stages[0]
 
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
 @pytest.mark.parametrize(("start_s", "part_s"), [(0, 0), (30, 0), (0, 8), (30, 8)])
-def test_start_up_parts_and_rows_are_told_apart(slots, start_s, part_s):
+def test_start_up_parts_and_rows_are_told_apart(slots: int, start_s: int, part_s: int) -> None:
     known = {"slots": slots, "start_s": start_s, "part_s": part_s}
     small, large = part_by_part(250, 16, **known), part_by_part(1000, 16, **known)
     rows = 1_600_000  # 160 parts, as many for each slot
@@ -96,7 +109,7 @@ class World:
         (0.2, 0.0, 0.001, 0.5),
     )
 
-    def __init__(self, seed, machine, stage, rows):
+    def __init__(self, seed: int, machine: float, stage: float, rows: int) -> None:
         self.rng, self.machine, self.stage = np.random.default_rng(seed), machine, stage
         self.swings = self.rng.normal(0, 0.05, rows // 1000 + 1)
         all_ = [Chunk("x", "x", at, 1000) for at in range(0, rows, 1000)]
@@ -105,11 +118,13 @@ class World:
         wholes = [whole_of(rows, 2, parts=len(all_)) for _ in self.STAGES]
         self.told = foretell(list(map(Probed, *made, wholes)), None)
 
-    def build(self, chunks):
+    def build(self, chunks: list[Chunk]) -> list[Measured]:
         shared = self.rng.normal(0, self.machine)
         return [self.measure(chunks, shared, *known) for known in self.STAGES]
 
-    def measure(self, chunks, shared, start_s, part_s, row_s, share):
+    def measure(
+        self, chunks: list[Chunk], shared: float, start_s: float, part_s: float, row_s: float, share: float
+    ) -> Measured:
         off = math.exp(shared + self.rng.normal(0, self.stage))
         clock, batches = [start_s] * 2, []
         for chunk in chunks:
@@ -119,25 +134,25 @@ class World:
             batches.append(Batch(chunk.rows, kept, 5000 + kept * 300, clock[slot] * off))
         return Measured(Download(), Size(sum(c.rows for c in chunks)), max(clock) * off, 2, tuple(batches))
 
-    def seconds(self):
+    def seconds(self) -> list[tuple[Range, float]]:
         """Return (the interval, the truth) of each stage's time, and of the total's."""
         pairs = [(f.seconds, m.seconds) for f, m in zip(self.told.stages, self.truth, strict=True)]
         return [*pairs, (self.told.total.seconds, sum(m.seconds for m in self.truth))]
 
-    def rows(self):
+    def rows(self) -> tuple[Range, int]:
         return self.told.total.rows, sum(b.rows for b in self.truth[-1].batches)
 
-    def bytes(self):
+    def bytes(self) -> tuple[Range, int]:
         return self.told.total.bytes, sum(b.bytes for m in self.truth for b in m.batches)
 
 
-def held(pairs):
+def held(pairs: Iterable[tuple[Range, float]]) -> float:
     """Return how many of these intervals hold the truth, of 1."""
-    return np.mean([told.low <= truth <= told.high for told, truth in pairs])
+    return float(np.mean([told.low <= truth <= told.high for told, truth in pairs]))
 
 
-def width(pairs):
-    return np.median([(told.high - told.low) / truth for told, truth in pairs])
+def width(pairs: Iterable[tuple[Range, float]]) -> float:
+    return float(np.median([(told.high - told.low) / truth for told, truth in pairs]))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +161,7 @@ def width(pairs):
     ids=["both vary", "the machine varies", "stages vary"],
 )
 @pytest.mark.parametrize("rows", [4000, 20_000])
-def test_of_a_hundred_intervals_ninety_hold_the_truth(rows, machine, stage):
+def test_of_a_hundred_intervals_ninety_hold_the_truth(rows: int, machine: float, stage: float) -> None:
     """Not fewer, which would be over-confident, and not all, which would say nothing: 85 to 97 of a hundred."""
     worlds = [World(seed, machine, stage, rows) for seed in range(300)]
     stages, totals = zip(*((w.seconds()[:-1], w.seconds()[-1]) for w in worlds), strict=True)
@@ -158,25 +173,29 @@ def test_of_a_hundred_intervals_ninety_hold_the_truth(rows, machine, stage):
     assert width([w.bytes() for w in worlds]) < 0.2
 
 
-def test_many_rows_even_out_what_one_slow_host_does_to_few():
+def test_many_rows_even_out_what_one_slow_host_does_to_few() -> None:
     """Of two builds of 250 rows one met it: no reason to expect four times as long, or a fourth, of 3,000 rows."""
     small, large, whole = 250, 1000, 3000
 
-    def made(rows, seconds):
+    def made(rows: int, seconds: float) -> Measured:
         batches = tuple(Batch(rows // 4, rows // 4, 5000, seconds * done) for done in (0.5, 0.5, 1.0, 1.0))
         return Measured(Download(), Size(rows), seconds, 2, batches)
 
-    def told(*seconds):
+    def told(*seconds: float) -> Range:
         """Beside a stage that took ten times as long, and always the same: so the machine is calm."""
-        stages = (map(made, (small, large, small), those) for those in (seconds, (90.0, 100.0, 90.0)))
-        return foretell([Probed(*builds, whole_of(whole, 2, parts=12)) for builds in stages], None).stages[0].seconds
+        stages = [
+            [made(rows, s) for rows, s in zip((small, large, small), those, strict=True)]
+            for those in (seconds, (90.0, 100.0, 90.0))
+        ]
+        probed = [Probed(before, large_, after, whole_of(whole, 2, parts=12)) for before, large_, after in stages]
+        return foretell(probed, None).stages[0].seconds
 
     calm, slow = told(5.0, 12.0, 5.0), told(9.0, 12.0, 2.0)
     assert slow.high - slow.low > calm.high - calm.low
     assert slow.high < 4 * slow.value  # 8 times, if the noise of 250 rows were that of 3,000
 
 
-def test_an_interval_tells_a_noisy_machine_from_a_quiet_one():
+def test_an_interval_tells_a_noisy_machine_from_a_quiet_one() -> None:
     widths = {s: width([World(i, s, s, 20_000).seconds()[-1] for i in range(60)]) for s in (0.01, 0.05, 0.2)}
     assert widths[0.01] < 0.5
     assert widths[0.01] < widths[0.05] < widths[0.2] / 2
@@ -186,38 +205,38 @@ def test_an_interval_tells_a_noisy_machine_from_a_quiet_one():
     ("rows", "slots", "busy"),
     [([5, 5, 5], 2, 1.5), ([5, 5, 5, 5], 2, 2), ([9], 8, 1), ([4, 4, 2], 2, 10 / 6), ([0], 3, 1)],
 )
-def test_slots_wait_for_the_last_part(rows, slots, busy):
+def test_slots_wait_for_the_last_part(rows: list[int], slots: int, busy: float) -> None:
     assert busy_slots(rows, slots) == pytest.approx(busy)
 
 
-def test_parts_that_do_not_fill_the_slots_are_counted_in():
+def test_parts_that_do_not_fill_the_slots_are_counted_in() -> None:
     """Three alike parts in two slots take as long as four."""
     small, large = (part_by_part(n, 4, slots=2) for n in (400, 1600))
     told = told_of(small, large, whole_of(12_000, slots=2, parts=3))
     assert told.seconds.value == pytest.approx(2 * 4000 * 0.01)
 
 
-def test_a_larger_pool_than_the_probe_could_fill_is_counted_in():
+def test_a_larger_pool_than_the_probe_could_fill_is_counted_in() -> None:
     small, large = part_by_part(400, 4, slots=4), part_by_part(1600, 4, slots=4)
     small, large = (m.__class__(m.stage, m.size, m.seconds, 64, m.batches) for m in (small, large))
     told = told_of(small, large, whole_of(6_400_000, slots=64))
     assert told.seconds.value == pytest.approx(6_400_000 * 0.01 / 64, rel=0.02)
 
 
-def at_once(stage, rows, seconds, clusters=1, kept=0.5):
+def at_once(stage: Stage, rows: int, seconds: float, clusters: int = 1, kept: float = 0.5) -> Measured:
     return Measured(stage, Size(rows, clusters), seconds, 1, (Batch(rows, round(rows * kept), rows * 20, seconds),))
 
 
-def test_a_card_has_no_more_rows_for_more_rows():
+def test_a_card_has_no_more_rows_for_more_rows() -> None:
     """It has a row a bin, a picture, a cluster: more in the large build of a probe than in the small, then no more."""
     small, large = at_once(Report(), 250, 1.6, kept=0.8), at_once(Report(), 1000, 2.1, kept=0.46)
     assert told_of(small, large, whole_of(3000, stage=Report(), parts=1)).rows == Range(200, 460, 460)
 
 
-def test_whole_tables_grow_by_their_law():
+def test_whole_tables_grow_by_their_law() -> None:
     semantic = Deduplicate(semantic={"epsilon": 0.05, "clusters": 100})
 
-    def measured(rows):
+    def measured(rows: int) -> Measured:
         return at_once(semantic, rows, 2 + 1e-8 * semantic.work(Size(rows)))
 
     rows = 1_000_000
@@ -227,13 +246,13 @@ def test_whole_tables_grow_by_their_law():
     assert told.law == "rows^2 / k"
 
 
-def steps_of(rows, steps, seconds_per_step, start_s=5.0):
+def steps_of(rows: int, steps: int, seconds_per_step: float, start_s: float = 5.0) -> Measured:
     """Return what training takes whose batches are of 128 rows, and whose decoding takes no time."""
     return at_once(TrainClip(steps=steps), rows, start_s + steps * seconds_per_step, kept=1 / rows)
 
 
 @pytest.mark.parametrize("steps", [600, 6000])
-def test_a_stage_with_steps_grows_with_them(steps):
+def test_a_stage_with_steps_grows_with_them(steps: int) -> None:
     small, large = (steps_of(n, round(steps * n / 20_000), 0.25) for n in (500, 2000))
     told = told_of(small, large, whole_of(20_000, stage=TrainClip(steps=steps), parts=1))
     within(told.seconds, 5 + steps * 0.25, 0.1)
@@ -252,7 +271,7 @@ def test_tables_with_a_row_a_cluster_have_the_recipes_clusters() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(100.0, 100.0), (100.0, 90.0), (1.0, 1.2)])
-def test_what_does_not_grow_stays_and_never_turns_negative(first, second):
+def test_what_does_not_grow_stays_and_never_turns_negative(first: float, second: float) -> None:
     stage = Random(keep=0.5)
     told = told_of(at_once(stage, 250, first), at_once(stage, 1000, second), whole_of(10**6, stage=stage, parts=1))
     assert 0 <= told.seconds.low <= told.seconds.value <= told.seconds.high
@@ -260,7 +279,7 @@ def test_what_does_not_grow_stays_and_never_turns_negative(first, second):
         assert told.seconds.value == second
 
 
-def test_prices_gpus_and_totals():
+def test_prices_gpus_and_totals() -> None:
     prices = Prices(currency="EUR", gpu_hour=2.0, gb_month=0.5)
     small, large = part_by_part(250, 4, slots=2), part_by_part(1000, 4, slots=2)
     probed = Probed(small, large, small, whole_of(720_000, slots=2, gpus=1.0))
@@ -271,6 +290,7 @@ def test_prices_gpus_and_totals():
     assert told.cost is not None
     assert told.cost.value == pytest.approx(4)
     assert both.total.seconds.value == pytest.approx(7200)
+    assert both.total.cost is not None
     assert both.total.cost.value == pytest.approx(8)
     # stages of one machine share its noise, not their own: more than independent ones, less than all the same
     spread = told.seconds.high - told.seconds.low
@@ -282,12 +302,12 @@ def test_prices_gpus_and_totals():
     assert foretell([probed], None).total.cost is None
 
 
-def test_the_same_probe_foretells_the_same():
+def test_the_same_probe_foretells_the_same() -> None:
     small, large = part_by_part(250, 4, slots=2), part_by_part(1000, 4, slots=2)
     assert told_of(small, large, whole_of(10**6)) == told_of(small, large, whole_of(10**6))
 
 
-def test_what_nothing_was_found_of_may_still_be_there():
+def test_what_nothing_was_found_of_may_still_be_there() -> None:
     """No row of 1,500 came through: as far as the probe can tell, one in a thousand may."""
     small, large = (part_by_part(n, 4, share=0.0) for n in (250, 1000))
     told = told_of(small, large, whole_of(10**6))
@@ -297,13 +317,13 @@ def test_what_nothing_was_found_of_may_still_be_there():
     assert told_of(small, large, whole_of(10**6)).rows == Range(10**6, 10**6, 10**6)
 
 
-def test_no_more_rows_come_through_than_there_are():
+def test_no_more_rows_come_through_than_there_are() -> None:
     small, large = (part_by_part(n, 4, share=0.97, noise=0.02) for n in (250, 1000))
     told = told_of(small, large, whole_of(10**6))
     assert 9e5 < told.rows.low < told.rows.value < told.rows.high <= 10**6
 
 
-def test_a_source_that_ran_whole_is_as_measured():
+def test_a_source_that_ran_whole_is_as_measured() -> None:
     made = part_by_part(1000, 4)
     told = as_measured([(made, whole_of(1000))], Prices(cpu_hour=1)).total
     assert (told.rows.low, told.rows.value, told.rows.high) == (800, 800, 800)
@@ -312,13 +332,13 @@ def test_a_source_that_ran_whole_is_as_measured():
     assert told.cost is not None
 
 
-def test_no_rows_and_one_part_break_nothing():
+def test_no_rows_and_one_part_break_nothing() -> None:
     empty = Measured(Filter(where="true"), Size(4), 0.0, 1, (Batch(4, 0, 500, 0.0),))
     told = told_of(empty, empty, whole_of(10_000, stage=Filter(where="true")))
     assert (told.rows.value, told.seconds.value) == (0, 0)
 
 
-def shown(total, prices):
+def shown(total: Forecast, prices: Prices | None) -> str:
     from rich.console import Console
 
     console = Console(width=80, record=True, file=io.StringIO())
@@ -326,13 +346,13 @@ def shown(total, prices):
     return console.export_text()
 
 
-def forecast_of(seconds, cost=None):
+def forecast_of(seconds: float, cost: Range | None = None) -> Forecast:
     """Return a forecast whose numbers are these, half and one and a half times."""
-    some = [Range(x / 2, x, x * 1.5) for x in (2e6, 12e9, 3e9, seconds, 0.006)]
-    return Forecast("deduplicate", "deduplicate", "rows^2 / k", 3, *some, cost)
+    rows, size, received, time, gpus = (Range(x / 2, x, x * 1.5) for x in (2e6, 12e9, 3e9, seconds, 0.006))
+    return Forecast("deduplicate", "deduplicate", "rows^2 / k", 3, rows, size, received, time, gpus, cost)
 
 
-def test_eighty_columns_hold_it_with_its_intervals():
+def test_eighty_columns_hold_it_with_its_intervals() -> None:
     text = shown(forecast_of(6000), Prices(currency="EUR", gb_month=0.5))
     assert max(map(len, text.splitlines())) <= 80
     for line in (
@@ -354,5 +374,5 @@ def test_eighty_columns_hold_it_with_its_intervals():
     ("seconds", "text"),
     [(4.24, "4.2 s"), (42, "42.0 s"), (110, "110 s"), (200, "3.3 min"), (7500, "2.1 h"), (864_000, "10.0 days")],
 )
-def test_times_are_said_in_a_unit_that_fits(seconds, text):
+def test_times_are_said_in_a_unit_that_fits(seconds: float, text: str) -> None:
     assert f" {text} " in shown(forecast_of(seconds), None)

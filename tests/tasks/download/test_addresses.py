@@ -1,9 +1,10 @@
 import asyncio
 import socket
+from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp.abc import AbstractResolver
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from tasks.download._addresses import (
     AllowedHosts,
@@ -15,6 +16,7 @@ from tasks.download._addresses import (
     public_socket,
 )
 from tasks.download.reasons import FetchError
+from tests.hostile_server import HostileServer
 
 PRIVATE = """
 127.0.0.1 0.0.0.0 10.1.2.3 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 224.0.0.1 240.0.0.1 255.255.255.255
@@ -32,7 +34,7 @@ nonsense
 
 
 @pytest.mark.parametrize("address", PRIVATE.split())
-def test_addresses_that_are_not_public(address):
+def test_addresses_that_are_not_public(address: str) -> None:
     assert not is_public(address)
 
 
@@ -44,7 +46,7 @@ def test_addresses_that_are_not_public(address):
         *("2001:0:808:808:8000:63bf:f7f7:f7f7", "2606:4700::5efe:8.8.8.8", "::ffff:0:8.8.8.8"),
     ],
 )
-def test_addresses_that_are_public(address):
+def test_addresses_that_are_public(address: str) -> None:
     assert is_public(address)
 
 
@@ -106,7 +108,7 @@ def test_addresses_that_are_public(address):
         ("http://１２７.0.0.1/", "private_address"),
     ],
 )
-def test_urls_that_are_refused_before_any_request(url, reason):
+def test_urls_that_are_refused_before_any_request(url: Any, reason: Any) -> None:
     with pytest.raises(FetchError) as caught:
         check_url(url, AllowedHosts())
     assert caught.value.reason == reason
@@ -121,7 +123,7 @@ def test_urls_that_are_refused_before_any_request(url, reason):
         ("HTTP://h?x", "/?x"),
     ],
 )
-def test_urls_are_sent_unchanged_or_quoted(url, sent):
+def test_urls_are_sent_unchanged_or_quoted(url: str, sent: str) -> None:
     assert check_url(url, AllowedHosts()).raw_path_qs == sent
 
 
@@ -142,7 +144,7 @@ def test_urls_are_sent_unchanged_or_quoted(url, sent):
         "http://[2606:4700::1111]:81/",
     ],
 )
-def test_unusual_hosts_that_are_valid(url):
+def test_unusual_hosts_that_are_valid(url: str) -> None:
     assert check_url(url, AllowedHosts()).raw_host
 
 
@@ -163,7 +165,7 @@ def test_unusual_hosts_that_are_valid(url):
         ("HTTPS://o/", "https://o/"),
     ],
 )
-def test_targets_of_locations(location, target):
+def test_targets_of_locations(location: str, target: str) -> None:
     base = check_url("http://h/a/b?q", AllowedHosts())
     assert str(check_target(location, AllowedHosts(), base)) == target
 
@@ -180,13 +182,13 @@ def test_targets_of_locations(location, target):
         ("http://[::ffff:10.0.0.1]/", "private_address"),
     ],
 )
-def test_locations_that_are_refused(location, reason):
+def test_locations_that_are_refused(location: str, reason: str) -> None:
     with pytest.raises(FetchError) as caught:
         check_target(location, AllowedHosts(), check_url("http://h/", AllowedHosts()))
     assert caught.value.reason == reason
 
 
-def test_allowed_hosts_are_exact():
+def test_allowed_hosts_are_exact() -> None:
     allowed = AllowedHosts(["127.0.0.1:8000", "Intranet", "[::1]:9000"])
     for url in ("http://127.0.0.1:8000/x", "http://intranet/x", "http://INTRANET:81/x", "http://[::1]:9000/"):
         check_url(url, allowed)
@@ -195,7 +197,7 @@ def test_allowed_hosts_are_exact():
             check_url(url, allowed)
 
 
-def test_a_redirect_is_checked_like_a_url():
+def test_a_redirect_is_checked_like_a_url() -> None:
     base = check_url("http://example.com/a/b", AllowedHosts())
     assert str(check_url("../c.jpg", AllowedHosts(), base)) == "http://example.com/c.jpg"
     for target, reason in (("//10.0.0.1/x", "private_address"), ("file:///etc/passwd", "bad_scheme")):
@@ -210,32 +212,34 @@ class Scripted(AbstractResolver):
     def __init__(self, *addresses: str) -> None:
         self.addresses = list(addresses)
 
-    async def resolve(self, host, port=0, family=socket.AF_INET):
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
         address = self.addresses.pop(0) if len(self.addresses) > 1 else self.addresses[0]
         return [{"hostname": host, "host": a, "port": port, "family": socket.AF_INET, "proto": 0, "flags": 0}
                 for a in address.split()]  # fmt: skip
 
-    async def close(self):
+    async def close(self) -> None:
         pass
 
 
-def test_a_name_is_refused_if_any_of_its_addresses_is_private():
+def test_a_name_is_refused_if_any_of_its_addresses_is_private() -> None:
     resolver = PublicResolver(AllowedHosts(), Scripted("8.8.8.8 10.0.0.1"))
     with pytest.raises(PrivateAddressError, match=r"10\.0\.0\.1"):
         asyncio.run(resolver.resolve("sly.example", 80))
 
 
-def test_every_resolution_of_a_name_is_checked():
+def test_every_resolution_of_a_name_is_checked() -> None:
     resolver = PublicResolver(AllowedHosts(), Scripted("8.8.8.8", "127.0.0.1"))
     assert asyncio.run(resolver.resolve("rebind.example", 80))[0]["host"] == "8.8.8.8"
     with pytest.raises(PrivateAddressError):
         asyncio.run(resolver.resolve("rebind.example", 80))
 
 
-def test_the_socket_refuses_private_addresses(server):
+def test_the_socket_refuses_private_addresses(server: HostileServer) -> None:
     """Even with a resolver that does not check, the connector opens no private connection."""
 
-    async def ask(allowed):
+    async def ask(allowed: AllowedHosts) -> int:
         connector = aiohttp.TCPConnector(resolver=Scripted("127.0.0.1"), socket_factory=public_socket(allowed))
         url = f"http://rebind.example:{server.port}/none"
         async with aiohttp.ClientSession(connector=connector) as session, session.get(url) as response:
@@ -247,7 +251,7 @@ def test_the_socket_refuses_private_addresses(server):
     assert asyncio.run(ask(AllowedHosts([f"127.0.0.1:{server.port}"]))) == 404
 
 
-def test_an_allowed_name_may_have_any_address_for_itself_only():
+def test_an_allowed_name_may_have_any_address_for_itself_only() -> None:
     allowed = AllowedHosts(["store.internal:9000"])
     resolver = PublicResolver(allowed, Scripted("10.0.0.5"))
     assert asyncio.run(resolver.resolve("store.internal", 9000))

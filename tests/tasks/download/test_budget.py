@@ -7,6 +7,7 @@ import pytest
 
 from tasks.download._budget import ByteBudget, Holding, NoRoomError
 from tasks.download._http import BUDGET_BYTES
+from tests.hostile_server import HostileServer
 from tests.pictures import jpeg
 
 CONCURRENCY = 128
@@ -31,7 +32,7 @@ print(memory("VmHWM") - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its peak memory from /proc")
 @pytest.mark.parametrize("what", ["bodies", "interim responses"])
-def test_endless_responses_stay_within_the_budget(server, what):
+def test_endless_responses_stay_within_the_budget(server: HostileServer, what: str) -> None:
     """160 concurrent endless bodies, or heads: a real process's peak memory, beyond that of one picture."""
     endless = itertools.repeat(b"HTTP/1.1 103 Early Hints\r\nLink: " + b"x" * 30_000 + b"\r\n\r\n")
     url, reason = {
@@ -47,8 +48,8 @@ def test_endless_responses_stay_within_the_budget(server, what):
     assert int(child.stdout) < BUDGET_BYTES + buffers
 
 
-def test_rows_wait_for_bytes_except_the_head():
-    async def play():
+def test_rows_wait_for_bytes_except_the_head() -> None:
+    async def play() -> None:
         budget = ByteBudget(100)
         first, second, third = (Holding(budget, row) for row in range(3))
         second.grow(90)
@@ -68,8 +69,8 @@ def test_rows_wait_for_bytes_except_the_head():
     asyncio.run(play())
 
 
-def test_a_waiting_row_resumes_when_it_becomes_the_head():
-    async def play():
+def test_a_waiting_row_resumes_when_it_becomes_the_head() -> None:
+    async def play() -> None:
         budget = ByteBudget(10)
         Holding(budget, 0).grow(10)
         later = Holding(budget, 1)

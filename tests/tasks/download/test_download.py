@@ -3,6 +3,9 @@
 import hashlib
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -11,6 +14,7 @@ from pydantic import ValidationError
 from catalog.schema import IMAGES, LOCAL, SOURCE, role
 from tasks import images
 from tasks.download import SCHEMA, Download
+from tests.hostile_server import HostileServer
 from tests.pictures import encoded, jpeg, picture
 
 JPEG = jpeg()
@@ -26,7 +30,7 @@ CAPTIONS = [
 ]
 
 
-def source(urls, captions=None, first=7 << 24):
+def source(urls: Sequence[str | None], captions: Sequence[str | None] | None = None, first: int = 7 << 24) -> pa.Table:
     ids = pa.array(range(first, first + len(urls)), pa.int64())
     return pa.table(
         {
@@ -37,17 +41,17 @@ def source(urls, captions=None, first=7 << 24):
     )
 
 
-def run(stage, table, rows=1024):
+def run(stage: Download, table: pa.Table, rows: int = 1024) -> pa.Table:
     batches = (table.slice(i, rows) for i in range(0, table.num_rows, rows))
     return pa.concat_tables(stage.open("cpu", {})(batches))
 
 
 @pytest.fixture(scope="module")
-def stage(server):
+def stage(server: HostileServer) -> Download:
     return Download(allow_hosts=server.hosts, timeout_s=20, retries=0)
 
 
-def test_schema_is_the_images_table_with_bytes_and_sidecars():
+def test_schema_is_the_images_table_with_bytes_and_sidecars() -> None:
     stage = Download()
     assert stage.output({"source": SOURCE}) == SCHEMA
     assert {f.name for f in IMAGES} - set(SCHEMA.names) == {"shard", "byte_offset", "byte_size"}
@@ -59,7 +63,7 @@ def test_schema_is_the_images_table_with_bytes_and_sidecars():
     assert (stage.table, stage.alive_only, stage.name) == ("images", False, "download")
 
 
-def test_every_row_comes_out_once_in_order_for_any_batches(server, stage):
+def test_every_row_comes_out_once_in_order_for_any_batches(server: HostileServer, stage: Download) -> None:
     urls = [server.body(JPEG) if i % 3 else server.body(b"", status=404) for i in range(40)]
     table = source(urls)
     whole, cut = run(stage, table), run(stage, table, rows=7)
@@ -72,12 +76,12 @@ def test_every_row_comes_out_once_in_order_for_any_batches(server, stage):
     assert whole.equals(again)
 
 
-def test_captions_pass_unchanged(server, stage):
+def test_captions_pass_unchanged(server: HostileServer, stage: Download) -> None:
     table = source([server.body(JPEG)] * len(CAPTIONS), CAPTIONS)
     assert run(stage, table).column("caption").to_pylist() == CAPTIONS
 
 
-def test_text_that_is_not_utf8_passes_unchanged(server, stage):
+def test_text_that_is_not_utf8_passes_unchanged(server: HostileServer, stage: Download) -> None:
     bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9 \xff"], pa.binary()).buffers())
     table = source([server.body(JPEG)]).set_column(2, "caption", bad)
     out = run(stage, table)
@@ -85,12 +89,12 @@ def test_text_that_is_not_utf8_passes_unchanged(server, stage):
     assert run(stage, table.set_column(1, "url", bad)).column("reason").to_pylist() == ["bad_url"]
 
 
-def test_no_rows(stage):
+def test_no_rows(stage: Download) -> None:
     assert list(stage.open("cpu", {})(iter([]))) == []
     assert list(stage.open("cpu", {})(iter([source([])]))) == []
 
 
-def test_pieces_are_bounded(server, stage, monkeypatch):
+def test_pieces_are_bounded(server: HostileServer, stage: Download, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.download._PIECE_BYTES", 100_000)
     table = source([server.body(JPEG)] * 60)
     pieces = list(stage.open("cpu", {})(iter([table])))
@@ -99,7 +103,7 @@ def test_pieces_are_bounded(server, stage, monkeypatch):
     assert max(piece.column("image").nbytes for piece in pieces) < 200_000
 
 
-def test_local_rows_are_read_from_disk(server, stage, tmp_path):
+def test_local_rows_are_read_from_disk(server: HostileServer, stage: Download, tmp_path: Path) -> None:
     tar = tmp_path / "a.tar"
     tar.write_bytes(b"." * 512 + JPEG)
     table = source([None, server.body(JPEG)])
@@ -111,7 +115,7 @@ def test_local_rows_are_read_from_disk(server, stage, tmp_path):
     assert digests == [hashlib.sha256(JPEG).hexdigest()] * 2
 
 
-def test_statistics_are_exact_on_request_and_without_reduction(server):
+def test_statistics_are_exact_on_request_and_without_reduction(server: HostileServer) -> None:
     bodies = [jpeg(1100, 700, 1), jpeg(400, 300, 2), encoded(picture(1100, 700, 3), "PNG")]
     table = source([server.body(body) for body in bodies])
     columns = ["brightness", "brightness_p5", "brightness_p99", "blur", "histogram_std", "entropy"]
@@ -124,7 +128,7 @@ def test_statistics_are_exact_on_request_and_without_reduction(server):
     assert found["fast"].column("pixels_sha256").equals(found["exact"].column("pixels_sha256"))
 
 
-def test_the_digest_of_pixels_depends_on_no_option_and_no_metadata(server):
+def test_the_digest_of_pixels_depends_on_no_option_and_no_metadata(server: HostileServer) -> None:
     pixels = picture(500, 300, 4)
     bodies = [encoded(pixels, "PNG"), encoded(pixels, "BMP"), jpeg(900, 700, 5), jpeg(900, 700, 5, comment=b"hello")]
     table = source([server.body(body) for body in bodies])
@@ -136,7 +140,7 @@ def test_the_digest_of_pixels_depends_on_no_option_and_no_metadata(server):
     assert one[0] == one[1] != one[2] == one[3]
 
 
-def test_hashes_of_the_source_are_verified(server):
+def test_hashes_of_the_source_are_verified(server: HostileServer) -> None:
     schema = pa.schema([*SOURCE, pa.field("SHA", pa.string())])
     stage = Download(allow_hosts=server.hosts, verify_hash={"column": "SHA"})
     assert stage.inputs({"source": schema}) == {"source": ("url", "caption", "SHA")}
@@ -158,17 +162,17 @@ def test_hashes_of_the_source_are_verified(server):
         ({"max_pixels": 10**12}, "max_pixels"),
     ],
 )
-def test_wrong_recipes_have_clear_errors(options, message):
+def test_wrong_recipes_have_clear_errors(options: Any, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Download(**options)
 
 
-def test_a_missing_hash_column_names_the_nearest():
+def test_a_missing_hash_column_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"no column 'captoin'; did you mean 'caption'\?"):
         Download(verify_hash={"column": "captoin"}).inputs({"source": SOURCE})
 
 
-def test_fields_that_change_no_result_are_in_no_fingerprint():
+def test_fields_that_change_no_result_are_in_no_fingerprint() -> None:
     assert Download().parameters() == Download(concurrency=3, per_host=1, resources={"cpus": 2}).parameters()
     assert Download().parameters() != Download(image_size=224).parameters()
     assert Download().parameters() == Download(respect_robots=True, respect_tdm=True).parameters()
@@ -177,7 +181,7 @@ def test_fields_that_change_no_result_are_in_no_fingerprint():
     assert theirs.parameters() == Download(engine="img2dataset", respect_robots=False).parameters()
 
 
-def test_import_is_cheap():
+def test_import_is_cheap() -> None:
     code = "import sys, tasks.download; print(sorted({'aiohttp', 'cv2', 'PIL', 'torch', 'asyncio'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -2,6 +2,7 @@ import gzip
 import zlib
 from email.utils import formatdate
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,11 +14,11 @@ NOW_S = 1_700_000_000.0
 
 
 @pytest.fixture
-def fixed_clock(monkeypatch):
+def fixed_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(headers, "time", SimpleNamespace(time=lambda: NOW_S))
 
 
-def never(_):
+def never(_: bytes) -> bool:
     return False
 
 
@@ -52,11 +53,11 @@ DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
         (["", ",,:", ": noai"], "espalier", None),
     ],
 )
-def test_which_tags_forbid_use(tags, token, evidence):
+def test_which_tags_forbid_use(tags: list[str], token: str, evidence: str | None) -> None:
     assert opted_out(tags, token, DIRECTIVES) == evidence
 
 
-def test_retry_after_as_a_unix_time_or_out_of_bounds(fixed_clock):
+def test_retry_after_as_a_unix_time_or_out_of_bounds(fixed_clock: None) -> None:
     assert retry_after_s(str(int(NOW_S) + 30)) == 30
     assert retry_after_s(str(int(NOW_S * 1000) + 30_000)) == 30
     assert retry_after_s(str(int(NOW_S) - 30)) == 0
@@ -67,7 +68,7 @@ def test_retry_after_as_a_unix_time_or_out_of_bounds(fixed_clock):
         assert retry_after_s(nonsense) is None, nonsense
 
 
-def test_partial_content_ranges():
+def test_partial_content_ranges() -> None:
     assert cut_short("bytes 0-9/100") == "bytes 0-9/100"
     assert cut_short("bytes 5-99/100") == "bytes 5-99/100"
     for whole in (
@@ -85,14 +86,14 @@ def test_partial_content_ranges():
 @pytest.mark.parametrize(
     "name", ["utf-8", "aws-chunked", "binary", "none", "image/jpeg", "8bit", "base64", "\udcff", ""]
 )
-def test_unknown_codings_are_ignored(name):
+def test_unknown_codings_are_ignored(name: str) -> None:
     assert encodings([name]) == encodings([f" {name} , identity"]) == ()
     assert encodings([f"{name}, GZIP", name]) == ("gzip",)
 
 
 @pytest.mark.parametrize("declared", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "deflate, gzip, br"])
-def test_a_coding_that_the_bytes_do_not_have_is_skipped(declared):
-    def plain(body):
+def test_a_coding_that_the_bytes_do_not_have_is_skipped(declared: str) -> None:
+    def plain(body: bytes) -> bool:
         return body.startswith(b"\xff\xd8\xff")
 
     body = b"\xff\xd8\xff" + bytes(range(256))
@@ -104,7 +105,7 @@ def test_a_coding_that_the_bytes_do_not_have_is_skipped(declared):
     )  # packed once, declared twice
 
 
-def test_retry_after_in_seconds_as_a_date_or_malformed(fixed_clock):
+def test_retry_after_in_seconds_as_a_date_or_malformed(fixed_clock: None) -> None:
     assert retry_after_s("7") == 7
     assert retry_after_s("-3") == 0
     assert retry_after_s(formatdate(NOW_S + 30, usegmt=True)) == 30
@@ -125,7 +126,7 @@ def test_retry_after_in_seconds_as_a_date_or_malformed(fixed_clock):
         ("gzip, deflate", zlib.compress(gzip.compress(b"abc", mtime=0))),
     ],
 )
-def test_supported_encodings(encoding, body):
+def test_supported_encodings(encoding: str, body: Any) -> None:
     assert decompressed(body, encodings([encoding]), 1000, never) == b"abc"
 
 
@@ -141,7 +142,7 @@ def test_supported_encodings(encoding, body):
         (", ".join(["gzip"] * 500), b"abc", "bad_encoding"),
     ],
 )
-def test_unsupported_encodings(encoding, body, reason):
+def test_unsupported_encodings(encoding: Any, body: Any, reason: str) -> None:
     with pytest.raises(FetchError) as caught:
         decompressed(body, encodings([encoding]), 1_000_000, never)
     assert caught.value.reason == reason

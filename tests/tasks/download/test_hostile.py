@@ -3,6 +3,9 @@
 import random
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +15,7 @@ from PIL import Image
 
 from tasks import images
 from tasks.download.reasons import REASONS
+from tests.hostile_server import HostileServer
 from tests.pictures import encoded, jpeg, picture, png_bomb
 
 CASES = 500
@@ -48,13 +52,13 @@ WORDS = [
 
 
 @pytest.fixture(scope="module")
-def huge():
+def huge() -> list[bytes]:
     """The most expensive pictures within the limits, 49 million pixels each."""
     flat = Image.new("RGBA", (7000, 7000), (200, 10, 10, 128))
     return [encoded(flat, "PNG", compress_level=1), encoded(flat.convert("RGB"), progressive=True, quality=30)]
 
 
-def hostile_url(server, rng, wholes):
+def hostile_url(server: HostileServer, rng: random.Random, wholes: list[bytes]) -> str:
     """Return the URL of one behaviour, drawn at random."""
     kind = rng.randrange(14)
     whole = rng.choice(wholes)
@@ -85,18 +89,20 @@ def hostile_url(server, rng, wholes):
         return server.body(rng.randbytes(rng.randrange(2000)))
     if kind == 12:
         return server.body(whole + rng.randbytes(5000), content_type="text/html")
-    behave = rng.choice([server.loop, server.silent, server.endless, lambda: server.drips(whole)])
-    return behave()
+    behaviours: list[Callable[[], str]] = [server.loop, server.silent, server.endless, partial(server.drips, whole)]
+    return rng.choice(behaviours)()
 
 
-def hostile_caption(rng):
+def hostile_caption(rng: random.Random) -> str | None:
     points = [*range(0x20), *range(0x7F, 0xA1), 0x202E, 0x200D, 0xFEFF, 0xFFFF, 0x1F980, 0x10FFFF, 0x41, 0x3C, 0x22]
     return None if rng.random() < 0.1 else "".join(chr(rng.choice(points)) for _ in range(rng.randrange(60)))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its peak memory from /proc")
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_500_hostile_cases_end_as_rows_with_reasons_under_1_gb(server, tmp_path, huge):
+def test_500_hostile_cases_end_as_rows_with_reasons_under_1_gb(
+    server: HostileServer, tmp_path: Path, huge: list[bytes]
+) -> None:
     rng = random.Random(0)
     wholes = [jpeg(200, 100), *(encoded(picture(200, 100), f) for f in ("PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"))]
     worst = [server.gzip_bomb(), server.endless(), server.endless(), *(server.body(data) for data in huge)]

@@ -4,8 +4,10 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -26,17 +28,17 @@ PLACE = ("h", 80)
 
 
 @pytest.fixture
-def sites():
+def sites() -> Iterator[tuple[HostileServer, HostileServer, HostileServer]]:
     """Three hosts: two that fail, one that works."""
     with HostileServer() as one, HostileServer() as two, HostileServer() as well:
         yield one, two, well
 
 
-def all_hosts(sites):
+def all_hosts(sites: list[HostileServer] | tuple[HostileServer, HostileServer, HostileServer]) -> list[str]:
     return [host for site in sites for host in site.hosts]
 
 
-def test_waiting_time_does_not_grow_with_the_rows(sites):
+def test_waiting_time_does_not_grow_with_the_rows(sites: tuple[HostileServer, HostileServer, HostileServer]) -> None:
     """200 rows of a silent host and 200 of one that always responds 429, among 200 good ones, which are all stored."""
     silent, busy, well = sites
     quiet = silent.silent()
@@ -56,10 +58,12 @@ def test_waiting_time_does_not_grow_with_the_rows(sites):
     assert asked[1] <= 16 + BUSY_AFTER + 4  # the first 16 at once, then one at a time; robots.txt and the like
 
 
-def test_a_host_that_sends_heads_without_bodies_is_suspended(sites):
+def test_a_host_that_sends_heads_without_bodies_is_suspended(
+    sites: tuple[HostileServer, HostileServer, HostileServer],
+) -> None:
     stuck, _, well = sites
 
-    async def stall(request):
+    async def stall(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "9999"})
         await response.prepare(request)
         await asyncio.sleep(30)
@@ -74,7 +78,9 @@ def test_a_host_that_sends_heads_without_bodies_is_suspended(sites):
     assert reasons["host_down"] >= 100 - 2 * DOWN_AFTER
 
 
-def test_503_is_a_refusal_of_the_host_only_with_retry_after(sites):
+def test_503_is_a_refusal_of_the_host_only_with_retry_after(
+    sites: tuple[HostileServer, HostileServer, HostileServer],
+) -> None:
     busy, failing, well = sites
     refused = [f"{busy.body(b'', status=503, headers={'Retry-After': '1'})}?{i}" for i in range(60)]
     failed = [f"{failing.body(b'', status=503)}?{i}" for i in range(60)]
@@ -84,7 +90,7 @@ def test_503_is_a_refusal_of_the_host_only_with_retry_after(sites):
     assert {o.reason for o in outcomes[60:]} == {"server_error"}
 
 
-def test_one_strange_retry_after_costs_no_other_row():
+def test_one_strange_retry_after_costs_no_other_row() -> None:
     """Each value on a separate host, twice, among rows that must all be stored."""
     soon = int(time.time()) + 9999
     values = [str(soon), str(soon * 1000), "99999999", "-5", "1e999", "soon", ""]
@@ -99,7 +105,9 @@ def test_one_strange_retry_after_costs_no_other_row():
     assert [o.reason for o in outcomes] == [reason for _, reason in rows]
 
 
-def test_urls_that_always_answer_429_do_not_affect_their_host(sites):
+def test_urls_that_always_answer_429_do_not_affect_their_host(
+    sites: tuple[HostileServer, HostileServer, HostileServer],
+) -> None:
     """Every fifth URL always answers 429: the others are stored, also after the host's waiting time is used up."""
     mixed, _, _ = sites
     limited, good = mixed.body(b"", status=429), mixed.body(JPEG)
@@ -108,19 +116,21 @@ def test_urls_that_always_answer_429_do_not_affect_their_host(sites):
     assert [o.reason for o in outcomes] == ["rate_limited" if i % 5 == 0 else None for i in range(150)]
 
 
-def test_a_host_that_recovers_gets_its_later_rows(sites, monkeypatch):
+def test_a_host_that_recovers_gets_its_later_rows(
+    sites: tuple[HostileServer, HostileServer, HostileServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Probes are sent while the host is suspended, until one of them succeeds: then all later rows do."""
     monkeypatch.setattr(hosts, "FIRST_PROBE_S", 0.2)
     site, _, _ = sites
     well = threading.Event()
 
-    async def answer(_):
+    async def answer(_: web.Request) -> web.Response:
         return web.Response(body=JPEG) if well.is_set() else web.Response(status=429)
 
     url = site.add(answer)
     outcomes: list[Outcome] = []
 
-    def requests():
+    def requests() -> Iterator[Request]:
         yield from (Request(f"{url}?{i}") for i in range(80))
         for i in range(2000):
             yield Request(f"{url}?later{i}")
@@ -138,7 +148,9 @@ def test_a_host_that_recovers_gets_its_later_rows(sites, monkeypatch):
     assert all(o.image for o in outcomes[-20:])
 
 
-def test_results_do_not_depend_on_the_engine_instance(sites):
+def test_results_do_not_depend_on_the_engine_instance(
+    sites: tuple[HostileServer, HostileServer, HostileServer],
+) -> None:
     """Two engines, as in two actors, and hosts with the same responses: the same rows, reasons and details."""
     silent, busy, well = sites
     quiet, full = silent.silent(), busy.body(b"", status=429)
@@ -155,24 +167,24 @@ def test_results_do_not_depend_on_the_engine_instance(sites):
 # ---- the rules, without a network
 
 
-def play(rule, **options):
+def play(rule: Callable[[Hosts], Coroutine[Any, Any, Any]], **options: Any) -> Any:
     asked = Hosts(**({"per_host": 4, "crawl_wait_s": 60, "wait_s": 60, "backoff_s": 0.01} | options))
     return asyncio.run(rule(asked))
 
 
-async def ask(asked, what, *said):
+async def ask(asked: Hosts, what: str, *said: float | str) -> None:
     async with asked.slot(PLACE) as turn:
         getattr(turn, what)(*said)
 
 
-async def refusal(asked):
+async def refusal(asked: Hosts) -> FetchError:
     with pytest.raises(FetchError) as caught:
         await ask(asked, "answered")
     return caught.value
 
 
-def test_a_response_resets_the_count_of_misses():
-    async def rule(asked):
+def test_a_response_resets_the_count_of_misses() -> None:
+    async def rule(asked: Hosts) -> Any:
         for _ in range(DOWN_AFTER - 1):
             await ask(asked, "missed", "timeout")
         await ask(asked, "answered")
@@ -184,11 +196,12 @@ def test_a_response_resets_the_count_of_misses():
     assert (error.reason, error.retry) == ("dns_failed", "later")
 
 
-def test_a_probe_is_a_single_request_and_its_failure_doubles_the_pause(monkeypatch):
-    clock = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
+def test_a_probe_is_a_single_request_and_its_failure_doubles_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=1000.0)
+    clock.monotonic = lambda: clock.now
     monkeypatch.setattr(hosts, "time", clock)
 
-    async def rule(asked):
+    async def rule(asked: Hosts) -> None:
         for _ in range(DOWN_AFTER):
             await ask(asked, "missed", "timeout")
         assert (await refusal(asked)).reason == "host_down"
@@ -205,9 +218,9 @@ def test_a_probe_is_a_single_request_and_its_failure_doubles_the_pause(monkeypat
     play(rule)
 
 
-def test_concurrent_refusals_count_once_and_then_requests_are_sequential():
-    async def rule(asked):
-        async def refused():
+def test_concurrent_refusals_count_once_and_then_requests_are_sequential() -> None:
+    async def rule(asked: Hosts) -> Any:
+        async def refused() -> None:
             async with asked.slot(PLACE) as turn:
                 await asyncio.sleep(0.01)
                 turn.refused(None)
@@ -215,7 +228,7 @@ def test_concurrent_refusals_count_once_and_then_requests_are_sequential():
         await asyncio.gather(*(refused() for _ in range(4)))
         now, most = 0, 0
 
-        async def count():
+        async def count() -> None:
             nonlocal now, most
             async with asked.slot(PLACE) as turn:
                 now += 1
@@ -230,8 +243,8 @@ def test_concurrent_refusals_count_once_and_then_requests_are_sequential():
     assert play(rule) == (1, "host_busy")
 
 
-def test_all_pauses_of_a_host_together_have_a_limit():
-    async def rule(asked):
+def test_all_pauses_of_a_host_together_have_a_limit() -> None:
+    async def rule(asked: Hosts) -> Any:
         began = time.monotonic()
         for _ in range(BUSY_AFTER):
             await ask(asked, "refused", 3600.0)
@@ -241,9 +254,9 @@ def test_all_pauses_of_a_host_together_have_a_limit():
     assert play(rule, wait_s=0.3) >= 0.3
 
 
-def test_a_503_pauses_its_row_and_from_the_third_in_a_row_the_host():
-    async def rule(asked):
-        async def failed():
+def test_a_503_pauses_its_row_and_from_the_third_in_a_row_the_host() -> None:
+    async def rule(asked: Hosts) -> Any:
+        async def failed() -> tuple[float, float]:
             async with asked.slot(PLACE) as turn:
                 return turn.failed(0.2), asked._hosts[PLACE].not_before
 
@@ -258,8 +271,8 @@ def test_a_503_pauses_its_row_and_from_the_third_in_a_row_the_host():
     assert third[1] > 0
 
 
-def test_overlapping_pauses_of_rows_count_once_and_are_limited():
-    async def rule(asked):
+def test_overlapping_pauses_of_rows_count_once_and_are_limited() -> None:
+    async def rule(asked: Hosts) -> Any:
         granted = []
         for _ in range(100):
             async with asked.slot(PLACE) as turn:
@@ -272,8 +285,8 @@ def test_overlapping_pauses_of_rows_count_once_and_are_limited():
     assert max(granted) == pytest.approx(10)
 
 
-def test_idle_hosts_are_dropped():
-    async def rule(asked):
+def test_idle_hosts_are_dropped() -> None:
+    async def rule(asked: Hosts) -> None:
         await ask(asked, "answered")
         assert not asked._hosts
         await ask(asked, "missed", "timeout")

@@ -6,12 +6,15 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import web
 
 from tasks.download import Download
-from tasks.download._base import LocalFile, Request
+from tasks.download._base import LocalFile, Outcome, Request
 from tasks.download._hosts import DOWN_AFTER
 from tasks.download._http import HttpEngine
 from tasks.download.reasons import REASONS
@@ -23,26 +26,28 @@ JPEG = jpeg()
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
-def fetch(server, *requests, resolver=None, **options):
+def fetch(
+    server: HostileServer, *requests: Request | str | None, resolver: Scripted | None = None, **options: Any
+) -> list[Outcome]:
     settings = Download(**({"allow_hosts": server.hosts, "timeout_s": 20, "retries": 0, "backoff_s": 0.05} | options))
     wanted = [request if isinstance(request, Request) else Request(request) for request in requests]
     return list(HttpEngine(settings, resolver=resolver).outcomes(wanted))
 
 
-def check(outcome, reason, detail=""):
+def check(outcome: Outcome, reason: str, detail: str = "") -> None:
     assert (outcome.status, outcome.reason) == ("failed", reason), outcome.detail
     assert outcome.image is None
     assert detail in (outcome.detail or "")
 
 
 @pytest.fixture
-def site():
+def site() -> Iterator[HostileServer]:
     """A separate host, whose site-wide files affect no other test."""
     with HostileServer() as running:
         yield running
 
 
-def test_a_good_image(server):
+def test_a_good_image(server: HostileServer) -> None:
     url = server.body(JPEG, "text/html")  # servers lie about types: the bytes count
     (good,) = fetch(server, url, user_agent_token="gardener")
     assert (good.status, good.reason, good.detail) == ("success", None, None)
@@ -53,7 +58,7 @@ def test_a_good_image(server):
     assert server.requests[url]["Accept-Encoding"] == "identity"
 
 
-def test_outcomes_come_in_order_and_connections_are_kept(server):
+def test_outcomes_come_in_order_and_connections_are_kept(server: HostileServer) -> None:
     urls = [server.body(jpeg(64 + i, 64)) for i in range(150)]
     urls[3] = server.drips(JPEG, step=len(JPEG) // 3, pause_s=0.15)
     outcomes = fetch(server, *urls)
@@ -71,11 +76,11 @@ def test_outcomes_come_in_order_and_connections_are_kept(server):
         ("http://no-such-host.invalid/x.jpg", "dns_failed"),
     ],
 )
-def test_urls(server, url, reason):
+def test_urls(server: HostileServer, url: str | None, reason: str) -> None:
     check(fetch(server, url)[0], reason)
 
 
-def test_credentials_in_a_url(server):
+def test_credentials_in_a_url(server: HostileServer) -> None:
     url = server.body(JPEG)
     good, impossible = fetch(server, url.replace("//", "//user:pass@"), url.replace("//", "//us%3Aer:pass@"))
     assert good.image
@@ -83,11 +88,11 @@ def test_credentials_in_a_url(server):
     check(impossible, "bad_url", "not allowed in login")
 
 
-def test_a_name_for_a_private_address(server):
+def test_a_name_for_a_private_address(server: HostileServer) -> None:
     check(fetch(server, f"http://localhost:{server.port}/0")[0], "private_address", "localhost is ")
 
 
-def test_dns_rebinding(server):
+def test_dns_rebinding(server: HostileServer) -> None:
     """First public, then loopback: the second result is checked too, and no request arrives."""
     before = sum(server.hits.values())
     resolver = Scripted("127.0.0.1")
@@ -95,7 +100,7 @@ def test_dns_rebinding(server):
     assert sum(server.hits.values()) == before
 
 
-def test_connections(server):
+def test_connections(server: HostileServer) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{nobody.getsockname()[1]}"
@@ -104,7 +109,7 @@ def test_connections(server):
     check(fetch(server, f"https://127.0.0.1:{server.port}/0")[0], "tls_failed")
 
 
-def test_responses_that_are_not_http(server):
+def test_responses_that_are_not_http(server: HostileServer) -> None:
     for data in (
         b"220 smtp.example ESMTP\r\n\r\n",
         b"HTTP/1.1 two hundred\r\n\r\n",
@@ -123,13 +128,13 @@ def test_responses_that_are_not_http(server):
         (503, "server_error"), (204, "unexpected_status"), (206, "unexpected_status"), (304, "unexpected_status"),
     ],
 )  # fmt: skip
-def test_statuses(server, status, reason):
+def test_statuses(server: HostileServer, status: int, reason: str) -> None:
     (outcome,) = fetch(server, server.body(b"", status=status))
     check(outcome, reason, f"HTTP {status}")
     assert outcome.http_status == status
 
 
-def test_redirects(server):
+def test_redirects(server: HostileServer) -> None:
     good = server.body(JPEG)
     for status in (301, 302, 303, 307, 308):
         (outcome,) = fetch(server, server.redirect(good, status))
@@ -145,7 +150,7 @@ def test_redirects(server):
     check(fetch(server, twice, max_redirects=1)[0], "redirect_limit")
 
 
-def test_slow_silent_and_endless_servers(server):
+def test_slow_silent_and_endless_servers(server: HostileServer) -> None:
     slow, silent, endless, large = fetch(
         server,
         server.drips(JPEG),
@@ -163,7 +168,7 @@ def test_slow_silent_and_endless_servers(server):
     check(large, "body_too_large", "2000001 bytes announced")
 
 
-def test_bodies(server):
+def test_bodies(server: HostileServer) -> None:
     check(fetch(server, server.body(b""))[0], "empty_body")
     short = b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + JPEG[:999]
     check(fetch(server, server.raw(short))[0], "incomplete_body")
@@ -172,7 +177,7 @@ def test_bodies(server):
     check(fetch(server, server.body(JPEG[4:], headers={"Content-Encoding": "gzip"}))[0], "bad_encoding")
 
 
-def test_opt_outs(server):
+def test_opt_outs(server: HostileServer) -> None:
     check(fetch(server, server.body(JPEG, headers={"X-Robots-Tag": "noai"}))[0], "opted_out", "noai")
     named = server.body(JPEG, headers={"X-Robots-Tag": "gardener: noindex"})
     assert fetch(server, named)[0].status == "success"
@@ -183,7 +188,7 @@ def test_opt_outs(server):
 
 
 @pytest.mark.parametrize("kind", ["md5", "sha256", "sha512"])
-def test_hashes(server, kind):
+def test_hashes(server: HostileServer, kind: str) -> None:
     url = server.body(JPEG)
     right = hashlib.new(kind, JPEG).hexdigest()
     verify = {"column": "digest", "type": kind}
@@ -194,8 +199,8 @@ def test_hashes(server, kind):
     check(wrong, "hash_mismatch", right)
 
 
-def test_images(server):
-    def one(data, **options):
+def test_images(server: HostileServer) -> None:
+    def one(data: bytes, **options: Any) -> Outcome:
         return fetch(server, server.body(data), **options)[0]
 
     check(one(b"<html>gone</html>"), "not_an_image", "<html>")
@@ -217,13 +222,13 @@ def test_images(server):
 
 
 @pytest.mark.parametrize("data", [encoded(picture(300, 200), f) for f in ("PNG", "WEBP", "GIF", "BMP")])
-def test_bytes_can_be_stored_as_received(server, data):
+def test_bytes_can_be_stored_as_received(server: HostileServer, data: bytes) -> None:
     (kept,) = fetch(server, server.body(data), reencode=False, resize_mode="no")
     assert (kept.width, kept.height) == (300, 200)
     assert (kept.image == data) == (kept.format in ("png", "webp"))  # nothing else is a stored format
 
 
-def test_retries_by_kind(server):
+def test_retries_by_kind(server: HostileServer) -> None:
     healing = server.heals(JPEG, [(503, {}), (500, {})])
     assert fetch(server, healing, retries=2)[0].status == "success"
     assert server.hits[healing] == 3
@@ -239,7 +244,7 @@ def test_retries_by_kind(server):
     assert server.hits[short] == 2
 
 
-def test_retry_after_is_waited_for_when_it_is_short(server):
+def test_retry_after_is_waited_for_when_it_is_short(server: HostileServer) -> None:
     began = time.monotonic()
     polite = server.heals(JPEG, [(429, {"Retry-After": "1"})])
     assert fetch(server, polite, retries=1)[0].status == "success"
@@ -249,7 +254,7 @@ def test_retry_after_is_waited_for_when_it_is_short(server):
     assert server.hits[long] == 1
 
 
-def test_a_host_that_only_times_out_is_suspended(server):
+def test_a_host_that_only_times_out_is_suspended(server: HostileServer) -> None:
     silent = server.silent()
     outcomes = fetch(server, *[f"{silent}?{i}" for i in range(3 * DOWN_AFTER)], timeout_s=0.2, per_host=10)
     reasons = [outcome.reason for outcome in outcomes]
@@ -258,11 +263,11 @@ def test_a_host_that_only_times_out_is_suspended(server):
     check(outcomes[-1], "host_down")
 
 
-def crowd(server):
+def crowd(server: HostileServer) -> tuple[str, Callable[..., Any]]:
     """Return a URL of a picture, and a function that returns the largest number of concurrent requests for it."""
     now, most, lock = 0, 0, threading.Lock()
 
-    async def handler(request):
+    async def handler(request: web.Request) -> web.Response:
         import asyncio
 
         from aiohttp import web
@@ -279,13 +284,13 @@ def crowd(server):
     return server.add(handler), lambda: most
 
 
-def test_concurrent_requests_to_a_host_are_limited(server):
+def test_concurrent_requests_to_a_host_are_limited(server: HostileServer) -> None:
     url, most = crowd(server)
     assert all(o.image for o in fetch(server, *[f"{url}?{i}" for i in range(40)], per_host=5, timeout_s=5))
     assert most() == 5
 
 
-def test_the_limit_applies_to_targets_of_redirects(server, site):
+def test_the_limit_applies_to_targets_of_redirects(server: HostileServer, site: HostileServer) -> None:
     url, most = crowd(site)
     with HostileServer() as other:
         hosts = (*server.hosts, *other.hosts, *site.hosts)
@@ -295,17 +300,17 @@ def test_the_limit_applies_to_targets_of_redirects(server, site):
     assert most() == 4
 
 
-def test_hosts_of_a_redirect_chain_share_one_time_limit(server, site):
+def test_hosts_of_a_redirect_chain_share_one_time_limit(server: HostileServer, site: HostileServer) -> None:
     """Each host answers within the limit; together they exceed it."""
     import asyncio
 
     from aiohttp import web
 
-    async def picture(_):
+    async def picture(_: web.Request) -> web.Response:
         await asyncio.sleep(2.5)
         return web.Response(body=JPEG)
 
-    async def slow(_):
+    async def slow(_: web.Request) -> web.Response:
         await asyncio.sleep(1)
         return web.Response(status=302, headers={"Location": site.add(picture)})
 
@@ -318,7 +323,7 @@ def test_hosts_of_a_redirect_chain_share_one_time_limit(server, site):
     assert outcome.http_status == 302
 
 
-def test_local_files(server, tmp_path):
+def test_local_files(server: HostileServer, tmp_path: Path) -> None:
     file = tmp_path / "a.tar"
     file.write_bytes(b"x" * 100 + JPEG + b"y" * 50)
     part, cut, missing, whole = fetch(
@@ -335,12 +340,12 @@ def test_local_files(server, tmp_path):
     check(fetch(server, Request(None, file=LocalFile(str(file), 0, None)), max_bytes=99)[0], "body_too_large")
 
 
-def test_an_unexpected_error_is_a_reason(server, monkeypatch):
+def test_an_unexpected_error_is_a_reason(server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.images.statistics", lambda *_, **__: 1 / 0)
     check(fetch(server, server.body(JPEG))[0], "unforeseen", "ZeroDivisionError")
 
 
-def test_large_bodies_share_a_small_budget(server, monkeypatch):
+def test_large_bodies_share_a_small_budget(server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Far more concurrent bytes than fit, and results larger than the budget: slower, without deadlock."""
     monkeypatch.setattr("tasks.download._http.BUDGET_BYTES", 1 << 20)
     noise = encoded(picture(600, 400), "BMP")  # 720 kB, and nobody announces it
@@ -350,22 +355,23 @@ def test_large_bodies_share_a_small_budget(server, monkeypatch):
 
 
 @pytest.mark.timeout(120)
-def test_closing_early_cancels_everything(server):
+def test_closing_early_cancels_everything(server: HostileServer) -> None:
     """Requests that would wait for an hour end with their caller."""
     threads = threading.active_count()
     settings = Download(allow_hosts=server.hosts, timeout_s=3600)
     urls = [server.body(JPEG), *[server.silent() for _ in range(20)]]
     outcomes = HttpEngine(settings).outcomes(map(Request, urls))
+    assert isinstance(outcomes, Generator)
     assert next(outcomes).image
     outcomes.close()
     assert threading.active_count() <= threads
 
 
-def pictures(host, count, **headers):
+def pictures(host: HostileServer, count: int, **headers: str) -> list[str]:
     return [host.body(JPEG, headers=headers) for _ in range(count)]
 
 
-def test_robots_txt_is_fetched_once_and_obeyed(site):
+def test_robots_txt_is_fetched_once_and_obeyed(site: HostileServer) -> None:
     robots = site.at("robots.txt", site.body(b"User-agent: *\nDisallow: /1\nCrawl-delay: 0", "text/plain"))
     urls = [f"{url}?{i}" for url in pictures(site, 2) for i in range(50)]
     outcomes = fetch(site, *urls)
@@ -380,7 +386,7 @@ def test_robots_txt_is_fetched_once_and_obeyed(site):
     assert not any(o.http_status for o in forbidden)  # it was not even asked
 
 
-def test_robots_txt_rules_for_our_name(site):
+def test_robots_txt_rules_for_our_name(site: HostileServer) -> None:
     site.at("robots.txt", site.body(b"User-agent: gardener\nDisallow: /", "text/plain"))
     url = site.body(JPEG)
     assert fetch(site, url)[0].status == "success"
@@ -388,7 +394,7 @@ def test_robots_txt_rules_for_our_name(site):
     assert fetch(site, url, user_agent_token="Gardener", respect_robots=False)[0].status == "success"
 
 
-def test_the_next_part_of_an_engine_fetches_no_site_file_again(site):
+def test_the_next_part_of_an_engine_fetches_no_site_file_again(site: HostileServer) -> None:
     robots = site.at("robots.txt", site.body(b"User-agent: *\nDisallow: /none", "text/plain"))
     engine = HttpEngine(Download(allow_hosts=site.hosts))
     for _ in range(3):
@@ -397,12 +403,12 @@ def test_the_next_part_of_an_engine_fetches_no_site_file_again(site):
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 429])
-def test_a_host_without_robots_txt_allows_everything(site, status):
+def test_a_host_without_robots_txt_allows_everything(site: HostileServer, status: int) -> None:
     site.at("robots.txt", site.body(b"User-agent: *\nDisallow: /", status=status))
     assert fetch(site, site.body(JPEG))[0].status == "success"
 
 
-def test_an_unreachable_robots_txt_forbids_everything(site):
+def test_an_unreachable_robots_txt_forbids_everything(site: HostileServer) -> None:
     robots = site.at("robots.txt", site.body(b"", status=503))
     urls = pictures(site, 5)
     for outcome in fetch(site, *urls, retries=1):
@@ -414,7 +420,7 @@ def test_an_unreachable_robots_txt_forbids_everything(site):
     assert fetch(site, urls[0], retries=1)[0].status == "success"
 
 
-def test_robots_txt_with_redirects_and_denied_access(site):
+def test_robots_txt_with_redirects_and_denied_access(site: HostileServer) -> None:
     rules = site.body(b"User-agent: *\nDisallow: /", "text/plain")
     url = site.body(JPEG)
     site.at("robots.txt", site.redirect(site.redirect(rules)))
@@ -427,7 +433,7 @@ def test_robots_txt_with_redirects_and_denied_access(site):
     check(fetch(site, url)[0], "robots_unreachable", "bad_scheme")
 
 
-def test_a_large_robots_txt_is_read_up_to_the_limit(site):
+def test_a_large_robots_txt_is_read_up_to_the_limit(site: HostileServer) -> None:
     filler = b"# " + b"x" * 98 + b"\n"
     text = b"User-agent: *\nDisallow: /1\n" + filler * 6000 + b"Disallow: /2\n"
     site.at("robots.txt", site.body(text, "text/plain"))
@@ -441,7 +447,7 @@ def test_a_large_robots_txt_is_read_up_to_the_limit(site):
     check(fetch(site, url)[0], "robots_disallowed")
 
 
-def test_redirects_obey_the_robots_txt_of_their_target(site, server):
+def test_redirects_obey_the_robots_txt_of_their_target(site: HostileServer, server: HostileServer) -> None:
     site.at("robots.txt", site.body(b"User-agent: *\nDisallow: /", "text/plain"))
     target = site.body(JPEG)
     hosts = (*site.hosts, *server.hosts)
@@ -451,7 +457,7 @@ def test_redirects_obey_the_robots_txt_of_their_target(site, server):
     assert outcome.final_url == target
 
 
-def test_crawl_delay_spaces_requests_and_late_turns_are_rate_limited(site):
+def test_crawl_delay_spaces_requests_and_late_turns_are_rate_limited(site: HostileServer) -> None:
     site.at("robots.txt", site.body(b"User-agent: *\nCrawl-delay: 0.2", "text/plain"))
     urls = pictures(site, 4)
     began = time.monotonic()
@@ -463,7 +469,7 @@ def test_crawl_delay_spaces_requests_and_late_turns_are_rate_limited(site):
     check(late, "rate_limited", "Crawl-delay 0.2 s")
 
 
-def test_a_crawl_delay_applies_to_redirects(site, server):
+def test_a_crawl_delay_applies_to_redirects(site: HostileServer, server: HostileServer) -> None:
     site.at("robots.txt", site.body(b"User-agent: *\nCrawl-delay: 0.2", "text/plain"))
     urls = [server.redirect(url) for url in pictures(site, 3)] + [site.redirect(url) for url in pictures(site, 1)]
     began = time.monotonic()
@@ -471,14 +477,14 @@ def test_a_crawl_delay_applies_to_redirects(site, server):
     assert time.monotonic() - began >= 0.8  # five requests to the site
 
 
-def test_reservations_by_header(site):
+def test_reservations_by_header(site: HostileServer) -> None:
     reserved = site.body(JPEG, headers={"TDM-Reservation": "1", "tdm-policy": "https://p.example/1"})
     check(fetch(site, reserved)[0], "tdm_reserved", "tdm-reservation: 1, tdm-policy https://p.example/1")
     assert fetch(site, reserved, respect_tdm=False)[0].status == "success"
     assert fetch(site, site.body(JPEG, headers={"tdm-reservation": "0"}))[0].status == "success"
 
 
-def test_reservations_by_file_unless_a_header_says_otherwise(site):
+def test_reservations_by_file_unless_a_header_says_otherwise(site: HostileServer) -> None:
     file = b'[{"location": "/", "tdm-reservation": 1, "tdm-policy": "https://p.example/2"}]'
     asked = site.at(".well-known/tdmrep.json", site.body(file, "application/json"))
     urls = [*pictures(site, 20), site.body(JPEG, headers={"tdm-reservation": "0"})]
@@ -493,14 +499,14 @@ def test_reservations_by_file_unless_a_header_says_otherwise(site):
     assert fetch(site, urls[0])[0].status == "success"  # no file, no reservation
 
 
-def test_local_files_send_no_request(site, tmp_path):
+def test_local_files_send_no_request(site: HostileServer, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(JPEG)
     (local,) = fetch(site, Request(None, file=LocalFile(str(tmp_path / "a.jpg"), 0, None)))
     assert local.image
     assert not site.hits
 
 
-def test_faults_of_the_source_send_no_request(server):
+def test_faults_of_the_source_send_no_request(server: HostileServer) -> None:
     url = server.body(encoded(picture()))
     good = Request(url)
     faults = [(reason, f"of {reason}") for reason in ("bad_row", "no_image_member", "sparse_member")]
@@ -512,7 +518,7 @@ def test_faults_of_the_source_send_no_request(server):
     assert server.hits[url] == 1
 
 
-def test_every_reason_has_a_test():
+def test_every_reason_has_a_test() -> None:
     here = Path(__file__).parent
     tests = [*here.glob("test_*.py"), *(here.parent / "sources").glob("test_*.py")]  # sources have reasons of their own
     assert set(REASONS) - {"taken_down"} <= {
@@ -520,7 +526,7 @@ def test_every_reason_has_a_test():
     }  # "taken_down": tests/flows/govern/test_takedown.py
 
 
-def test_an_invalid_host_is_bad_url_before_any_request(server):
+def test_an_invalid_host_is_bad_url_before_any_request(server: HostileServer) -> None:
     (outcome, private) = fetch(server, "http://1.1/a.jpg", "http://127.1/a.jpg")
     check(outcome, "bad_url")
     check(private, "private_address")

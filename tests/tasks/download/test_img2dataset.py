@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -17,15 +19,18 @@ from catalog.errors import BuildError
 from tasks import images
 from tasks.download import Download
 from tasks.download import _img2dataset as engine
-from tasks.download._base import LocalFile, Request
+from tasks.download._base import LocalFile, Outcome, Request
 from tests.helpers import wait_for
+from tests.hostile_server import HostileServer
 from tests.pictures import encoded, jpeg, picture
 from tests.tasks.download import test_wire
 
 JPEG = jpeg(300, 200)
 
 
-def fetch(server, requests, limit_s=None, **options):
+def fetch(
+    server: HostileServer, requests: Iterable[Request], limit_s: float | None = None, **options: Any
+) -> list[Outcome]:
     settings = Download(allow_hosts=server.hosts, **({"timeout_s": 2, "retries": 0, "concurrency": 8} | options))
     return list(engine.Img2datasetEngine(settings, limit_s=limit_s).outcomes(requests))
 
@@ -48,11 +53,13 @@ def fetch(server, requests, limit_s=None, **options):
         ("never seen before", False, "unforeseen"),
     ],
 )  # fmt: skip
-def test_error_texts_map_to_reasons(text, resizing, reason):
+def test_error_texts_map_to_reasons(text: str, resizing: bool, reason: str) -> None:
     assert engine.reason_of(text, resizing) == reason
 
 
-def test_a_python_that_cannot_run_it_is_one_clear_error(server, tmp_path, monkeypatch):
+def test_a_python_that_cannot_run_it_is_one_clear_error(
+    server: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
     (tmp_path / "env" / f"img2dataset-{engine.RELEASE}").touch()
     monkeypatch.setenv("ESPALIER_FETCH_ENV", str(tmp_path / "env"))
@@ -61,7 +68,9 @@ def test_a_python_that_cannot_run_it_is_one_clear_error(server, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_an_environment_that_cannot_be_made_is_one_clear_error(tmp_path, monkeypatch, caplog):
+def test_an_environment_that_cannot_be_made_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("ESPALIER_FETCH_ENV", str(tmp_path / "env"))
     monkeypatch.setattr(engine, "RELEASE", "0.0.0.nothing")
     with caplog.at_level(logging.WARNING), pytest.raises(BuildError, match="cannot be installed"):
@@ -69,7 +78,7 @@ def test_an_environment_that_cannot_be_made_is_one_clear_error(tmp_path, monkeyp
     assert "making the environment of img2dataset" in caplog.text
 
 
-def test_a_process_that_hangs_is_killed_with_all_its_children(tmp_path, monkeypatch):
+def test_a_process_that_hangs_is_killed_with_all_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A substitute for the interpreter that starts a child and then sleeps, both for longer than this test."""
     marker = tmp_path / "child"
     stand_in = tmp_path / "python"
@@ -83,7 +92,7 @@ def test_a_process_that_hangs_is_killed_with_all_its_children(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_the_same_table_as_engine_http(server, tmp_path):
+def test_the_same_table_as_engine_http(server: HostileServer, tmp_path: Path) -> None:
     local = tmp_path / "local.jpg"
     local.write_bytes(JPEG)
     good = server.body(JPEG)
@@ -114,6 +123,8 @@ def test_the_same_table_as_engine_http(server, tmp_path):
     theirs = outcomes[0]
     for name in ("sha256", "width", "height", "original_width", "original_height", "format", "status"):
         assert getattr(theirs, name) == getattr(same, name), name
+    assert theirs.image
+    assert same.image
     difference = images.decode(theirs.image).astype(int) - images.decode(same.image)
     assert np.abs(difference).mean() < 1
     assert theirs.brightness is not None
@@ -121,7 +132,7 @@ def test_the_same_table_as_engine_http(server, tmp_path):
 
 
 @pytest.mark.slow
-def test_engine_http_stores_every_picture_that_img2dataset_stores(server):
+def test_engine_http_stores_every_picture_that_img2dataset_stores(server: HostileServer) -> None:
     """Every head, body, coding and redirect of the tests of engine http, fetched by both."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(test_wire.JPEG)
     answers = dict(test_wire.TAKEN) | {name: case[0] for name, case in test_wire.REFUSED.items()}
@@ -144,7 +155,9 @@ def test_engine_http_stores_every_picture_that_img2dataset_stores(server):
 
 
 @pytest.mark.slow
-def test_slow_loris_ends_at_the_limit_and_finished_shards_count(server, monkeypatch):
+def test_slow_loris_ends_at_the_limit_and_finished_shards_count(
+    server: HostileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine, "_SHARD_ROWS", 10)
     good = [Request(server.body(JPEG)) for _ in range(20)]
     stuck = [Request(server.drips(JPEG, step=1, pause_s=0.5)) for _ in range(10)]
@@ -155,15 +168,15 @@ def test_slow_loris_ends_at_the_limit_and_finished_shards_count(server, monkeypa
 
 
 @pytest.mark.slow
-def test_a_killed_subprocess_does_not_hang_the_build(server, monkeypatch):
+def test_a_killed_subprocess_does_not_hang_the_build(server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
     popen = subprocess.Popen
 
-    def spy(*args, **options):
+    def spy(*args: Any, **options: Any) -> subprocess.Popen[Any]:
         started.append(popen(*args, **options))
         return started[-1]
 
-    monkeypatch.setattr(engine.subprocess, "Popen", spy)
+    monkeypatch.setattr(subprocess, "Popen", spy)
     import threading
 
     threading.Timer(5, lambda: os.kill(started[0].pid, signal.SIGKILL)).start()
@@ -173,7 +186,7 @@ def test_a_killed_subprocess_does_not_hang_the_build(server, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["border", "keep_ratio", "keep_ratio_largest", "center_crop", "no"])
-def test_resizing_is_identical_to_img2dataset(mode, tmp_path):
+def test_resizing_is_identical_to_img2dataset(mode: Any, tmp_path: Path) -> None:
     """Lossless in, lossless out, through img2dataset's Resizer, in its environment."""
     rng = np.random.default_rng(0)
     sizes = [(int(w), int(h)) for w, h in rng.integers(20, 700, (25, 2))] + [

@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,18 +16,18 @@ from tests.pictures import encoded, jpeg, jpeg_bomb, picture, slow_bmp
 
 
 @pytest.fixture
-def maker():
+def maker() -> Iterator[PictureMaker]:
     maker = PictureMaker(Download(decode_cpu_s=1))
     yield maker
     maker.close()
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_threads_never_hold_more_than_the_limit(seed):
+def test_threads_never_hold_more_than_the_limit(seed: int) -> None:
     room, rng, lock = Room(100), random.Random(seed), threading.Lock()
     held: list[int] = []
 
-    def work(size):
+    def work(size: int) -> int:
         with room.hold(size):
             with lock:
                 held.append(size)
@@ -41,10 +42,10 @@ def test_threads_never_hold_more_than_the_limit(seed):
         assert list(pool.map(work, sizes)) == sizes
 
 
-def test_a_large_picture_is_not_starved():
+def test_a_large_picture_is_not_starved() -> None:
     room, entered = Room(100), threading.Event()
 
-    def small(_):
+    def small(_: int) -> bool:
         """Return whether the large one entered before this thread's rounds were over."""
         for _ in range(10_000):
             if entered.is_set():
@@ -60,7 +61,7 @@ def test_a_large_picture_is_not_starved():
         assert list(overtaking) == [True] * 3
 
 
-def test_memory_is_released_after_an_error():
+def test_memory_is_released_after_an_error() -> None:
     room = Room(10)
     for _ in range(3):
         with pytest.raises(ValueError, match="no"), room.hold(10):
@@ -70,16 +71,17 @@ def test_memory_is_released_after_an_error():
 
 
 @pytest.mark.parametrize("pil", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
-def test_every_format_is_stored(maker, pil):
+def test_every_format_is_stored(maker: PictureMaker, pil: str) -> None:
     data = encoded(picture(300, 200), pil)
     outcome = maker.fill(Outcome(), data, None)
     assert (outcome.status, outcome.reason) == ("success", None)
     assert (outcome.original_width, outcome.original_height) == (300, 200)
     assert outcome.pixels_sha256 == images.pixels_sha256(data, images.inspect(data))
+    assert outcome.image
     assert images.decode(outcome.image).shape == (256, 256, 3)
 
 
-def test_only_formats_of_unknown_cost_start_a_process(maker):
+def test_only_formats_of_unknown_cost_start_a_process(maker: PictureMaker) -> None:
     for pil in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
         maker.fill(Outcome(), encoded(picture(30, 20), pil), None)
     assert not maker._apart._idle
@@ -89,16 +91,17 @@ def test_only_formats_of_unknown_cost_start_a_process(maker):
     assert child.poll() is not None
 
 
-def test_a_decode_timeout_is_a_reason_and_the_next_row_continues(maker):
+def test_a_decode_timeout_is_a_reason_and_the_next_row_continues(maker: PictureMaker) -> None:
     late = maker.fill(Outcome(), slow_bmp(), None)
     assert (late.reason, late.image) == ("decode_timeout", None)
     refused = maker.fill(Outcome(), jpeg_bomb(1000, 800, 3000), None)
     assert refused.reason == "too_complex"
+    assert refused.detail
     assert "limit" in refused.detail
     assert maker.fill(Outcome(), encoded(picture(300, 200), "AVIF"), None).status == "success"
 
 
-def test_the_memory_of_the_largest_pictures_is_estimated(maker):
+def test_the_memory_of_the_largest_pictures_is_estimated(maker: PictureMaker) -> None:
     """At 50 megapixels every kind is above the shared limit, so it is decoded alone."""
     for data in (jpeg(64, 64), jpeg(64, 64, progressive=True), *(encoded(picture(64, 64), f) for f in ("PNG", "WEBP"))):
         header = images.inspect(data)._replace(width=10_000, height=5_000)

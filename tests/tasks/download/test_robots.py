@@ -21,7 +21,7 @@ Crawl-delay: 0.5
 AT = 1_795_514_400.0  # 2026-11-24T10:00Z
 
 
-def robots(text=RULES, token="espalier", origin="http://photos.example"):
+def robots(text: str = RULES, token: str = "espalier", origin: str = "http://photos.example") -> Robots:
     return Robots(SiteFile(origin, text, AT), token)
 
 
@@ -41,7 +41,7 @@ def robots(text=RULES, token="espalier", origin="http://photos.example"):
         ("/", "espalier", None),
     ],
 )
-def test_the_applied_rule_is_the_evidence(path, token, rule):
+def test_the_applied_rule_is_the_evidence(path: str, token: str, rule: str | None) -> None:
     refusal = robots(token=token).refusal(URL(f"http://photos.example{path}"))
     expected = rule and f"robots.txt of photos.example: {rule}, fetched 2026-11-24T10:00Z"
     assert refusal == expected
@@ -59,7 +59,7 @@ def test_the_applied_rule_is_the_evidence(path, token, rule):
         ("pal", "espalier", False),
     ],
 )
-def test_the_group_of_an_agent(named, token, ours):
+def test_the_group_of_an_agent(named: str, token: str, ours: bool) -> None:
     found = robots(f"User-agent: *\nDisallow: /\n\nUser-agent: {named}\nDisallow: /roses\nCrawl-delay: 3\n", token)
     assert (found.refusal(URL("http://photos.example/a.jpg")) is None) == ours
     assert found.refusal(URL("http://photos.example/roses/a.jpg")) is not None
@@ -67,26 +67,26 @@ def test_the_group_of_an_agent(named, token, ours):
 
 
 @pytest.mark.parametrize(("token", "delay_s"), [("espalier", 2), ("gardener", 0.5)])
-def test_the_crawl_delay_of_a_group(token, delay_s):
+def test_the_crawl_delay_of_a_group(token: str, delay_s: float) -> None:
     assert robots(token=token).delay_s == delay_s
 
 
 @pytest.mark.parametrize(
     "text", ["", "<html><body>404</body></html>", "\0\0\xff", "Disallow: /", "User-agent: *\nDisallow:"]
 )
-def test_files_that_forbid_nothing(text):
+def test_files_that_forbid_nothing(text: str) -> None:
     found = robots(text)
     assert (found.refusal(URL("http://photos.example/a.jpg")), found.delay_s) == (None, 0)
 
 
-def test_spellings_of_one_path_are_one_path():
+def test_spellings_of_one_path_are_one_path() -> None:
     found = robots("\ufeffUser-Agent: *\r\nDisallow: /caf%C3%A9/\r\nDisallow: /a b\r\nDisallow: /x$y")
     for path in ("/café/1.jpg", "/caf%c3%a9/1.jpg", "/a%20b", "/x$y/1"):
         assert found.refusal(URL(f"http://photos.example{path}")), path
     assert found.refusal(URL("http://photos.example/xy")) is None
 
 
-def test_evidence_is_short_and_names_the_port():
+def test_evidence_is_short_and_names_the_port() -> None:
     found = robots(f"User-agent: *\nDisallow: /{'a' * 5000}*", origin="https://photos.example:8443")
     refusal = found.refusal(URL(f"https://photos.example:8443/{'a' * 5000}.jpg"))
     assert refusal is not None
@@ -95,7 +95,7 @@ def test_evidence_is_short_and_names_the_port():
 
 
 @pytest.mark.timeout(120)
-def test_a_hostile_file_takes_bounded_time():
+def test_a_hostile_file_takes_bounded_time() -> None:
     """Wildcards that make a backtracking matcher take exponential time, and as many rules as fit."""
     rules = "".join(f"Disallow: /{i}*a*a*a*a*a*a*a*a*b$\n" for i in range(15_000))
     found = robots(f"User-agent: *\n{rules}"[: 500 << 10])

@@ -3,7 +3,11 @@
 import asyncio
 import os
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -15,21 +19,30 @@ from tasks.download.reasons import FetchError
 from tests.hostile_server import HostileServer
 
 
+@dataclass
+class Site:
+    """A host, the URL of its robots.txt, and URLs of pictures on it."""
+
+    server: HostileServer
+    robots: str
+    urls: list[str]
+
+
 class Actor:
     """The caches of one process: its memory, and the shared disk."""
 
-    def __init__(self, folder, parse=lambda file: file.text):
-        self.known = MemoryCache()
+    def __init__(self, folder: Path | None, parse: Callable[[SiteFile], Any] = lambda file: file.text) -> None:
+        self.known: MemoryCache[Any] = MemoryCache()
         self.disk = DiskCache(folder) if folder else None
         self.parse = parse
         self.asked = 0
-        self.fault = None
+        self.fault: FetchError | None = None
 
-    def find(self, *urls, keep=True):
+    def find(self, *urls: str, keep: bool = True) -> list[Any]:
         """Ask for the file of each URL's host, all at once, as one part of a build does."""
 
-        async def run(session, pool):
-            async def ask(url):
+        async def run(session: aiohttp.ClientSession, pool: ThreadPoolExecutor) -> list[Any]:
+            async def ask(url: URL) -> str:
                 self.asked += 1
                 if self.fault:
                     raise self.fault
@@ -39,7 +52,7 @@ class Actor:
             files = SiteFiles("/robots.txt", ask, self.parse, self.known, self.disk, pool)
             return await asyncio.gather(*[files.of(URL(u), keep) for u in urls], return_exceptions=True)
 
-        async def main():
+        async def main() -> Any:
             with ThreadPoolExecutor(2) as pool:
                 async with aiohttp.ClientSession() as session:
                     return await run(session, pool)
@@ -48,35 +61,34 @@ class Actor:
 
 
 @pytest.fixture
-def host():
+def host() -> Iterator[Site]:
     with HostileServer() as server:
-        server.robots = server.at("robots.txt", server.body(b"User-agent: *", "text/plain"))
-        server.urls = [f"http://127.0.0.1:{server.port}/{i}.jpg" for i in range(100)]
-        yield server
+        robots = server.at("robots.txt", server.body(b"User-agent: *", "text/plain"))
+        yield Site(server, robots, [f"http://127.0.0.1:{server.port}/{i}.jpg" for i in range(100)])
 
 
-def test_100_urls_fetch_one_file(host, tmp_path):
+def test_100_urls_fetch_one_file(host: Site, tmp_path: Path) -> None:
     actor = Actor(tmp_path)
     assert actor.find(*host.urls) == ["User-agent: *"] * 100
     assert actor.find(*host.urls) == ["User-agent: *"] * 100  # the next part
-    assert host.hits[host.robots] == 1
+    assert host.server.hits[host.robots] == 1
 
 
-def test_other_actors_and_later_builds_read_the_disk(host, tmp_path):
+def test_other_actors_and_later_builds_read_the_disk(host: Site, tmp_path: Path) -> None:
     for _ in range(3):
         assert Actor(tmp_path).find(*host.urls[:5]) == ["User-agent: *"] * 5
-    assert host.hits[host.robots] == 1
+    assert host.server.hits[host.robots] == 1
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
 
-def test_private_hosts_are_not_cached_on_disk(host, tmp_path):
+def test_private_hosts_are_not_cached_on_disk(host: Site, tmp_path: Path) -> None:
     for _ in range(2):
         Actor(tmp_path / "none").find(*host.urls, keep=False)
-    assert host.hits[host.robots] == 2
+    assert host.server.hits[host.robots] == 2
     assert not (tmp_path / "none").exists()
 
 
-def test_an_expired_file_is_fetched_again_and_used_while_the_host_is_silent(host, tmp_path):
+def test_an_expired_file_is_fetched_again_and_used_while_the_host_is_silent(host: Site, tmp_path: Path) -> None:
     origin = str(URL(host.urls[0]).origin())
     DiskCache(tmp_path).write(SiteFile(origin, "old", time.time() - CACHED_S - 1))
     silent = Actor(tmp_path)
@@ -84,19 +96,21 @@ def test_an_expired_file_is_fetched_again_and_used_while_the_host_is_silent(host
     assert silent.find(host.urls[0]) == ["old"]
     assert Actor(tmp_path).find(host.urls[0]) == ["User-agent: *"]
     assert Actor(tmp_path).find(host.urls[0]) == ["User-agent: *"]
-    assert host.hits[host.robots] == 1
+    assert host.server.hits[host.robots] == 1
 
 
-def test_memory_expires_with_the_file(host, tmp_path, monkeypatch):
+def test_memory_expires_with_the_file(host: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     actor = Actor(None)
     actor.find(host.urls[0])
     later = time.time() + CACHED_S + 1
-    monkeypatch.setattr(site_files.time, "time", lambda: later)
+    monkeypatch.setattr(time, "time", lambda: later)
     actor.find(host.urls[0])
-    assert host.hits[host.robots] == 2
+    assert host.server.hits[host.robots] == 2
 
 
-def test_a_failure_is_cached_for_an_hour_and_never_on_disk(host, tmp_path, monkeypatch):
+def test_a_failure_is_cached_for_an_hour_and_never_on_disk(
+    host: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     actor = Actor(tmp_path)
     actor.fault = FetchError("timeout", "over 10 s")
     for _ in range(2):
@@ -106,35 +120,36 @@ def test_a_failure_is_cached_for_an_hour_and_never_on_disk(host, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
     actor.fault = None
     later = time.time() + FAILED_S + 1
-    monkeypatch.setattr(site_files.time, "time", lambda: later)
+    monkeypatch.setattr(time, "time", lambda: later)
     assert actor.find(host.urls[0]) == ["User-agent: *"]
 
 
-def test_a_cached_failure_holds_no_body(tmp_path):
+def test_a_cached_failure_holds_no_body(tmp_path: Path) -> None:
     """It would hold half a megabyte per host, in the frames of a traceback, for an hour."""
     actor = Actor(None)
     actor.fault = FetchError("bad_encoding", "gzip")
     (error,) = actor.find("http://127.0.0.1:9/a")
     kept = actor.known.get("http://127.0.0.1:9")
+    assert isinstance(kept, FetchError)
     assert (kept.reason, kept.detail) == (error.reason, error.detail)
     assert kept.__traceback__ is None
     assert kept.__context__ is None
 
 
-def test_a_parser_that_crashes_causes_one_request(host, tmp_path):
+def test_a_parser_that_crashes_causes_one_request(host: Site, tmp_path: Path) -> None:
     actor = Actor(tmp_path, parse=lambda file: 1 / 0)
     assert {error.reason for error in actor.find(*host.urls)} == {"unforeseen"}
     assert {error.reason for error in actor.find(*host.urls)} == {"unforeseen"}
-    assert host.hits[host.robots] == 1
+    assert host.server.hits[host.robots] == 1
 
 
-def test_cancelling_a_row_does_not_affect_the_others(tmp_path):
+def test_cancelling_a_row_does_not_affect_the_others(tmp_path: Path) -> None:
     """One of two rows that wait for the same file is cancelled; the other gets it."""
 
-    async def main():
+    async def main() -> Any:
         gate = asyncio.Event()
 
-        async def ask(url):
+        async def ask(url: URL) -> str:
             await gate.wait()
             return "rules"
 
@@ -151,14 +166,14 @@ def test_cancelling_a_row_does_not_affect_the_others(tmp_path):
     assert found == "rules"
 
 
-def test_a_slow_host_delays_no_other():
-    async def main():
+def test_a_slow_host_delays_no_other() -> None:
+    async def main() -> Any:
         never = asyncio.Event()
 
-        async def ask(url):
+        async def ask(url: URL) -> str:
             if url.host == "slow":
                 await never.wait()
-            return url.host
+            return str(url.host)
 
         with ThreadPoolExecutor(1) as pool:
             files = SiteFiles("/robots.txt", ask, lambda file: file.text, MemoryCache(), None, pool)
@@ -172,8 +187,8 @@ def test_a_slow_host_delays_no_other():
     assert asyncio.run(main()) == [f"h{i}" for i in range(50)]
 
 
-def test_memory_is_bounded_in_number_and_in_text():
-    known = MemoryCache(most=3, most_text=100)
+def test_memory_is_bounded_in_number_and_in_text() -> None:
+    known: MemoryCache[Any] = MemoryCache(most=3, most_text=100)
     for i in range(10):
         known.put(f"h{i}", i, 10, time.time() + 9)
         known.get("h0")  # the latest used stays
@@ -184,18 +199,18 @@ def test_memory_is_bounded_in_number_and_in_text():
     assert (len(known), known.get("larger than all")) == (1, "y")
 
 
-def test_a_thousand_hosts_with_large_files_stay_small():
-    known = MemoryCache()
+def test_a_thousand_hosts_with_large_files_stay_small() -> None:
+    known: MemoryCache[Any] = MemoryCache()
     for i in range(1000):
         known.put(f"h{i}", i, 500 << 10, time.time() + 9)
     assert len(known) <= 16
 
 
-def test_ports_and_schemes_have_separate_files(tmp_path):
+def test_ports_and_schemes_have_separate_files(tmp_path: Path) -> None:
     disk = DiskCache(tmp_path)
     for origin in ("http://h", "https://h", "http://h:81"):
         disk.write(SiteFile(origin, origin, time.time()))
-    assert [disk.read(o).text for o in ("http://h", "https://h", "http://h:81")] == [
+    assert [getattr(disk.read(o), "text", None) for o in ("http://h", "https://h", "http://h:81")] == [
         "http://h",
         "https://h",
         "http://h:81",
@@ -206,14 +221,14 @@ def test_ports_and_schemes_have_separate_files(tmp_path):
 @pytest.mark.parametrize(
     "data", [b"", b"{", b"[]", b'{"origin": "http://h"}', b'{"origin": "x", "text": "", "fetched_at": 1}']
 )
-def test_a_damaged_file_on_disk_is_ignored(tmp_path, data):
+def test_a_damaged_file_on_disk_is_ignored(tmp_path: Path, data: bytes) -> None:
     disk = DiskCache(tmp_path)
     disk.write(SiteFile("http://h", "rules", time.time()))
     next(tmp_path.iterdir()).write_bytes(data)
     assert disk.read("http://h") is None
 
 
-def test_the_disk_cache_is_swept_and_bounded(tmp_path, monkeypatch):
+def test_the_disk_cache_is_swept_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = DiskCache(tmp_path)
     for i in range(4):
         old.write(SiteFile(f"http://old{i}", "", time.time()))
@@ -228,6 +243,6 @@ def test_the_disk_cache_is_swept_and_bounded(tmp_path, monkeypatch):
     assert disk.read("http://old0") is None
 
 
-def test_a_folder_that_cannot_be_written_is_not_used(host, tmp_path):
+def test_a_folder_that_cannot_be_written_is_not_used(host: Site, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     assert Actor(tmp_path / "file").find(host.urls[0]) == ["User-agent: *"]

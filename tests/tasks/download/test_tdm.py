@@ -1,6 +1,7 @@
 """TDM reservations: the first matching rule applies, a header overrides it, a malformed file reserves nothing."""
 
 import json
+from collections.abc import Sequence
 
 import pytest
 from yarl import URL
@@ -17,7 +18,7 @@ RULES = [
 ]
 
 
-def reservation(rules, path):
+def reservation(rules: Sequence[object] | str, path: str) -> str | None:
     text = rules if isinstance(rules, str) else json.dumps(rules)
     file = SiteFile("https://photos.example", text, 1_795_514_400.0)
     return Reservations(file).reservation(URL(f"https://photos.example{path}"))
@@ -35,14 +36,14 @@ def reservation(rules, path):
         ("/elsewhere.jpg", None),
     ],
 )
-def test_the_first_rule_that_matches_applies(path, evidence):
+def test_the_first_rule_that_matches_applies(path: str, evidence: str | None) -> None:
     expected = evidence and f"tdmrep.json of photos.example: {evidence}, fetched 2026-11-24T10:00Z"
     assert reservation(RULES, path) == expected
 
 
 @pytest.mark.parametrize("location", ["/", "*", "/*"])
 @pytest.mark.parametrize("said", [1, "1", " 1", 1.0, True])
-def test_one_rule_can_reserve_everything(location, said):
+def test_one_rule_can_reserve_everything(location: str, said: str | float | bool) -> None:
     assert reservation([{"location": location, "tdm-reservation": said}], "/a/b.jpg")
 
 
@@ -55,11 +56,11 @@ def test_one_rule_can_reserve_everything(location, said):
         '[{"location": "/"}]', '[{"location": "/", "tdm-reservation": 2}]', "<html>not found</html>",
     ],
 )  # fmt: skip
-def test_malformed_rules_reserve_nothing(text):
+def test_malformed_rules_reserve_nothing(text: str) -> None:
     assert reservation(text, "/a.jpg") is None
 
 
-def test_a_location_may_hold_a_hash_and_a_long_policy_is_cut():
+def test_a_location_may_hold_a_hash_and_a_long_policy_is_cut() -> None:
     rules = [{"location": "/a%23b", "tdm-reservation": 1, "tdm-policy": "https://p.example/" + "x" * 500}]
     evidence = reservation(rules, "/a%23b.jpg")
     assert evidence is not None
@@ -67,14 +68,14 @@ def test_a_location_may_hold_a_hash_and_a_long_policy_is_cut():
     assert reservation([{"location": "/a#b", "tdm-reservation": 1}], "/a") is None
 
 
-def test_rules_are_read_up_to_the_limit():
+def test_rules_are_read_up_to_the_limit() -> None:
     rules = [{"location": f"/{i}/", "tdm-reservation": 1} for i in range(MOST_RULES + 1)]
     assert reservation(rules, f"/{MOST_RULES - 1}/a.jpg")
     assert reservation(rules, f"/{MOST_RULES}/a.jpg") is None
 
 
 @pytest.mark.parametrize(("value", "says"), [("1", True), (" 1 ", True), ("0", False), ("", None), ("yes", None)])
-def test_headers(value, says):
+def test_headers(value: str, says: bool | None) -> None:
     assert header_says({"tdm-reservation": value}) is says
     assert header_says({}) is None
     assert header_evidence({"tdm-policy": POLICY}) == f"tdm-reservation: 1, tdm-policy {POLICY}"

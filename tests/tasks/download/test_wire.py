@@ -8,7 +8,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from http.client import HTTPException
+from random import Random
+from typing import Any
 
 import pytest
 from aiohttp.http_exceptions import BadHttpMessage
@@ -37,7 +40,7 @@ CHUNKS = b"%x\r\n" % len(JPEG) + JPEG + b"\r\n0\r\n\r\n"
 HALVES = JPEG[:1000], JPEG[1000:]
 
 
-def urllib_gets(url):
+def urllib_gets(url: str) -> bytes | None:
     """Return what urllib receives, or None."""
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
@@ -105,7 +108,7 @@ TAKEN = {
 }  # fmt: skip
 
 
-def test_responses_that_urllib_or_browsers_accept_are_accepted(server):
+def test_responses_that_urllib_or_browsers_accept_are_accepted(server: HostileServer) -> None:
     urls = [server.raw(data) for data in TAKEN.values()]
     outcomes = fetch(server, *urls, respect_robots=False, respect_tdm=False)
     for name, outcome in zip(TAKEN, outcomes, strict=True):
@@ -141,12 +144,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_malformed_responses_have_a_reason(server, name):
+def test_malformed_responses_have_a_reason(server: HostileServer, name: str) -> None:
     data, reason, detail = REFUSED[name]
     check(fetch(server, server.raw(data), respect_robots=False, respect_tdm=False)[0], reason, detail)
 
 
-def forever(piece):
+def forever(piece: bytes) -> Iterator[bytes]:
     return itertools.repeat(piece)
 
 
@@ -166,7 +169,7 @@ ENDLESS = {
 }
 
 
-def test_endless_responses_reach_a_limit(server):
+def test_endless_responses_reach_a_limit(server: HostileServer) -> None:
     """Each of them reaches its own limit long before the time limit."""
     urls = [server.raw_pieces(itertools.chain([first], forever(piece))) for first, piece, _ in ENDLESS.values()]
     outcomes = fetch(server, *urls, timeout_s=60, respect_robots=False, respect_tdm=False)
@@ -174,7 +177,7 @@ def test_endless_responses_reach_a_limit(server):
         assert (outcome.reason, detail in (outcome.detail or "")) == ("bad_response", True), (name, outcome.detail)
 
 
-def test_endless_bodies_of_any_framing(server):
+def test_endless_bodies_of_any_framing(server: HostileServer) -> None:
     heads = [OK + b"\r\n", OK + CHUNKED + b"\r\n", b"HTTP/1.0 200 OK\r\n\r\n"]
     pieces = [b"\0" * 65536, b"10000\r\n" + b"\0" * 65536 + b"\r\n", b"\0" * 65536]
     urls = [server.raw_pieces(itertools.chain([h], forever(p))) for h, p in zip(heads, pieces, strict=True)]
@@ -182,7 +185,7 @@ def test_endless_bodies_of_any_framing(server):
         check(outcome, "body_too_large", "over 3000000 bytes")
 
 
-def test_a_slow_head_is_read_and_one_that_is_too_slow_is_a_timeout(server):
+def test_a_slow_head_is_read_and_one_that_is_too_slow_is_a_timeout(server: HostileServer) -> None:
     head = b"HTTP/1.1 103 Early\r\n\r\n" + OK + LENGTH + b"\r\n"
     drips = server.raw_pieces([*(bytes([byte]) for byte in head), JPEG], pause_s=0.001)
     slow = server.raw_pieces(itertools.chain([OK], forever(b"X: y\r\n")), pause_s=0.05)
@@ -191,7 +194,7 @@ def test_a_slow_head_is_read_and_one_that_is_too_slow_is_a_timeout(server):
     check(late, "timeout", "over 3 s")
 
 
-def test_slow_heads_of_a_redirect_chain_share_one_time_limit(server):
+def test_slow_heads_of_a_redirect_chain_share_one_time_limit(server: HostileServer) -> None:
     """The time limit of a row includes redirects: each of five hops sends its head slowly."""
     good = server.raw(OK + LENGTH + b"\r\n" + JPEG)
     for _ in range(5):
@@ -201,7 +204,7 @@ def test_slow_heads_of_a_redirect_chain_share_one_time_limit(server):
     check(late, "timeout", "over 3 s")
 
 
-def test_limits_apply_to_site_files(server):
+def test_limits_apply_to_site_files(server: HostileServer) -> None:
     """A robots.txt with endless headers counts as unreachable; one with a malformed head is obeyed."""
     rules = b"User-agent: *\nDisallow: /"
     odd, endless = OK + b"noise\r\nX : y\r\n\r\n", OK + b"X: a\r\n" * 20_000
@@ -212,8 +215,8 @@ def test_limits_apply_to_site_files(server):
             check(fetch(site, site.body(JPEG), respect_tdm=False)[0], reason, "" if "dis" in reason else "of headers")
 
 
-def test_connections_are_reused_after_valid_responses_only(server):
-    def connections(data):
+def test_connections_are_reused_after_valid_responses_only(server: HostileServer) -> None:
+    def connections(data: bytes) -> int:
         before, url = server.raw_connections, server.raw(data) + "?keep"
         outcomes = fetch(server, *[url] * 5, per_host=1, respect_robots=False, respect_tdm=False)
         assert [o.received_bytes for o in outcomes] == [len(JPEG)] * 5
@@ -229,7 +232,7 @@ def test_connections_are_reused_after_valid_responses_only(server):
     assert connections(OK + CHUNKED + b"\r\n" + CHUNKS + OK + b"\r\nevil") == 5
 
 
-def test_a_location_of_any_bytes_is_followed_exactly(server):
+def test_a_location_of_any_bytes_is_followed_exactly(server: HostileServer) -> None:
     """The paths differ only in bytes that are not UTF-8: neither row may get the other's picture."""
     names = [b"\xe9.jpg", b"\xe8.jpg", b"\xc3\xa9.jpg", b".jpg", b"a b\x93\xfa.jpg"]
     urls = []
@@ -240,11 +243,11 @@ def test_a_location_of_any_bytes_is_followed_exactly(server):
     assert [o.original_width for o in outcomes] == [100, 101, 102, 103, 104]
 
 
-def test_a_server_that_responds_before_the_request(server):
+def test_a_server_that_responds_before_the_request(server: HostileServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host = f"127.0.0.1:{listener.getsockname()[1]}"
 
-        def serve():
+        def serve() -> None:
             connection, _ = listener.accept()
             with connection:
                 connection.sendall(OK + LENGTH + b"\r\n" + JPEG)
@@ -258,12 +261,12 @@ def test_a_server_that_responds_before_the_request(server):
     assert outcome.received_bytes == len(JPEG)
 
 
-def test_a_body_of_a_reset_connection_is_incomplete(server):
+def test_a_body_of_a_reset_connection_is_incomplete(server: HostileServer) -> None:
     """Without a length a body ends with the orderly end of the connection; a reset is not one."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host = f"127.0.0.1:{listener.getsockname()[1]}"
 
-        def serve():
+        def serve() -> None:
             connection, _ = listener.accept()
             connection.recv(65536)
             connection.sendall(OK + b"\r\n" + JPEG)
@@ -285,7 +288,7 @@ LINES = [LENGTH, LENGTH, CHUNKED, b"X-A: b\r\n", b"X-A : b\r\n", b"noise\r\n", b
          b"\xef\xbb\xbfX: y\r\n"]  # fmt: skip
 
 
-def random_response(rng):
+def random_response(rng: Random) -> bytes:
     status = rng.choice(
         [b"HTTP/1.1 200 OK\r\n"] * 3 + [b"HTTP/1.0 200\n", b"HTTP/1.1 203 \xff\r\n", b"HTTP/1.1 206 x\r\n"]
     )
@@ -295,7 +298,7 @@ def random_response(rng):
     return interim + status + b"".join(lines) + b"\r\n" + body
 
 
-def test_random_heads_are_read_as_by_urllib(server):
+def test_random_heads_are_read_as_by_urllib(server: HostileServer) -> None:
     """Of 150 random heads, every picture that urllib receives completely is stored."""
     rng = random.Random(0)
     answers = [random_response(rng) for _ in range(150)]
@@ -307,7 +310,7 @@ def test_random_heads_are_read_as_by_urllib(server):
     assert sum(theirs) > 50
 
 
-def test_a_head_is_read_field_by_field():
+def test_a_head_is_read_field_by_field() -> None:
     head = read_head(b"HTTP/1.1 200 OK\r\nA: 1\r\n 2\r\nB : \x013\r\nnoise\r\n lost\r\nA: 4\r\n\r\n")
     assert head.fields == [(b"A", b"1 2"), (b"B", b"3"), (b"A", b"4")]
     assert head.values(b"a") == [b"1 2", b"4"]
@@ -318,8 +321,8 @@ def test_a_head_is_read_field_by_field():
             read_head(broken)
 
 
-def test_where_a_body_ends():
-    def of(fields, status=b"200", version=b"1.1"):
+def test_where_a_body_ends() -> None:
+    def of(fields: bytes, status: bytes = b"200", version: bytes = b"1.1") -> tuple[Any, ...]:
         return tuple(framing(read_head(b"HTTP/%b %b\r\n%b\r\n" % (version, status, fields))))
 
     assert of(b"Content-Length: 5\r\n") == (False, 5, True)
@@ -332,7 +335,7 @@ def test_where_a_body_ends():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_chunks_do_not_depend_on_how_they_arrive(seed):
+def test_chunks_do_not_depend_on_how_they_arrive(seed: int) -> None:
     rng = random.Random(seed)
     body = rng.randbytes(20_000)
     cuts = sorted(rng.sample(range(1, len(body)), 30))
@@ -354,7 +357,7 @@ def test_chunks_do_not_depend_on_how_they_arrive(seed):
     assert (chunks.rest + wire[at:]) == b"next"
 
 
-def test_random_bytes_between_chunks_never_raise_anything_else():
+def test_random_bytes_between_chunks_never_raise_anything_else() -> None:
     rng = random.Random(0)
     for _ in range(300):
         chunks = Chunks()

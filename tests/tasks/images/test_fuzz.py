@@ -3,6 +3,7 @@
 import random
 import time
 import zlib
+from collections.abc import Callable, Iterator
 from itertools import count
 
 import numpy as np
@@ -57,7 +58,7 @@ WHOLE = {
 }
 
 
-def mutated(rng, whole, others):
+def mutated(rng: random.Random, whole: bytes, others: list[bytes]) -> bytes:
     """Return a file after one to four random operations."""
     data = bytearray(whole)
     for _ in range(rng.randint(1, 4)):
@@ -87,7 +88,7 @@ def mutated(rng, whole, others):
     return bytes(data)
 
 
-def checksummed(data):
+def checksummed(data: bytes) -> bytes:
     """Return a PNG with right checksums in its chunks, as far as they can be told apart."""
     out, at = bytearray(data), 8
     while at + 12 <= len(out):
@@ -97,7 +98,7 @@ def checksummed(data):
     return bytes(out)
 
 
-def outcomes(name, seed, stop):
+def outcomes(name: str, seed: int | str, stop: Callable[[], bool]) -> Iterator[str]:
     """Yield the reason, or "", of one mutated file after the other."""
     rng, others = random.Random(seed), [data for datas in WHOLE.values() for data in datas]
     with Apart(30) as apart:
@@ -118,7 +119,7 @@ def outcomes(name, seed, stop):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_mutated_file_gives_a_picture_or_a_reason(name):
+def test_a_mutated_file_gives_a_picture_or_a_reason(name: str) -> None:
     steps = count()
     most = 300 if name in ("tiff", "avif") else 1200
     found = list(outcomes(name, f"{name} 0", lambda: next(steps) == most))
@@ -129,7 +130,7 @@ def test_a_mutated_file_gives_a_picture_or_a_reason(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
-def test_mutated_files_for_a_minute(name):
+def test_mutated_files_for_a_minute(name: str) -> None:
     until, seed = time.monotonic() + SLOW_S, time.time_ns()
     print(f"{name}: seed {seed}")
     assert set(outcomes(name, seed, lambda: time.monotonic() > until)) <= {"", *REASONS}

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tasks import images
+from tasks.images._base import ImageError
 from tests.pictures import encoded, jpeg, jpeg_bomb, orientation_exif, picture
 
 PLAIN = jpeg(160, 120)
@@ -17,25 +18,25 @@ SHOWN = images.decode(PLAIN)
 END = b"\xff\xd9"
 
 
-def segment(kind, body=b"", length=None):
+def segment(kind: int, body: bytes = b"", length: int | None = None) -> bytes:
     return bytes([0xFF, kind]) + struct.pack(">H", len(body) + 2 if length is None else length) + body
 
 
-def with_segments(*segments, data=PLAIN):
+def with_segments(*segments: bytes, data: bytes = PLAIN) -> bytes:
     return data[:2] + b"".join(segments) + data[2:]
 
 
-def refusal(data):
+def refusal(data: bytes) -> ImageError:
     with pytest.raises(images.ImageError) as caught:
         images.decode(data)
     return caught.value
 
 
-def reason(data):
+def reason(data: bytes) -> str:
     return refusal(data).reason
 
 
-def same(data, shown=SHOWN):
+def same(data: bytes, shown: np.ndarray = SHOWN) -> bool:
     return np.array_equal(images.decode(data), shown)
 
 
@@ -59,18 +60,18 @@ def same(data, shown=SHOWN):
     ],
     ids=lambda body: f"{body[:8]!r}x{len(body)}",
 )
-def test_no_metadata_loses_the_picture(kind, body):
+def test_no_metadata_loses_the_picture(kind: int, body: bytes) -> None:
     assert same(with_segments(segment(kind, body)))
     assert same(with_segments(*[segment(kind, body)] * 3))
 
 
-def test_ten_megabytes_of_metadata_are_passed_over():
+def test_ten_megabytes_of_metadata_are_passed_over() -> None:
     assert same(with_segments(*[segment(0xE2, b"ICC_PROFILE\0" + bytes(65_000))] * 160))
     assert same(with_segments(*[segment(0xE1, b"Exif\0\0" + bytes(65_000))] * 160))
 
 
 @pytest.mark.parametrize("short", [1, 2, 7, 40, 300])
-def test_a_length_that_is_too_short_is_skipped_over_as_libjpeg_does(short):
+def test_a_length_that_is_too_short_is_skipped_over_as_libjpeg_does(short: int) -> None:
     body = bytes(range(1, 128)) * 3
     data = with_segments(segment(0xE5, body, length=len(body) + 2 - short))
     assert same(data)
@@ -78,23 +79,23 @@ def test_a_length_that_is_too_short_is_skipped_over_as_libjpeg_does(short):
 
 
 @pytest.mark.parametrize("length", [0, 1])
-def test_metadata_of_an_impossible_length(length):
+def test_metadata_of_an_impossible_length(length: int) -> None:
     assert same(with_segments(segment(0xE5, length=length)))
 
 
-def test_fill_bytes_and_garbage_between_segments():
+def test_fill_bytes_and_garbage_between_segments() -> None:
     for between in (b"\xff" * 9, b"\0" * 40, b"garbage", b"\xff\0\xff\0", b"\xff" * 1_000_000):
         assert same(PLAIN[:20] + between + PLAIN[20:])  # behind JFIF's segment
 
 
 @pytest.mark.parametrize("after", [b"<script>alert(1)</script>", bytes(5000), PLAIN, b"\xff" * 99, b"PK\3\4"])
-def test_what_follows_the_end_does_not_count(after):
+def test_what_follows_the_end_does_not_count(after: bytes) -> None:
     assert same(PLAIN + after)
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("restarts", [0, 3])
-def test_a_file_that_lacks_its_end_marker_alone_is_whole(progressive, restarts):
+def test_a_file_that_lacks_its_end_marker_alone_is_whole(progressive: bool, restarts: int) -> None:
     whole = jpeg(160, 120, progressive=progressive, restart_marker_blocks=restarts)
     shown = images.decode(whole)
     assert same(whole[:-2], shown)
@@ -104,14 +105,14 @@ def test_a_file_that_lacks_its_end_marker_alone_is_whole(progressive, restarts):
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_file_that_lacks_more_is_truncated_wherever_it_is_cut(progressive):
+def test_a_file_that_lacks_more_is_truncated_wherever_it_is_cut(progressive: bool) -> None:
     whole = jpeg(160, 120, progressive=progressive)
     start = whole.index(b"\xff\xda") + 14
     cuts = [*range(start, len(whole) - 10, 37), *(len(whole) - missing for missing in range(5, 40))]
     assert {reason(whole[:cut]) for cut in cuts} == {"truncated"}
 
 
-def test_a_progressive_file_that_is_cut_between_scans_is_truncated():
+def test_a_progressive_file_that_is_cut_between_scans_is_truncated() -> None:
     whole = jpeg(160, 120, progressive=True)
     at = whole.index(b"\xff\xda")
     while (at := whole.find(b"\xff\xda", at + 1)) > 0:
@@ -119,7 +120,7 @@ def test_a_progressive_file_that_is_cut_between_scans_is_truncated():
         assert reason(whole[:before]) == "truncated"
 
 
-def test_broken_segments_that_the_picture_needs():
+def test_broken_segments_that_the_picture_needs() -> None:
     for kind in (0xDB, 0xC4, 0xC0):
         at = PLAIN.index(bytes([0xFF, kind]))
         assert reason(PLAIN[: at + 2] + b"\0\1" + PLAIN[at + 4 :]) in ("undecodable", "truncated")
@@ -135,7 +136,7 @@ def test_broken_segments_that_the_picture_needs():
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-def test_colours_are_those_of_pillow(mode, progressive):
+def test_colours_are_those_of_pillow(mode: str, progressive: bool) -> None:
     data = encoded(Image.fromarray(picture(90, 70)).convert(mode), quality=95, progressive=progressive)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
     assert np.abs(images.decode(data) - expected).max() <= 2
@@ -143,7 +144,7 @@ def test_colours_are_those_of_pillow(mode, progressive):
     assert np.array_equal(images.decode(dressed), images.decode(data))
 
 
-def test_adobes_marker_decides_about_the_colours():
+def test_adobes_marker_decides_about_the_colours() -> None:
     """Without a transform, the components are the colours themselves: RGB, or CMYK; with one, YCCK."""
     red = encoded(np.full((16, 16, 3), (200, 30, 40), np.uint8), quality=100, subsampling=0, keep_rgb=True)
     assert np.abs(images.decode(red)[8, 8].astype(int) - [200, 30, 40]).max() <= 3
@@ -153,12 +154,12 @@ def test_adobes_marker_decides_about_the_colours():
     ycck = data[:at] + b"\2" + data[at + 1 :]
     expected = np.asarray(Image.open(io.BytesIO(ycck)).convert("RGB")).astype(int)
     assert np.abs(images.decode(ycck) - expected).max() <= 2
-    peer = cv2.imdecode(np.frombuffer(ycck, np.uint8), cv2.IMREAD_COLOR_RGB).astype(int)
+    peer = np.asarray(cv2.imdecode(np.frombuffer(ycck, np.uint8), cv2.IMREAD_COLOR_RGB)).astype(int)
     assert np.abs(images.decode(ycck) - peer).max() <= 6
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_orientation_of_the_first_exif_counts(orientation):
+def test_the_orientation_of_the_first_exif_counts(orientation: int) -> None:
     exif = orientation_exif(orientation)
     data = with_segments(segment(0xE1, b"Exif\0\0" + exif.removeprefix(b"Exif\0\0")), segment(0xE1, b"Exif\0\0MM"))
     assert images.inspect(data).orientation == orientation
@@ -167,7 +168,7 @@ def test_the_orientation_of_the_first_exif_counts(orientation):
 
 @pytest.mark.parametrize(("order", "mark"), [("<", b"II*\0"), (">", b"MM\0*")])
 @pytest.mark.parametrize("kind", ["B", "H", "I"])
-def test_exif_is_read_in_both_orders_and_from_any_integer(order, mark, kind):
+def test_exif_is_read_in_both_orders_and_from_any_integer(order: str, mark: bytes, kind: str) -> None:
     value = struct.pack(order + kind, 6).ljust(4, b"\0")
     entry = struct.pack(order + "HHI", 0x0112, {"B": 1, "H": 3, "I": 4}[kind], 1) + value
     other = struct.pack(order + "HHII", 0x010F, 2, 9, 0)
@@ -180,7 +181,7 @@ def test_exif_is_read_in_both_orders_and_from_any_integer(order, mark, kind):
 # ---- the budget
 
 
-def samples_of_scan(which, width, height):
+def samples_of_scan(which: int, width: int, height: int) -> int:
     """Return what one scan of a `jpeg_bomb` counts: all components for the first and the seventh, else luminance."""
     return max(1 << 14, width * height * (3 if which in (0, 6) else 2) // 2)
 
@@ -188,19 +189,23 @@ def samples_of_scan(which, width, height):
 @pytest.mark.parametrize("empty", [False, True])
 @pytest.mark.parametrize("which", [0, 5, 9])
 @pytest.mark.parametrize(("width", "height"), [(16, 16), (900, 700), (2400, 1800)])
-def test_thousands_of_scans_are_refused_before_they_are_decoded(no_decoder, width, height, which, empty):
+def test_thousands_of_scans_are_refused_before_they_are_decoded(
+    no_decoder: None, width: int, height: int, which: int, empty: bool
+) -> None:
     """No decoder is asked, and of the scans' headers no more are read than the budget has room for."""
     scans = 70_000 if width == 16 else 9_000 if width == 900 else 1_000
     error = refusal(jpeg_bomb(width, height, scans, which, empty))
     assert error.reason == "too_complex"
-    read = int(re.search(r"(\d+) scans or more", error.detail)[1])
+    counted = re.search(r"(\d+) scans or more", error.detail)
+    assert counted
+    read = int(counted[1])
     of_the_plain_file = 10
     assert read <= of_the_plain_file + 1 + images.SCAN_SAMPLES // samples_of_scan(which, width, height) < scans
 
 
 @pytest.mark.parametrize("empty", [False, True])
 @pytest.mark.parametrize("which", [0, 1, 4, 5, 6, 9])
-def test_the_budget_lets_in_as_many_scans_as_it_has_room_for(which, empty):
+def test_the_budget_lets_in_as_many_scans_as_it_has_room_for(which: int, empty: bool) -> None:
     """The most expensive files that pass, and those that have a little more."""
     width, height = 1600, 1200
     most = images.SCAN_SAMPLES // samples_of_scan(which, width, height)
@@ -208,13 +213,13 @@ def test_the_budget_lets_in_as_many_scans_as_it_has_room_for(which, empty):
     assert reason(jpeg_bomb(width, height, most + 1, which, empty)) == "too_complex"
 
 
-def test_the_largest_honest_pictures_are_within_the_budget():
+def test_the_largest_honest_pictures_are_within_the_budget() -> None:
     flat = Image.new("RGB", (7071, 7071), (90, 120, 60))
     data = encoded(flat, progressive=True, subsampling=0)
     assert images.inspect(data).width == 7071
 
 
-def test_segments_without_end_are_too_complex(no_decoder):
+def test_segments_without_end_are_too_complex(no_decoder: None) -> None:
     for filler in (segment(0xE5), segment(0xFE, b"x"), b"\xff\x01" * 2):
         error = refusal(with_segments(filler * (images.MAX_PIECES + 1)))
         assert (error.reason, error.detail) == ("too_complex", f"jpg: more than {images.MAX_PIECES} segments")

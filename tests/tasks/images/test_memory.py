@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,10 +34,10 @@ SLOW = {
     "cmyk": lambda: encoded(Image.fromarray(picture(WIDTH, HEIGHT)).convert("CMYK"), progressive=True),
     "rgb png": lambda: encoded(picture(WIDTH, HEIGHT), "PNG", compress_level=1),
     "16 bits": lambda: encoded(Image.fromarray(picture(WIDTH, HEIGHT)[..., 0].astype(np.uint16)), "PNG"),
-    "palette": lambda: encoded(Image.fromarray(picture(WIDTH, HEIGHT)).quantize(16, dither=0), "PNG"),
+    "palette": lambda: encoded(Image.fromarray(picture(WIDTH, HEIGHT)).quantize(16, dither=Image.Dither.NONE), "PNG"),
     "lossless": lambda: encoded(clear(), "WEBP", method=0, lossless=True, exact=True, quality=0),
     "opaque webp": lambda: encoded(picture(WIDTH, HEIGHT), "WEBP", method=0),
-    "gif": lambda: encoded(Image.fromarray(picture(WIDTH, HEIGHT)).quantize(16, dither=0), "GIF"),
+    "gif": lambda: encoded(Image.fromarray(picture(WIDTH, HEIGHT)).quantize(16, dither=Image.Dither.NONE), "GIF"),
     "bmp": lambda: encoded(picture(WIDTH, HEIGHT), "BMP"),
     "tiff": lambda: encoded(clear(), "TIFF", compression="tiff_deflate"),
     "avif": lambda: encoded(clear(), "AVIF", speed=10, subsampling="4:4:4"),
@@ -44,11 +45,11 @@ SLOW = {
 }
 
 
-def clear():
+def clear() -> np.ndarray:
     return np.dstack([picture(WIDTH, HEIGHT), picture(WIDTH, HEIGHT, 2)[..., 0]])
 
 
-def measured(path, data):
+def measured(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     out = subprocess.run([sys.executable, "-c", CHILD, str(path)], capture_output=True, text=True, check=True)
     taken, announced, size = map(int, out.stdout.split())
@@ -58,12 +59,12 @@ def measured(path, data):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its peak memory from /proc")
 @pytest.mark.parametrize("kind", QUICK)
-def test_memory_is_as_announced(tmp_path, kind):
+def test_memory_is_as_announced(tmp_path: Path, kind: str) -> None:
     measured(tmp_path / "picture", QUICK[kind]())
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its peak memory from /proc")
 @pytest.mark.parametrize("kind", SLOW)
-def test_memory_of_every_other_kind_is_as_announced(tmp_path, kind):
+def test_memory_of_every_other_kind_is_as_announced(tmp_path: Path, kind: str) -> None:
     measured(tmp_path / "picture", SLOW[kind]())

@@ -3,6 +3,8 @@
 import io
 import itertools
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,34 +20,34 @@ GIF = encoded(PALETTED, "GIF")
 SHOWN = np.asarray(PALETTED.convert("RGB"))
 
 
-def reason(data):
+def reason(data: bytes) -> str:
     with pytest.raises(images.ImageError) as caught:
         images.decode(data)
     return caught.value.reason
 
 
-def screen_end(data):
+def screen_end(data: bytes) -> int:
     return 13 + (3 << (data[10] & 7) + 1)
 
 
-def extension(label, body, last=b"\0"):
+def extension(label: int, body: bytes, last: bytes = b"\0") -> bytes:
     blocks = (body[at : at + 255] for at in range(0, len(body), 255))
     return bytes([0x21, label]) + b"".join(bytes([len(block)]) + block for block in blocks) + last
 
 
-def with_extension(*parts, data=GIF):
+def with_extension(*parts: bytes, data: bytes = GIF) -> bytes:
     at = screen_end(data)
     return data[:at] + b"".join(parts) + data[at:]
 
 
 @pytest.mark.parametrize("label", [0x01, 0xF9, 0xFE, 0xFF, 0x00, 0x42])
 @pytest.mark.parametrize("body", [b"", b"\0", b"NETSCAPE2.0", b"XMP DataXMP<xml>" * 50, b"\xff" * (3 << 20)])
-def test_no_extension_loses_a_gif(label, body):
+def test_no_extension_loses_a_gif(label: int, body: bytes) -> None:
     assert np.array_equal(images.decode(with_extension(extension(label, body))), SHOWN)
     assert np.array_equal(images.decode(with_extension(*[extension(label, body)] * 4)), SHOWN)
 
 
-def test_blocks_of_one_byte_never_reach_a_decoder_and_without_end_are_too_complex(gif_files):
+def test_blocks_of_one_byte_never_reach_a_decoder_and_without_end_are_too_complex(gif_files: list[Any]) -> None:
     comment = b"\x21\xfe" + b"\1x" * 900_000 + b"\0"
     assert np.array_equal(images.decode(with_extension(comment)), SHOWN)
     (file,) = gif_files
@@ -55,7 +57,7 @@ def test_blocks_of_one_byte_never_reach_a_decoder_and_without_end_are_too_comple
     assert len(gif_files) == 1
 
 
-def test_what_lies_between_or_behind_the_blocks_of_a_gif_does_not_count():
+def test_what_lies_between_or_behind_the_blocks_of_a_gif_does_not_count() -> None:
     assert np.array_equal(images.decode(with_extension(b"\0\0\x55")), SHOWN)
     assert np.array_equal(images.decode(GIF + b"<script>" * 99), SHOWN)
     assert np.array_equal(images.decode(GIF[:-1]), SHOWN)  # without its trailer
@@ -65,7 +67,7 @@ def test_what_lies_between_or_behind_the_blocks_of_a_gif_does_not_count():
     assert reason(GIF[:9]) == "truncated"
 
 
-def test_the_transparent_colour_of_a_gif_is_white_and_only_of_its_frame():
+def test_the_transparent_colour_of_a_gif_is_white_and_only_of_its_frame() -> None:
     clear = encoded(PALETTED, "GIF", transparency=PALETTED.getpixel((5, 5)))
     assert images.decode(clear)[5, 5].tolist() == [255] * 3
     control = clear[clear.index(b"\x21\xf9") :][:8]
@@ -73,7 +75,7 @@ def test_the_transparent_colour_of_a_gif_is_white_and_only_of_its_frame():
     assert np.array_equal(images.decode(behind), SHOWN)
 
 
-def test_of_thousands_of_frames_of_a_gif_the_first_is_decoded(gif_files):
+def test_of_thousands_of_frames_of_a_gif_the_first_is_decoded(gif_files: list[Any]) -> None:
     frame = GIF[GIF.index(b",", screen_end(GIF)) : -1]
     data = GIF[:-1] + frame * 5000 + b";"
     assert np.array_equal(images.decode(data), SHOWN)
@@ -81,7 +83,7 @@ def test_of_thousands_of_frames_of_a_gif_the_first_is_decoded(gif_files):
 
 
 @pytest.mark.parametrize("pil", ["GIF", "PNG", "AVIF", "TIFF"])
-def test_of_an_animation_the_first_frame_counts(pil):
+def test_of_an_animation_the_first_frame_counts(pil: str) -> None:
     frames = [Image.fromarray(picture(48, 32, seed)) for seed in range(9)]
     data = encoded(frames[0], pil, save_all=True, append_images=frames[1:])
     first = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -91,7 +93,7 @@ def test_of_an_animation_the_first_frame_counts(pil):
 # ---- BMP
 
 
-def bmp(rgba, masks, header_bytes=124):
+def bmp(rgba: np.ndarray, masks: tuple[int, ...], header_bytes: int = 124) -> bytes:
     """Return a BMP of 32 bits with a mask for each channel."""
     height, width = rgba.shape[:2]
     pixels = rgba[::-1, :, [2, 1, 0, 3]].tobytes()
@@ -101,7 +103,7 @@ def bmp(rgba, masks, header_bytes=124):
 
 
 @pytest.mark.parametrize("flat", [False, True])
-def test_the_fourth_byte_of_a_bmp_counts_only_where_it_is_used(flat):
+def test_the_fourth_byte_of_a_bmp_counts_only_where_it_is_used(flat: bool) -> None:
     colours = np.full((8, 9, 3), 40, np.uint8) if flat else picture(9, 8)
     masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     unused = np.dstack([colours, np.zeros((8, 9), np.uint8)])
@@ -112,7 +114,7 @@ def test_the_fourth_byte_of_a_bmp_counts_only_where_it_is_used(flat):
 
 
 @pytest.mark.parametrize("compression", [1, 2])
-def test_run_lengths_are_for_another_process(compression):
+def test_run_lengths_are_for_another_process(compression: int) -> None:
     data = bytearray(encoded(PALETTED, "BMP"))
     data[30] = compression
     assert not images.inspect(bytes(data)).bounded
@@ -122,7 +124,7 @@ def test_run_lengths_are_for_another_process(compression):
 
 
 @pytest.mark.parametrize("tag", [34675, 700, 33723, 34377, 37724, 65_000, 270, 34665, 34853, 330])
-def test_odd_tags_do_not_lose_a_tiff(tag):
+def test_odd_tags_do_not_lose_a_tiff(tag: int) -> None:
     """Profiles, XMP, Photoshop's blocks, EXIF, GPS and sub-directories that lead nowhere."""
     data = encoded(picture(60, 40), "TIFF")
     (at,) = struct.unpack_from("<I", data, 4)
@@ -137,12 +139,12 @@ def test_odd_tags_do_not_lose_a_tiff(tag):
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "packbits", "tiff_adobe_deflate", "jpeg", "zstd"])
-def test_every_compression_of_tiff(compression):
+def test_every_compression_of_tiff(compression: str) -> None:
     data = encoded(picture(60, 40), "TIFF", compression=compression)
     assert np.abs(images.decode(data).astype(int) - picture(60, 40)).max() <= (12 if compression == "jpeg" else 0)
 
 
-def test_a_tiff_that_is_cut_is_truncated():
+def test_a_tiff_that_is_cut_is_truncated() -> None:
     data = encoded(picture(60, 40), "TIFF")
     at = struct.unpack_from("<I", data, 4)[0]
     if at < 100:  # the directory lies before the pixels
@@ -154,7 +156,7 @@ def test_a_tiff_that_is_cut_is_truncated():
 
 
 @pytest.mark.parametrize("angle", [0, 1, 2, 3])
-def test_avif_is_turned_as_its_container_says(angle):
+def test_avif_is_turned_as_its_container_says(angle: int) -> None:
     exif = {0: 1, 1: 8, 2: 3, 3: 6}[angle]
     block = Image.Exif()
     block[0x0112] = exif
@@ -164,7 +166,7 @@ def test_avif_is_turned_as_its_container_says(angle):
     assert (images.inspect(data).height, images.inspect(data).width) == images.decode(data).shape[:2]
 
 
-def test_a_huge_exif_block_of_an_avif_is_not_read(no_exif_reader):
+def test_a_huge_exif_block_of_an_avif_is_not_read(no_exif_reader: Callable[..., Any]) -> None:
     entry = struct.pack("<HHII", 0x9286, 7, 1 << 20, 8)
     block = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 65_535) + entry * 65_535 + bytes(1 << 20)
     data = encoded(picture(60, 40), "AVIF", exif=block)

@@ -3,6 +3,8 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,15 +24,15 @@ ANCILLARY = [
 ]
 
 
-def chunk(kind, body=b"", wrong=0):
+def chunk(kind: bytes, body: bytes = b"", wrong: int = 0) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body) ^ wrong)
 
 
-def with_chunks(*chunks, at=33, png=PLAIN):
+def with_chunks(*chunks: bytes, at: int = 33, png: bytes = PLAIN) -> bytes:
     return png[:at] + b"".join(chunks) + png[at:]
 
 
-def reason(data):
+def reason(data: bytes) -> str:
     with pytest.raises(images.ImageError) as caught:
         images.decode(data)
     return caught.value.reason
@@ -38,7 +40,7 @@ def reason(data):
 
 @pytest.mark.parametrize("kind", ANCILLARY)
 @pytest.mark.parametrize("body", [b"", b"\0", b"hi", b"Comment\0\0" + b"\xff" * 30, bytes(64), b"\xff" * 70_000])
-def test_no_ancillary_chunk_loses_the_picture(kind, body):
+def test_no_ancillary_chunk_loses_the_picture(kind: str, body: bytes) -> None:
     before_end = len(PLAIN) - 12
     for wrong in (0, 1):
         if kind == "tRNS" and not wrong and len(body) >= 6:
@@ -49,15 +51,15 @@ def test_no_ancillary_chunk_loses_the_picture(kind, body):
         assert np.array_equal(images.decode(with_chunks(bad, at=before_end)), SHOWN)
 
 
-def test_opencv_takes_chunks_with_wrong_checksums_too():
+def test_opencv_takes_chunks_with_wrong_checksums_too() -> None:
     for kind in (b"tEXt", b"pHYs", b"gAMA"):
         data = with_chunks(chunk(kind, b"Comment\0hi"[:9], wrong=1))
-        peer = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        peer = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB))
         assert np.array_equal(images.decode(data), peer)
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
-def test_compressed_text_and_profiles_of_any_size_are_passed_over(decoder_bytes, kind):
+def test_compressed_text_and_profiles_of_any_size_are_passed_over(decoder_bytes: list[Any], kind: bytes) -> None:
     bomb = zlib.compress(bytes(100 << 20))
     head = {b"zTXt": b"Comment\0\0", b"iTXt": b"Comment\0\1\0en\0\0", b"iCCP": b"profile\0\0"}[kind]
     data = with_chunks(*[chunk(kind, head + bomb)] * 3)
@@ -65,7 +67,7 @@ def test_compressed_text_and_profiles_of_any_size_are_passed_over(decoder_bytes,
     assert decoder_bytes == [len(PLAIN)]
 
 
-def test_megabytes_of_text_are_passed_over():
+def test_megabytes_of_text_are_passed_over() -> None:
     text = chunk(b"tEXt", b"Comment\0" + b"x" * (2 << 20))
     assert np.array_equal(images.decode(with_chunks(*[text] * 8)), SHOWN)
 
@@ -75,13 +77,13 @@ class CountedBytes(bytes):
 
     copied = 0
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> Any:
         part = super().__getitem__(key)
         self.copied += len(part) if isinstance(key, slice) else 1
         return part
 
 
-def test_of_exif_of_megabytes_the_values_are_not_read(no_exif_reader):
+def test_of_exif_of_megabytes_the_values_are_not_read(no_exif_reader: Callable[..., Any]) -> None:
     """65,535 entries that each name a value of the whole block: a reader of all would copy 300 GB."""
     entry = struct.pack("<HHII", 0x9286, 7, 5 << 20, 8)
     block = b"II*\0\x08\0\0\0" + struct.pack("<H", 65_535) + entry * 65_535 + bytes(5 << 20)
@@ -92,24 +94,24 @@ def test_of_exif_of_megabytes_the_values_are_not_read(no_exif_reader):
     assert counted.copied < 65_535 * len(entry) + 100
 
 
-def test_the_orientation_counts_where_the_checksum_is_right():
+def test_the_orientation_counts_where_the_checksum_is_right() -> None:
     block = orientation_exif(6).removeprefix(b"Exif\0\0")
     assert images.inspect(with_chunks(chunk(b"eXIf", block))).orientation == 6
     assert images.inspect(with_chunks(chunk(b"eXIf", block, wrong=1))).orientation == 1
 
 
-def test_chunks_without_end_are_too_complex():
+def test_chunks_without_end_are_too_complex() -> None:
     assert reason(with_chunks(*[chunk(b"tEXt")] * (images.MAX_PIECES + 1))) == "too_complex"
 
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"PLTE"])
-def test_a_critical_chunk_with_a_wrong_checksum_is_broken(kind):
+def test_a_critical_chunk_with_a_wrong_checksum_is_broken(kind: bytes) -> None:
     data = encoded(Image.fromarray(picture(60, 40)).quantize(16), "PNG")
     at = data.index(kind) + 4 + struct.unpack(">I", data[data.index(kind) - 4 :][:4])[0]
     assert reason(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]) == "undecodable"
 
 
-def test_pixels_are_proven_by_either_of_their_checksums():
+def test_pixels_are_proven_by_either_of_their_checksums() -> None:
     start, end = PLAIN.index(b"IDAT") + 4, len(PLAIN) - 16
     assert PLAIN[end + 4 : end + 12] == b"\0\0\0\0IEND"
     wrong_crc = PLAIN[:end] + b"1234" + PLAIN[end + 4 :]
@@ -124,7 +126,7 @@ def test_pixels_are_proven_by_either_of_their_checksums():
     )
 
 
-def test_pixels_may_come_in_many_chunks_with_others_between():
+def test_pixels_may_come_in_many_chunks_with_others_between() -> None:
     start, end = PLAIN.index(b"IDAT") + 4, len(PLAIN) - 16
     parts = [chunk(b"IDAT", PLAIN[at : min(at + 50, end)]) for at in range(start, end, 50)]
     data = PLAIN[: start - 8] + chunk(b"tEXt", b"a\0b").join(parts) + chunk(b"IEND")
@@ -140,7 +142,7 @@ ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
-def packed(samples, depth):
+def packed(samples: np.ndarray, depth: int) -> bytes:
     """Return the rows of samples (height, width, channels) as PNG stores them, filter 0."""
     rows = samples.reshape(len(samples), -1)
     if depth == 16:
@@ -153,7 +155,14 @@ def packed(samples, depth):
     return b"".join(b"\0" + row.tobytes() for row in stored)
 
 
-def png(samples, depth, colour, interlaced=False, palette=None, transparency=None):
+def png(
+    samples: np.ndarray,
+    depth: int,
+    colour: int,
+    interlaced: bool = False,
+    palette: np.ndarray | None = None,
+    transparency: bytes | None = None,
+) -> bytes:
     height, width = samples.shape[:2]
     if interlaced:
         passes = (samples[y::down, x::right] for x, y, right, down in ADAM7)
@@ -168,16 +177,16 @@ def png(samples, depth, colour, interlaced=False, palette=None, transparency=Non
     return b"".join([*parts, chunk(b"IDAT", zlib.compress(raw)), chunk(b"IEND")])
 
 
-def eight_bits(samples, depth):
+def eight_bits(samples: np.ndarray, depth: int) -> np.ndarray:
     return samples >> 8 if depth == 16 else samples * 255 // ((1 << depth) - 1)
 
 
-def blended(colours, alpha):
+def blended(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Return colours composited on white, alpha 0..1."""
     return np.rint(colours * alpha + 255 * (1 - alpha)).astype(int)
 
 
-def close(found, expected):
+def close(found: np.ndarray, expected: np.ndarray) -> np.bool:
     return np.abs(found.astype(int) - expected).max() <= 1
 
 
@@ -186,7 +195,7 @@ DEPTHS = [(0, d) for d in (1, 2, 4, 8, 16)] + [(2, 8), (2, 16), (4, 8), (4, 16),
 
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize(("colour", "depth"), DEPTHS)
-def test_every_depth_and_colour_type(colour, depth, interlaced):
+def test_every_depth_and_colour_type(colour: int, depth: int, interlaced: bool) -> None:
     samples = np.random.default_rng(depth).integers(0, 1 << depth, (19, 23, CHANNELS[colour]))
     grey = colour in (0, 4)
     colours = eight_bits(samples[..., :1].repeat(3, 2) if grey else samples[..., :3], depth)
@@ -198,14 +207,14 @@ def test_every_depth_and_colour_type(colour, depth, interlaced):
     assert close(found, expected)
     if colour in (0, 2):
         assert np.array_equal(found, expected)
-    peer = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    peer = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB))
     if colour in (0, 2) and depth < 16:
         assert np.array_equal(found, peer)
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize(("colour", "depth"), [case for case in DEPTHS if case[0] in (0, 2)])
-def test_the_transparent_colour_is_white_and_no_other(colour, depth, interlaced):
+def test_the_transparent_colour_is_white_and_no_other(colour: int, depth: int, interlaced: bool) -> None:
     samples = np.random.default_rng(depth).integers(0, 1 << depth, (19, 23, CHANNELS[colour]))
     if depth == 16:
         samples[3:9] = samples[3, 3]  # many that are the key, and beside them many that only begin like it
@@ -227,7 +236,7 @@ def test_the_transparent_colour_is_white_and_no_other(colour, depth, interlaced)
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
 @pytest.mark.parametrize("kind", ["none", "one", "some", "too many"])
-def test_palettes(depth, interlaced, kind):
+def test_palettes(depth: int, interlaced: bool, kind: str) -> None:
     generator = np.random.default_rng(depth)
     count = 1 << depth
     samples = generator.integers(0, count, (19, 23, 1))
@@ -240,7 +249,7 @@ def test_palettes(depth, interlaced, kind):
     assert close(found, blended(palette[samples[..., 0]], alpha[samples] / 255))
 
 
-def test_a_palette_that_is_short_or_missing():
+def test_a_palette_that_is_short_or_missing() -> None:
     samples = np.tile(np.arange(16), (16, 1))[..., None]
     palette = np.full((4, 3), 200)
     found = images.decode(png(samples, 4, 3, palette=palette))
@@ -250,7 +259,7 @@ def test_a_palette_that_is_short_or_missing():
     assert images.decode(png(samples, 4, 3, palette=np.full((256, 3), 7))).max() == 7
 
 
-def test_an_alpha_of_zero_everywhere_is_unused_where_there_is_a_picture():
+def test_an_alpha_of_zero_everywhere_is_unused_where_there_is_a_picture() -> None:
     shown = picture(60, 40)
     for alpha, expected in ((0, shown), (255, shown)):
         data = encoded(np.dstack([shown, np.full((40, 60), alpha, np.uint8)]), "PNG")
@@ -270,6 +279,6 @@ def test_an_alpha_of_zero_everywhere_is_unused_where_there_is_a_picture():
     "ihdr",
     [(0, 5, 8, 2), (5, 0, 8, 2), (5, 5, 3, 0), (5, 5, 16, 3), (5, 5, 8, 5), (1 << 31, 1, 8, 0), (5, 5, 0, 0)],
 )
-def test_impossible_headers(ihdr):
+def test_impossible_headers(ihdr: tuple[int, int, int, int]) -> None:
     data = SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", *ihdr, 0, 0, 0)) + PLAIN[33:]
     assert reason(data) == "undecodable"

@@ -3,6 +3,7 @@
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from catalog.inputs import Inputs, Piece, Pieces
 from catalog.schema import DECISIONS, SAMPLE_ID
 from tasks.prune._order import CHUNK, Digit, Taker, dtype_of, find_cut, key_bits, keys, value_of
 from tasks.prune.score import Score
+from tasks.stage import Columns
 from tests.helpers import LocalRun
 from tests.tasks.prune.worlds import SCORES, decide, kept, make
 
@@ -137,7 +139,7 @@ def pieces(table: pa.Table, at: list[int]) -> Pieces:
 class PartsRun(LocalRun):
     """Reduces part by part, and merges, as the engine does."""
 
-    def reduce(self, reducer, columns):  # type: ignore[no-untyped-def]
+    def reduce(self, reducer: Any, columns: Columns) -> Any:
         assert self._inputs is not None
         state = reducer.init()
         for part in self._inputs.split(next(iter(columns))):

@@ -1,4 +1,6 @@
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -61,7 +63,7 @@ def test_code_keeps_its_lines() -> None:
         (text.note, 12_000, "12,000"),
     ],
 )
-def test_numbers_read_well(function, value, shown) -> None:
+def test_numbers_read_well(function: Callable[..., Any], value: int, shown: str) -> None:
     assert function(value) == shown
 
 

@@ -1,6 +1,7 @@
 """cleanvision's numbers. Those in PEER were computed by cleanvision 0.3.7 itself, on the files that `planted` makes."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +40,7 @@ PEER = {
 
 
 @cache
-def planted():
+def planted() -> dict[str, bytes]:
     """Return name -> the bytes of a file: lossless ones, so that every decoder gives the same pixels."""
     rng = np.random.default_rng(7)
     noise = rng.integers(0, 256, (120, 160, 3), dtype=np.uint8)
@@ -59,19 +60,19 @@ def planted():
     }
 
 
-def measured(data):
+def measured(data: bytes) -> dict[str, Any]:
     """Return the statistics of a file as a row of the images table."""
     header = images.inspect(data)
     found = images.statistics(images.decode(data), one_channel=header.mode == "L")
     return found._asdict() | {"original_width": header.width, "original_height": header.height}
 
 
-def batch(rows):
+def batch(rows: Any) -> pa.Table:
     filled = {f.name: pa.array([row.get(f.name) for row in rows], f.type) for f in IMAGES if f.name in READ}
     return pa.table({"sample_id": pa.array(range(len(rows)), pa.int64()), **filled})
 
 
-def scored(rows):
+def scored(rows: list[dict[str, Any]]) -> pa.Table:
     table = batch(rows)
     sizes = [(r["original_width"] ** 0.5) * (r["original_height"] ** 0.5) for r in rows]
     q1, q3 = np.percentile(sizes, [25, 75])
@@ -79,7 +80,7 @@ def scored(rows):
     return pa.concat_tables(ImageIssues().open("cpu", {"image_sizes": side})(iter([table])))
 
 
-def test_the_scores_are_cleanvisions():
+def test_the_scores_are_cleanvisions() -> None:
     files = planted()
     found = scored([measured(data) for data in files.values()])
     for row, name in enumerate(files):
@@ -90,14 +91,14 @@ def test_the_scores_are_cleanvisions():
         assert ours == pytest.approx(theirs, abs=1e-6), name
 
 
-def test_a_grey_picture_is_grey_however_it_is_stored():
+def test_a_grey_picture_is_grey_however_it_is_stored() -> None:
     """cleanvision 0.3.7 asks for Pillow's mode, and finds only what is stored with one channel."""
     grey = Image.fromarray(picture(210, 160, 4)).convert("L")
     rows = [measured(encoded(grey.convert(mode), "PNG")) for mode in ("L", "RGB")]
     assert scored(rows).column("grayscale_score").to_pylist() == [0, 0]
 
 
-def test_a_palette_and_transparency_are_measured_as_they_look():
+def test_a_palette_and_transparency_are_measured_as_they_look() -> None:
     """cleanvision 0.3.7 takes a palette's indices for brightness, and colours under full transparency for visible."""
     pixels = picture(200, 150, 3)
     paletted = Image.fromarray(pixels).quantize(200)
@@ -109,7 +110,7 @@ def test_a_palette_and_transparency_are_measured_as_they_look():
     assert table.column("dark_score")[2].as_py() == pytest.approx(1)
 
 
-def test_a_missing_statistic_gives_null_and_touches_no_other_row():
+def test_a_missing_statistic_gives_null_and_touches_no_other_row() -> None:
     row = measured(planted()["plain"])
     found = scored([row, row | {"blur": None, "greyscale": None, "brightness_p5": None}, row])
     assert found.column("blurry_score").is_null().to_pylist() == [False, True, False]
@@ -118,7 +119,7 @@ def test_a_missing_statistic_gives_null_and_touches_no_other_row():
     assert found.column("dark_score").null_count == found.column("odd_size_score").null_count == 0
 
 
-def test_sizes_where_half_of_the_set_has_one_size():
+def test_sizes_where_half_of_the_set_has_one_size() -> None:
     """The quartiles are equal: any other size is odd, whatever it is."""
     found, threshold = odd_size(np.array([100.0, 100, 101, 250, 50]), 100, 100)
     assert threshold == 1
@@ -127,7 +128,7 @@ def test_sizes_where_half_of_the_set_has_one_size():
     assert np.isnan(odd_size(np.array([3.0]), None, None)[0]).all()
 
 
-def test_a_colourless_spread_counts_from_018_on():
+def test_a_colourless_spread_counts_from_018_on() -> None:
     row = measured(planted()["plain"]) | {"blur": 10.0}
     spreads = [-100 * np.log(1 - 0.18) - 1e-3, -100 * np.log(1 - 0.18) + 1e-3]
     rows = batch([row | {"histogram_std": spread} for spread in spreads])
@@ -136,7 +137,7 @@ def test_a_colourless_spread_counts_from_018_on():
     assert high == pytest.approx(1 - np.exp(-0.1) + 0.18, abs=1e-4)
 
 
-def test_it_makes_the_quartiles_first_and_needs_the_statistics():
+def test_it_makes_the_quartiles_first_and_needs_the_statistics() -> None:
     sizes, issues = ImageIssues(name="quality").expand()
     assert (sizes.table, issues.sides()) == ("image_sizes", ("image_sizes",))
     assert sizes.name == "quality-sizes"
@@ -147,10 +148,10 @@ def test_it_makes_the_quartiles_first_and_needs_the_statistics():
         issues.inputs({"images": old})
 
 
-def test_no_rows():
+def test_no_rows() -> None:
     assert scored_empty().num_rows == 0
 
 
-def scored_empty():
+def scored_empty() -> pa.Table:
     side = pa.table({"images": [0], "q1": pa.array([None], pa.float64()), "q3": pa.array([None], pa.float64())})
     return pa.concat_tables(ImageIssues().open("cpu", {"image_sizes": side})(iter([batch([])])))
