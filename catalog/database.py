@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 from catalog import delta
-from catalog.dataset import Catalog, Dataset, Version
+from catalog.dataset import Catalog, Dataset
 from catalog.duck import Limits, identifier, limited, literal, lock, open_database
 from catalog.errors import NotFoundError, QueryError, damage_in_sql, nearest
 from catalog.parts import PartFile
 from catalog.schema import SUCCESS, TAKEN_URL, role
 from catalog.takedown.ledger import REASON as TAKEN_DOWN
+from catalog.version import Version
 
 if TYPE_CHECKING:
     import duckdb

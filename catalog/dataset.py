@@ -10,12 +10,9 @@ A version is one row of `versions`, and that row is one commit: it is there or n
 a build that is killed between leaves commits that no version names, and the last version as it was.
 """
 
-import io
-import json
 import re
 import secrets
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -31,7 +28,16 @@ from catalog.parts import PartFile, describe_part
 from catalog.schema import field
 from catalog.seal import opened_json, sealed_json, sealed_parquet
 from catalog.storage import Storage, is_temporary
-from catalog.takedown.amend import amend
+from catalog.version import (
+    VERSIONS,
+    TableState,
+    TableVersion,
+    Version,
+    VersionFacts,
+    from_parquet,
+    number_in,
+    to_parquet,
+)
 from catalog.wording import amount
 
 DEFAULT_CATALOG: Final = "datasets"
@@ -60,38 +66,6 @@ _STATE_COPIES: Final = "_copies/state"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _RESERVED: Final = frozenset({"main", "temp", "system", "pg_catalog", "information_schema"})
 
-VERSIONS: Final = pa.schema(
-    [
-        field("number", pa.int64(), "1, 2, 3, ... in the order of publishing"),
-        field("created_at", pa.timestamp("us", "UTC"), "when it was published"),
-        field(
-            "tables",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("name", pa.string()),
-                        ("delta_version", pa.int64()),
-                        ("rows", pa.int64()),
-                        ("bytes", pa.int64()),
-                        ("files", pa.int64()),
-                        ("uniform", pa.bool_()),
-                    ]
-                )
-            ),
-            "the tables, and the commit of each",
-        ),
-        field("recipe", pa.string(), "the recipe as it was built, YAML"),
-        field("recipe_sha256", pa.string(), "hex digest of what the recipe says"),
-        field("code_version", pa.string(), "of Espalier"),
-        field("inputs", pa.string(), "JSON: where the source was read from"),
-        field("stages", pa.string(), "JSON: what each stage was and did"),
-        field("seed", pa.int64(), "the recipe's seed"),
-        field("held", pa.list_(pa.string()), "why a guard held it when it was published; empty where none did"),
-        field("approved_at", pa.timestamp("us", "UTC"), "when somebody approved a held version; null where nobody did"),
-    ]
-)
-"""A version's row is written once, and changes in two cases: `approve` replaces it by one commit, and a takedown
-(`restate`) corrects its counts. Whether a version is held is said here and nowhere else."""
 
 RUNS: Final = pa.schema(
     [
@@ -112,72 +86,6 @@ RUNS: Final = pa.schema(
         field("work", pa.float64(), "work of the parts that were computed, by the stage's own law"),
     ]
 )
-
-
-@dataclass(frozen=True)
-class TableState:
-    """What a table is to be: its schema, and all of its parts."""
-
-    schema: pa.Schema
-    parts: Sequence[PartFile]
-
-
-@dataclass(frozen=True)
-class TableVersion:
-    """A table in a version."""
-
-    delta_version: int
-    rows: int
-    bytes: int
-    files: int
-    uniform: bool = True
-    """Whether every part has every column. It is not so where a source grew by files with other columns."""
-
-
-@dataclass(frozen=True)
-class VersionFacts:
-    """Where a version comes from. `inputs` and `stages` are anything that JSON can say."""
-
-    recipe: str
-    recipe_sha256: str
-    code_version: str
-    inputs: Sequence[Mapping[str, Any]] = ()
-    stages: Sequence[Mapping[str, Any]] = ()
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Version:
-    """An immutable, published state of a dataset."""
-
-    dataset: str
-    number: int
-    created_at: datetime
-    tables: Mapping[str, TableVersion]
-    recipe: str
-    recipe_sha256: str
-    code_version: str
-    inputs: Sequence[Mapping[str, Any]]
-    stages: Sequence[Mapping[str, Any]]
-    seed: int
-    held: Sequence[str] = ()
-    """Why a guard held it when it was published, a sentence a guard; empty where none did."""
-    approved_at: datetime | None = None
-
-    @property
-    def is_held(self) -> bool:
-        """Whether it waits for approval: it can be read by its number, and is never the latest."""
-        return bool(self.held) and self.approved_at is None
-
-    @property
-    def label(self) -> str:
-        """How users name it: `laion@3`."""
-        return f"{self.dataset}@{self.number}"
-
-    @property
-    def bytes(self) -> int:
-        """Size of its tables (without the image shards)."""
-        return sum(table.bytes for table in self.tables.values())
 
 
 def check_name(name: str) -> str:
@@ -272,12 +180,12 @@ class Dataset:
         if lost := self._lost_commit():
             raise damaged(self.storage.uri, lost, "it is not there")
         delta.widen(self.storage, "versions", VERSIONS)
-        before = self._version_files()
+        before = self.version_files()
         base = self.read_version(before[-1].path).tables if before else {}
         committed = {name: self._commit(name, tables[name], base.get(name)) for name in sorted(tables)}
         for _ in range(100):
             after = delta.latest(self.storage, "versions")
-            newest = list(self._newest(self._version_files(after)))
+            newest = list(self._newest(self.version_files(after)))
             for version in reversed(newest):  # the last one first
                 expected = not version.is_held or tuple(version.held) == tuple(held)
                 if expected and version.recipe_sha256 == facts.recipe_sha256 and self._same(version.tables, committed):
@@ -289,26 +197,26 @@ class Dataset:
 
     def versions(self) -> list[Version]:
         """Return all versions, oldest first; none where nothing was published."""
-        return [self.read_version(part.path) for part in self._version_files()]
+        return [self.read_version(part.path) for part in self.version_files()]
 
     def last(self) -> Version | None:
         """Return the last version that is not held, or None where there is none.
 
         Reads one row, however many there are, and one more for every held version that came later.
         """
-        newest = list(self._newest(self._version_files()))
+        newest = list(self._newest(self.version_files()))
         return newest[-1] if newest and not newest[-1].is_held else None
 
     def held(self) -> list[Version]:
         """Return the held versions that came after the last one, newest first."""
-        return [version for version in self._newest(self._version_files()) if version.is_held]
+        return [version for version in self._newest(self.version_files()) if version.is_held]
 
     def version(self, number: int | None = None) -> Version:
         """Return one version, held or not; by default the last that is not held.
 
         Raises NotFoundError, with what there is.
         """
-        files = {_number_in(part.path): part.path for part in self._version_files()}
+        files = {number_in(part.path): part.path for part in self.version_files()}
         if not files:
             raise NotFoundError(f"dataset {self.name!r} has no version yet; `espalier build` makes one")
         if number is None:
@@ -338,7 +246,7 @@ class Dataset:
                 raise UserError(f"{version.label} is not held: there is nothing to approve")
             if version.approved_at is not None:
                 raise UserError(f"{version.label} was approved before, at {version.approved_at:%Y-%m-%d %H:%M} UTC")
-            (old,) = [part for part in self._version_files(after) if _number_in(part.path) == number]
+            (old,) = [part for part in self.version_files(after) if number_in(part.path) == number]
             version = replace(version, approved_at=datetime.now(UTC))
             if self._append(version, after, old):
                 return version
@@ -373,61 +281,15 @@ class Dataset:
         delta.widen(self.storage, "versions", VERSIONS)
         for _ in range(100):
             after = delta.latest(self.storage, "versions")
-            number = _number_in(self._version_files(after)[-1].path) + 1 if after >= 0 else 1
+            number = number_in(self.version_files(after)[-1].path) + 1 if after >= 0 else 1
             version = replace(self.version(), number=number, created_at=datetime.now(UTC), held=(), approved_at=None)
             if self._append(version, after):
                 return version
         raise BuildError(f"{self.name}: other builders kept publishing; try again")
 
-    def restate(self, tables: Collection[str]) -> list[int]:
-        """Correct what versions say of the rows of some tables and of their stages, after the logs were amended; return
-        which versions.
-
-        Only for whoever holds the dataset, after files were replaced in place (`catalog.takedown.amend`).
-        """
-        delta.widen(self.storage, "versions", VERSIONS)
-        changed: dict[str, int] = {}
-        for part in self._version_files():
-            version = self.read_version(part.path)
-            now = {name: self._counted(name, t) if name in tables else t for name, t in version.tables.items()}
-            if now != version.tables:
-                restated = replace(version, tables=now)
-                self.storage.put(part.path, _to_parquet(replace(restated, stages=self._recounted(restated))))
-                changed[part.path] = version.number
-        amend(self.storage, "versions", [part.path for part in self._version_files()] if tables else [])
-        return list(changed.values())
-
-    def _counted(self, table: str, state: TableVersion) -> TableVersion:
-        parts = delta.files(self.storage, table, state.delta_version)
-        return replace(state, rows=sum(part.rows for part in parts), bytes=sum(part.bytes for part in parts))
-
-    def _recounted(self, version: Version) -> list[Mapping[str, Any]]:
-        """Return the facts of a version's stages with the rows that their tables hold now.
-
-        Where several stages wrote one table, its column `stage` says whose rows they are; bytes stay what they were.
-        """
-        writers = Counter(stage["table"] for stage in version.stages if "table" in stage)
-        shared: dict[str, Counter[str]] = {}
-        for table in (name for name, count in writers.items() if count > 1 and name in version.tables):
-            shared[table] = Counter()
-            for part in delta.files(self.storage, table, version.tables[table].delta_version):
-                with self.storage.filesystem().open_input_file(part.path) as file:
-                    shared[table].update(pq.read_table(file, columns=["stage"]).column("stage").to_pylist())
-        found: list[Mapping[str, Any]] = []
-        for stage in version.stages:
-            table = str(stage.get("table"))
-            if table in shared:
-                found.append({**stage, "rows": shared[table][stage["name"]]})
-            elif table in version.tables:
-                now = version.tables[table]
-                found.append({**stage, "rows": now.rows, "bytes": now.bytes})
-            else:
-                found.append(stage)
-        return found
-
     def forget(self, numbers: Sequence[int]) -> None:
         """Take versions out of the list (never the last). Their files stay until `catalog.gc` collects them."""
-        files = {_number_in(part.path): part.path for part in self._version_files()}
+        files = {number_in(part.path): part.path for part in self.version_files()}
         last = self.last()
         stays = last.number if last else max(files, default=None)
         if stays in numbers:
@@ -603,7 +465,7 @@ class Dataset:
 
     def _append(self, version: Version, after: int, old: PartFile | None = None) -> bool:
         """Write a version's row and commit it, in the place of `old`; False where somebody else published meanwhile."""
-        data = _to_parquet(version)
+        data = to_parquet(version)
         path = f"versions/{version.number:08d}-{secrets.token_hex(8)}.parquet"
         self.storage.put(path, data)
         try:
@@ -618,7 +480,7 @@ class Dataset:
         self.copy_logs()
         return True
 
-    def _version_files(self, at: int | None = None) -> list[PartFile]:
+    def version_files(self, at: int | None = None) -> list[PartFile]:
         """Return the files of the versions table, oldest version first: their names begin with the number."""
         try:
             return delta.files(self.storage, "versions", at) if at != -1 else []
@@ -626,29 +488,9 @@ class Dataset:
             return []
 
     def read_version(self, path: str, data: bytes | None = None) -> Version:
-        """Return the version that a file of `versions` holds; `data`: its bytes, where they are at hand."""
+        """Return the version that a file of `versions` holds; `data` are its bytes, if they were read before."""
         with reading(self.storage.uri, path):
-            row: dict[str, Any] = pq.read_table(io.BytesIO(data or self.storage.read(path))).to_pylist()[0]
-        if "tables" not in row:
+            version = from_parquet(self.name, data or self.storage.read(path))
+        if version is None:
             raise damaged(self.storage.uri, path, "it is no version")
-        tables = {table.pop("name"): TableVersion(**table) for table in row.pop("tables")}
-        inputs, stages = json.loads(row.pop("inputs")), json.loads(row.pop("stages"))
-        held = tuple(row.pop("held", None) or ())  # rows of older releases say nothing of it
-        return Version(dataset=self.name, tables=tables, inputs=inputs, stages=stages, held=held, **row)
-
-
-def _number_in(path: str) -> int:
-    return int(path.removeprefix("versions/").partition("-")[0])
-
-
-def _to_parquet(version: Version) -> bytes:
-    tables = [{"name": name, **vars(table)} for name, table in version.tables.items()]
-    row = {
-        **vars(version),
-        "tables": tables,
-        "inputs": json.dumps(list(version.inputs), default=str),
-        "stages": json.dumps(list(version.stages), default=str),
-        "held": list(version.held),
-    }
-    del row["dataset"]
-    return sealed_parquet(pa.Table.from_pylist([row], schema=VERSIONS))
+        return version

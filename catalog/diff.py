@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from catalog.database import attach, open_connection
-from catalog.dataset import Catalog, Version
+from catalog.dataset import Catalog
 from catalog.errors import UserError
+from catalog.version import Version
 
 if TYPE_CHECKING:
     import duckdb

@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from catalog.dataset import Catalog, Dataset, Version
+from catalog.dataset import Catalog, Dataset
 from catalog.inputs import read_parquet
 from catalog.lookup import ids_of
 from catalog.schema import EDGES
+from catalog.version import Version
 
 TABLE: Final = "edges"
 COPY: Final = "copy_of"

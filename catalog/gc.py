@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from typing import Final
 
 from catalog import delta, edges, work
-from catalog.dataset import QUARANTINE, QUARANTINE_TIME, Dataset, Version
+from catalog.dataset import QUARANTINE, QUARANTINE_TIME, Dataset
 from catalog.errors import UserError
 from catalog.lease import hold
 from catalog.sizes import stem_of
 from catalog.storage import Entry, is_temporary
+from catalog.version import Version
 
 GRACE_S: Final = 24 * 3600.0
 """Least age of garbage, in seconds."""

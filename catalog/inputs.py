@@ -5,7 +5,7 @@ array of ids, and left out of everything that `batches`, `table` and `vectors` g
 part (`batches`, `vectors`) or by what is asked for (`table`, `sql`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -146,17 +146,18 @@ class Inputs:
         same._trusted = True
         return same
 
-    def check_stored(self, sample_id: int) -> None:
+    def check_stored(self, sample_id: int, decode_fault: Callable[[bytes], str | None]) -> None:
         """Raise DamagedError if the shard that holds a sample's picture is not what was written.
 
-        For whoever cannot decode a stored picture. Reads the shard once.
+        Call it where a stored picture cannot be decoded. Reads the shard once. `decode_fault` returns why an image
+        cannot be decoded, None where it can: it is used where no digest of the shard was recorded.
         """
         if self._storage is None or "images" not in self or self._trusted:
             return
-        from catalog.verify import check_shards
+        from catalog.shard_check import check_shards
 
         paths = [p.path for p in self._pieces("images").pieces if p.memory is None]
-        if damage := check_shards(self._storage, paths, sample_id):
+        if damage := check_shards(self._storage, paths, sample_id, decode_fault):
             raise damaged(self._storage.uri, damage.path, damage.detail)
 
     def __contains__(self, table: str) -> bool:

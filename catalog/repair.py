@@ -23,27 +23,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catalog import delta, log_copies, numbers
-from catalog.dataset import (
-    IRREPLACEABLE,
-    LOGS,
-    QUARANTINE,
-    QUARANTINE_TIME,
-    REPAIRS,
-    RUNS,
-    UNFINISHED,
-    VERSIONS,
-    Dataset,
-    Version,
-)
+from catalog.dataset import IRREPLACEABLE, LOGS, QUARANTINE, QUARANTINE_TIME, REPAIRS, RUNS, UNFINISHED, Dataset
 from catalog.errors import EspalierError, UserError
+from catalog.findings import Damage, Findings
 from catalog.inputs import read_parquet
 from catalog.lease import hold
 from catalog.lookup import rows_of
 from catalog.parts import PartFile, PartWriter, describe_part
 from catalog.seal import Seal, opened_json, read_seal
+from catalog.shard_check import DecodeFault
 from catalog.shards import FOLDER, Span, moved, record_of, sidecars, stem
 from catalog.takedown.amend import amend
-from catalog.verify import STATE_FOLDERS, Damage, Findings, Progress, Verifier
+from catalog.takedown.restate import restate
+from catalog.verify import STATE_FOLDERS, Progress, Verifier
+from catalog.version import VERSIONS, Version
 
 
 @dataclass
@@ -58,13 +51,16 @@ class Mended:
     """Sentences that name what is lost, and what to do."""
 
 
-def repair(dataset: Dataset, progress: Progress = lambda done, total: None) -> tuple[Findings, Mended]:
+def repair(
+    dataset: Dataset, decode_fault: DecodeFault, progress: Progress = lambda done, total: None
+) -> tuple[Findings, Mended]:
     """Verify a dataset, restore files that have a copy, and quarantine files that a build can make again.
 
-    Returns the damages and the result. Raises BusyError while the dataset is being built.
+    `decode_fault` is as for `Verifier`. Returns the damages and the result. Raises BusyError while the dataset is being
+    built.
     """
     with hold(dataset, copies=False) as lease:
-        verifier = Verifier(dataset, progress)
+        verifier = Verifier(dataset, decode_fault, progress)
         findings = verifier.run()
         lease.check()
         mended = _Repairer(verifier).run(findings.damages)
@@ -93,7 +89,7 @@ def settle(dataset: Dataset) -> None:
     tables = {path.partition("/")[0] for path in made}
     for table in tables:
         amend(dataset.storage, table, made_of(table, made))
-    dataset.restate(tables)  # also if no log changed now: an earlier attempt may have been killed after changing it
+    restate(dataset, tables)  # also if no log changed now: an earlier attempt may have been killed after changing it
     dataset.renew_copies()
     set_pending(dataset, {p: s for p, s in waiting["parts"].items() if p not in made}, waiting["shards"])
 
@@ -348,7 +344,7 @@ def _record(dataset: Dataset, part: PartFile, files: Mapping[str, Mapping[str, A
     table, _, name = part.path.partition("/")
     rewrite(dataset, part.path, name.removesuffix(".parquet"), part.notes, files, {})
     if amend(dataset.storage, table, [part.path]):
-        dataset.restate([table])
+        restate(dataset, [table])
         dataset.renew_copies()
 
 

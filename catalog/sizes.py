@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from catalog import delta
-from catalog.dataset import Dataset, Version
+from catalog.dataset import Dataset
 from catalog.shards import FOLDER
+from catalog.version import Version
 
 
 def stored_bytes(dataset: Dataset) -> int:

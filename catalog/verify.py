@@ -11,10 +11,8 @@ a shard member by member and picture by picture. Nothing is changed; `catalog.re
 """
 
 import json
-import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from threading import Lock
 from typing import Any, Final
@@ -24,14 +22,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catalog import delta, log_copies, numbers
-from catalog.dataset import LOGS, QUARANTINE, REPAIRS, UNFINISHED, Dataset, Version
+from catalog.commits import Log, actions_of
+from catalog.dataset import LOGS, QUARANTINE, REPAIRS, UNFINISHED, Dataset
 from catalog.errors import EspalierError, NotFoundError
+from catalog.findings import Damage, Findings
 from catalog.log_copies import Copies, commit_number, commit_path
 from catalog.parts import describe_part
-from catalog.schema import PLACE_NAMES
 from catalog.seal import Seal, digest_of, is_sealed, opened_json, read_seal
-from catalog.shards import FOLDER
-from catalog.storage import Storage, is_temporary
+from catalog.shard_check import DecodeFault, shard_fault
+from catalog.storage import is_temporary
+from catalog.version import Version
 
 Progress = Callable[[int, int], None]
 """Bytes that were read, and how many there are."""
@@ -41,68 +41,13 @@ _LEAST_BYTES: Final = 12
 """Of a Parquet file: two magics and a length."""
 
 
-@dataclass(frozen=True, order=True)
-class Damage:
-    """One damaged file."""
-
-    path: str
-    """Relative to the dataset."""
-    kind: str
-    """missing, size, digest or unreadable."""
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.kind}: {self.detail}"
-
-
-@dataclass
-class Findings:
-    """What was checked, and what is damaged."""
-
-    label: str
-    files: int = 0
-    bytes: int = 0
-    without_digest: int = 0
-    """Files of an older release: decoded, as they have no digest."""
-    damages: list[Damage] = field(default_factory=list)
-
-    @property
-    def is_sound(self) -> bool:
-        return not self.damages
-
-
-@dataclass(frozen=True)
-class Log:
-    """The commits of one table: those that are sound, or can be restored."""
-
-    table: str
-    entries: Mapping[int, bytes]
-    restored: frozenset[int]
-    """Commits that are damaged and of which there is a copy."""
-    lost: frozenset[int]
-    """Commits that are damaged and of which there is none."""
-
-    def adds(self, number: int) -> dict[str, dict[str, Any]]:
-        """Return path (relative to the dataset) -> Delta's `add`, of the parts at a commit, as far as can be read."""
-        found: dict[str, dict[str, Any]] = {}
-        for at in range(number + 1):
-            for action in _actions(self.entries.get(at, b"")):
-                if "add" in action:
-                    found[f"{self.table}/{action['add']['path']}"] = action["add"]
-                elif "remove" in action:
-                    found.pop(f"{self.table}/{action['remove']['path']}", None)
-        return found
-
-    @property
-    def last(self) -> int:
-        """The number of the last commit; -1 where there is none."""
-        return max((*self.entries, *self.lost), default=-1)
-
-
 class Verifier:
     """Checks one dataset; keeps what it has read of the logs and copies, for `catalog.repair`."""
 
-    def __init__(self, dataset: Dataset, progress: Progress = lambda done, total: None) -> None:
+    def __init__(
+        self, dataset: Dataset, decode_fault: DecodeFault, progress: Progress = lambda done, total: None
+    ) -> None:
+        """`decode_fault` decodes the images of shards of older releases, of which no digest was recorded."""
         self.dataset = dataset
         self.storage = dataset.storage
         self.findings = Findings(dataset.name)
@@ -116,6 +61,7 @@ class Verifier:
             for path, size in dataset.storage.list().items()
             if not is_temporary(path) and not path.startswith((f"{QUARANTINE}/", "_work/"))
         }
+        self._decode_fault = decode_fault
         self._progress = progress
         self._lock = Lock()
         self._done = self._total = 0
@@ -240,7 +186,7 @@ class Verifier:
             )
             return entry, (kind, said)
         try:
-            _actions(entry, strict=True)
+            actions_of(entry, strict=True)
         except ValueError as error:
             return entry, ("unreadable", f"it is no Delta commit ({error})")
         return entry, None
@@ -387,7 +333,7 @@ class Verifier:
         if path not in self.sizes:
             return self._damaged(path, "missing", "it is not there")
         self._count(path, sealed=False)
-        if fault := shard_fault(self.storage, path, parts):
+        if fault := shard_fault(self.storage, path, parts, self._decode_fault):
             self._damaged(path, "unreadable", fault)
         self._read(self.sizes[path])
         return None
@@ -433,94 +379,3 @@ class Verifier:
                 continue
             for name, record in digests.items():
                 self._check_recorded(f"{path.rpartition('/')[0]}/{name}", record)
-
-
-def _actions(entry: bytes, strict: bool = False) -> list[dict[str, Any]]:
-    """Return the actions of a commit; those lines that can be read, unless `strict` (then it raises ValueError)."""
-    found = []
-    for line in entry.splitlines():
-        try:
-            action = json.loads(line) if line.strip() else {}
-            if not isinstance(action, dict):
-                raise ValueError("a line is no object")
-            found.append(action)
-        except ValueError:
-            if strict:
-                raise
-    if strict and not found:
-        raise ValueError("it is empty")
-    return found
-
-
-def shard_fault(storage: Storage, path: str, parts: Sequence[str]) -> str | None:
-    """Return what is wrong with a shard of which no digest was recorded; None where nothing was found.
-
-    Walks its members, and decodes every picture that `parts` say is in it.
-    """
-    from catalog.inputs import read_parquet
-    from tasks.images import ImageError, decode
-
-    try:
-        with _file(storage, path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            places = {member.offset_data: member.size for member in tar}
-    except (tarfile.TarError, OSError, EOFError) as error:
-        return f"it is no whole tar ({error})"
-    size = storage.list(path.rpartition("/")[0])[path]
-    if any(begin + length > size for begin, length in places.items()) or not _ends(storage, path, size):
-        return "it ends early"
-    for part in parts:
-        rows = read_parquet(storage, part, ["sample_id", *PLACE_NAMES])
-        rows = rows.filter(pc.equal(rows.column("shard"), path))
-        for row in rows.to_pylist():
-            if places.get(row["byte_offset"]) != row["byte_size"]:
-                return f"the picture of sample {row['sample_id']} is not where {part} says"
-            try:
-                decode(storage.read_range(path, row["byte_offset"], row["byte_size"]))
-            except ImageError as error:
-                return f"the picture of sample {row['sample_id']} cannot be decoded: {error.reason}"
-    return None
-
-
-def _file(storage: Storage, path: str) -> Any:
-    local = storage.local(path)
-    return local.open("rb") if local else storage.filesystem().open_input_file(path)
-
-
-def _ends(storage: Storage, path: str, size: int) -> bool:
-    """Return whether a tar ends as every shard does: with two empty blocks."""
-    end = 2 * tarfile.BLOCKSIZE
-    return size >= end and size % tarfile.BLOCKSIZE == 0 and not any(storage.read_range(path, size - end, end))
-
-
-def check_shards(storage: Storage, parts: Sequence[str], sample_id: int) -> Damage | None:
-    """Return the damage of the shard that holds a sample's picture, which could not be decoded; None where the shard
-    is what was written: then it is the decoder that is another."""
-    import numpy as np
-
-    from catalog.lookup import rows_of
-
-    for part in parts:
-        found = rows_of(storage, [part], np.array([sample_id]), ["shard"]).column("shard").drop_null().to_pylist()
-        if found:
-            return shard_damage(storage, part, found[0])
-    return None
-
-
-def shard_damage(storage: Storage, part: str, shard: str) -> Damage | None:
-    """Return the damage of a shard that a part names, after reading all of it; None where it is what was written."""
-    size = storage.list(FOLDER).get(shard)
-    record = describe_part(storage, part).files.get(shard)
-    if size is None:
-        return Damage(shard, "missing", storage.why_missing(shard))
-    if record is None:
-        fault = shard_fault(storage, shard, [part])
-        return Damage(shard, "unreadable", fault) if fault else None
-    *_, digest = digest_of(storage, shard, size)
-    if (size, digest) != (record["bytes"], record["sha256"]):
-        return Damage(shard, "digest", "its bytes are not those that were written")
-    return None
-
-
-def verify(dataset: Dataset, number: int | None = None, progress: Progress = lambda done, total: None) -> Findings:
-    """Check a dataset, or one version of it. Raises NotFoundError where there is no such version."""
-    return Verifier(dataset, progress).run(number)

@@ -15,8 +15,9 @@ import pytest
 import typer
 
 from catalog.database import sql
-from catalog.dataset import RUNS, VERSIONS, Catalog
+from catalog.dataset import RUNS, Catalog
 from catalog.schema import CLUSTERS, DECISIONS, EDGES, FAULT, IMAGES, MODELS, SOURCE
+from catalog.version import VERSIONS
 from flows.build.plan import make_plan
 from flows.cli.app import app
 from flows.recipe.guards import Guards

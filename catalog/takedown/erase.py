@@ -27,6 +27,7 @@ from catalog.storage import Storage, is_temporary
 from catalog.takedown.amend import amend
 from catalog.takedown.ledger import REASON, Ledger, blank
 from catalog.takedown.reach import columns_of, groups, opened, parts_of
+from catalog.takedown.restate import restate
 from catalog.takedown.scrub import CONCEPTS, Scrubber, plain_parts, unnamed
 
 KEPT: Final = ("source", "images")
@@ -217,7 +218,7 @@ def settle(dataset: Dataset, order: ErasurePlan) -> None:
     tables = sorted({path.partition("/")[0] for path in paths} - {"versions"})
     for table in tables:
         amend(dataset.storage, table, [path for path in paths if path.startswith(f"{table}/")])
-    dataset.restate(tables)
+    restate(dataset, tables)
     dataset.renew_copies()
 
 

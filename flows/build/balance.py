@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from catalog.dataset import Dataset, TableState
+from catalog.dataset import Dataset
 from catalog.errors import BalanceError
 from catalog.inputs import read_parquet
 from catalog.parts import part_path
 from catalog.schema import SAMPLE_BITS, SUCCESS, TAKEN_URL
 from catalog.storage import Storage
 from catalog.takedown.ledger import Ledger
+from catalog.version import TableState
 from catalog.wording import amount
 from flows.build.plan import Plan, PlannedStage
 from tasks.publish import Samples

@@ -16,11 +16,12 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from catalog.dataset import Dataset, TableState, Version, VersionFacts
+from catalog.dataset import Dataset
 from catalog.errors import first_line
 from catalog.lease import hold
 from catalog.parts import PartFile, describe_part, fingerprint_of, part_path
 from catalog.repair import pending, settle
+from catalog.version import TableState, Version, VersionFacts
 from flows.build.balance import check_balance
 from flows.build.code_version import code_version
 from flows.build.context import BuildContext

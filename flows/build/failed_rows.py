@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from catalog.dataset import Dataset, Version
+from catalog.dataset import Dataset
 from catalog.duck import literal
 from catalog.parts import PartFile
 from catalog.schema import SUCCESS
+from catalog.version import Version
 from catalog.wording import amount
 
 if TYPE_CHECKING:

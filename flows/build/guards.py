@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from catalog.dataset import Dataset, Version
+from catalog.dataset import Dataset
 from catalog.errors import HeldError
 from catalog.parts import PartFile
 from catalog.schema import FAILED
 from catalog.takedown.ledger import REASON as TAKEN_DOWN
+from catalog.version import Version
 from catalog.wording import amount
 from flows.build.failed_rows import IMAGES, FailedRows, connected, count_failed, parts
 from flows.build.hints import command_for

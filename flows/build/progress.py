@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-    from catalog.dataset import Dataset, Version
+    from catalog.dataset import Dataset
     from catalog.parts import PartFile
+    from catalog.version import Version
     from flows.build.plan import Plan, PlannedPart, PlannedStage
 
 

@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from catalog.dataset import Dataset, Version
+from catalog.dataset import Dataset
 from catalog.inputs import Inputs, Piece, Pieces
 from catalog.parts import PartFile
 from catalog.storage import Storage
+from catalog.version import Version
 from flows.build.hints import command_for
 from flows.build.plan import PlannedPart
 from flows.build.worker import Work, make_table, one_by_one

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from catalog.dataset import Version
 from catalog.parts import PartFile
+from catalog.version import Version
 from flows.build.plan import PlannedPart
 from flows.build.worker import SOURCE_NOTES
 from tasks.sources import Note, Notes

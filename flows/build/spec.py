@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from catalog.dataset import DEFAULT_CATALOG, Catalog, Dataset, Version
+from catalog.dataset import DEFAULT_CATALOG, Catalog, Dataset
+from catalog.version import Version
 from flows.recipe.recipe import Recipe, read_text, resolve
 
 

@@ -129,7 +129,9 @@ class PartMaker:
             try:
                 return self._make(job, inputs)
             except StoredImageError as error:
-                inputs.check_stored(error.sample_id)
+                from tasks.images import decode_fault
+
+                inputs.check_stored(error.sample_id, decode_fault)
                 return self._make(job, inputs.trusting())  # its bytes are those written: the decoder is another
 
     def _make(self, job: Job, inputs: Inputs) -> PartFile:

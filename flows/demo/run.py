@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catalog.database import sql
-from catalog.dataset import DEFAULT_CATALOG, Catalog, Version
+from catalog.dataset import DEFAULT_CATALOG, Catalog
+from catalog.version import Version
 from flows.build.build import up_to_date
 from flows.build.context import BuildContext
 from flows.build.progress import RichDisplay

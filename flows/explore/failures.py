@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from catalog.database import sql
-from catalog.dataset import Dataset, Version
+from catalog.dataset import Dataset
 from catalog.duck import identifier, literal
 from catalog.errors import NotFoundError, UserError, nearest
 from catalog.lease import hold
 from catalog.schema import TAKEN_URL
 from catalog.takedown.ledger import REASON as TAKEN_DOWN
+from catalog.version import Version
 from catalog.wording import amount
 from flows.build.plan import RETRIES, Plan, make_plan, retry_parts
 from flows.build.spec import BuildSpec

@@ -20,10 +20,11 @@ import numpy as np
 
 from catalog import lookup
 from catalog import work as work_files
-from catalog.dataset import Dataset, Version
+from catalog.dataset import Dataset
 from catalog.errors import UserError, nearest
 from catalog.parts import PartFile, fingerprint_of
 from catalog.seal import digest_of, sealed_json
+from catalog.version import Version
 from catalog.wording import amount
 from flows.build.code_version import code_version
 from flows.explore.stored_index import TABLE, Kept, best_device, columns, drop, embedding_column, folder, kept

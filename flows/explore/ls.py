@@ -3,8 +3,9 @@
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from catalog.dataset import Catalog, Dataset, Version
+from catalog.dataset import Catalog, Dataset
 from catalog.sizes import image_bytes, stored_bytes
+from catalog.version import Version
 
 UNPUBLISHED = "nothing published"
 

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import yaml
 
 from catalog import edges, lookup
-from catalog.dataset import Catalog, Dataset, TableState, Version, VersionFacts, check_name
+from catalog.dataset import Catalog, Dataset, check_name
 from catalog.edges import SAVED
 from catalog.errors import UserError, damaged
 from catalog.inputs import Piece, Pieces, read_parquet
@@ -34,9 +34,10 @@ from catalog.lease import hold
 from catalog.lookup import KEY
 from catalog.parts import PartFile, PartWriter, fingerprint_of
 from catalog.schema import EDGES, PLACE_NAMES, field
+from catalog.shard_check import shard_damage
 from catalog.shards import ShardReader
 from catalog.takedown.ledger import Ledger, check_none_pending
-from catalog.verify import shard_damage
+from catalog.version import TableState, Version, VersionFacts
 from flows.build.balance import check_saved
 from flows.build.code_version import code_version
 from flows.build.report import REPORT, run_report, saved_report, write_report_or_say
@@ -222,11 +223,13 @@ class _Saving:
 
     def _check_shards(self) -> None:
         """Raise DamagedError if a shard that rows are copied from does not match its digest."""
+        from tasks.images import decode_fault
+
         storage, checked = self.source.storage, set()
         for part in self._paths("images"):
             shards = lookup.rows_of(storage, [part], self.sample_ids, ["shard"]).column("shard")
             for shard in pc.unique(shards).drop_null().to_pylist():
-                if shard not in checked and (damage := shard_damage(storage, part, shard)):
+                if shard not in checked and (damage := shard_damage(storage, part, shard, decode_fault)):
                     raise damaged(storage.uri, shard, damage.detail)
                 checked.add(shard)
 

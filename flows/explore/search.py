@@ -23,13 +23,14 @@ import pyarrow as pa
 
 from catalog import lookup
 from catalog.database import connect, query
-from catalog.dataset import Catalog, Dataset, Version
+from catalog.dataset import Catalog, Dataset
 from catalog.duck import Limits, identifier
 from catalog.errors import NotFoundError, QueryError, UserError
 from catalog.inputs import read_parquet
 from catalog.lookup import KEY, among
 from catalog.schema import role
 from catalog.user_file import unreadable
+from catalog.version import Version
 from catalog.wording import amount
 from flows.explore.stored_index import TABLE, Kept, best_device, embedding_column, kept
 from tasks.encoders.encoder import encoder_of

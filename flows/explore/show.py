@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from catalog.dataset import Version
 from catalog.diff import Diff, Example
+from catalog.version import Version
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -6,9 +6,10 @@ Reading is separate from building (`flows.explore.index`), so that a search impo
 from dataclasses import dataclass
 from typing import Any, Final
 
-from catalog.dataset import Dataset, Version
+from catalog.dataset import Dataset
 from catalog.errors import NotFoundError, UserError
 from catalog.seal import opened_json
+from catalog.version import Version
 from tasks.index.choose import Choice
 from tasks.index.held_out import HeldOut
 from tasks.index.vector_index import VectorIndex

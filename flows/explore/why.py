@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from catalog.database import SCORES_TABLE, connect
-from catalog.dataset import Catalog, Dataset, Version
+from catalog.dataset import Catalog, Dataset
 from catalog.duck import identifier
 from catalog.errors import NotFoundError, RecipeError
 from catalog.parts import fingerprint_of
 from catalog.schema import PLACE_NAMES, SAMPLE_BITS, SUCCESS, TAKEN_URL, role
 from catalog.takedown.ledger import REASON as TAKEN_DOWN
 from catalog.takedown.ledger import Ledger
+from catalog.version import Version
 from flows.build.plan import NUMBERS
 from flows.recipe.recipe import parse, stage_model
 

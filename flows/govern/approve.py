@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from catalog.dataset import Catalog, Version
+from catalog.dataset import Catalog
 from catalog.errors import NotFoundError, UserError
 from catalog.lease import hold
+from catalog.version import Version
 
 
 def approve(catalog: Catalog, label: str, wait_s: float | None = 0.0) -> tuple[Version, Version]:

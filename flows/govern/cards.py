@@ -5,13 +5,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from catalog.dataset import Dataset, Version
+from catalog.dataset import Dataset
 from catalog.edges import saved_from
 from catalog.inputs import Piece, Pieces
 from catalog.lookup import schema_of, spans
 from catalog.parts import PartWriter
 from catalog.schema import SAMPLE_BITS
 from catalog.takedown.scrub import Scrubber
+from catalog.version import Version
 from flows.build.report import PAGES, REPORT, page_path, run_report, saved_report, write_report
 from tasks.report import AnyReport
 from tasks.stage import TableStage

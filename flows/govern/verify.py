@@ -6,9 +6,10 @@ from typing import Any
 
 from catalog.dataset import Catalog
 from catalog.errors import UserError
+from catalog.findings import Findings
 from catalog.repair import Mended
 from catalog.repair import repair as repair_dataset
-from catalog.verify import Findings, Progress, Verifier
+from catalog.verify import Progress, Verifier
 from catalog.wording import amount
 
 
@@ -22,10 +23,12 @@ def verify(catalog: Catalog, label: str, repair: bool = False) -> tuple[Findings
         raise UserError(f"versions share files, so --repair works on a whole dataset: espalier verify {name} --repair")
     number = catalog.resolve(label).number if at else None
     dataset = catalog.existing(name)
+    from tasks.images import decode_fault
+
     with _bar() as progress:
         if repair:
-            return repair_dataset(dataset, progress)
-        return Verifier(dataset, progress).run(number), None
+            return repair_dataset(dataset, decode_fault, progress)
+        return Verifier(dataset, decode_fault, progress).run(number), None
 
 
 def is_settled(findings: Findings, mended: Mended | None) -> bool:

@@ -25,8 +25,8 @@ from flows.build.spec import BuildSpec
 from flows.schedule.dead_runs import own_tags, reap_dead_runs, tag_own_run
 
 if TYPE_CHECKING:
-    from catalog.dataset import Version
     from catalog.parts import PartFile
+    from catalog.version import Version
     from flows.build.plan import PlannedPart
 
 RETRIES = 2

@@ -44,6 +44,7 @@ __all__ = [
     "Statistics",
     "check",
     "decode",
+    "decode_fault",
     "encode",
     "inspect",
     "is_for_apart",
@@ -88,6 +89,15 @@ def decode(data: bytes, limits: Limits = _DEFAULT, scale: float = 1.0) -> Pixels
     else:
         pixels = _others.decode(file)
     return upright(pixels, header.orientation)
+
+
+def decode_fault(data: bytes) -> str | None:
+    """Return the reason for which an image cannot be decoded; None where it can."""
+    try:
+        decode(data)
+    except ImageError as error:
+        return error.reason
+    return None
 
 
 def _read(data: bytes) -> tuple[Header, _jpeg.Jpeg | _png.Png | _webp.Webp | _others.Other]:

@@ -17,6 +17,8 @@ def thumbnails(inputs: Inputs, sample_ids: Sequence[int]) -> dict[int, bytes]:
 
     Samples without bytes, or whose bytes do not decode, have none. Raises DamagedError where a shard is damaged.
     """
+    from tasks.images import decode_fault
+
     if "images" not in inputs:
         return {}
     made: dict[int, bytes] = {}
@@ -24,7 +26,7 @@ def thumbnails(inputs: Inputs, sample_ids: Sequence[int]) -> dict[int, bytes]:
     for sample_id, data in _fetched(inputs, list(dict.fromkeys(sample_ids))):
         small = thumbnail(data)
         if small is None:
-            inputs.check_stored(sample_id)
+            inputs.check_stored(sample_id, decode_fault)
         if small is None or spent + len(small) > BUDGET_BYTES:
             continue
         made[sample_id] = small

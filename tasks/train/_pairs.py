@@ -33,6 +33,8 @@ class Pairs:
 def read_pairs(inputs: Inputs, folder: Path, side_px: int, threads: int) -> Pairs:
     """Decode every alive image that has a caption to side_px x side_px (squeezed, not cropped: the caption is about
     the whole picture). Memory is bounded: pictures go to `folder/pictures.npy`."""
+    from tasks.images import decode_fault
+
     rows = inputs.rows()
     path = folder / "pictures.npy"
     pictures = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(max(rows, 1), side_px, side_px, 3))
@@ -41,7 +43,7 @@ def read_pairs(inputs: Inputs, folder: Path, side_px: int, threads: int) -> Pair
     with ThreadPoolExecutor(threads, "decode") as pool:
         for sample_id, caption, picture, stored in _read(inputs, side_px, pool):
             if picture is None and stored:
-                inputs.check_stored(sample_id)
+                inputs.check_stored(sample_id, decode_fault)
             if not caption:
                 skipped["no_caption"] += 1
             elif picture is None:

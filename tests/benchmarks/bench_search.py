@@ -34,9 +34,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catalog import lookup
-from catalog.dataset import Catalog, Dataset, TableState, Version, VersionFacts
+from catalog.dataset import Catalog, Dataset
 from catalog.parts import PartFile, PartWriter
 from catalog.schema import SAMPLE_ID, SOURCE, vector
+from catalog.version import TableState, Version, VersionFacts
 from flows.explore.index import budget_of, update
 from flows.explore.search import Query, Searcher, search
 from flows.explore.stored_index import Kept, best_device, drop

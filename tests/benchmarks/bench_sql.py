@@ -18,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from catalog import database
-from catalog.dataset import Catalog, Dataset, TableState, VersionFacts
+from catalog.dataset import Catalog, Dataset
 from catalog.parts import PartWriter
 from catalog.schema import DECISIONS, IMAGES, SOURCE
+from catalog.version import TableState, VersionFacts
 
 QUERIES = {
     "filter and group": "select reason, count(*) from {decisions} where not keep group by 1 order by 1",

@@ -19,11 +19,12 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from catalog import delta, lease
-from catalog.dataset import Catalog, Dataset, TableState, VersionFacts
+from catalog.dataset import Catalog, Dataset
 from catalog.errors import NotFoundError
 from catalog.parts import PartFile, PartWriter
 from catalog.schema import DECISIONS, SOURCE
 from catalog.storage import is_temporary
+from catalog.version import TableState, VersionFacts
 
 ROWS = 3
 # What the work would import later is imported before any fork: pandas, for one, by the first array.

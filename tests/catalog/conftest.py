@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from catalog.dataset import Catalog, Dataset, VersionFacts
+from catalog.dataset import Catalog, Dataset
 from catalog.parts import PartFile, PartWriter
 from catalog.schema import DECISIONS, IMAGES, SOURCE
 from catalog.storage import Storage
+from catalog.version import VersionFacts
 
 WritePart = Callable[..., PartFile]
 

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from catalog.database import VERDICTS, connect, query, sql
-from catalog.dataset import Catalog, Dataset, TableState, Version, VersionFacts
+from catalog.dataset import Catalog, Dataset
 from catalog.errors import NotFoundError, QueryError
 from catalog.parts import PartFile
 from catalog.schema import DECISIONS, IMAGES, SAMPLE_ID, SOURCE, score, vector
+from catalog.version import TableState, Version, VersionFacts
 
 WritePart = Callable[..., PartFile]
 EMBEDDINGS = pa.schema(

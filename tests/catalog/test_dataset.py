@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from catalog import delta
-from catalog.dataset import Catalog, Dataset, TableState, VersionFacts, check_name
+from catalog.dataset import Catalog, Dataset, check_name
 from catalog.errors import BalanceError, BuildError, NotFoundError, UserError
 from catalog.parts import PartFile
 from catalog.schema import DECISIONS, SOURCE
+from catalog.version import TableState, VersionFacts
 
 StartBuilder = Callable[..., "subprocess.Popen[str]"]
 ROOT = Path(__file__).parents[2]
@@ -365,12 +366,13 @@ def test_versions_of_an_older_release(
     dataset: Dataset, parts: list[PartFile], facts: VersionFacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their rows have no `held`: they count. The first write adds the columns, and SQL reads both kinds."""
-    from catalog import dataset as module
     from catalog.database import sql
+    from catalog.version import VERSIONS
 
-    fields = [f for f in module.VERSIONS if f.name not in ("held", "approved_at")]
+    fields = [f for f in VERSIONS if f.name not in ("held", "approved_at")]
     with monkeypatch.context() as patch:
-        patch.setattr(module, "VERSIONS", pa.schema(fields))
+        for module in ("catalog.dataset", "catalog.version"):
+            patch.setattr(f"{module}.VERSIONS", pa.schema(fields))
         publish_as(dataset, parts[:1], facts, "a")
         publish_as(dataset, parts[:2], facts, "b")
     assert [(v.held, v.approved_at) for v in dataset.versions()] == [((), None)] * 2

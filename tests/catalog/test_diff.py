@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 
 from catalog.database import sql
-from catalog.dataset import Catalog, Dataset, TableState, VersionFacts
+from catalog.dataset import Catalog, Dataset
 from catalog.diff import KEPT, NOT_JUDGED, Diff, Example, diff
 from catalog.errors import NotFoundError, UserError
 from catalog.parts import PartFile, PartWriter
 from catalog.schema import DECISIONS, IMAGES, SAMPLE_ID, SOURCE
+from catalog.version import TableState, VersionFacts
 
 WritePart = Callable[..., PartFile]
 Decisions = dict[str, dict[int, str | None]]

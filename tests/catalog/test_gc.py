@@ -10,12 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from catalog.dataset import QUARANTINE_TIME, Catalog, Dataset, TableState, VersionFacts
+from catalog.dataset import QUARANTINE_TIME, Catalog, Dataset
 from catalog.errors import BusyError, UserError
 from catalog.gc import collect, plan
 from catalog.lease import hold
 from catalog.parts import PartFile
 from catalog.schema import IMAGES, SOURCE
+from catalog.version import TableState, VersionFacts
 
 WritePart = Callable[..., PartFile]
 NOW_S = -5.0

@@ -28,13 +28,14 @@ from aiohttp import web
 
 from catalog import gc
 from catalog.database import sql
-from catalog.dataset import Catalog, Dataset, Version
+from catalog.dataset import Catalog, Dataset
 from catalog.errors import EspalierError, RecipeError, UserError
 from catalog.inputs import read_parquet
 from catalog.schema import TAKEN_URL
 from catalog.shards import ShardReader
 from catalog.takedown.ledger import STATE as TAKEDOWNS
 from catalog.takedown.reach import CHOICES, Names
+from catalog.version import Version
 from flows.build.build import build_here, run_stage
 from flows.build.context import BuildContext
 from flows.build.engine import InlineEngine

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from catalog.dataset import Catalog, Dataset, TableState, Version, VersionFacts
+from catalog.dataset import Catalog, Dataset
 from catalog.parts import PartFile, PartWriter
 from catalog.schema import SAMPLE_ID, SOURCE, field, vector
+from catalog.version import TableState, Version, VersionFacts
 from tasks.encoders.encoder import ENCODER
 
 DIM = 32

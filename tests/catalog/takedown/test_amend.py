@@ -8,11 +8,13 @@ import pyarrow as pa
 import pytest
 
 from catalog import delta
-from catalog.dataset import Dataset, TableState, VersionFacts
+from catalog.dataset import Dataset
 from catalog.errors import NotFoundError
 from catalog.parts import PartFile
 from catalog.schema import SOURCE
 from catalog.takedown.amend import amend
+from catalog.takedown.restate import restate
+from catalog.version import TableState, VersionFacts
 
 WritePart = Callable[..., PartFile]
 
@@ -28,8 +30,8 @@ def test_the_logs_and_the_versions_follow_the_files(
     changed = amend(local_dataset.storage, "source", [one.path])
     assert changed == ["source/_delta_log/00000000000000000000.json"]
     assert amend(local_dataset.storage, "source", [one.path]) == []
-    assert local_dataset.restate(["source"]) == [1, 2]
-    assert local_dataset.restate(["source"]) == []
+    assert restate(local_dataset, ["source"]) == [1, 2]
+    assert restate(local_dataset, ["source"]) == []
     first, second = local_dataset.versions()
     assert local_dataset.files(first, "source") == [now]
     assert local_dataset.files(second, "source") == [now, two]

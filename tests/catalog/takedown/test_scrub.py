@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from catalog.dataset import Dataset, TableState, VersionFacts
+from catalog.dataset import Dataset
 from catalog.parts import PartFile, PartWriter
 from catalog.schema import SOURCE, TAKEN_URL
 from catalog.takedown.ledger import Ledger
 from catalog.takedown.scrub import TAKEN_TEXT, Scrubber, Words, scrub, words_of
+from catalog.version import TableState, VersionFacts
 
 WritePart = Callable[..., PartFile]
 URL = "http://host.example/a.jpg"

@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from catalog.dataset import Catalog, Dataset, TableState, Version, VersionFacts
+from catalog.dataset import Catalog, Dataset
 from catalog.errors import BusyError, HeldError, NotFoundError, RecipeError, UserError
 from catalog.lease import hold
 from catalog.parts import PartFile, PartWriter
 from catalog.schema import IMAGES, SAMPLE_ID, SOURCE
 from catalog.takedown.reach import Names
+from catalog.version import TableState, Version, VersionFacts
 from flows.build.build import build_here, up_to_date
 from flows.build.failed_rows import FailedRows, failed_rows
 from flows.build.guards import tripped

@@ -9,8 +9,9 @@ import pytest
 
 from catalog import dataset as dataset_module
 from catalog.database import sql
-from catalog.dataset import Catalog, Dataset, Version
+from catalog.dataset import Catalog, Dataset
 from catalog.takedown.reach import Names
+from catalog.version import Version
 from flows.build.build import build_here
 from flows.build.context import BuildContext
 from flows.build.progress import Display

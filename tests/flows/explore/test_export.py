@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from catalog.dataset import Catalog, TableState, VersionFacts
+from catalog.dataset import Catalog
 from catalog.duck import Limits
 from catalog.errors import QueryError, UserError
 from catalog.parts import PartWriter
 from catalog.schema import SAMPLE_ID, vector
+from catalog.version import TableState, VersionFacts
 from flows.explore.export import ENDINGS, format_of, target, write_query
 from flows.explore.formats import Format
 

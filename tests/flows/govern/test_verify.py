@@ -22,10 +22,11 @@ from catalog.inputs import STORED, read_parquet, stored_error
 from catalog.lease import hold
 from catalog.parts import describe_part
 from catalog.repair import pending, rewrite, set_pending, settle
+from catalog.shard_check import check_shards
 from catalog.storage import Storage
 from catalog.takedown.amend import amend
 from catalog.takedown.reach import Names
-from catalog.verify import Verifier, check_shards
+from catalog.verify import Verifier
 from flows.build.build import build_here
 from flows.build.plan import NUMBERS
 from flows.build.spec import BuildSpec
@@ -34,6 +35,7 @@ from flows.explore.failures import begin_retry
 from flows.govern.approve import approve
 from flows.govern.takedown import take_down
 from flows.govern.verify import is_settled, lines, verify
+from tasks.images import decode_fault
 from tests.flows.conftest import Web
 from tests.hostile_server import HostileServer
 from tests.pictures import jpeg
@@ -156,11 +158,11 @@ def zeros(path: Path) -> None:
 
 
 def named(web: Web) -> list[str]:
-    return [damage.path for damage in Verifier(dataset_of(web)).run().damages]
+    return [damage.path for damage in Verifier(dataset_of(web), decode_fault).run().damages]
 
 
 def test_a_sound_dataset_is_sound(web: Web) -> None:
-    findings = Verifier(dataset_of(web)).run()
+    findings = Verifier(dataset_of(web), decode_fault).run()
     assert findings.damages == []
     assert findings.without_digest == 0
     assert findings.files == len(files_of(web))
@@ -655,7 +657,7 @@ def test_a_kill_while_a_part_that_was_made_again_is_settled(web: Web, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Dataset, "restate", killed)
+        patch.setattr("catalog.repair.restate", killed)
         with pytest.raises(KeyboardInterrupt):
             settle(dataset)
     settle(dataset)
@@ -697,7 +699,7 @@ def test_a_picture_that_this_decoder_cannot_read_is_no_damage(web: Web, tmp_path
     assert isinstance(stored_error(unchecked, 0, "undecodable"), DamagedError)
     parts = [f.path for f in dataset_of(web).files(dataset_of(web).version(), "images")]
     sample = next(r["sample_id"] for r in content(web)["images"] if r["shard"])
-    assert check_shards(dataset_of(web).storage, parts, sample) is None
+    assert check_shards(dataset_of(web).storage, parts, sample, decode_fault) is None
 
 
 def test_a_takedown_leaves_digests_that_are_right(web: Web) -> None:
@@ -812,7 +814,7 @@ def test_on_an_object_store(s3: Callable[[], str], built: Web) -> None:
     assert is_settled(findings, mended)
     build(web)
     assert {t: read(dataset, t) for t in rows} == rows
-    assert Verifier(dataset).run().is_sound
+    assert Verifier(dataset, decode_fault).run().is_sound
 
 
 def read(dataset: Dataset, table: str) -> list[Any]:
@@ -841,7 +843,7 @@ def test_a_dataset_of_an_older_release_is_checked_as_far_as_can_be(web: Web) -> 
             strip(path)
     for table in (*dataset.tables(), "versions", "runs"):
         amend(dataset.storage, table, [f"{table}/{name}.parquet" for name in dataset.finished(table)])
-    findings = Verifier(dataset).run()
+    findings = Verifier(dataset, decode_fault).run()
     assert findings.is_sound, findings.damages
     assert findings.without_digest > 20
     assert "have no digest" in list(lines(findings, None))[-1]
