@@ -66,7 +66,7 @@ def draw_report(dataset: Dataset, version: Version) -> bytes | None:
     """Return the version's data card as HTML, where its recipe made one. Writes nothing."""
     if REPORT not in version.tables:
         return None
-    from tasks.report import render
+    from tasks.report._page import render
 
     schema, files = dataset.contents(version, REPORT)
     card = Inputs({REPORT: Pieces(schema, tuple(Piece(f.path) for f in files))}, (), dataset.storage).whole(REPORT)

@@ -17,7 +17,7 @@ class Hazard:
     name: str
     url: str | None
     reason: str | None = None
-    """The expected reason of the row: one of `tasks.download.reasons`, or a rule of the demo's filter."""
+    """The expected reason of the row: one of `tasks.download._reasons`, or a rule of the demo's filter."""
     stage: Stage = "download"
     """The stage that must reject the row; empty if the row must be kept."""
     rows: int = 5

@@ -20,7 +20,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
-from tasks.download.reasons import FetchError
+from tasks.download._reasons import FetchError
 
 _IN_LAST_32: Final = tuple(map(IPv6Network, ("64:ff9b::/96", "::/96", "::ffff:0:0/96", "::ffff:0:0:0/96")))
 """NAT64's well-known prefix (RFC 6052), and addresses compatible with, mapped from and translated from IPv4."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-from tasks.download.reasons import FetchError
+from tasks.download._reasons import FetchError
 
 _AGENT: Final = re.compile(r"\*|[a-z0-9._/-]+")
 _VALUED: Final = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")

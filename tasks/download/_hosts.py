@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from tasks.download.reasons import FetchError
+from tasks.download._reasons import FetchError
 
 DOWN_AFTER: Final = 20
 """Requests in a row without a complete response, after which a host is suspended."""

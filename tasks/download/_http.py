@@ -35,9 +35,9 @@ from tasks.download._headers import cut_short, decompressed, encodings, opted_ou
 from tasks.download._hosts import LONGEST_PAUSE_S, Hosts, Place, Turn
 from tasks.download._permission import Memory, Permission
 from tasks.download._picture import PictureMaker, begins_as_picture, read_local
+from tasks.download._reasons import FetchError, of_status
 from tasks.download._robots import AGENT
 from tasks.download._wire import LenientConnector, WireError
-from tasks.download.reasons import FetchError, of_status
 
 WINDOW_ROWS: Final = 4096
 """Rows between the oldest unfinished one and the newest started: within it a slow server delays no other row."""

@@ -38,7 +38,7 @@ from catalog.schema import SUCCESS
 from tasks.download._addresses import AllowedHosts, check_url, is_public
 from tasks.download._base import Outcome, Request, Settings
 from tasks.download._picture import PictureMaker, read_local
-from tasks.download.reasons import FetchError, of_status
+from tasks.download._reasons import FetchError, of_status
 from tasks.files.cache import cache_folder
 
 RELEASE: Final = "1.47.0"

@@ -11,10 +11,10 @@ from tasks.download import _robots as robots
 from tasks.download import _tdm as tdm
 from tasks.download._addresses import AllowedHosts
 from tasks.download._base import Settings
+from tasks.download._reasons import FetchError
 from tasks.download._robots import Robots
 from tasks.download._site_files import DiskCache, MemoryCache, SiteFiles
 from tasks.download._tdm import Reservations
-from tasks.download.reasons import FetchError
 from tasks.files.cache import cache_folder
 
 _OF_THE_HOST: Final = ("bad_url", "private_address", "dns_failed", "connection_failed", "tls_failed")

@@ -9,7 +9,7 @@ from typing import Final
 
 from tasks import images
 from tasks.download._base import LocalFile, Outcome, Settings
-from tasks.download.reasons import FetchError
+from tasks.download._reasons import FetchError
 from tasks.images.apart import Apart
 
 DECODE_BYTES: Final = 256 << 20

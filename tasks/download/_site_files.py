@@ -20,7 +20,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 from yarl import URL
 
-from tasks.download.reasons import FetchError
+from tasks.download._reasons import FetchError
 
 CACHED_S: Final = 86_400.0
 """A file is fetched again after a day (RFC 9309, section 2.4)."""

@@ -8,7 +8,7 @@ Source: CLIP, Radford et al., ICML 2021, arXiv:2103.00020 (the score is the cosi
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,9 @@ from tasks.embed._ahead import Prepared, prepare_ahead
 from tasks.encoders.encoder import Encoder
 from tasks.encoders.model import Model, load, unit
 from tasks.stage import Batches, Columns, MapStage, Resources, Step, Tables
+
+if TYPE_CHECKING:
+    from tasks.embed import AnyEncoder
 
 UNDECODABLE: Final = "undecodable"
 NOT_FINITE: Final = "not_finite"
@@ -38,7 +41,7 @@ class Embed(MapStage):
     table: ClassVar[str] = "embeddings"
 
     use: Literal["embed"] = "embed"
-    encoders: tuple[Encoder, ...] = Field(min_length=1, description="every encoder, in one pass over the images")
+    encoders: tuple["AnyEncoder", ...] = Field(min_length=1, description="every encoder, in one pass over the images")
     batch_size: int = Field(64, gt=0, description="images in one forward pass")
     decode_threads: int = Field(4, gt=0, description="threads that decode and resize, beside the device")
     resources: Resources = Resources(gpus="auto")

@@ -1,5 +1,8 @@
-"""What a version publishes: the manifest of kept rows. Every build ends with it; a recipe need not name it."""
+"""The `publish` family: what a version publishes, the manifest of kept rows. Every build ends with it."""
 
 from tasks.publish.samples import Samples
 
-__all__ = ["Samples"]
+AnyPublish = Samples
+"""Every member. A recipe does not name it: it is added to each."""
+
+__all__ = ["AnyPublish", "Samples"]

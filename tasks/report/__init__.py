@@ -1,12 +1,11 @@
-"""The data card of a dataset: what came in, what is left, why, and what it looks like.
+"""The `report` family: the data card of a dataset: what came in, what was kept, why, and how it looks.
 
-`report` makes the card as data, one small table; `page` draws it as one HTML file. The stage is `Report`.
+`report` makes the card as data, one small table; `_page` renders it as one HTML file.
 """
 
-from tasks.report._page import render
 from tasks.report.report import Report
 
 AnyReport = Report
-"""The family's union: every `use` that a recipe may say here."""
+"""Every member that a recipe can name."""
 
-__all__ = ["AnyReport", "Report", "render"]
+__all__ = ["AnyReport", "Report"]

@@ -9,30 +9,20 @@
 They are apart because they cost so differently: a head more, or labels fitted anew, must not decode every image again.
 """
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from catalog.schema import SAMPLE_ID
 from tasks.score._base import ImageScorer, VectorScorer
-from tasks.score.aesthetic_v1 import AestheticV1
-from tasks.score.aesthetic_v2 import AestheticV2
-from tasks.score.image_issues import ImageIssues
-from tasks.score.language import Language
-from tasks.score.nsfw import Nsfw
 from tasks.score.prompts import Prompts
 from tasks.score.score_images import Forwarding, ScoreImages
 from tasks.score.score_vectors import ScoreVectors
-from tasks.score.violence import Violence
-from tasks.score.watermark import Watermark
-from tasks.score.zero_shot import ZeroShot
 from tasks.stage import Columns, Resources, Stage, Tables
 
-AnyScorer = Annotated[
-    AestheticV1 | AestheticV2 | Nsfw | Violence | Watermark | ZeroShot | ImageIssues | Language,
-    Field(discriminator="use"),
-]
+if TYPE_CHECKING:
+    from tasks.score import AnyScorer
 
 
 class Score(Forwarding, Stage):
@@ -43,7 +33,7 @@ class Score(Forwarding, Stage):
 
     use: Literal["score"] = "score"
     table = "scores"
-    scorers: tuple[AnyScorer, ...] = Field(min_length=1, description="what is computed, each in columns of its name")
+    scorers: tuple["AnyScorer", ...] = Field(min_length=1, description="what is computed, each in columns of its name")
     resources: Resources = Resources(gpus="auto")
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ While the device works on one forward batch, threads decode the next. A forward 
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +14,11 @@ from pydantic import Field
 from catalog.errors import RecipeError, nearest
 from catalog.schema import SAMPLE_ID
 from tasks.score._base import Forward, ImageScorer
-from tasks.score.watermark import Watermark
 from tasks.stage import Batches, Columns, Config, MapStage, Resources, Step, Tables
 from tasks.streams.rebatch import recut
 
-AnyImageScorer = Watermark
+if TYPE_CHECKING:
+    from tasks.score import AnyImageScorer
 
 Pictures = tuple[dict[str, np.ndarray], np.ndarray]
 """(scorer -> uint8 (n, height, width, 3), bool (n,): which rows have a picture; the others are black)."""
@@ -42,7 +42,7 @@ class ScoreImages(Forwarding, MapStage):
     table: ClassVar[str] = "image_scores"
 
     use: Literal["score_images"] = "score_images"
-    scorers: tuple[AnyImageScorer, ...] = Field(min_length=1, description="what is computed from pixels")
+    scorers: tuple["AnyImageScorer", ...] = Field(min_length=1, description="what is computed from pixels")
     resources: Resources = Resources(gpus="auto")
 
     def inputs(self, available: Tables) -> Columns:

@@ -5,7 +5,7 @@ of the others lie in one matrix. What is left to do after it is small.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,16 +15,12 @@ from catalog.inputs import as_matrix
 from catalog.schema import SAMPLE_ID
 from tasks.score._base import VectorScorer
 from tasks.score._heads import Head, Stacked
-from tasks.score.aesthetic_v1 import AestheticV1
-from tasks.score.aesthetic_v2 import AestheticV2
-from tasks.score.nsfw import Nsfw
 from tasks.score.prompts import vectors_of
-from tasks.score.violence import Violence
-from tasks.score.zero_shot import ZeroShot
 from tasks.stage import Batches, Columns, MapStage, Resources, Step, Tables
 from tasks.streams.rebatch import recut
 
-AnyVectorScorer = Annotated[AestheticV1 | AestheticV2 | Nsfw | Violence | ZeroShot, Field(discriminator="use")]
+if TYPE_CHECKING:
+    from tasks.score import AnyVectorScorer
 
 STEP_ROWS: Final = 1024
 """Rows multiplied at once: 3 MB of float32 at 768, which stays in a core's cache (measured best of 512 to 8192)."""
@@ -41,7 +37,7 @@ class ScoreVectors(MapStage):
     table: ClassVar[str] = "scores"
 
     use: Literal["score_vectors"] = "score_vectors"
-    scorers: tuple[AnyVectorScorer, ...] = Field(min_length=1, description="what is computed from embeddings")
+    scorers: tuple["AnyVectorScorer", ...] = Field(min_length=1, description="what is computed from embeddings")
     resources: Resources = Resources(gpus="auto")
 
     def inputs(self, available: Tables) -> Columns:

@@ -92,7 +92,7 @@ def run_ours(urls: Path, out: Path) -> None:
     """Run the stage and the part writer over the URLs of a Parquet file."""
     from catalog.parts import PartWriter
     from catalog.storage import Storage
-    from tasks.download import SCHEMA, Download
+    from tasks.download.download import SCHEMA, Download
 
     table = pq.read_table(urls)
     host = table.column("url")[0].as_py().split("/")[2]

@@ -15,7 +15,7 @@ from tasks.download._addresses import (
     is_public,
     public_socket,
 )
-from tasks.download.reasons import FetchError
+from tasks.download._reasons import FetchError
 from tests.hostile_server import HostileServer
 
 PRIVATE = """

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from catalog.schema import IMAGES, LOCAL, SOURCE, role
 from tasks import images
-from tasks.download import SCHEMA, Download
+from tasks.download.download import SCHEMA, Download
 from tests.hostile_server import HostileServer
 from tests.pictures import encoded, jpeg, picture
 

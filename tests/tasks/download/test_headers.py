@@ -8,7 +8,7 @@ import pytest
 
 from tasks.download import _headers as headers
 from tasks.download._headers import cut_short, decompressed, encodings, opted_out, retry_after_s
-from tasks.download.reasons import FetchError
+from tasks.download._reasons import FetchError
 
 NOW_S = 1_700_000_000.0
 

@@ -17,7 +17,7 @@ from tasks.download import _hosts as hosts
 from tasks.download._base import Outcome, Request
 from tasks.download._hosts import BUSY_AFTER, DOWN_AFTER, Hosts
 from tasks.download._http import HttpEngine
-from tasks.download.reasons import FetchError
+from tasks.download._reasons import FetchError
 from tests.hostile_server import HostileServer
 from tests.pictures import jpeg
 from tests.tasks.download.test_http import check, fetch

@@ -12,7 +12,7 @@ from yarl import URL
 from tasks.download import Download
 from tasks.download._addresses import AllowedHosts
 from tasks.download._permission import Memory, Permission
-from tasks.download.reasons import FetchError
+from tasks.download._reasons import FetchError
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ import pytest
 from yarl import URL
 
 from tasks.download import _site_files as site_files
+from tasks.download._reasons import FetchError
 from tasks.download._site_files import CACHED_S, FAILED_S, DiskCache, MemoryCache, SiteFile, SiteFiles
-from tasks.download.reasons import FetchError
 from tests.hostile_server import HostileServer
 
 

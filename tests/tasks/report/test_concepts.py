@@ -8,9 +8,10 @@ import pytest
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, DECISIONS, SOURCE
 from tasks.cluster.concepts import CONCEPTS
-from tasks.report import Report, render
+from tasks.report import Report
 from tasks.report._base import ReportTables
 from tasks.report._concepts import concepts
+from tasks.report._page import render
 from tests.helpers import LocalRun
 from tests.tasks.report.gallery import CONCEPTS as CAPTIONS
 from tests.tasks.report.gallery import Gallery

@@ -12,9 +12,10 @@ from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, DECISIONS, SAMPLE_ID, SOURCE, score
 from tasks.concepts.coverage import coverage
 from tasks.prune import Prototypes, Score, Then
-from tasks.report import Report, render
+from tasks.report import Report
 from tasks.report._base import ReportTables
 from tasks.report._coverage import BINS, coverages, facts, skyline
+from tasks.report._page import render
 from tests.helpers import LocalRun
 from tests.tasks.report.gallery import Gallery
 

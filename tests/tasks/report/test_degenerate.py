@@ -15,8 +15,9 @@ import pytest
 
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, DECISIONS, IMAGES, MODELS, SAMPLE_ID, SOURCE, score
-from tasks.report import Report, render
+from tasks.report import Report
 from tasks.report._funnel import KEPT_REASONS
+from tasks.report._page import render
 from tests.helpers import LocalRun
 from tests.pictures import jpeg
 from tests.tasks.report.test_page import Page, check_self_contained

@@ -10,7 +10,8 @@ import pytest
 
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, DECISIONS, IMAGES, MODELS, SAMPLE_ID, SOURCE
-from tasks.report import Report, render
+from tasks.report import Report
+from tasks.report._page import render
 from tasks.report.report import CARD
 from tests.browser import look, needs_browser, print_to_pdf, screenshot
 from tests.helpers import LocalRun

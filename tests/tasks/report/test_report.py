@@ -10,7 +10,8 @@ import pytest
 from catalog.errors import RecipeError
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, DECISIONS, IMAGES, MODELS, SOURCE
-from tasks.report import Report, render
+from tasks.report import Report
+from tasks.report._page import render
 from tasks.report.report import CARD
 from tests.helpers import LocalRun
 from tests.tasks.report.gallery import Gallery
