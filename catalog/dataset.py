@@ -22,11 +22,10 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalog import delta, log_copies
+from catalog import delta, log_copies, runs
 from catalog.errors import BalanceError, BuildError, DamagedError, NotFoundError, UserError, damaged, nearest, reading
 from catalog.parts import PartFile, describe_part
-from catalog.schema import field
-from catalog.seal import opened_json, sealed_json, sealed_parquet
+from catalog.seal import opened_json, sealed_json
 from catalog.storage import Storage, is_temporary
 from catalog.version import (
     VERSIONS,
@@ -65,27 +64,6 @@ _STATE: Final = "_state"
 _STATE_COPIES: Final = "_copies/state"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _RESERVED: Final = frozenset({"main", "temp", "system", "pg_catalog", "information_schema"})
-
-
-RUNS: Final = pa.schema(
-    [
-        field("run_id", pa.string(), "one build"),
-        field("started_at", pa.timestamp("us", "UTC"), "when the stage began"),
-        field("stage", pa.string(), "its name in the recipe"),
-        field("use", pa.string(), "what it uses"),
-        field("seconds", pa.float64(), "wall clock"),
-        field("rows", pa.int64(), "rows of its table"),
-        field("parts_made", pa.int64(), "parts that were computed"),
-        field("parts_cached", pa.int64(), "parts that were there already"),
-        field("bytes", pa.int64(), "size of its parts"),
-        field("status", pa.string(), "completed, failed or crashed"),
-        field("error", pa.string(), "one line; null where it completed"),
-        field("host", pa.string(), "where the driver ran"),
-        field("pid", pa.int64(), "of the driver"),
-        field("fingerprint", pa.string(), "of all parts of the stage, as the stages of a version have it"),
-        field("work", pa.float64(), "work of the parts that were computed, by the stage's own law"),
-    ]
-)
 
 
 def check_name(name: str) -> str:
@@ -298,25 +276,13 @@ class Dataset:
             delta.remove(self.storage, "versions", gone)
             self.copy_logs()
 
-    def record_run(self, *runs: Mapping[str, Any]) -> None:
-        """Append rows to `runs` (columns of RUNS; what is missing is null). Many processes may do so at once."""
-        delta.widen(self.storage, "runs", RUNS)
-        known = set(RUNS.names)
-        if unknown := sorted({name for run in runs for name in run} - known):
-            raise ValueError(f"runs have no column {unknown[0]!r}{nearest(unknown[0], known)}")
-        path = f"runs/{secrets.token_hex(16)}.parquet"
-        self.storage.put(path, sealed_parquet(pa.Table.from_pylist([dict(run) for run in runs], schema=RUNS)))
-        delta.add(self.storage, "runs", RUNS, describe_part(self.storage, path))
+    def record_run(self, *rows: Mapping[str, Any]) -> None:
+        """Append rows to `runs` (columns of `catalog.runs.RUNS`; a missing column is null). Safe for many processes."""
+        runs.append(self.storage, rows)
 
     def runs(self) -> pa.Table:
-        """Return what ran: the columns of RUNS, oldest first."""
-        try:
-            paths = [part.path for part in delta.files(self.storage, "runs")]
-        except NotFoundError:
-            return RUNS.empty_table()
-        with reading(self.storage.uri, "runs"):
-            rows = pq.read_table(paths, schema=RUNS, filesystem=self.storage.filesystem())
-        return rows.sort_by([("started_at", "ascending"), ("run_id", "ascending")])
+        """Return what ran: the columns of `catalog.runs.RUNS`, oldest first."""
+        return runs.read(self.storage)
 
     def state(self, name: str) -> dict[str, Any]:
         """Return what `set_state` kept under a name; empty where nothing was. Raises DamagedError."""

@@ -15,7 +15,8 @@ import pytest
 import typer
 
 from catalog.database import sql
-from catalog.dataset import RUNS, Catalog
+from catalog.dataset import Catalog
+from catalog.runs import RUNS
 from catalog.schema import CLUSTERS, DECISIONS, EDGES, FAULT, IMAGES, MODELS, SOURCE
 from catalog.version import VERSIONS
 from flows.build.plan import make_plan

@@ -1,10 +1,14 @@
-"""The house stays as it is drawn: one name, three paths; no grab-bags; cheap imports; names of our own."""
+"""The layout of the tree: one name, three paths; families register their members; small files; cheap imports."""
 
+import ast
+import importlib
 import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +23,18 @@ from tests.stages import write_source
 ROOT = Path(__file__).parents[1]
 OURS = ("flows", "tasks", "catalog")
 LAZY = ("torch", "ray", "prefect", "diffusers", "open_clip", "faiss", "cv2", "sklearn", "scipy", "duckdb")
+MAX_LINES = 500
 METHODS = sorted(path.relative_to(ROOT) for path in ROOT.glob("tasks/*/*.py") if not path.name.startswith("_"))
+
+
+def _families() -> list[str]:
+    """Return the families, as import-linter knows them: the first layer of `tasks`."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract.get("containers") == ["tasks"])
+    return [name.strip() for name in layers[0].split("|")]
+
+
+FAMILIES = _families()
 
 
 @pytest.mark.parametrize("package", OURS)
@@ -48,6 +63,36 @@ def _is_tested_by_name(method: Path, folder: Path) -> bool:
     parent, _, name = dotted.rpartition(".")
     pattern = re.compile(rf"(from|import) {re.escape(dotted)}\b|from {re.escape(parent)} import [^\n]*\b{name}\b")
     return any(pattern.search(p.read_text()) for p in folder.glob("test_*.py"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_modules_of_a_family_are_its_members(family: str) -> None:
+    """What is no member begins with `_`; what is one is in a union of the family's `__init__`."""
+    package = importlib.import_module(f"tasks.{family}")
+    unions = [value for name, value in vars(package).items() if name.startswith("Any")]
+    homes = [member.__module__ for union in unions for member in _members(union)]
+    assert homes, f"tasks/{family}/__init__.py has no union"
+    modules = {path.stem for path in (ROOT / "tasks" / family).glob("*.py") if not path.name.startswith("_")}
+    assert modules == {home.rpartition(".")[2] for home in homes if home.startswith(f"tasks.{family}.")}
+
+
+def _members(union: Any) -> list[type]:
+    """Return the classes in a union, which may have other unions and annotations in it."""
+    if isinstance(union, type):
+        return [union]
+    return [member for one in get_args(union) for member in _members(one)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_init_of_a_family_with_its_members_defines_nothing(family: str) -> None:
+    body = ast.parse((ROOT / "tasks" / family / "__init__.py").read_text()).body
+    assert not [node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+
+
+def test_no_file_is_long() -> None:
+    files = [path for package in OURS for path in (ROOT / package).rglob("*.py")]
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    assert {path: count for path, count in lines.items() if count > MAX_LINES} == {}
 
 
 def test_no_grab_bags() -> None:

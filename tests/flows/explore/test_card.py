@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from catalog import dataset as dataset_module
+from catalog import runs as runs_module
 from catalog.database import sql
 from catalog.dataset import Catalog, Dataset
 from catalog.takedown.reach import Names
@@ -78,14 +78,14 @@ def test_timings_are_those_of_the_parts_that_a_version_has(web: Web) -> None:
 
 
 def test_runs_of_an_older_release_count_by_name(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = [field for field in dataset_module.RUNS if field.name != "fingerprint"]
+    fields = [field for field in runs_module.RUNS if field.name != "fingerprint"]
     record = Dataset.record_run
 
     def older(self: Dataset, *runs: dict[str, Any]) -> None:
         record(self, *({name: run[name] for name in run if name != "fingerprint"} for run in runs))
 
     with monkeypatch.context() as patch:
-        patch.setattr(dataset_module, "RUNS", pa.schema(fields))
+        patch.setattr(runs_module, "RUNS", pa.schema(fields))
         patch.setattr(Dataset, "record_run", older)
         first = build(web)
     dataset = Catalog(web.catalog).dataset("web")
