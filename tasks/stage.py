@@ -110,8 +110,15 @@ class Stage(Config, ABC):
     def output(self, available: Tables) -> pa.Schema:
         """Return the schema of the table that it writes (roles `image` and `sidecar` as the step yields them)."""
 
-    def sides(self) -> tuple[str, ...]:
-        """Return the tables that `open` or `run` wants whole, beside its input (centroids, models)."""
+    def sides(self, available: Tables) -> tuple[str, ...]:
+        """Return the side tables: those that `open` or `run` reads whole, beside its rows (centroids, models)."""
+        return ()
+
+    def sides_hashed_as_inputs(self) -> tuple[str, ...]:
+        """Return the side tables that fingerprints have among the inputs, as when `inputs` declared them.
+
+        Only for stages of which parts were made before they had `sides`: another place would change the fingerprints.
+        """
         return ()
 
     def expand(self) -> tuple["Stage", ...]:
@@ -211,4 +218,4 @@ class TableStage(Stage):
 
     @abstractmethod
     def run(self, inputs: Inputs, run: Run) -> Batches:
-        """Yield the output in pieces, in `sample_id` order where it is about samples. Sides are in `inputs` too."""
+        """Yield the output in pieces, in `sample_id` order where it has samples; `inputs` has the side tables too."""

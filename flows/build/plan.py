@@ -71,7 +71,7 @@ class PlannedStage:
     parts: tuple[PlannedPart, ...]
     columns: Columns
     reads: Mapping[str, Pieces]
-    """Every table that it reads, whole: columns, and sides."""
+    """Every table that it reads, with all of its parts: those of `columns`, and side tables."""
     judges: tuple[Pieces, ...]
     finished: Mapping[str, int] = field(repr=False)
     """fingerprint -> bytes, of this stage's parts that were there when the plan was made."""
@@ -81,6 +81,11 @@ class PlannedStage:
     @cached_property
     def written(self) -> pa.Schema:
         return written_schema(self.schema)
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The side tables: those of which it reads every row, beside its input."""
+        return tuple(name for name in self.reads if name not in self.columns)
 
     @cached_property
     def missing(self) -> tuple[PlannedPart, ...]:
@@ -238,8 +243,8 @@ def _plan_stage(
     dataset: Dataset, recipe: Recipe, stage: Stage, tables: Mapping[str, _Table], retries: Mapping[str, Any]
 ) -> PlannedStage:
     available = {name: table.schema for name, table in tables.items()}
-    columns = stage.inputs(available)
-    for name in (*columns, *stage.sides()):
+    columns, sides = stage.inputs(available), stage.sides(available)
+    for name in (*columns, *sides):
         if name not in tables:
             raise RecipeError(
                 f"stage {stage.name!r} reads the table {name!r}, which no stage before it writes{nearest(name, tables)}"
@@ -247,11 +252,12 @@ def _plan_stage(
     judging = [table for table in tables.values() if stage.alive_only and table.has_verdicts]
     schema = stage.output(available)
     about = _about(stage, recipe.seed, schema)
+    among_inputs = {*columns, *({*sides} & {*stage.sides_hashed_as_inputs()})}
 
     def fingerprint(number: int | None) -> str:
-        read = [[n, tables[n].read_by(number, columns[n])] for n in sorted(columns)]
-        sides = [[n, tables[n].digest] for n in sorted(stage.sides())]
-        return fingerprint_of(about, read, sides, [t.read_by(number) for t in judging])
+        read = [[n, tables[n].read_by(number, columns.get(n, ()))] for n in sorted(among_inputs)]
+        whole = [[n, tables[n].digest] for n in sorted({*sides} - among_inputs)]
+        return fingerprint_of(about, read, whole, [t.read_by(number) for t in judging])
 
     parts: list[PlannedPart] = []
     if isinstance(stage, TableStage):
@@ -261,7 +267,7 @@ def _plan_stage(
             origin = part.origin if "local_path" in columns.get("source", ()) else None
             planned = PlannedPart(fingerprint(part.number), part.number, part.rows, origin=origin)
             parts.append(_retried(planned, stage, retries))
-    reads = {n: tables[n].pieces() for n in (*columns, *stage.sides())}
+    reads = {n: tables[n].pieces() for n in (*columns, *sides)}
     return _planned(dataset, stage, schema, parts, columns, reads, tuple(t.pieces() for t in judging))
 
 

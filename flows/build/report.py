@@ -29,7 +29,7 @@ def run_report(
     """
     available = {name: pieces.schema for name, pieces in tables.items()}
     columns = stage.inputs(available)
-    reads = {name: tables[name] for name in (*columns, *stage.sides())}
+    reads = {name: tables[name] for name in (*columns, *stage.sides(available))}
     work = Work(stage, stage.output(available), columns, reads, (), storage, "cpu", seed)
     return make_table(work, PlannedPart(fingerprint), one_by_one, lambda done, total, unit: None)
 

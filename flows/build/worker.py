@@ -65,6 +65,11 @@ class Work:
     files: Mapping[str, Digested] = field(default_factory=dict)
     """The local files that the stage's parameters name, as they were when they were planned."""
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The side tables: those of which the stage reads every row, beside its input."""
+        return tuple(name for name in self.tables if name not in self.columns)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -78,12 +83,11 @@ class Job:
 def work_of(planned: PlannedStage, storage: Storage, device: str, recipe_seed: int) -> Work:
     """Return what the workers of a stage share."""
     keep_all = isinstance(planned.stage, TableStage)
-    sides = planned.stage.sides()
     return Work(
         planned.stage,
         planned.schema,
         planned.columns,
-        {name: _shared(pieces, keep_all or name in sides) for name, pieces in planned.reads.items()},
+        {name: _shared(pieces, keep_all or name in planned.sides) for name, pieces in planned.reads.items()},
         tuple(_shared(judge, keep_all) for judge in planned.judges),
         storage,
         device,
@@ -156,7 +160,7 @@ class PartMaker:
             stage = self._work.stage
             assert isinstance(stage, MapStage)
             inputs = Inputs(self._work.tables, (), self._work.storage)
-            self._step = stage.open(self._work.device, {name: inputs.whole(name) for name in stage.sides()})
+            self._step = stage.open(self._work.device, {name: inputs.whole(name) for name in self._work.sides})
             limit_threads(stage.resources.cpus)
         return self._step
 

@@ -38,7 +38,7 @@ class Assign(MapStage):
     def output(self, available: Tables) -> pa.Schema:
         return CLUSTERS
 
-    def sides(self) -> tuple[str, ...]:
+    def sides(self, available: Tables) -> tuple[str, ...]:
         return ("centroids",)
 
     def work(self, size: Size) -> float:

@@ -90,12 +90,17 @@ class Concepts(TableStage):
         if self.labels is not None:
             column = clustered_column(available, self.encoder)
             columns["embeddings"] = (column,)
-            if encoder_of(available["embeddings"], column).trained is not None:
-                columns["models"] = ("name", "config", "weights")
         return columns
 
-    def sides(self) -> tuple[str, ...]:
-        return ("centroids",)
+    def sides(self, available: Tables) -> tuple[str, ...]:
+        """Return the centroids, and the models where an encoder that the recipe trains embeds the labels."""
+        if self.labels is None:
+            return ("centroids",)
+        encoder = encoder_of(available["embeddings"], kmeans.clustered_column(available, self.encoder))
+        return ("centroids",) if encoder.trained is None else ("centroids", "models")
+
+    def sides_hashed_as_inputs(self) -> tuple[str, ...]:
+        return ("models",)
 
     def output(self, available: Tables) -> pa.Schema:
         return CONCEPTS

@@ -53,7 +53,7 @@ class Hierarchy(TableStage):
             raise RecipeError("there are no centroids to build on: put a stage `use: centroids` before this one")
         return {}
 
-    def sides(self) -> tuple[str, ...]:
+    def sides(self, available: Tables) -> tuple[str, ...]:
         return ("centroids",)
 
     def output(self, available: Tables) -> pa.Schema:

@@ -87,13 +87,21 @@ class Decontaminate(TableStage):
         if self.epsilon is not None:
             column = vector_column(available, self.encoder)
             columns["embeddings"] = (column,)
-            if self._encodes() and encoder_of(available["embeddings"], column).trained is not None:
-                columns["models"] = tuple(available["models"].names)
         if not columns:
             raise RecipeError("decontaminate has nothing to do: exact and pixels are off, radius and epsilon are null")
         for one in self.sets:
             one.check(self.asked())
         return columns
+
+    def sides(self, available: Tables) -> tuple[str, ...]:
+        """Return the models where an encoder that the recipe trains embeds the evaluation sets."""
+        if self.epsilon is None or not self._encodes():
+            return ()
+        encoder = encoder_of(available["embeddings"], kmeans.vector_column(available, self.encoder))
+        return () if encoder.trained is None else ("models",)
+
+    def sides_hashed_as_inputs(self) -> tuple[str, ...]:
+        return ("models",)
 
     def output(self, available: Tables) -> pa.Schema:
         return DECISIONS

@@ -126,9 +126,15 @@ class Deduplicate(TableStage):
         for rule in (self.keep or FIRST, self._order() or FIRST):
             for table, more in order_columns(rule, available).items():
                 columns[table] = columns.get(table, []) + [n for n in more if n not in columns.get(table, [])]
-        if "clusters" in columns and self._borders() and "centroids" in available:
-            columns["centroids"] = ["cluster", "centroid"]
         return {table: tuple(names) for table, names in columns.items()}
+
+    def sides(self, available: Tables) -> tuple[str, ...]:
+        """Return the centroids where it compares rows across the borders of clusters."""
+        reads_clusters = self._borders() and "clusters" in self.inputs(available)
+        return ("centroids",) if reads_clusters and "centroids" in available else ()
+
+    def sides_hashed_as_inputs(self) -> tuple[str, ...]:
+        return ("centroids",)
 
     def output(self, available: Tables) -> pa.Schema:
         return DECISIONS

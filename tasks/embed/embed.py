@@ -74,7 +74,7 @@ class Embed(MapStage):
         columns = [column for encoder in self.encoders for column in encoder.fields(available)]
         return pa.schema([SAMPLE_ID, *columns, field("embed_reason", pa.string(), about)])
 
-    def sides(self) -> tuple[str, ...]:
+    def sides(self, available: Tables) -> tuple[str, ...]:
         """Return `models` where an encoder is one that the recipe trains."""
         return ("models",) if any(encoder.trained for encoder in self.encoders) else ()
 

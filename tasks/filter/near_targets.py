@@ -60,9 +60,7 @@ class NearTargets(TableStage):
         encoded = clustered_column(available, self.encoder)
         field = self._field()
         if _is_image(field.type):
-            trained = encoder_of(available["embeddings"], encoded).trained is not None
-            models: Columns = {"models": ("name", "config", "weights")} if trained else {}
-            return {"clusters": ("cluster",), "embeddings": (), **models}
+            return {"clusters": ("cluster",), "embeddings": ()}
         expected = width(available["embeddings"], encoded)
         found = field.type.list_size if pa.types.is_fixed_size_list(field.type) else expected
         if found != expected:
@@ -74,8 +72,15 @@ class NearTargets(TableStage):
     def output(self, available: Tables) -> pa.Schema:
         return DECISIONS
 
-    def sides(self) -> tuple[str, ...]:
-        return ("centroids",)
+    def sides(self, available: Tables) -> tuple[str, ...]:
+        """Return the centroids, and the models where an encoder that the recipe trains embeds the targets."""
+        if not _is_image(self._field().type):
+            return ("centroids",)
+        encoder = encoder_of(available["embeddings"], clustered_column(available, self.encoder))
+        return ("centroids",) if encoder.trained is None else ("centroids", "models")
+
+    def sides_hashed_as_inputs(self) -> tuple[str, ...]:
+        return ("models",)
 
     def parameters(self) -> dict[str, Any]:
         """Return the fields; the targets by content, not by path."""

@@ -110,8 +110,11 @@ class Combination(Selector):
                 )
         return columns
 
-    def sides(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(side for member in self.of for side in member.sides()))
+    def sides(self, available: Tables) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(side for member in self.of for side in member.sides(available)))
+
+    def sides_hashed_as_inputs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(side for member in self.of for side in member.sides_hashed_as_inputs()))
 
     def usable(self, rows: pa.Table) -> np.ndarray:
         return np.ones(rows.num_rows, bool)

@@ -9,7 +9,7 @@ from catalog.errors import UserError
 from catalog.inputs import Inputs, as_matrix
 from catalog.wording import amount
 from tasks.prune._base import ClusterSelector, Rows, Selection, Which, sentences
-from tasks.stage import Run
+from tasks.stage import Run, Tables
 from tasks.vectors import random_keys as draw
 from tasks.vectors.kmeans import between
 
@@ -45,7 +45,7 @@ class Density(ClusterSelector):
     )
     which: Which | Literal["random"] = Field("hard", description="keep rows far from the centroid, near, or any")
 
-    def sides(self) -> tuple[str, ...]:
+    def sides(self, available: Tables) -> tuple[str, ...]:
         return ("centroids",)
 
     def select(self, rows: Rows, total: int, inputs: Inputs, run: Run) -> Selection:

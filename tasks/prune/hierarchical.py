@@ -1,7 +1,7 @@
 """`method: hierarchical`: flatten the long tail, by sharing the rows out evenly over a hierarchy of clusters."""
 
 from itertools import count
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -9,10 +9,8 @@ from pydantic import Field
 from catalog.errors import UserError
 from catalog.inputs import Inputs
 from tasks.prune._base import ClusterSelector, Rows, Selection, Which, sentences
-from tasks.stage import Columns, Run, Tables
+from tasks.stage import Run, Tables
 from tasks.vectors import random_keys as draw
-
-LEVELS: Final = ("level", "cluster", "parent")
 
 
 class Hierarchical(ClusterSelector):
@@ -34,9 +32,11 @@ class Hierarchical(ClusterSelector):
         "easy", description="which rows of a leaf come first: near to the centroid, far from it, or any"
     )
 
-    def inputs(self, available: Tables) -> Columns:
-        levels: Columns = {"hierarchy": LEVELS} if "hierarchy" in available else {}
-        return super().inputs(available) | levels
+    def sides(self, available: Tables) -> tuple[str, ...]:
+        return ("hierarchy",) if "hierarchy" in available else ()
+
+    def sides_hashed_as_inputs(self) -> tuple[str, ...]:
+        return ("hierarchy",)
 
     def select(self, rows: Rows, total: int, inputs: Inputs, run: Run) -> Selection:
         sizes = rows.sizes()

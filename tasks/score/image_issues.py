@@ -63,7 +63,7 @@ class ImageIssues(MapStage):
     def expand(self) -> tuple[Stage, ...]:
         return ImageSizes(name=f"{self.name}-sizes", resources=self.resources), self
 
-    def sides(self) -> tuple[str, ...]:
+    def sides(self, available: Tables) -> tuple[str, ...]:
         return ("image_sizes",)
 
     def fields(self) -> list[pa.Field]:

@@ -117,9 +117,8 @@ class Prompts(TableStage):
     sets: tuple[PromptSet, ...] = Field(min_length=1, description="the texts of every scorer that has some")
 
     def inputs(self, available: Tables) -> Columns:
-        """Return the columns that ZPE is fitted on, and the models where the recipe trains an encoder."""
+        """Return the columns that ZPE is fitted on."""
         read: list[str] = []
-        models: Columns = {}
         for set_ in self.sets:
             column = vector_column(available, set_.encoder)
             encoder = encoder_of(available["embeddings"], column)
@@ -128,9 +127,16 @@ class Prompts(TableStage):
                 set_.reference.check_weights()
             if set_.ensemble == "zpe" and column not in read:
                 read.append(column)
-            if encoder.trained is not None:
-                models = {"models": ("name", "config", "weights")}
-        return {"embeddings": tuple(read), **models}
+        return {"embeddings": tuple(read)}
+
+    def sides(self, available: Tables) -> tuple[str, ...]:
+        """Return the models where the recipe trains an encoder."""
+        columns = [vector_column(available, set_.encoder) for set_ in self.sets]
+        trained = any(encoder_of(available["embeddings"], column).trained is not None for column in columns)
+        return ("models",) if trained else ()
+
+    def sides_hashed_as_inputs(self) -> tuple[str, ...]:
+        return ("models",)
 
     def output(self, available: Tables) -> pa.Schema:
         return SCHEMA

@@ -50,7 +50,7 @@ class ScoreVectors(MapStage):
     def output(self, available: Tables) -> pa.Schema:
         return pa.schema([SAMPLE_ID, *(field for scorer in self.scorers for field in scorer.fields())])
 
-    def sides(self) -> tuple[str, ...]:
+    def sides(self, available: Tables) -> tuple[str, ...]:
         """Return `prompts` where some scorer has texts."""
         return ("prompts",) if any(scorer.prompts for scorer in self.scorers) else ()
 

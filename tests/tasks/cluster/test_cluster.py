@@ -27,7 +27,7 @@ def test_stands_for_two_stages() -> None:
     assert (fit.k, fit.train, fit.encoder, assign.encoder) == (7, "all", "clip", "clip")
     assert fit.resources == assign.resources == entry.resources
     assert fit.inputs({"embeddings": SCHEMA}) == assign.inputs({"embeddings": SCHEMA}) == {"embeddings": ("clip",)}
-    assert assign.sides() == ("centroids",)
+    assert assign.sides({}) == ("centroids",)
 
 
 @pytest.mark.parametrize("seed", range(3))

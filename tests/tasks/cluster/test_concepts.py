@@ -140,7 +140,8 @@ def test_a_label_is_the_nearest_of_the_text_towers(tiny_clip: tuple[Path, Path],
 def test_an_encoder_that_the_recipe_trained_is_read_from_the_models() -> None:
     made_by = json.dumps({"name": "clip", "trained": "small"})
     available = {"clusters": CLUSTERS, "embeddings": pa.schema([vector("clip", 8, "", encoder=made_by)])}
-    assert Concepts(labels=("cat",)).inputs(available)["models"] == ("name", "config", "weights")
+    assert Concepts(labels=("cat",)).sides(available) == ("centroids", "models")
+    assert Concepts().sides(available) == ("centroids",)
     assert "embeddings" not in Concepts().inputs(available)
 
 

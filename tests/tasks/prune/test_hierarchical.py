@@ -150,6 +150,7 @@ def test_a_hierarchy_of_other_clusters_is_refused(tmp_path: Path, rows: list[dic
 
 def test_it_reads_the_hierarchy_where_there_is_one() -> None:
     stage = Hierarchical(keep=0.5)
-    assert stage.inputs({"clusters": CLUSTERS}) == {"clusters": ("cluster", "distance")}
-    both = stage.inputs({"clusters": CLUSTERS, "hierarchy": HIERARCHY})
-    assert both == {"clusters": ("cluster", "distance"), "hierarchy": ("level", "cluster", "parent")}
+    alone = {"clusters": CLUSTERS}
+    both = alone | {"hierarchy": HIERARCHY}
+    assert stage.inputs(alone) == stage.inputs(both) == {"clusters": ("cluster", "distance")}
+    assert (stage.sides(alone), stage.sides(both)) == ((), ("hierarchy",))

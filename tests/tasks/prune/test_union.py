@@ -104,7 +104,7 @@ def test_members_read_what_they_need_once() -> None:
     given = {name: table.schema for name, table in tables(3).items()}
     stage = make(method="union", of=[{"method": "density", "keep": 0.5}, {"method": "score", "keep": 0.5}])
     assert stage.inputs(given) == {"clusters": ("cluster", "distance"), "embeddings": ("clip_score",)}
-    assert stage.sides() == ("centroids",)
+    assert stage.sides(given) == ("centroids",)
     with pytest.raises(RecipeError, match="put a stage `use: cluster` before it"):
         stage.inputs({"embeddings": SCORES})
     clash = make(

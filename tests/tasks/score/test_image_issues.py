@@ -139,7 +139,7 @@ def test_a_colourless_spread_counts_from_018_on() -> None:
 
 def test_it_makes_the_quartiles_first_and_needs_the_statistics() -> None:
     sizes, issues = ImageIssues(name="quality").expand()
-    assert (sizes.table, issues.sides()) == ("image_sizes", ("image_sizes",))
+    assert (sizes.table, issues.sides({})) == ("image_sizes", ("image_sizes",))
     assert sizes.name == "quality-sizes"
     with pytest.raises(RecipeError, match="after `use: download`"):
         issues.inputs({})

@@ -119,8 +119,9 @@ def test_it_reads_the_embeddings_only_for_zpe_and_models_only_where_the_recipe_t
     trained = embeddings(Encoder(name="clip", trained="mine"), 1).schema
     weights = pa.field("weights", pa.large_binary(), metadata={"model": "mine", "embed_dim": "32"})
     models = pa.schema([("name", pa.string()), ("config", pa.string()), weights])
-    found = Prompts(sets=(plain,)).inputs({"embeddings": trained, "models": models})
-    assert found == {"embeddings": (), "models": ("name", "config", "weights")}
+    both = {"embeddings": trained, "models": models}
+    assert Prompts(sets=(plain,)).inputs(both) == {"embeddings": ()}
+    assert (Prompts(sets=(plain,)).sides(both), Prompts(sets=(plain,)).sides(available)) == (("models",), ())
     with pytest.raises(RecipeError, match="no earlier stage trains 'mine'"):
         Prompts(sets=(plain,)).inputs({"embeddings": trained})
 

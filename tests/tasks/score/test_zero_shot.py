@@ -39,7 +39,7 @@ def score(table: pa.Table, folder: Path, **fields: Any) -> pa.Table:
     prompts, vectors = Score.model_validate({"scorers": [scorer]}).expand()
     assert isinstance(prompts, Prompts)
     assert isinstance(vectors, ScoreVectors)
-    assert vectors.sides() == ("prompts",)
+    assert vectors.sides({}) == ("prompts",)
     side = pa.concat_tables(prompts.run(Inputs.of(embeddings=table), LocalRun(folder)))
     return run(vectors, table, prompts=side)
 

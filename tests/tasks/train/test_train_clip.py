@@ -68,7 +68,7 @@ def scores(stage: TrainClip, models: pa.Table, inputs: Inputs) -> np.ndarray:
     """Return the score of every pair, by the `embed` stage."""
     embed = Embed(encoders=[{"name": "clip", "trained": stage.model_name}])
     available = {"images": IMAGES, "source": SOURCE, "models": stage.output({})}
-    assert embed.sides() == ("models",)
+    assert embed.sides(available) == ("models",)
     step = embed.open("cpu", {"models": models})
     found = pa.concat_tables(step(inputs.batches(embed.inputs(available))))
     assert found.schema.names == embed.output(available).names
