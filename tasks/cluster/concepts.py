@@ -90,6 +90,7 @@ class Concepts(TableStage):
         if self.labels is not None:
             column = clustered_column(available, self.encoder)
             columns["embeddings"] = (column,)
+            encoder_of(available["embeddings"], column)  # the vectors say which one made them
         return columns
 
     def sides(self, available: Tables) -> tuple[str, ...]:

@@ -87,6 +87,8 @@ class Decontaminate(TableStage):
         if self.epsilon is not None:
             column = vector_column(available, self.encoder)
             columns["embeddings"] = (column,)
+            if self._encodes():
+                encoder_of(available["embeddings"], column)  # the vectors say which one made them
         if not columns:
             raise RecipeError("decontaminate has nothing to do: exact and pixels are off, radius and epsilon are null")
         for one in self.sets:

@@ -60,6 +60,7 @@ class NearTargets(TableStage):
         encoded = clustered_column(available, self.encoder)
         field = self._field()
         if _is_image(field.type):
+            encoder_of(available["embeddings"], encoded)  # the vectors say which one made them
             return {"clusters": ("cluster",), "embeddings": ()}
         expected = width(available["embeddings"], encoded)
         found = field.type.list_size if pa.types.is_fixed_size_list(field.type) else expected
