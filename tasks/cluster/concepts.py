@@ -97,7 +97,7 @@ class Concepts(TableStage):
         """Return the centroids, and the models where an encoder that the recipe trains embeds the labels."""
         if self.labels is None:
             return ("centroids",)
-        encoder = encoder_of(available["embeddings"], kmeans.clustered_column(available, self.encoder))
+        encoder = encoder_of(available["embeddings"], clustered_column(available, self.encoder))
         return ("centroids",) if encoder.trained is None else ("centroids", "models")
 
     def sides_hashed_as_inputs(self) -> tuple[str, ...]:

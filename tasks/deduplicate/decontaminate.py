@@ -99,7 +99,7 @@ class Decontaminate(TableStage):
         """Return the models where an encoder that the recipe trains embeds the evaluation sets."""
         if self.epsilon is None or not self._encodes():
             return ()
-        encoder = encoder_of(available["embeddings"], kmeans.vector_column(available, self.encoder))
+        encoder = encoder_of(available["embeddings"], vector_column(available, self.encoder))
         return () if encoder.trained is None else ("models",)
 
     def sides_hashed_as_inputs(self) -> tuple[str, ...]:
