@@ -15,15 +15,15 @@ setup: ## make .venv from requirements.lock
 demo: setup ## build a dataset from a small web of our own, and check it against the truth
 	@$(BIN)/espalier demo
 
-test: setup ## all tests but the slow ones, in two processes and a random order, with coverage of catalog/ and flows/
+test: setup ## all tests but the slow ones, in two processes and a random order, with coverage of catalog/, flows/ and tasks/
 	@$(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --dist loadfile --cov --cov-report= $(ARGS)
 	@$(BIN)/python -m coverage combine -q --keep --append >/dev/null 2>&1 || true
-	@$(BIN)/python -m coverage report --include='catalog/*,flows/*' --fail-under=90 --skip-covered
+	@$(BIN)/python -m coverage report --include='catalog/*,flows/*,tasks/*' --fail-under=90 --skip-covered
 
 test-slow: setup ## the slow tests: kills, the demo, training, the real img2dataset
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
-lint: setup ## ruff, mypy, import-linter
+lint: setup ## ruff, mypy on code and tests, import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy

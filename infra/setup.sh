@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv from requirements.lock. Needs Python 3.11 with pip and venv, nothing else.
+# Make .venv from requirements.lock. Needs Python 3.11, 3.12 or 3.13 with pip and venv, nothing else.
 #
 # torch is the one package that comes in several builds. A CPU user must not fetch gigabytes of CUDA, so the CPU
 # build is looked for first where pip is configured to look, then at PyTorch's own index; the default build is the last
@@ -8,9 +8,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 extra="${ESPALIER_EXTRA:-cpu}"
 venv=.venv
-python="${PYTHON:-$(command -v python3.11 || command -v python3)}"
-if ! "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
-  echo "espalier: needs Python 3.11 with pip and venv; $python is not that. Set PYTHON=/path/to/python3.11" >&2
+python="${PYTHON:-$(command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)}"
+if ! "$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+  echo "espalier: needs Python 3.11, 3.12 or 3.13 with pip and venv; $python is not that. Set PYTHON=/path/to/python3.11" >&2
   exit 2
 fi
 stamp=$( (cat requirements.lock pyproject.toml infra/setup.sh; echo "$extra") | "$python" -c 'import hashlib,sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')

@@ -47,3 +47,13 @@ def test_every_locked_version_is_allowed_by_the_project() -> None:
         (pin,) = locked[wanted.name.lower()].specifier
         assert pin.operator == "=="
         assert wanted.specifier.contains(pin.version), f"{wanted} does not allow {pin.version}"
+
+
+def test_the_supported_versions_of_python_are_the_same_everywhere() -> None:
+    prefix = "Programming Language :: Python :: "
+    named = [entry.removeprefix(prefix) for entry in PROJECT["classifiers"] if entry.startswith(prefix)]
+    assert named == ["3.11", "3.12", "3.13"]
+    assert PROJECT["requires-python"] == ">=3.11,<3.14"
+    setup = (ROOT / "infra" / "setup.sh").read_text()
+    assert "(3, 11) <= sys.version_info[:2] <= (3, 13)" in setup
+    assert re.findall(r"command -v python(3\.\d+)", setup) == named
