@@ -24,7 +24,7 @@ from catalog.takedown.ledger import check_none_pending
 from flows.build.source_digests import Identities
 from flows.recipe.recipe import Recipe
 from tasks.files.digest import Digested, digested
-from tasks.sources import Chunk, Note, Origin, Source
+from tasks.sources import Chunk, Note, Origin, Source, Survey
 from tasks.stage import Columns, Size, Stage, TableStage
 
 NUMBERS = numbers.STATE
@@ -134,10 +134,15 @@ def make_plan(
     identify: Callable[[str], str] | None = None,
     retries: Mapping[str, Any] | None = None,
     remember: bool = True,
+    survey: Survey | None = None,
 ) -> Plan:
-    """Plan a build. Nothing is made where there is no dataset yet. `retries`: plan with these, instead of those kept.
+    """Plan a build. Nothing is made where there is no dataset yet.
 
-    `remember`: keep the digests of source files that were read, so that the next plan need not read them again.
+    Args:
+        identify: returns the digest of a source file; default: of the dataset's recorded digests, or of its content.
+        retries: the retries to plan with; default: those of the dataset.
+        remember: record the digests of source files that were read, so that the next plan need not read them again.
+        survey: what to build of the source (a probe builds some of its rows); default: all that `Source.survey` finds.
 
     Raises RecipeError where a stage asks for a table or a column that nothing before it writes, UserError where a
     takedown or a repair was interrupted.
@@ -147,7 +152,7 @@ def make_plan(
     rewritten = takedowns.rewritten()
     source = recipe.source
     identities = Identities(dataset)
-    survey = source.survey(identify or identities)
+    survey = survey or source.survey(identify or identities)
     chunks = survey.chunks
     if not chunks:
         raise RecipeError("the source is empty: it has no rows")

@@ -175,8 +175,8 @@ def _printed_if_held(as_json: bool, **more: Any) -> "Iterator[None]":
 
 def _probe(spec: "BuildSpec", rows: int, as_json: bool) -> None:
     from flows.build.progress import RichDisplay
-    from flows.forecast.forecast import describe, render
     from flows.forecast.probe import probe
+    from flows.forecast.rendering import describe, render
 
     prices = spec.checked.prices
     try:
@@ -185,10 +185,10 @@ def _probe(spec: "BuildSpec", rows: int, as_json: bool) -> None:
         fail("stopped; the probe left nothing behind", INTERRUPTED)
     if as_json:
         facts = {"probe_rows": found.rows, "source_rows": found.source_rows, "notes": list(found.notes)}
-        print_json(facts | describe(found.told, prices))
+        print_json(facts | describe(found.forecast, prices))
         return
     whole = "all of them were built" if found.is_whole else f"estimated from {found.rows:,} of them"
     print(f"for {amount(found.source_rows, 'row')}, built from nothing; {whole}\n")
-    print_rich(render(found.told, prices))
+    print_rich(render(found.forecast, prices))
     for line in found.notes:
         print(line)

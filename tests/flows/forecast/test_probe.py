@@ -1,4 +1,4 @@
-"""`plan --probe`: what it foretells comes true, it says what it does, and it leaves nothing behind."""
+"""`plan --probe`: its forecasts come true, it shows what it does, and it leaves nothing behind."""
 
 import json
 from collections.abc import Callable
@@ -10,15 +10,15 @@ import pytest
 from catalog.errors import UserError
 from catalog.storage import Storage
 from flows.build.build import build_here
-from flows.build.plan import make_plan
 from flows.build.progress import Display
 from flows.build.spec import BuildSpec
 from flows.demo.corpus import plant
 from flows.demo.run import RECIPE
 from flows.demo.server import serve
 from flows.forecast import probe as probes
-from flows.forecast.probe import LEAST_ROWS, probe, sampled
-from tasks.sources import Chunk, Folder, Parquet
+from flows.forecast.probe import LEAST_ROWS, probe
+from flows.forecast.sampling import sample_chunks
+from tasks.sources import Folder
 from tests.flows.conftest import Run, Web
 from tests.pictures import jpeg
 
@@ -29,7 +29,7 @@ STAGES = """\
 
 
 class Notes(Display):
-    """Keeps what is said."""
+    """Keeps the messages."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -64,9 +64,9 @@ def test_rows_and_bytes_come_true_and_nothing_is_left(crawl: Web) -> None:
     spec = spec_of(crawl)
     before = files(crawl.folder)
     notes = Notes()
-    told = probe(spec, 160, notes)
+    probed = probe(spec, 160, notes)
     assert files(crawl.folder) == before
-    assert (told.rows, told.source_rows, told.is_whole) == (160, 640, False)
+    assert (probed.rows, probed.source_rows, probed.is_whole) == (160, 640, False)
     assert [line for line in notes.said if line.startswith("probe")] == [
         "probe, warming up, not counted: 8 of 640 rows",
         "probe, 1 of 3: 40 of 640 rows",
@@ -76,7 +76,7 @@ def test_rows_and_bytes_come_true_and_nothing_is_left(crawl: Web) -> None:
     outcome = build_here(spec)
     facts = {s["name"]: s for s in outcome.version.stages}
     shards = sum(p.stat().st_size for p in Path(crawl.catalog).glob("web/shards/*"))
-    for forecast in told.told.stages:
+    for forecast in probed.forecast.stages:
         rows = facts[forecast.stage]["rows"]
         size = facts[forecast.stage]["bytes"] + (shards if forecast.stage == "download" else 0)
         assert forecast.rows.value == pytest.approx(rows, rel=0.3), forecast
@@ -87,49 +87,23 @@ def test_rows_and_bytes_come_true_and_nothing_is_left(crawl: Web) -> None:
         assert forecast.cost is not None
 
 
-def test_no_row_is_fetched_twice(crawl: Web) -> None:
-    spec = spec_of(crawl)
-    plan = make_plan(spec.checked, spec.dataset(create=None))
-    chunks = [Chunk(**dict(part.chunk or {})) for part in plan.stages[0].parts]
-    source = spec.checked.source
-    found = sampled(source, chunks, [3, 10, 40], 4, lambda uri: uri)
-    rows = [(c.uri, c.start + i) for pieces in found for c in pieces for i in range(c.rows)]
-    assert [sum(c.rows for c in pieces) for pieces in found] == [12, 40, 160]
-    assert len(rows) == len(set(rows))
-    assert {Path(uri).name for uri, _ in rows} == {"b.parquet", "c.parquet"}
-    assert all(0 <= row < 320 for _, row in rows)
-
-
-@pytest.mark.parametrize("rows", [LEAST_ROWS, 17, 63, 64, 1000])
-@pytest.mark.parametrize("slots", [1, 2, 8, 64])
-def test_small_builds_are_a_quarter_however_many_slots_there_are(rows: int, slots: int) -> None:
-    """Else nothing would grow between them, and the whole would seem to take as long as the probe."""
-    batches = probes.batches_of(rows, slots)
-    warm_up, before, large, after = probes.sizes_of(rows, batches)
-    assert batches >= 4
-    assert 0 < warm_up <= before == after
-    assert large >= 4 * before
-    assert large * batches <= rows
-
-
-def test_stretches_lie_apart() -> None:
-    (small,), (large,) = sampled(Parquet(path="x"), [Chunk("a", "1", 0, 100)], [10, 30], 1, str)
-    assert (small.start, small.rows, large.start, large.rows) == (0, 10, 40, 30)
-
-
 def test_rows_that_failed_are_told(crawl: Web) -> None:
-    told = probe(spec_of(crawl, "  - {use: deduplicate}\n"), 160, Display())
-    assert told.notes[0] == "32 of 160 rows failed: not_found 32"
-    assert told.notes[1].startswith("deduplicate: a sample holds fewer copies than the whole")
-    assert told.told.total.received.value > 0
+    probed = probe(spec_of(crawl, "  - {use: deduplicate}\n"), 160, Display())
+    assert probed.notes[0] == "32 of 160 rows failed: not_found 32"
+    assert probed.notes[1].startswith("deduplicate: a sample holds fewer copies than the whole")
+    assert probed.forecast.total.received.value > 0
 
 
-def test_stretches_end_where_chunks_end() -> None:
-    chunks = [Chunk("a", "1", 100, 7), Chunk("b", "2", 0, 3), Chunk("c", "3", 50, 10)]
-    (found,) = sampled(Parquet(path="x"), chunks, [5], 2, lambda uri: uri)
-    assert [(c.uri, c.start, c.rows) for c in found] == [("a", 100, 5), ("c", 50, 5)]
-    (found,) = sampled(Parquet(path="x"), chunks, [20], 1, lambda uri: uri)
-    assert [(c.uri, c.start, c.rows) for c in found] == [("a", 100, 7), ("b", 0, 3), ("c", 50, 10)]
+def test_the_time_of_training_grows_with_its_steps(crawl: Web) -> None:
+    """The probe runs as large a share of the steps as of the rows: a quarter, and a sixteenth."""
+    training = "  - {{use: train_clip, steps: {steps}, batch_size: 4}}\n"
+    seconds = {}
+    for steps in (40, 400):
+        found = probe(spec_of(crawl, training.format(steps=steps)), 160, Display()).forecast
+        (trained,) = (f for f in found.stages if f.stage == "train_clip")
+        assert (trained.law, trained.rows.value, trained.parts) == ("steps", 1, 1)
+        seconds[steps] = trained.seconds.value
+    assert 3 < seconds[400] / seconds[40] < 30
 
 
 def test_a_folder_of_pictures(tmp_path: Path) -> None:
@@ -141,19 +115,19 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
         f"dataset: p\nsource: {{use: folder, path: {tmp_path}/pictures, rows_per_part: 20}}\n"
         "stages: [{use: download, image_size: 64}]\n"
     )
-    told = probe(BuildSpec.read(recipe, catalog=str(tmp_path / "catalog"), executor="inline"), 40, Display())
-    download = next(f for f in told.told.stages if f.stage == "download")
+    probed = probe(BuildSpec.read(recipe, catalog=str(tmp_path / "catalog"), executor="inline"), 40, Display())
+    download = next(f for f in probed.forecast.stages if f.stage == "download")
     assert download.rows.value == pytest.approx(80, rel=0.05)
-    pieces = sampled(Folder(path=str(tmp_path / "pictures")), [], [2, 5], 4, lambda uri: uri)
+    pieces = sample_chunks(Folder(path=str(tmp_path / "pictures")), [], [2, 5], 4, lambda uri: uri)
     assert [[c.rows for c in piece] for piece in pieces] == [[2] * 4, [5] * 4]
 
 
 def test_a_source_smaller_than_the_probe_runs_whole_and_says_so(crawl: Web) -> None:
     notes = Notes()
-    told = probe(spec_of(crawl), 1000, notes)
-    assert "the source has 640 rows, hardly more than the probe: it runs whole" in notes.said
-    assert told.is_whole
-    rows = {f.stage: (f.rows.low, f.rows.value, f.rows.high) for f in told.told.stages}
+    probed = probe(spec_of(crawl), 1000, notes)
+    assert "the source has 640 rows, hardly more than the probe: all are built" in notes.said
+    assert probed.is_whole
+    rows = {f.stage: (f.rows.low, f.rows.value, f.rows.high) for f in probed.forecast.stages}
     assert rows["download"] == (640, 640, 640)
     assert rows["samples"] == (192, 192, 192)
     assert not list(Path(crawl.catalog).glob("_probe*"))
@@ -161,7 +135,7 @@ def test_a_source_smaller_than_the_probe_runs_whole_and_says_so(crawl: Web) -> N
 
 @pytest.mark.parametrize("rows", [-1, 0, LEAST_ROWS - 1])
 def test_too_few_rows_are_refused(crawl: Web, rows: int) -> None:
-    with pytest.raises(UserError, match=f"--probe {rows}: too few"):
+    with pytest.raises(UserError, match=f"--probe {rows}: too few rows"):
         probe(spec_of(crawl), rows, Display())
 
 
@@ -175,9 +149,9 @@ def test_a_stage_that_cannot_work_on_so_few_rows_says_so(crawl: Web) -> None:
 def test_a_catalog_in_an_object_store(crawl: Web, s3: Callable[[], str]) -> None:
     bucket = s3()
     spec = replace(spec_of(crawl), catalog=f"{bucket}/catalog")
-    told = probe(spec, 160, Display())
-    assert told.told.total.rows.value > 0
-    assert told.told.total.received.value > 0
+    probed = probe(spec, 160, Display())
+    assert probed.forecast.total.rows.value > 0
+    assert probed.forecast.total.received.value > 0
     assert set(Storage(bucket).list()) == set()
 
 
@@ -207,9 +181,9 @@ def test_the_command(crawl: Web, run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     recipe = str(crawl.recipe(STAGES, "prices: {cpu_hour: 0.05, gb_month: 0.02}\n"))
     words = ["plan", recipe, "--catalog", crawl.catalog, "--executor", "inline", "--probe"]
     code, out, err = run(*words, "64", "--json")
-    told = json.loads(out)
-    assert (code, told["probe_rows"], told["source_rows"]) == (0, 64, 640)
-    assert told["total"]["rows"]["low"] <= told["total"]["rows"]["value"]
+    probed = json.loads(out)
+    assert (code, probed["probe_rows"], probed["source_rows"]) == (0, 64, 640)
+    assert probed["total"]["rows"]["low"] <= probed["total"]["rows"]["value"]
     assert "probe, 1 of 3: 16 of 640 rows" in err
     code, out, _ = run(*words, "64")
     assert code == 0
@@ -221,13 +195,13 @@ def test_the_command(crawl: Web, run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert err.endswith("espalier: stopped; the probe left nothing behind\n")
     code, out, err = run(*words, "3")
     assert (code, out) == (2, "")
-    assert err == f"espalier: --probe 3: too few to tell anything from; give at least {LEAST_ROWS}\n"
+    assert err == f"espalier: --probe 3: too few rows for a forecast; give at least {LEAST_ROWS}\n"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_time_of_the_demo_comes_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_started: None) -> None:
-    """Every stage, every hazard, on Ray: what 1,000 rows foretell of the demo, against the build."""
+    """Every stage, every hazard, on Ray: the forecast from 1,000 rows of the demo, against the build."""
 
     def spec_at(base_url: str) -> BuildSpec:
         planted = plant(tmp_path, 3000, base_url=base_url)
@@ -236,17 +210,17 @@ def test_the_time_of_the_demo_comes_true(tmp_path: Path, monkeypatch: pytest.Mon
         return BuildSpec.read(RECIPE, catalog=str(tmp_path / "catalog"))
 
     with serve(tmp_path, port=0) as base_url:
-        told = probe(spec_at(base_url), 1000, Display())
+        probed = probe(spec_at(base_url), 1000, Display())
     with serve(tmp_path, port=0) as base_url:  # a fresh one: what the probe made heal is broken again
         spec = spec_at(base_url)
         build_here(spec)
     runs = spec.dataset().runs().to_pylist()
     seconds = {run["stage"]: run["seconds"] for run in runs}
-    found = {f.stage: (round(f.seconds.value, 1), round(seconds[f.stage], 1)) for f in told.told.stages}
-    total, truth = told.told.total.seconds, sum(seconds.values())
+    found = {f.stage: (round(f.seconds.value, 1), round(seconds[f.stage], 1)) for f in probed.forecast.stages}
+    total, truth = probed.forecast.total.seconds, sum(seconds.values())
     assert total.value == pytest.approx(truth, rel=0.3), (total, truth, found)
     assert total.low <= truth <= total.high, (total, truth, found)
     assert total.high - total.low < 1.5 * truth, (total, truth, found)  # else it says nothing
     rows = {run["stage"]: run["rows"] for run in runs}
-    for forecast in told.told.stages:
+    for forecast in probed.forecast.stages:
         assert forecast.rows.value == pytest.approx(rows[forecast.stage], rel=0.3), forecast
