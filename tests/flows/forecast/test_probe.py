@@ -87,7 +87,7 @@ def test_rows_and_bytes_come_true_and_nothing_is_left(crawl: Web) -> None:
         assert forecast.cost is not None
 
 
-def test_rows_that_failed_are_told(crawl: Web) -> None:
+def test_rows_that_failed_are_counted(crawl: Web) -> None:
     probed = probe(spec_of(crawl, "  - {use: deduplicate}\n"), 160, Display())
     assert probed.notes[0] == "32 of 160 rows failed: not_found 32"
     assert probed.notes[1].startswith("deduplicate: a sample holds fewer copies than the whole")
