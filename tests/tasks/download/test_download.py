@@ -95,7 +95,7 @@ def test_no_rows(stage: Download) -> None:
 
 
 def test_pieces_are_bounded(server: HostileServer, stage: Download, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.download._PIECE_BYTES", 100_000)
+    monkeypatch.setattr("tasks.download.download._PIECE_BYTES", 100_000)
     table = source([server.body(JPEG)] * 60)
     pieces = list(stage.open("cpu", {})(iter([table])))
     assert len(pieces) > 2
