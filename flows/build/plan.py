@@ -45,7 +45,7 @@ class PlannedPart:
     core: str | None = None
     """For a source: what the part is but for its columns."""
     made_of: Mapping[str, str] | None = None
-    """For a source: column -> what its values are made from; None where columns are not told apart."""
+    """For a source: column -> what its values are made from; None where columns are not distinguished."""
     origin: Origin | None = None
     """For a stage that reads the source's files, and the source: which files."""
     earlier: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -323,7 +323,7 @@ def _source_parts(
 
 
 def _chunk_keys(chunks: Sequence[Chunk]) -> list[str]:
-    """Return what each chunk's number hangs on: its content, not its place; copies are told apart by their order."""
+    """Return what the number of each chunk depends on: its content, not its place; copies differ by their order."""
     seen: Counter[tuple[str, int, int]] = Counter()
     keys = []
     for chunk in chunks:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from catalog.schema import role
 from catalog.wording import amount
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class RichDisplay(Display):
         with self._bars() as progress:
             bar = _RichBar(progress, progress.add_task(name, total=missing, unit="parts", note=""))
             yield bar
-        if planned.stage.table == "images" and self._dataset is not None:
+        if any(role(field) == "image" for field in planned.schema) and self._dataset is not None:
             bar.bytes += _images_of(self._dataset, bar.fingerprints)
         kept = f", {len(planned.finished)} cached" if planned.finished else ""
         seconds = time.monotonic() - began_s
