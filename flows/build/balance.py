@@ -24,7 +24,7 @@ from catalog.version import TableState
 from catalog.wording import amount
 from flows.build.plan import Plan, PlannedStage
 from tasks.publish import Samples
-from tasks.streams.ordered_map import in_order
+from tasks.streams.ordered_map import ordered_map
 
 _READERS: Final = 4
 _KEEP: Final = {"images": "status", "decisions": "keep"}
@@ -52,7 +52,7 @@ def check_balance(plan: Plan, rows: Mapping[int, int], known: frozenset[str] = f
 
     with ExitStack() as stack:
         cursors = [stack.enter_context(_Cursor(storage, j)) if j.whole else None for j in judges]
-        for number, (alive, tables) in zip(todo, in_order(read, todo, _READERS, 2 * _READERS), strict=True):
+        for number, (alive, tables) in zip(todo, ordered_map(read, todo, _READERS, 2 * _READERS), strict=True):
             for judge, cursor, table in zip(judges, cursors, tables, strict=True):
                 if cursor is not None:
                     table = cursor.rows(number)

@@ -93,10 +93,10 @@ def forget(dataset: Dataset, sample_ids: np.ndarray) -> list[str]:
         old = kept(dataset, column)
         try:
             index = old.load() if old else None
-            if old and index and index.forgets:
+            if old and index and index.can_remove:
                 held_out = old.held_out()
                 removed = index.remove(gone)
-                held_out.forget_samples(gone)
+                held_out.remove(gone)
                 facts = old.facts | {"rows": index.rows, "forgotten": old.facts.get("forgotten", 0) + removed}
                 _keep(dataset, column, facts, index, held_out)
                 told.append(f"index of {column}: {amount(removed, 'row')} taken out")
@@ -234,7 +234,7 @@ class _Work:
         index, held_out = old.load(), old.held_out()
         for path in gone:
             index.remove_span(*old.parts[path])
-            held_out.forget_span(*old.parts[path])
+            held_out.remove_span(*old.parts[path])
         spans = {path: span for path, span in old.parts.items() if path in there}
         spans |= self._fill(index, held_out, fresh, 1)[0]
         self.say(
@@ -302,7 +302,7 @@ class _Work:
             with self.spent.on("add"):
                 index.add(ids, rows)
             with self.spent.on("measure"):
-                held_out.see(ids, rows)
+                held_out.add(ids, rows)
 
     def _blocks(self, path: str, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the blocks of `lookup.blocks`; their time counts as reading."""

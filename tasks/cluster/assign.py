@@ -12,7 +12,7 @@ from catalog.inputs import as_matrix
 from catalog.schema import CLUSTERS
 from tasks.cluster.centroids import READ_WORK
 from tasks.stage import Batches, Columns, MapStage, Size, Step, Tables
-from tasks.streams.rebatch import recut
+from tasks.streams.rebatch import rebatch
 from tasks.vectors.columns import clustered_column
 from tasks.vectors.nearest_centroid import Assigner
 
@@ -52,11 +52,11 @@ class Assign(MapStage):
             ids: deque[pa.ChunkedArray] = deque()
 
             def blocks() -> Iterator[np.ndarray]:
-                for batch in recut(batches, assigner.rows_at_once):
+                for batch in rebatch(batches, assigner.rows_at_once):
                     ids.append(batch.column("sample_id"))
                     yield _matrix(batch)
 
-            yield from recut((_clusters(ids.popleft(), *found) for found in assigner.each(blocks())), STEP_ROWS)
+            yield from rebatch((_clusters(ids.popleft(), *found) for found in assigner.each(blocks())), STEP_ROWS)
 
         return step
 

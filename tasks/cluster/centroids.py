@@ -11,7 +11,7 @@ from catalog.schema import field
 from tasks.cluster import _auto
 from tasks.cluster._resample import Resample, fit_resampled
 from tasks.stage import Batches, Columns, Config, Run, Size, Tables, TableStage
-from tasks.streams.ordered_map import in_order
+from tasks.streams.ordered_map import ordered_map
 from tasks.vectors import kmeans
 from tasks.vectors import random_keys as draw
 from tasks.vectors.columns import CLUSTERED, vector_column, width
@@ -112,7 +112,7 @@ class Centroids(Training, TableStage):
         alive = inputs.rows()
         sample = Sample(run.scratch / "sample.npy", min(self._wanted(alive), max(alive, 1)), dim, run.seed)
         done = 0
-        for part in in_order(
+        for part in ordered_map(
             lambda part: list(part.vectors("embeddings", column)),
             inputs.split("embeddings"),
             min(max(int(self.resources.cpus), 1), READERS),

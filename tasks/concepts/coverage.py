@@ -1,6 +1,6 @@
-"""What is left of every concept, and of the tail: one set of numbers by which choices of rows are compared.
+"""Coverage of concepts and of the tail: the numbers by which selections of rows are compared.
 
-A concept is a cluster (or a label, or whatever numbers rows); what is compared is how many rows each had, and has.
+A concept is a cluster (or a label, or any other integer of a row); its sizes before and after a selection are compared.
 """
 
 from dataclasses import dataclass
@@ -9,53 +9,53 @@ from typing import Final
 import numpy as np
 
 TAIL: Final = 0.2
-"""The tail: the last fifth of the rows, where those of the largest concepts come first."""
+"""The tail: the last fifth of the rows, sorted by descending size of their concept."""
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a choice did to concepts. Concepts without rows before it take no part in any number."""
+    """Sizes of concepts before and after a selection. Concepts without rows before are excluded."""
 
     concept: np.ndarray
     """int64 (c,): the concepts that had rows, ascending."""
     before: np.ndarray
-    """int64 (c,): rows of each."""
+    """int64 (c,): rows of each before."""
     kept: np.ndarray
-    """int64 (c,): of them kept."""
+    """int64 (c,): rows of each kept."""
 
     @property
     def share(self) -> float:
-        """Return the rows kept, of all."""
+        """Return the share of rows kept."""
         return _ratio(self.kept.sum(), self.before.sum())
 
     @property
     def shares(self) -> np.ndarray:
-        """Return the rows kept of each concept, of those it had: float64 (c,)."""
+        """Return the share of rows kept of each concept: float64 (c,)."""
         return np.asarray(self.kept / self.before)
 
     @property
     def emptied(self) -> int:
-        """Return how many concepts have nothing left."""
+        """Return how many concepts have no row left."""
         return int((self.kept == 0).sum())
 
     @property
     def concept_coverage(self) -> float:
-        """Return the concepts that have something left, of all."""
+        """Return the share of concepts with rows left."""
         return _ratio(len(self.kept) - self.emptied, len(self.kept))
 
     @property
     def tail(self) -> np.ndarray:
-        """Return which part of each concept's rows lies in the tail: float64 (c,), 0..1 (`tail_weights`)."""
+        """Return the fraction of each concept's rows in the tail: float64 (c,), 0..1 (`tail_weights`)."""
         return tail_weights(self.before)
 
     @property
     def tail_concepts(self) -> int:
-        """Return how many concepts the tail is made of, at least in part."""
+        """Return how many concepts are at least partly in the tail."""
         return int((self.tail > 0).sum())
 
     @property
     def tail_share(self) -> float:
-        """Return the rows of the tail that are kept: sum(w * kept) / sum(w * before), w being `tail`."""
+        """Return the share of the tail's rows that are kept: sum(w * kept) / sum(w * before), w being `tail`."""
         weights = self.tail
         return _ratio(weights @ self.kept, weights @ self.before)
 
@@ -66,15 +66,15 @@ class Coverage:
 
     @property
     def gini(self) -> tuple[float, float]:
-        """Return the Gini coefficient of the sizes, before and after: 0 where all are equal."""
+        """Return the Gini coefficient of the sizes, before and after: 0 if all are equal."""
         return gini(self.before), gini(self.kept)
 
 
 def coverage(clusters: np.ndarray, kept: np.ndarray) -> Coverage:
-    """Return what keeping some rows does to the concepts.
+    """Return the coverage of concepts if some rows are kept.
 
-    `clusters`: whole numbers (n,), the concept of each row; rows below 0 have none, and do not count.
-    `kept`: bool (n,). Raises ValueError where the lengths differ.
+    `clusters`: integers (n,), the concept of each row; negative ones have none, and do not count.
+    `kept`: bool (n,). Raises ValueError if the lengths differ.
     """
     if len(clusters) != len(kept):
         raise ValueError(f"coverage: {len(clusters)} rows have a cluster, but {len(kept)} are kept or not")
@@ -85,23 +85,23 @@ def coverage(clusters: np.ndarray, kept: np.ndarray) -> Coverage:
 
 
 def tail_weights(sizes: np.ndarray, tail: float = TAIL) -> np.ndarray:
-    """Return which part of each concept's rows lies in the last `tail` of all rows, the largest concepts first.
+    """Return the fraction of each concept's rows in the last `tail` of all rows, sorted by descending concept size.
 
-    The smallest concepts lie in it whole; those of the size at which the border falls lie in it with one and the same
-    part, so the tail is exactly `tail` of the rows, and no order among equal sizes matters.
-    `sizes`: whole numbers (c,) above 0. Gives float64 (c,), 0..1.
+    The smallest concepts are entirely in it; those of the size at the boundary are in it with equal fractions, so the
+    tail is exactly `tail` of the rows, and the order of equal sizes does not matter.
+    `sizes`: integers (c,) above 0. Returns float64 (c,), 0..1.
     """
     size, of = np.unique(sizes, return_inverse=True)
-    rows = size * np.bincount(of, minlength=len(size))  # of all concepts of a size, the smallest first
+    rows = size * np.bincount(of, minlength=len(size))  # rows of all concepts of a size, ascending
     end = np.cumsum(rows)
     inside = np.clip(tail * rows.sum() - (end - rows), 0, rows)
     return np.asarray((inside / np.maximum(rows, 1))[of], np.float64)
 
 
 def effective_number(sizes: np.ndarray) -> float:
-    """Return e to the entropy of the shares (the Hill number of order 1): k where k concepts are equally large.
+    """Return exp(entropy) of the shares (the Hill number of order 1): k if k concepts are equally large.
 
-    `sizes`: numbers (c,) of 0 or more. 0 where there are no rows.
+    `sizes`: non-negative numbers (c,). Returns 0 if there are no rows.
     """
     some = np.asarray(sizes, np.float64)
     some = some[some > 0]
@@ -112,9 +112,9 @@ def effective_number(sizes: np.ndarray) -> float:
 
 
 def gini(sizes: np.ndarray) -> float:
-    """Return sum_i (2 i - c - 1) x_i / (c sum x), x ascending, i from 1: 0 where all c are equal, to 1 - 1 / c.
+    """Return sum_i (2 i - c - 1) x_i / (c sum x), x ascending, i from 1: 0 if all c are equal, to 1 - 1 / c.
 
-    `sizes`: numbers (c,) of 0 or more. 0 where there are no rows. Source: Gini 1912, in the form of Sen 1973.
+    `sizes`: non-negative numbers (c,). Returns 0 if there are no rows. Source: Gini 1912, in the form of Sen 1973.
     """
     x = np.sort(np.asarray(sizes, np.float64))
     if not x.sum():

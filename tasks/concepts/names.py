@@ -1,4 +1,4 @@
-"""Names for classes of texts: the words and pairs of words that set each apart (class-based TF-IDF).
+"""Names for classes of texts: the words and pairs of words that distinguish each (class-based TF-IDF).
 
 Source: Grootendorst, BERTopic: Neural topic modeling with a class-based TF-IDF procedure, 2022 (arXiv 2203.05794).
 """
@@ -15,17 +15,17 @@ import numpy.typing as npt
 
 TERMS: Final = 3
 CAPTION_CHARS: Final = 200
-"""Characters of a caption that count: one may be megabytes long."""
+"""Characters of a caption that are read: a caption may be megabytes long."""
 
 _ASCII_WORD: Final = re.compile(r"\b[a-z]{2,24}\b")
-"""What `_word` finds in ASCII text, several times as fast."""
+"""Equivalent to `_word` for ASCII text, several times as fast."""
 
 
 def class_tfidf(counts: Any) -> Any:
-    """Weigh the words of classes: W[t, c] = tf[t, c] * log(1 + A / f[t]).
+    """Weight the words of classes: W[t, c] = tf[t, c] * log(1 + A / f[t]).
 
-    tf is how often word t is in class c, over the words of c; f how often in all classes; A the mean number of words
-    of a class. Takes and returns a sparse matrix (classes, words).
+    tf is the count of word t in class c, divided by the words of c; f its count in all classes; A the mean number of
+    words per class. Takes and returns a sparse matrix (classes, words).
 
     Source: Grootendorst 2022, equation 1 (with the term frequency normalised by class, so that large classes do not
     win by size).
@@ -40,10 +40,10 @@ def class_tfidf(counts: Any) -> Any:
 
 
 def name_classes(documents: Sequence[str], terms: int = TERMS) -> list[list[str]]:
-    """Return the words and pairs of words that set each document apart, best first; none where it has no words.
+    """Return the words and pairs of words that distinguish each document, best first; empty if it has no words.
 
-    A document is captions, one a line: no pair has words of two. A term that shares a word with a better one is passed
-    over. Ties fall in alphabetical order.
+    A document is captions, one per line: pairs do not cross lines. A term that shares a word with a better one is
+    skipped. Ties are in alphabetical order.
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
@@ -58,7 +58,7 @@ def name_classes(documents: Sequence[str], terms: int = TERMS) -> list[list[str]
 
 
 def _terms(document: str) -> Iterator[str]:
-    """Yield the words of each line, without the commonest English ones, and the pairs of those that remain."""
+    """Yield the words of each line, without English stop words, and the pairs of the remaining words."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
     for line in unicodedata.normalize("NFC", document).lower().splitlines():
@@ -70,9 +70,9 @@ def _terms(document: str) -> Iterator[str]:
 
 @cache
 def _word() -> re.Pattern[str]:
-    """Return what a word is: 2 to 24 letters of any script, each with its marks (the vowel signs of Devanagari, say).
+    """Return the pattern of a word: 2 to 24 letters of any script, with their marks (such as Devanagari vowel signs).
 
-    No digits, and nothing as long as a hash or a broken URL. Scripts without spaces (Chinese, Thai) give whole phrases.
+    Digits, hashes and URLs are excluded. Scripts without spaces (Chinese, Thai) yield whole phrases.
     """
     marks = "".join(chr(c) for c in range(0x300, 0x1F000) if unicodedata.category(chr(c)) in ("Mn", "Mc"))
     return re.compile(rf"(?<![\w{marks}])(?:[^\W\d_][{marks}]*){{2,24}}(?![\w{marks}])")

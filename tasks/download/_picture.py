@@ -10,7 +10,7 @@ from typing import Final
 from tasks import images
 from tasks.download._base import LocalFile, Outcome, Settings
 from tasks.download._reasons import FetchError
-from tasks.images.apart import Apart
+from tasks.images.decoder_processes import DecoderProcesses
 
 DECODE_BYTES: Final = 256 << 20
 """Memory limit of the pictures that are decoded concurrently; a picture above it is decoded alone."""
@@ -53,11 +53,11 @@ class PictureMaker:
         self._settings = settings
         self._limits = images.Limits(settings.max_pixels, settings.max_side_px)
         self._room = Room(DECODE_BYTES)
-        self._apart = Apart(settings.decode_cpu_s)
+        self._processes = DecoderProcesses(settings.decode_cpu_s)
 
     def close(self) -> None:
         """End the decoding processes."""
-        self._apart.close()
+        self._processes.close()
 
     def fill(self, outcome: Outcome, body: bytes, digest: str | None) -> Outcome:
         """Complete `outcome` from the received bytes; `digest` is their expected hash. Never raises."""
@@ -86,7 +86,7 @@ class PictureMaker:
             raise FetchError("empty_body")
         outcome.sha256 = hashlib.sha256(body).hexdigest()
         self._verify(outcome.sha256, body, digest)
-        header = self._apart.inspect(body) if images.is_for_apart(body) else images.inspect(body)
+        header = self._processes.inspect(body) if images.needs_separate_process(body) else images.inspect(body)
         outcome.original_width, outcome.original_height = header.width, header.height
         images.check(header, self._limits)
         self._check_shape(header)
@@ -136,7 +136,7 @@ class PictureMaker:
     def _pixels(self, body: bytes, header: images.Header, scale: float) -> images.Pixels:
         if header.bounded:
             return images.decode(body, self._limits, scale)
-        return self._apart.decode(body, self._limits)
+        return self._processes.decode(body, self._limits)
 
     @staticmethod
     def _note(outcome: Outcome, data: bytes, header: images.Header, pixels: images.Pixels) -> None:

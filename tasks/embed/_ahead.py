@@ -1,6 +1,6 @@
-"""Decoding ahead: while the device works on one forward batch, threads prepare the next ones.
+"""Prefetching: while the device processes one forward batch, threads prepare the next ones.
 
-Pillow, OpenCV and NumPy let go of the interpreter's lock while they work, so threads are enough.
+Pillow, OpenCV and NumPy release the interpreter's lock while they work, so threads suffice.
 """
 
 import threading
@@ -16,13 +16,13 @@ import pyarrow as pa
 
 from tasks.encoders.encoder import Encoder
 from tasks.encoders.model import Model
-from tasks.streams.rebatch import recut
+from tasks.streams.rebatch import rebatch
 
 if TYPE_CHECKING:
     import torch
 
 AHEAD: Final = 3
-"""Forward batches that may lie ready or under way: bounds the memory (64 pictures of 224 x 224 are 10 MB)."""
+"""Forward batches that may be ready or in progress: bounds the memory (64 pictures of 224 x 224 are 10 MB)."""
 _POLL_S: Final = 0.1
 
 
@@ -35,16 +35,16 @@ class Prepared:
         self._models = models
         self.sample_ids = rows["sample_id"].combine_chunks()
         self.decoded = np.zeros(n, bool)
-        """(n,): whether there is a picture. Where there is none, `pictures` is black."""
+        """(n,): whether there is a picture. Without one, `pictures` is black."""
         self.captioned = np.zeros(n, bool)
-        """(n,): whether there is a caption with more than blanks in it."""
+        """(n,): whether there is a caption that is not blank."""
         self.pictures = {encoder.name: np.zeros((n, *model.shape), np.uint8) for encoder, model in models.items()}
         """By encoder, uint8 (n, height, width, 3)."""
         self.tokens: dict[str, torch.Tensor] = {}
-        """By encoder that reads captions, int64 (n, context length)."""
+        """By encoder with text, int64 (n, context length)."""
 
     def jobs(self) -> Iterator[Callable[[], None]]:
-        """Yield what threads may do in any order: each job fills in its own rows."""
+        """Yield the jobs for threads, in any order: each job fills its own rows."""
         if "caption" in self._rows.column_names:
             yield self._tokenize
         for row in range(self._rows.num_rows):
@@ -84,7 +84,7 @@ def prepare_ahead(
 ) -> Iterator[Prepared]:
     """Yield the rows of `batches` in forward batches of exactly `size` (the last one may be smaller), in order.
 
-    Images are decoded once for all models. What the input raises is raised here.
+    Images are decoded once for all models. Exceptions of the input are raised here.
     """
     stop = threading.Event()
     queue: _Queue = Queue(AHEAD)
@@ -92,7 +92,7 @@ def prepare_ahead(
 
         def read() -> None:
             try:
-                for rows in recut(batches, size):
+                for rows in rebatch(batches, size):
                     prepared = Prepared(rows, models)
                     _put(queue, (prepared, [pool.submit(job) for job in prepared.jobs()]), stop)
                     if stop.is_set():
@@ -107,10 +107,10 @@ def prepare_ahead(
                 for job in jobs:
                     job.result()
                 yield prepared
-            reading.result()  # raises what the input raised
+            reading.result()  # raises the exceptions of the input
         finally:
             stop.set()
-            reading.exception()  # it has stopped: nobody submits to the pool any more
+            reading.exception()  # it has stopped: no more jobs are submitted to the pool
             pool.shutdown(wait=False, cancel_futures=True)
 
 

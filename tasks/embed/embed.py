@@ -1,7 +1,7 @@
 """`embed`: vectors of images and captions, by any number of encoders, in one pass over the bytes.
 
-Images are decoded once for all encoders, by threads, some forward batches ahead of the device. A forward batch is
-always the same rows of a part, however the rows arrive, so that a vector depends on its part alone.
+Images are decoded once for all encoders, by threads, some forward batches ahead of the device. The forward batches of
+a part are always the same rows, however the rows arrive, so that a vector depends only on its part.
 
 Source: CLIP, Radford et al., ICML 2021, arXiv:2103.00020 (the score is the cosine of section 2.3, unscaled).
 """
@@ -31,11 +31,11 @@ PIECE_ROWS: Final = 4096
 
 
 class Embed(MapStage):
-    """Writes `embeddings`: float16 vectors of length 1, float32 scores, and `embed_reason` where a row lacks one.
+    """Write `embeddings`: float16 vectors of length 1, float32 scores, and `embed_reason` if a row lacks a vector.
 
-    A row whose image cannot be decoded has no image vector and no score (`undecodable`); one for which a model gives
-    NaN, infinity or the zero vector lacks that vector (`not_finite`). A caption that is missing or blank has no
-    vector and no score, which is no fault and gives no reason.
+    A row whose image cannot be decoded has no image vector and no score (`undecodable`); a row for which a model
+    returns NaN, infinity or the zero vector lacks that vector (`not_finite`). A missing or blank caption has no vector
+    and no score, which is not a failure and has no reason.
     """
 
     table: ClassVar[str] = "embeddings"
@@ -43,7 +43,7 @@ class Embed(MapStage):
     use: Literal["embed"] = "embed"
     encoders: tuple["AnyEncoder", ...] = Field(min_length=1, description="every encoder, in one pass over the images")
     batch_size: int = Field(64, gt=0, description="images in one forward pass")
-    decode_threads: int = Field(4, gt=0, description="threads that decode and resize, beside the device")
+    decode_threads: int = Field(4, gt=0, description="threads that decode and resize")
     resources: Resources = Resources(gpus="auto")
 
     @model_validator(mode="after")
@@ -53,11 +53,11 @@ class Embed(MapStage):
             names += [encoder.name] + ([f"{encoder.name}_text", f"{encoder.name}_score"] if encoder.text else [])
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
-            raise ValueError(f"two columns would be called {doubled[0]!r}: give the encoders other names")
+            raise ValueError(f"two columns would be named {doubled[0]!r}: give the encoders other names")
         return self
 
     def inputs(self, available: Tables) -> Columns:
-        """Return the image, and the caption if some encoder reads it."""
+        """Return the image, and the caption if an encoder has text."""
         wanted: Columns = {"images": ("image",)}
         if self._reads_captions:
             wanted["source"] = ("caption",)
@@ -75,16 +75,16 @@ class Embed(MapStage):
         return pa.schema([SAMPLE_ID, *columns, field("embed_reason", pa.string(), about)])
 
     def sides(self, available: Tables) -> tuple[str, ...]:
-        """Return `models` where an encoder is one that the recipe trains."""
+        """Return `models` if the recipe trains one of the encoders."""
         return ("models",) if any(encoder.trained for encoder in self.encoders) else ()
 
     def parameters(self) -> dict[str, Any]:
-        """Return the fields, with local checkpoints by content; without decode_threads, which change nothing."""
+        """Return the fields, with local checkpoints by content; without decode_threads, which changes no result."""
         encoders = [encoder.parameters() for encoder in self.encoders]
         return super().parameters() | {"encoders": encoders, "decode_threads": None}
 
     def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
-        """Load every encoder. Raises UserError where weights cannot be had."""
+        """Load every encoder. Raises UserError if weights cannot be loaded."""
         import torch
 
         torch.set_num_threads(max(1, int(self.resources.cpus)))

@@ -1,4 +1,4 @@
-"""What a recipe may say of one encoder, and what can be known of it before anything is loaded."""
+"""The configuration of one encoder, and its properties that need no model to be loaded."""
 
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -13,11 +13,11 @@ from tasks.files.digest import digest_of
 from tasks.stage import Config, Tables
 
 RANDOM: Final = "random"
-"""`pretrained: random` gives seeded random weights: to measure speed, and as a floor for quality."""
+"""`pretrained: random` uses seeded random weights: to measure speed, and as a lower bound of quality."""
 
 
 ENCODER: Final = "encoder"
-"""Key of a vector field's metadata: which encoder made it, as JSON."""
+"""Key of a vector field's metadata: the encoder that made it, as JSON."""
 
 
 class Encoder(Config):
@@ -28,25 +28,25 @@ class Encoder(Config):
         None, description="an open_clip model name, a JSON configuration, or a folder that open_clip saved"
     )
     pretrained: str | None = Field(None, description="open_clip's tag, a local checkpoint, or `random`")
-    trained: str | None = Field(None, description="instead of model: a model that the recipe trains, by its name")
-    text: bool = Field(True, description="embed the caption too, and score how well it fits")
+    trained: str | None = Field(None, description="instead of model: the name of a model that the recipe trains")
+    text: bool = Field(True, description="also embed the caption, and score how well it matches")
     dim: int | None = Field(None, gt=0, description="length of the vectors, for `hf-hub:` models only")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where the device is fast at it, else float32"
+        "auto", description="auto: bfloat16 on devices with fast bfloat16, else float32"
     )
 
     @model_validator(mode="after")
     def _one_source(self) -> "Encoder":
         if (self.model is None) == (self.trained is None):
-            raise ValueError(f"encoder {self.name!r}: say either `model` or `trained`")
+            raise ValueError(f"encoder {self.name!r}: specify either `model` or `trained`")
         if self.pretrained is not None and self.trained is not None:
-            raise ValueError(f"encoder {self.name!r}: `pretrained` goes with `model` only")
+            raise ValueError(f"encoder {self.name!r}: `pretrained` requires `model`")
         if self.dim is not None and not (self.model or "").startswith("hf-hub:"):
-            raise ValueError(f"encoder {self.name!r}: `dim` is for hf-hub: models; of others it is known")
+            raise ValueError(f"encoder {self.name!r}: `dim` is for hf-hub: models only; that of others is known")
         return self
 
     def fields(self, available: Tables) -> list[pa.Field]:
-        """Return the columns that it writes. Raises RecipeError: no such model, no such weights."""
+        """Return the columns that it writes. Raises RecipeError if the model or its weights do not exist."""
         label = self.trained or " ".join(Path(word).name for word in (self.model, self.pretrained) if word)
         dim = self.check(available)
         mine = {ENCODER: self.model_dump_json(exclude_defaults=True)}
@@ -63,7 +63,7 @@ class Encoder(Config):
         assert self.model is not None
         if self.model.startswith("hf-hub:"):
             if self.dim is None:
-                raise RecipeError(f"encoder {self.name!r}: say `dim`, the length of the vectors of {self.model}")
+                raise RecipeError(f"encoder {self.name!r}: specify `dim`, the length of the vectors of {self.model}")
             return self.dim
         config = read_config(self.model)
         self._check_weights(self.model)
@@ -82,7 +82,7 @@ class Encoder(Config):
         if Path(model).is_dir():
             return
         if self.pretrained is None:
-            raise RecipeError(f"encoder {self.name!r}: say `pretrained`, the weights of {model}{_offer(model)}")
+            raise RecipeError(f"encoder {self.name!r}: specify `pretrained`, the weights of {model}{_offer(model)}")
         tags = pretrained_tags(model)
         tag = self.pretrained.lower().replace("-", "_")  # as open_clip reads them
         if self.pretrained != RANDOM and not Path(self.pretrained).is_file() and tag not in tags:
@@ -97,11 +97,11 @@ class Encoder(Config):
         if self.text and not own and text.get("vocab_size", BPE_WORDS) < BPE_WORDS:
             raise RecipeError(
                 f"encoder {self.name!r}: {model} has {text['vocab_size']} tokens, CLIP's tokenizer {BPE_WORDS}: "
-                "say `text: false`, or train it with `use: train_clip`, which gives it a tokenizer of its own"
+                "set `text: false`, or train it with `use: train_clip`, which makes a tokenizer for it"
             )
 
     def parameters(self) -> dict[str, Any]:
-        """Return what decides its vectors: local files by content, so that moving one changes nothing."""
+        """Return the parameters that determine its vectors, with local files by content."""
         found = self.model_dump(mode="json")
         for key in ("model", "pretrained"):
             if found[key] is not None and found[key] != RANDOM:
@@ -110,12 +110,12 @@ class Encoder(Config):
 
 
 def encoder_of(schema: pa.Schema, column: str) -> Encoder:
-    """Return the encoder that made a vector column of `embeddings`. Raises RecipeError where it does not say."""
+    """Return the encoder that made a vector column of `embeddings`. Raises RecipeError if its metadata lacks it."""
     if column not in schema.names:
         raise RecipeError(f"no embedding column {column!r}{nearest(column, schema.names)}")
     made_by = (schema.field(column).metadata or {}).get(ENCODER.encode())
     if made_by is None:
-        raise RecipeError(f"the embedding column {column!r} does not say which encoder made it: embed once more")
+        raise RecipeError(f"the metadata of embedding column {column!r} has no encoder: run `embed` again")
     return Encoder.model_validate_json(made_by)
 
 
@@ -125,7 +125,7 @@ def _offer(model: str) -> str:
 
 
 def _content(reference: str) -> str:
-    """Return a local file's or folder's digest, or the reference itself where it is neither."""
+    """Return a local file's or folder's digest, or the reference itself if it is neither."""
     path = Path(reference)
     if path.is_dir():
         return "folder:" + ",".join(f"{p.name}={digest_of(p)}" for p in sorted(path.iterdir()) if p.is_file())

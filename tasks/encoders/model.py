@@ -1,4 +1,4 @@
-"""One encoder, loaded: from pictures and captions to float32 vectors. Not normalised."""
+"""A loaded encoder: from pictures and captions to float32 vectors. Not normalised."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FAST_BFLOAT16: Final = (8, 0)
-"""CUDA compute capability from which bfloat16 runs on tensor cores (Ampere)."""
+"""The lowest CUDA compute capability with bfloat16 on tensor cores (Ampere)."""
 
 
 class Model:
-    """An open_clip model that is ready to embed."""
+    """An open_clip model with its tokenizer and transform."""
 
     def __init__(self, model: Any, tokenizer: Any, precision: str, device: str) -> None:
         import open_clip
@@ -46,9 +46,9 @@ class Model:
         self._std = torch.tensor(normalise.std, device=device).view(1, 3, 1, 1)
 
     def prepare(self, picture: "Image") -> np.ndarray:
-        """Return uint8 (height, width, 3) at the model's size: open_clip's own transform, up to its ToTensor.
+        """Return uint8 (height, width, 3) at the model's size: open_clip's transform up to its ToTensor.
 
-        The rest of it is arithmetic, which `images` does for a whole batch on the device.
+        The rest of the transform is arithmetic, which `images` does for a whole batch on the device.
         """
         for step in self._geometry:
             picture = step(picture)
@@ -76,14 +76,14 @@ class Model:
             return _numpy(self._model.encode_text(tokens.to(self._device)))
 
     def unit_texts(self, captions: Sequence[str], batch: int = 256) -> np.ndarray:
-        """Return float32 (n, dim), rows of length 1; zero where the model gives nothing usable."""
+        """Return float32 (n, dim), rows of length 1; zero for rows without a usable vector."""
         pieces = [captions[start : start + batch] for start in range(0, len(captions), batch)]
         return unit(np.concatenate([self.texts(self.tokens(piece)) for piece in pieces]))[0]
 
     def unit_images(self, images: Iterable[bytes | None], batch: int = 64) -> tuple[np.ndarray, np.ndarray]:
-        """Return (float32 (n, dim) of length 1, bool (n,)) of encoded images; zero and false where one has no vector.
+        """Return (float32 (n, dim) of length 1, bool (n,)) of encoded images; zero and false for rows without a vector.
 
-        One after the other, for a few thousand images; `embed` is the stage for many.
+        Sequential, for a few thousand images; use stage `embed` for more.
         """
         vectors, good = [], []
         for pictures in _batches(images, batch):
@@ -109,7 +109,7 @@ class Model:
 
 
 def unit(features: np.ndarray, wanted: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return (float32 (n, d) rows of length 1 or all zero, bool (n,) which are good): wanted, finite and not zero."""
+    """Normalise rows: (float32 (n, d) of length 1 or all zero, bool (n,): wanted, finite and not zero)."""
     length = np.linalg.norm(np.nan_to_num(features, nan=0, posinf=0, neginf=0), axis=1, keepdims=True)
     good = np.isfinite(features).all(axis=1) & np.isfinite(length[:, 0]) & (length[:, 0] > 0)
     if wanted is not None:
@@ -125,7 +125,7 @@ def _batches(images: Iterable[bytes | None], size: int) -> Iterator[list[bytes |
 
 
 def load(encoder: Encoder, device: str, sides: Mapping[str, pa.Table]) -> Model:
-    """Return an encoder, ready. Raises UserError where its weights cannot be had, in one line."""
+    """Load an encoder. Raises UserError, with one line, if its weights cannot be loaded."""
     ensure_torchvision()
     if encoder.trained is not None:
         return _load_trained(encoder, encoder.trained, device, sides["models"])
@@ -188,15 +188,15 @@ def _load_trained(encoder: Encoder, name: str, device: str, models: pa.Table) ->
 
 
 def _precision(dtype: Literal["auto", "float32", "bfloat16"], device: str) -> str:
-    """Return open_clip's word for a dtype."""
+    """Return open_clip's name of a dtype."""
     if dtype == "auto":
         return "bf16" if fast_at_bfloat16(device) else "fp32"
     return "bf16" if dtype == "bfloat16" else "fp32"
 
 
 def fast_at_bfloat16(device: str) -> bool:
-    """Return whether a device has instructions for bfloat16 products; elsewhere it is slower than float32 (2.5 times
-    on an AVX-512 CPU without them)."""
+    """Return whether a device has instructions for bfloat16 products; without them bfloat16 is slower than float32 (2.5
+    times on an AVX-512 CPU)."""
     import torch
 
     if device == "cuda":

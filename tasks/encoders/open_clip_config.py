@@ -1,8 +1,9 @@
-"""CLIP models as open_clip knows them: reading a configuration without building, building, and a small tokenizer.
+"""open_clip models: read a configuration without building the model, build it, and a small tokenizer.
 
-What `train` writes and `embed` reads meets here. A model is described as in open_clip's `open_clip_config.json`
-(`model_cfg`, `preprocess_cfg`), with one more key for models that were trained here: `words`, its vocabulary.
-Importing this module, and reading a configuration, imports neither torch nor open_clip (that takes seconds).
+Shared by `train`, which writes models, and `embed`, which reads them. A model is described as in open_clip's
+`open_clip_config.json` (`model_cfg`, `preprocess_cfg`), with one more key for models that were trained here: `words`,
+the vocabulary. Importing this module, and reading a configuration, imports neither torch nor open_clip (which takes
+seconds).
 """
 
 import ast
@@ -29,16 +30,16 @@ if TYPE_CHECKING:
 FOLDER_CONFIG: Final = "open_clip_config.json"
 """The file that makes a folder a model, for open_clip (its `local-dir:`)."""
 BPE_WORDS: Final = 49408
-"""Tokens of CLIP's own tokenizer."""
+"""Vocabulary size of CLIP's tokenizer."""
 
 ModelConfig = dict[str, Any]
-"""`embed_dim`, `vision_cfg`, `text_cfg`, and what else open_clip's model classes take."""
+"""`embed_dim`, `vision_cfg`, `text_cfg`, and other arguments of open_clip's model classes."""
 
 
 def read_config(model: str) -> ModelConfig:
     """Return the configuration of an open_clip model name, of a JSON file, or of a folder that open_clip saved.
 
-    Raises RecipeError where there is no such model, or where the file is not a CLIP configuration.
+    Raises RecipeError if the model does not exist, or the file is not a CLIP configuration.
     """
     path = config_file(model)
     if path is None:
@@ -52,7 +53,7 @@ def read_config(model: str) -> ModelConfig:
 
 
 def check_config(config: object, where: str) -> ModelConfig:
-    """Return `config` if it has what a CLIP needs. Raises RecipeError."""
+    """Return `config` if it has the keys of a CLIP configuration. Raises RecipeError."""
     wanted = ("embed_dim", "vision_cfg", "text_cfg")
     missing = [key for key in wanted if not isinstance(config, dict) or key not in config]
     if missing or not isinstance(config, dict):
@@ -61,7 +62,7 @@ def check_config(config: object, where: str) -> ModelConfig:
 
 
 def config_file(model: str) -> Path | None:
-    """Return the JSON file that describes a model, or None where there is none."""
+    """Return the JSON file that describes a model, or None if there is none."""
     path = Path(model)
     if path.suffix == ".json":
         return path if path.is_file() else None
@@ -78,7 +79,7 @@ def builtin_models() -> list[str]:
 
 @cache
 def pretrained_tags(model: str) -> frozenset[str]:
-    """Return the tags of the weights that open_clip offers for a model; empty where it cannot be told.
+    """Return the tags of the weights that open_clip offers for a model; empty if they are unknown.
 
     Read from the source text of `open_clip/pretrained.py`, because importing it imports torch.
     """
@@ -109,8 +110,8 @@ def _package() -> Path:
 def build(config: ModelConfig, preprocess: dict[str, Any] | None = None, **options: Any) -> "torch.nn.Module":
     """Return open_clip's model of a configuration, with random weights from torch's global generator.
 
-    `options` go to `open_clip.create_model` (`precision`, `device`, ...). `preprocess` overrides open_clip's
-    defaults, and is kept with the model (`model.visual.preprocess_cfg`).
+    `options` are passed to `open_clip.create_model` (`precision`, `device`, ...). `preprocess` overrides open_clip's
+    defaults, and is stored in the model (`model.visual.preprocess_cfg`).
     """
     import open_clip
 
@@ -124,7 +125,7 @@ def build(config: ModelConfig, preprocess: dict[str, Any] | None = None, **optio
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back open_clip's warning, on the root logger, that the weights are random: that is what was asked for."""
+    """Suppress open_clip's warning, on the root logger, that the weights are random, which is intended here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -134,10 +135,10 @@ def _quiet() -> Iterator[None]:
 
 
 class WordTokenizer:
-    """Captions to token numbers, a word a token, for models that are trained here on a small vocabulary.
+    """A word-level tokenizer, for models that are trained here on a small vocabulary.
 
-    0 pads; 1..n are the words; n + 1 is any other word, n + 2 begins a caption, n + 3 ends it (the largest number,
-    because open_clip's text tower takes the caption's vector there).
+    0 is padding; 1..n are the words; n + 1 is any other word, n + 2 begins a caption, n + 3 ends it (the largest
+    number, because open_clip's text tower takes the caption's vector there).
     Words are runs of letters and digits, in lower case, after NFKC normalisation.
     """
 
@@ -149,13 +150,13 @@ class WordTokenizer:
 
     @classmethod
     def of(cls, captions: Iterable[str], limit: int, context_length: int, at_least: int = 2) -> "WordTokenizer":
-        """Return a tokenizer of the `limit` most frequent words that occur `at_least` times; ties alphabetically."""
+        """Build a tokenizer of the `limit` most frequent words that occur `at_least` times; ties alphabetically."""
         counts = Counter(word for caption in captions for word in _split(caption))
         ranked = sorted((-count, word) for word, count in counts.items() if count >= at_least)
         return cls([word for _, word in ranked[:limit]], context_length)
 
     def numbers(self, captions: Sequence[str]) -> np.ndarray:
-        """Return int32 (len(captions), context_length); longer captions are cut, and still end."""
+        """Return int32 (len(captions), context_length); longer captions are truncated, and keep the end token."""
         other, begin, end = self.vocab_size - 3, self.vocab_size - 2, self.vocab_size - 1
         out = np.zeros((len(captions), self.context_length), np.int32)
         for row, caption in zip(out, captions, strict=True):
@@ -164,7 +165,7 @@ class WordTokenizer:
         return out
 
     def __call__(self, captions: Sequence[str]) -> "torch.Tensor":
-        """Return what open_clip's tokenizers return: int64 (len(captions), context_length)."""
+        """Tokenize as open_clip's tokenizers do: int64 (len(captions), context_length)."""
         import torch
 
         return torch.from_numpy(self.numbers(captions).astype(np.int64))

@@ -1,13 +1,13 @@
-"""Let a CUDA-built torchvision import beside a CPU-only torch. Does nothing where torchvision's extension loads.
+"""Make a CUDA-built torchvision importable with a CPU-only torch. Does nothing if torchvision's extension loads.
 
-The wheel's compiled extension links libtorch_cuda, so on a CPU torch it does not load, and `import torchvision` dies
-with `RuntimeError: operator torchvision::nms does not exist`; it takes timm and open_clip down with it. Only two
-operator declarations (`nms`, `qnms`) are missing at import time. They are declared here, `nms` with a plain
+The wheel's compiled extension links libtorch_cuda, so on a CPU torch it does not load, and `import torchvision` (and
+with it timm and open_clip) fails with `RuntimeError: operator torchvision::nms does not exist`. Only two operator
+declarations (`nms`, `qnms`) are missing at import time. They are declared here, `nms` with a plain
 implementation; everything else of torchvision that is written in Python then works. `torchvision.ops.nms` and
 `torchvision.io.decode_jpeg` still raise torchvision's own clear error (decode with Pillow or OpenCV).
 
 Call `ensure_torchvision()` before anything imports torchvision, timm or open_clip: a failed import leaves
-half-imported modules behind, so it cannot be mended afterwards.
+half-imported modules behind, which cannot be repaired.
 """
 
 import sys
@@ -22,14 +22,13 @@ Torchvision = Literal["native", "shim", "absent"]
 
 _found: Torchvision | None = None
 _library: "torch.library.Library | None" = None
-"""Kept alive: operators vanish with the Library object that declared them."""
+"""A reference that keeps the operators: they are removed with the Library object that declared them."""
 
 
 def ensure_torchvision() -> Torchvision:
-    """Return what `import torchvision` will find: its own operators, ours, or no torchvision at all. Idempotent.
+    """Return what `import torchvision` will find: its own operators, ours, or no torchvision. Idempotent.
 
-    It tries what torchvision itself tries first, to load the extension; only where that fails does it declare
-    anything.
+    Like torchvision, it first tries to load the extension; it declares operators only if that fails.
     """
     global _found
     if _found is None:
@@ -55,7 +54,7 @@ def _extension_loads(package: Path) -> bool:
     for extension in sorted(package.glob("_C*.so")) + sorted(package.glob("_C*.pyd")):
         try:
             torch.ops.load_library(extension)
-        except OSError:  # the linker's error: a library that is not there
+        except OSError:  # from the linker: a missing library
             return False
         return True
     return False

@@ -1,4 +1,4 @@
-"""Where this machine keeps files that can be fetched or made again."""
+"""The folder for files that can be fetched or made again."""
 
 import os
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""What a local file is, for fingerprints: its content, so that moving or touching it changes nothing.
+"""Digests of local files, for fingerprints: by content, so that moving or touching a file changes nothing.
 
-A digest that was taken before counts as long as size, times of modification and of change, and inode are the same: no
-program can set the time of change, so a file that was replaced is noticed whatever it says of itself.
+A cached digest is valid as long as size, modification time, change time and inode are the same: no program can set the
+change time, so a file that was replaced is always noticed.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from catalog.errors import UserError
 
 
 class FileState(NamedTuple):
-    """What changes whenever a file does, without reading it."""
+    """The metadata that changes whenever a file does."""
 
     size: int
     mtime_ns: int
@@ -31,7 +31,7 @@ class FileState(NamedTuple):
 
 
 class Digested(NamedTuple):
-    """A file as it was when its digest was taken."""
+    """The state and digest of a file at one time."""
 
     state: FileState
     sha256: str
@@ -41,7 +41,7 @@ _seen: ContextVar[dict[str, Digested] | None] = ContextVar("_seen", default=None
 
 
 def digest_of(path: Path) -> str:
-    """Return a file's SHA-256 in hex; read anew only where it may have changed."""
+    """Return a file's SHA-256 in hex; the file is read again only if it may have changed."""
     state = FileState.of(path)
     found = _digest_of(path, state)
     seen = _seen.get()
@@ -52,7 +52,7 @@ def digest_of(path: Path) -> str:
 
 @contextmanager
 def digested() -> Iterator[dict[str, Digested]]:
-    """Give the files whose digests are taken within the block, by path."""
+    """Record the files whose digests are computed within the block, by path."""
     found: dict[str, Digested] = {}
     token = _seen.set(found)
     try:
@@ -62,7 +62,7 @@ def digested() -> Iterator[dict[str, Digested]]:
 
 
 def check_unchanged(files: Mapping[str, Digested]) -> None:
-    """Raise UserError where a file no longer has the content that it had."""
+    """Raise UserError if the content of a file has changed."""
     for path, (state, sha256) in files.items():
         try:
             same = FileState.of(path) == state or digest_of(Path(path)) == sha256
@@ -73,7 +73,7 @@ def check_unchanged(files: Mapping[str, Digested]) -> None:
 
 
 def changed(path: str) -> UserError:
-    """Return the error for a file that is not what it was when the build was planned."""
+    """Return the error for a file that changed after the build was planned."""
     return UserError(f"{path} changed while it was read: build again")
 
 

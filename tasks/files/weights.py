@@ -1,9 +1,9 @@
-"""Weights of small models: from a local file, or fetched once from a URL and never used unless their digest is right.
+"""Weights of small models: from a local file, or fetched once from a URL and verified by their digest.
 
-A recipe says `weights:` (a path or an http(s) URL) and `sha256:`, which a URL must have. What was fetched lies in
-`$XDG_CACHE_HOME/espalier/weights` (default `~/.cache/espalier/weights`), under its digest. Its bytes are hashed each
-time that they are read, and what is used is what was hashed. Nothing here unpickles code: safetensors, NumPy arrays
-without objects, and torch files through `weights_only=True`.
+A recipe specifies `weights:` (a path or an http(s) URL) and `sha256:`, which a URL requires. Fetched files are cached
+in `$XDG_CACHE_HOME/espalier/weights` (default `~/.cache/espalier/weights`), named by their digest. The bytes are
+hashed each time that they are read, before they are used. Nothing here unpickles code: safetensors, NumPy arrays
+without objects, and torch files with `weights_only=True`.
 """
 
 import hashlib
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
     import torch
 
 State = dict[str, "torch.Tensor"]
-"""Tensors on the CPU, by the names that the file gives them; a NumPy file has one, called `array`."""
+"""Tensors on the CPU, by their names in the file; a NumPy file has one, named `array`."""
 
 MAX_BYTES: Final = 2 << 30
 """The largest file that is read or fetched: these are heads and small networks."""
 TIMEOUT_S: Final = 60.0
-"""How long a server may stay silent."""
+"""How long a server may be silent."""
 _PIECE_BYTES: Final = 1 << 20
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _WRAPPERS: Final = ("state_dict", "weights", "model")
-"""Keys under which published torch files keep the tensors, where they are not at the top."""
+"""Keys under which published torch files nest the tensors."""
 
 
 class Weights(Config):
-    """Where weights come from. Base of whatever a recipe may give weights to."""
+    """The base of configurations with weights."""
 
     weights: str = Field(min_length=1, description="a local file, or an http(s) URL, which needs sha256")
-    sha256: str | None = Field(None, description="hex digest of the file; checked whenever it is read")
+    sha256: str | None = Field(None, description="hex digest of the file, verified on every read")
 
     @model_validator(mode="after")
     def _digest_is_there(self) -> "Weights":
@@ -58,7 +58,7 @@ class Weights(Config):
         return self
 
     def check_weights(self) -> None:
-        """Raise RecipeError where a local file is not there, or a URL is of another kind. Fetches and loads nothing."""
+        """Raise RecipeError if a local file does not exist, or a URL has another scheme. Fetches and loads nothing."""
         scheme = urlsplit(self.weights).scheme
         if is_url(self.weights) or (why := unreadable(self.weights)) is None:
             return
@@ -70,9 +70,9 @@ class Weights(Config):
         raise RecipeError(f"weights {self.weights!r}: no such file{nearest(self.weights, beside[:50])}")
 
     def digest(self) -> str:
-        """Return what identifies the weights in a fingerprint: `sha256:...` of their content, wherever they lie.
+        """Return the identity of the weights in a fingerprint: `sha256:...` of their content, not of their location.
 
-        Raises RecipeError where a local file is not there. Fetches nothing.
+        Raises RecipeError if a local file does not exist. Fetches nothing.
         """
         if self.sha256 is not None:
             return f"sha256:{self.sha256}"
@@ -80,7 +80,7 @@ class Weights(Config):
         return f"sha256:{digest_of(Path(self.weights))}"
 
     def read(self, max_bytes: int = MAX_BYTES) -> State:
-        """Return the tensors. Raises UserError, one line: not there, too large, wrong digest, not weights."""
+        """Return the tensors. Raises UserError, with one line: missing, too large, wrong digest, not weights."""
         return parse(read_bytes(self.weights, self.sha256, max_bytes), self.weights)
 
 
@@ -90,9 +90,9 @@ def is_url(reference: str) -> bool:
 
 
 def read_bytes(reference: str, sha256: str | None, max_bytes: int = MAX_BYTES) -> bytes:
-    """Return the verified content of a local file, or of a URL, which is fetched where the cache lacks it.
+    """Return the verified content of a local file, or of a URL, which is fetched unless it is cached.
 
-    A cached file whose bytes no longer have the digest is fetched once more. Raises UserError.
+    A cached file whose digest is wrong is fetched again. Raises UserError.
     """
     if not is_url(reference):
         return _verified(_read_file(Path(reference), max_bytes), sha256, reference)
@@ -106,7 +106,7 @@ def read_bytes(reference: str, sha256: str | None, max_bytes: int = MAX_BYTES) -
     try:
         _fetch(reference, sha256, cached, max_bytes)
     except OSError as error:
-        raise UserError(f"weights {reference}: cannot be kept in {cached.parent}: {error.strerror or error}") from error
+        raise UserError(f"weights {reference}: cannot write {cached.parent}: {error.strerror or error}") from error
     return _verified(_read_file(cached, max_bytes), sha256, reference)
 
 
@@ -127,7 +127,7 @@ def _verified(data: bytes, sha256: str | None, reference: str) -> bytes:
 
 
 def _fetch(url: str, sha256: str, target: Path, max_bytes: int) -> None:
-    """Fetch to a name of its own, verify, rename: other processes see the whole file or none."""
+    """Fetch to a temporary name, verify, rename: other processes see the whole file or none."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".fetch-", delete=False) as file:
         temporary = Path(file.name)
@@ -162,7 +162,7 @@ def _download(url: str, max_bytes: int) -> Iterator[bytes]:
 
 
 def parse(data: bytes, name: str) -> State:
-    """Return the tensors of a safetensors, torch or NumPy file, told apart by content. Raises UserError.
+    """Return the tensors of a safetensors, torch or NumPy file, recognised by content. Raises UserError.
 
     A torch file is a state dict, or holds one under `state_dict`, `weights` or `model`.
     """
@@ -174,7 +174,7 @@ def parse(data: bytes, name: str) -> State:
 
             return dict(load(data))
         return _tensors(_torch(io.BytesIO(data)))
-    except Exception as error:  # the readers raise some fifteen kinds at broken files, IndexError and TokenError too
+    except Exception as error:  # damaged files cause some fifteen types of errors, also TokenError
         expected = "expected safetensors, a torch state dict of plain tensors, or a NumPy array"
         raise UserError(f"weights {name}: {expected}: {_line(error)}") from error
 

@@ -1,22 +1,22 @@
-"""Image bytes: look, decode, hash, measure, resize, encode. The only code that touches them.
+"""Image bytes: inspect, decode, hash, measure, resize, encode. No other code touches them.
 
 Bytes from the web are hostile: size and format are read from the header, against limits, before a pixel is decoded.
-Everything that these functions return depends on the bytes and the arguments alone.
+The results of all functions depend only on the bytes and the arguments.
 
-The rules, stated once:
+The rules:
 
-- Pictures are uint8 (height, width, 3), RGB. One channel becomes three equal ones; 16 bits keep their upper 8.
-- EXIF orientation is applied: pictures, sizes and hashes are those of the upright picture (img2dataset leaves them as
-  they lie). Colour profiles are ignored.
-- Transparent pixels are composited on white. An alpha channel of 0 everywhere, over colours that differ, is taken for
-  unused, and ignored (`on_white`). Of an animation, the first frame counts.
-- What is not the picture (text, profiles, EXIF, comments, unknown chunks, whatever follows the end) cannot lose it:
-  broken or huge, it is skipped before a decoder sees it.
-- A file that ends early is `truncated`, never half a picture; one that lacks its end marker alone is whole.
-- Decoding has a budget, known before it starts: pixels (`Limits`), samples over all scans of a JPEG
-  (`SCAN_SAMPLES`), segments, chunks and blocks (`MAX_PIECES`); over it is `too_complex`. Formats for which this does
-  not bound the time (`Header.bounded`) are for `Apart`, which decodes in a process that it can end.
-- JPEG and WebP are decoded by OpenCV (libjpeg-turbo, libwebp), everything else by Pillow, because OpenCV drops
+- Pictures are uint8 (height, width, 3), RGB. One channel becomes three equal ones; 16 bits are reduced to the upper 8.
+- EXIF orientation is applied: pictures, sizes and hashes are those of the upright picture (img2dataset does not apply
+  it). Colour profiles are ignored.
+- Transparent pixels are composited on white. An alpha channel of 0 everywhere, over colours that differ, counts as
+  unused, and is ignored (`on_white`). The first frame of an animation is used.
+- Data that is not the picture (text, profiles, EXIF, comments, unknown chunks, trailing bytes) is skipped before
+  decoding, so it cannot make a picture fail, however damaged or large it is.
+- A file that ends early is `truncated`, never half a picture; one that lacks only its end marker is complete.
+- Decoding has a budget that is checked before it starts: pixels (`Limits`), samples over all scans of a JPEG
+  (`SCAN_SAMPLES`), segments, chunks and blocks (`MAX_PIECES`); above it is `too_complex`. Formats for which this does
+  not bound the time (`Header.bounded`) require `DecoderProcesses`, which decodes in processes that it can kill.
+- JPEG and WebP are decoded by OpenCV (libjpeg-turbo, libwebp), other formats by Pillow, because OpenCV drops
   palettes' transparency.
 """
 
@@ -47,7 +47,7 @@ __all__ = [
     "decode_fault",
     "encode",
     "inspect",
-    "is_for_apart",
+    "needs_separate_process",
     "phash",
     "pixels_sha256",
     "resize",
@@ -57,7 +57,7 @@ __all__ = [
 
 
 def inspect(data: bytes) -> Header:
-    """Return what the header says, decoding nothing.
+    """Parse the header, without decoding.
 
     Raises ImageError: not_an_image, unsupported_format, undecodable, truncated, too_complex.
     """
@@ -67,16 +67,16 @@ def inspect(data: bytes) -> Header:
 _DEFAULT = Limits()
 
 
-def is_for_apart(data: bytes) -> bool:
-    """Return whether bytes are in a format whose very headers should be read in another process: see `Apart`."""
-    return sniff(data) in _others.APART
+def needs_separate_process(data: bytes) -> bool:
+    """Return whether even the headers of a format should be parsed in another process: see `DecoderProcesses`."""
+    return sniff(data) in _others.UNBOUNDED
 
 
 def decode(data: bytes, limits: Limits = _DEFAULT, scale: float = 1.0) -> Pixels:
-    """Return the picture, upright: uint8 (height, width, 3), RGB.
+    """Decode a picture, upright: uint8 (height, width, 3), RGB.
 
-    `scale` says by what factor the caller is going to shrink it: a JPEG may then come at 1/2, 1/4 or 1/8 of its size
-    (never smaller than asked for), which costs half as much. Raises ImageError.
+    `scale` is the factor by which the caller will shrink it: a JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size
+    (never smaller than requested), which costs half as much. Raises ImageError.
     """
     header, file = _read(data)
     check(header, limits)
@@ -119,17 +119,17 @@ def _read(data: bytes) -> tuple[Header, _jpeg.Jpeg | _png.Png | _webp.Webp | _ot
 
 
 def pixels_sha256(data: bytes, header: Header, pixels: Pixels | None = None) -> str:
-    """Return a digest (hex) that two files share only where they show the same picture, pixel by pixel.
+    """Return a digest (hex) that two files share only if their pictures are equal, pixel by pixel.
 
     - JPEG: of its compressed data, tables, size and orientation, without metadata (EXIF, colour profiles, comments,
-      thumbnails, whatever follows the end). Files of equal digests decode to equal pixels, and no picture need be
-      decoded at full size for it: that, its resizing and hashing would nearly double the work on 1024 x 768 pixels.
-      The price: a JPEG whose data was packed anew without loss (other Huffman tables, progressive) has another digest,
-      and so has a PNG made of it; the perceptual hash finds these.
-    - all others: of width, height and the pixels as `decode` gives them: upright RGB, transparency on white.
-      Compression, metadata, palettes and the format itself make no difference.
+      thumbnails, trailing bytes). Files with equal digests decode to equal pixels, and no picture has to be decoded at
+      full size for it: decoding, resizing and hashing would nearly double the work on 1024 x 768 pixels. In return, a
+      JPEG that was losslessly recompressed (other Huffman tables, progressive) has another digest, and so has a PNG
+      made from it; the perceptual hash finds these.
+    - Other formats: of width, height and the pixels from `decode`: upright RGB, transparency on white. Compression,
+      metadata, palettes and the format itself make no difference.
 
-    It depends on the bytes alone, never on the size that a picture is stored at. `pixels` saves decoding them again.
+    It depends only on the bytes, never on the size at which a picture is stored. `pixels` avoids decoding again.
     """
     digest = hashlib.sha256()
     if header.format == "jpg":

@@ -1,4 +1,4 @@
-"""What every format's decoder shares: limits, headers, errors and the order of rows."""
+"""The base of all formats' decoders: limits, headers, errors, orientation and transparency."""
 
 import os
 import struct
@@ -7,31 +7,31 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 MAX_PIXELS: Final = 1 << 27
-"""No limit can be set above this. OpenCV holds to it too, should a header say one size to us and another to it."""
+"""The largest limit on pixels. OpenCV enforces it too, in case it parses another size than we do."""
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 
 import cv2  # noqa: E402  (reads the variable above)
 import numpy as np  # noqa: E402
 
-cv2.setNumThreads(1)  # threads are the stages' to give out
+cv2.setNumThreads(1)  # stages control the number of threads
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 """uint8 (height, width, 3), RGB, C-contiguous."""
 
 STRIP_ROWS: Final = 256
-"""Rows that are converted at a time, so that no second copy of a large picture is made."""
+"""Rows that are converted at once, so that no second copy of a large picture is made."""
 _STRIP_PIXELS: Final = 1 << 19
 """The same, for wide pictures."""
 MAX_PIECES: Final = 1 << 16
-"""Segments, chunks or blocks of one file. A megabyte of metadata takes 16 JPEG segments; who writes thousands of
-empty ones wants their reader to work."""
+"""Limit of segments, chunks or blocks of one file. A megabyte of metadata takes 16 JPEG segments; thousands of empty
+ones are an attack on the reader's time."""
 _EXIF_ORIENTATION: Final = 0x0112
 _KINDS: Final = {1: "B", 3: "H", 4: "I"}
-"""EXIF's types that an orientation comes in: byte, short (as it should be) and long."""
+"""EXIF types of the orientation: byte, short (the standard) and long."""
 
 
 class ImageError(Exception):
-    """Bytes that give no picture. `reason` is one of not_an_image, unsupported_format, truncated, undecodable,
+    """Bytes could not be decoded. `reason` is one of not_an_image, unsupported_format, truncated, undecodable,
     unencodable, too_many_pixels, too_long_side, too_complex, decode_timeout; `detail` is the evidence."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -42,14 +42,14 @@ class ImageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is decoded at all. `Header.decode_bytes` says what memory a picture takes while it is decoded."""
+    """Limits of the pictures that are decoded. `Header.decode_bytes` is the memory that decoding takes."""
 
     max_pixels: int = 50_000_000
     max_side_px: int = 32_768
 
 
 class Header(NamedTuple):
-    """What an image says of itself before it is decoded. Width and height are those of the upright picture."""
+    """The header of an image. Width and height are those of the upright picture."""
 
     format: str
     """A member of `catalog.image_formats.DECODED`."""
@@ -60,20 +60,20 @@ class Header(NamedTuple):
     orientation: int
     """EXIF's 1..8; 1 is upright."""
     pixel_bytes: int = 8
-    """Memory that a pixel takes while it is decoded, the result included: measured, see tests."""
+    """Memory per pixel during decoding, including the result: measured, see tests."""
     table_bytes: int = 0
-    """Memory that decoding may take beside it."""
+    """Memory that decoding may take in addition."""
     bounded: bool = True
-    """Whether pixels and bytes bound the CPU time of decoding. Where they do not, `decode_apart` has a watchdog."""
+    """Whether pixels and bytes bound the CPU time of decoding. If not, `DecoderProcesses` limits it."""
 
     @property
     def decode_bytes(self) -> int:
-        """Return the memory that decoding takes at most, the compressed bytes aside."""
+        """Return the maximum memory of decoding, without the compressed bytes."""
         return self.width * self.height * self.pixel_bytes + self.table_bytes
 
 
 def check(header: Header, limits: Limits) -> None:
-    """Raise ImageError where a header is over the limits."""
+    """Raise ImageError if a header exceeds the limits."""
     width, height = header.width, header.height
     if max(width, height) > limits.max_side_px:
         raise ImageError("too_long_side", f"{width} x {height}, limit {limits.max_side_px} a side")
@@ -82,21 +82,21 @@ def check(header: Header, limits: Limits) -> None:
 
 
 def too_many_pieces(format_: str, what: str) -> ImageError:
-    """Return the error of a file whose structure alone would take long to read."""
+    """Return the error for a file with too many structural elements."""
     return ImageError("too_complex", f"{format_}: more than {MAX_PIECES} {what}")
 
 
 def broken(error: Exception | str | None, format_: str, early: bool = False) -> ImageError:
-    """Return the error of a file that could not be decoded; `early`: because it lacks its end."""
+    """Return the error for a file that could not be decoded; `early`: because it is truncated."""
     text = " ".join(str(error or "no picture").split()) or type(error).__name__
     early = early or any(sign in text.lower() for sign in ("truncated", "unexpected end"))
     return ImageError("truncated" if early else "undecodable", f"{format_}: {text[:160]}")
 
 
 def orientation_of(exif: bytes | None) -> int:
-    """Return the orientation that an EXIF block holds, 1..8; 1 where it is missing or the block is broken.
+    """Return the orientation in an EXIF block, 1..8; 1 if it is missing or the block is damaged.
 
-    Only the first directory's entries are read: a hostile block can make a general reader copy megabytes an entry.
+    Only the first directory's entries are read: a hostile block can make a general reader copy megabytes per entry.
     """
     block = exif or b""
     if block[:6] == b"Exif\0\0":
@@ -117,7 +117,7 @@ def orientation_of(exif: bytes | None) -> int:
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Return the picture as EXIF says that it should be seen."""
+    """Apply an EXIF orientation."""
     if orientation == 1:
         return pixels
     if orientation >= 5:
@@ -130,7 +130,7 @@ def upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def imdecode(data: bytes, flags: int, format_: str, early: bool = False) -> Pixels:
-    """Return what OpenCV decodes. Raises ImageError."""
+    """Decode with OpenCV. Raises ImageError."""
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -141,12 +141,12 @@ def imdecode(data: bytes, flags: int, format_: str, early: bool = False) -> Pixe
 
 
 def grey_to_rgb(grey: Pixels) -> Pixels:
-    """Return three equal channels of one, uint8."""
+    """Repeat one channel three times, uint8."""
     return np.asarray(cv2.cvtColor(np.ascontiguousarray(grey), cv2.COLOR_GRAY2RGB))
 
 
 def in_strips(height: int, width: int, strip: Callable[[int, int], Pixels]) -> Pixels:
-    """Return the picture whose rows `strip(top, bottom)` gives as uint8 (rows, width, 3)."""
+    """Assemble a picture from `strip(top, bottom)`, uint8 (rows, width, 3)."""
     result = np.empty((height, width, 3), np.uint8)
     rows = max(1, min(STRIP_ROWS, _STRIP_PIXELS // width))
     for top in range(0, height, rows):
@@ -156,11 +156,11 @@ def in_strips(height: int, width: int, strip: Callable[[int, int], Pixels]) -> P
 
 
 def on_white(height: int, width: int, strip: Callable[[int, int], Pixels], alpha_may_be_junk: bool = False) -> Pixels:
-    """Return the picture whose rows `strip(top, bottom)` gives as uint8 (rows, width, 4), RGBA, composited on white.
+    """Assemble a picture from `strip(top, bottom)`, uint8 (rows, width, 4), RGBA, composited on white.
 
-    An alpha of 0 at every pixel would show nothing. Over colours that differ it is taken for unused, and the colours
-    are the picture; over one single colour, the picture is white. With `alpha_may_be_junk` (BMP, whose fourth byte
-    has no meaning in most files) the colours count in either case.
+    If alpha is 0 at every pixel and the colours differ, alpha counts as unused, and the colours are the picture; with a
+    single colour, the picture is white. With `alpha_may_be_junk` (BMP, whose fourth byte has no meaning in most files)
+    the colours are used in either case.
     """
     seen = False
 

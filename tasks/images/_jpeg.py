@@ -1,4 +1,4 @@
-"""JPEG: its markers, what its scans will cost, and the decoding by OpenCV (libjpeg-turbo)."""
+"""JPEG: parse its markers, limit the cost of its scans, decode with OpenCV (libjpeg-turbo)."""
 
 import io
 import re
@@ -23,7 +23,7 @@ from tasks.images._base import (
 
 _MARKER: Final = re.compile(rb"\xff[^\x00\xff]")
 _NEXT_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-"""The end of a JPEG's compressed data: any marker but a restart."""
+"""The end of a JPEG's compressed data: any marker except a restart."""
 _NOT_FILL: Final = re.compile(rb"[^\xff]")
 _START_OF_SCAN: Final = 0xDA
 _END_OF_IMAGE: Final = 0xD9
@@ -34,18 +34,18 @@ _WITHOUT_LENGTH: Final = frozenset([0x01, *range(0xD0, 0xD9)])
 _MODES: Final = {1: "L", 3: "RGB", 4: "CMYK"}
 
 SCAN_SAMPLES: Final = 1 << 30
-"""Decoding budget: samples that all scans together may visit. A visit costs about 1 ns, whether or not the scan holds
-data, so this is a second or so of CPU; 50 megapixels in the usual ten scans take 700 million."""
+"""Decoding budget: samples that all scans together may visit. A visit costs about 1 ns, with or without data, so this
+is about a second of CPU; 50 megapixels in the usual ten scans take 700 million."""
 SCAN_SAMPLES_PER_PIXEL: Final = 24
-"""The same for pictures of more than 45 megapixels, in proportion; libjpeg's own scripts take 14 (4:4:4)."""
+"""The budget of pictures above 45 megapixels; libjpeg's default scripts take 14 (4:4:4)."""
 _SCAN_LEAST: Final = 1 << 14
-"""What a scan counts at least: its tables are built anew."""
+"""The minimum cost of a scan: its tables are rebuilt."""
 _TAILS: Final = (b"\x55" * 64, b"\xaa" * 64, bytes(64))
-"""Three things that could follow a file that lacks its end marker: a decoder that still wants data shows it."""
+"""Three continuations of a file without end marker: they change the result of a decoder that still needs data."""
 
 
 class Segment(NamedTuple):
-    """A marker's kind, and where its segment lies: from the marker to the end of its parameters."""
+    """A marker's kind, and the range of its segment: from the marker to the end of its parameters."""
 
     kind: int
     start: int
@@ -53,17 +53,17 @@ class Segment(NamedTuple):
 
 
 class Jpeg(NamedTuple):
-    """What the markers up to the first scan say."""
+    """The parsed markers up to the first scan."""
 
     header: Header
     segments: list[Segment]
-    """Up to the first scan, that one included."""
+    """Up to and including the first scan."""
     ended: bool
-    """Whether the file has an end marker (or is not cut, as far as one can see)."""
+    """Whether the file has an end marker (or does not seem truncated)."""
 
 
 def read(data: bytes) -> Jpeg:
-    """Return what the markers say, read as libjpeg reads them: what lies between segments is skipped.
+    """Parse the markers as libjpeg does: bytes between segments are skipped.
 
     Raises ImageError: truncated, undecodable, too_complex.
     """
@@ -88,7 +88,7 @@ def read(data: bytes) -> Jpeg:
 
 
 def _segments(data: bytes) -> Iterator[Segment]:
-    """Yield every segment; the compressed data is passed over. Raises ImageError."""
+    """Yield every segment, without the compressed data. Raises ImageError."""
     at = 2
     for _ in range(MAX_PIECES):
         found = _MARKER.search(data, at)
@@ -129,7 +129,7 @@ def _header(data: bytes, frame: Segment, scan: Segment, orientation: int, ended:
     if orientation >= 5:
         width, height = height, width
     coefficients = 2 * count if many else 0
-    # OpenCV holds the picture twice at its end, when the coefficients are free again.
+    # OpenCV holds the picture twice at the end, when the coefficients have been freed.
     pixel_bytes = 8 + coefficients if count == 4 else max(7, 4 + coefficients)
     return Header("jpg", width, height, _MODES[count], orientation, pixel_bytes)
 
@@ -142,7 +142,7 @@ def _samples(components: bytes, pixels: int) -> dict[int, int]:
 
 
 def _check_scans(data: bytes, at: int, samples: dict[int, int], pixels: int) -> None:
-    """Raise ImageError (too_complex) where the scans from `at` on would visit more samples than the budget."""
+    """Raise ImageError (too_complex) if the scans from `at` would visit more samples than the budget."""
     budget = max(SCAN_SAMPLES, SCAN_SAMPLES_PER_PIXEL * pixels)
     visits = 0
     for scans, segment in enumerate(_scans(data, at), start=1):
@@ -153,7 +153,7 @@ def _check_scans(data: bytes, at: int, samples: dict[int, int], pixels: int) -> 
 
 
 def _scans(data: bytes, at: int) -> Iterator[Segment]:
-    """Yield every scan's header from `at` on, as far as the file holds together."""
+    """Yield every scan's header from `at`, up to the first damage."""
     while (found := _NEXT_MARKER.search(data, at)) is not None:
         at, kind = found.end(), data[found.end() - 1]
         if kind == _END_OF_IMAGE:
@@ -170,7 +170,7 @@ def _scans(data: bytes, at: int) -> Iterator[Segment]:
 
 
 def decode(data: bytes, jpeg: Jpeg, scale: float) -> Pixels:
-    """Return the picture as it lies, at 1, 1/2, 1/4 or 1/8 of its size. Raises ImageError."""
+    """Return the picture before orientation, at 1, 1/2, 1/4 or 1/8 of its size. Raises ImageError."""
     if jpeg.header.mode == "CMYK":
         return _decode_cmyk(data, jpeg)
     factor = max((f for f in (1, 2, 4, 8) if f * scale <= 1), default=1)
@@ -205,7 +205,7 @@ def _complete(data: bytes, jpeg: Jpeg) -> bool:
 
 
 def _decode_without_end(data: bytes, factor: int) -> Pixels:
-    """Decode a file that lacks nothing but its end marker; it does, where what would follow makes no difference."""
+    """Decode a file without end marker. It is complete if no continuation changes the result."""
     whole = data.removesuffix(b"\xff")
     first, *others = (_decode(whole + tail + b"\xff\xd9", factor, True) for tail in _TAILS)
     if not all(np.array_equal(first, other) for other in others):
@@ -214,7 +214,7 @@ def _decode_without_end(data: bytes, factor: int) -> Pixels:
 
 
 def _decode_cmyk(data: bytes, jpeg: Jpeg) -> Pixels:
-    """Decode with Pillow, whose reader sees no metadata but Adobe's marker, which says how the colours are meant."""
+    """Decode with Pillow, which is given no metadata except Adobe's marker, which defines the colour transform."""
     kept = [b"\xff\xd8"]
     for kind, start, end in jpeg.segments[:-1]:
         if not _is_metadata(kind) or (kind == 0xEE and data[start + 4 : start + 9] == b"Adobe"):
@@ -227,7 +227,7 @@ def _decode_cmyk(data: bytes, jpeg: Jpeg) -> Pixels:
         return in_strips(
             height, width, lambda top, bottom: np.asarray(image.crop((0, top, width, bottom)).convert("RGB"))
         )
-    except Exception as error:  # Pillow raises a dozen kinds on hostile bytes
+    except Exception as error:  # Pillow raises a dozen types of errors on hostile bytes
         raise broken(error, "jpg", not jpeg.ended) from error
 
 
@@ -235,7 +235,7 @@ def _decode_cmyk(data: bytes, jpeg: Jpeg) -> Pixels:
 
 
 def picture(data: bytes) -> list[bytes]:
-    """Return what decides the pixels of a JPEG, piece by piece; all of it, where its segments cannot be told apart."""
+    """Return the pieces of a JPEG that determine its pixels; the whole file if its segments cannot be parsed."""
     pieces: list[bytes] = []
     jfif, adobe, components, scans = False, b"", b"", 0
     for kind, segment in _strict_segments(data):
@@ -250,15 +250,15 @@ def picture(data: bytes) -> list[bytes]:
         scans += kind == _START_OF_SCAN
     if not components or not scans:
         return [data]
-    # JFIF says YCbCr, and so do components that are called 1, 2, 3, unless Adobe's marker says otherwise.
+    # JFIF means YCbCr, and so do components named 1, 2, 3, unless Adobe's marker overrides it.
     unsure = bool(adobe) or components not in (b"\1", b"\1\2\3")
     return [b"a" + adobe, b"j" if unsure and jfif else b"-", *pieces]
 
 
 def _strict_segments(data: bytes) -> list[tuple[int, bytes]]:
-    """Return (marker, bytes with the marker) of every segment up to the end of the image; a scan has its data with it.
+    """Return (marker, bytes with the marker) of every segment up to the end of the image; a scan includes its data.
 
-    Empty where bytes lie between the segments, or the end is missing: then decoders differ in what they make of it.
+    Empty if there are bytes between the segments, or the end is missing: decoders interpret these differently.
     """
     found: list[tuple[int, bytes]] = []
     at = 2

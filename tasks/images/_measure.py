@@ -1,4 +1,4 @@
-"""What a picture looks like in numbers: brightness, blur, entropy and the perceptual hash."""
+"""Pixel statistics: brightness, blur, entropy and the perceptual hash."""
 
 import math
 from collections import Counter
@@ -13,7 +13,7 @@ from tasks.images._base import STRIP_ROWS, Pixels
 
 
 class Statistics(NamedTuple):
-    """What a picture looks like in numbers; the fields are columns of the images table."""
+    """Pixel statistics; the fields are columns of the images table."""
 
     phash: int | None
     brightness: float
@@ -31,11 +31,11 @@ _SMALL_PX: Final = 128
 _BLUR_PX: Final = 64
 _LARGE_PX: Final = 4_000_000
 _MARGIN: Final = 2
-"""Percents on either side of a percentile between which it is looked for."""
+"""A percentile is searched for within this many percents on either side of the grid's."""
 _MOST_NEAR: Final = 1 << 20
-"""Values that are kept for it: 4 MB, which only large pictures with much of one brightness exceed."""
+"""Values that are stored for it: 4 MB, which only large pictures with much of one brightness exceed."""
 _FINE_BINS: Final = 1 << 16
-"""Of the histogram that says where it is, when there were too many or it was not there."""
+"""Bins of the histogram that locates it if there were too many values or it was not among them."""
 
 
 def statistics(pixels: Pixels, one_channel: bool = False, fast: bool = False) -> Statistics:
@@ -50,8 +50,8 @@ def statistics(pixels: Pixels, one_channel: bool = False, fast: bool = False) ->
     - greyscale: all three channels equal everywhere.
     - phash: see `phash`.
 
-    With `fast`, for pictures that `decode` has reduced, so that nothing is exact any more: brightness is that of a grid
-    of at most 96 x 96 pixels, and the picture is shrunk by averaging before the blur is measured.
+    With `fast`, for pictures that `decode` has reduced (so no value is exact): brightness is that of a grid of at most
+    96 x 96 pixels, and the picture is shrunk by averaging before the blur is measured.
     """
     grid = _grid(pixels)
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
@@ -71,15 +71,15 @@ def statistics(pixels: Pixels, one_channel: bool = False, fast: bool = False) ->
 
 
 def _grid(pixels: Pixels) -> Pixels:
-    """Return at most 96 x 96 of the pixels, evenly spread: their distribution is about that of the whole."""
+    """Return at most 96 x 96 evenly spaced pixels, whose distribution approximates that of the picture."""
     height, width = pixels.shape[:2]
     return cv2.resize(pixels, (min(width, _GRID_PX), min(height, _GRID_PX)), interpolation=cv2.INTER_NEAREST)
 
 
 def _brightness(grid: Pixels, pixels: Pixels) -> tuple[float, float, float]:
-    """Return mean, 5th and 99th percentile of the brightness of `pixels`; `grid` are some of them.
+    """Return mean, 5th and 99th percentile of the brightness of `pixels`; `grid` is a subset of them.
 
-    The grid says about where a percentile lies; of the pixels, strip by strip, only the values near it are kept.
+    The grid estimates a percentile; of the pixels, strip by strip, only the values near it are stored.
     """
     some = np.sort(_values(grid), axis=None)
     wanted = [_Percentile(percent, some, pixels.shape[0] * pixels.shape[1]) for percent in (5, 99)]
@@ -99,15 +99,15 @@ def _values(pixels: Pixels) -> Any:
 
 
 def _strips(pixels: Pixels) -> Iterator[Any]:
-    """Yield the same of all rows, some at a time."""
+    """Yield the values of all rows, in strips."""
     return (_values(pixels[top : top + STRIP_ROWS]) for top in range(0, len(pixels), STRIP_ROWS))
 
 
 class _Percentile:
-    """One percentile of float32 values that come in strips, exactly as numpy has it: linear between two values."""
+    """One percentile of float32 values that arrive in strips, equal to numpy's: linear between two values."""
 
     def __init__(self, percent: int, some: Any, size: int) -> None:
-        """`some` of the values, ascending; `size`: how many there will be."""
+        """`some` of the values, ascending; `size`: the number of all values."""
         self._place: float = percent / 100 * (size - 1)
         self._first = math.floor(self._place)
         self._last = min(self._first + 1, size - 1)
@@ -118,14 +118,14 @@ class _Percentile:
         self._held = 0
 
     def add(self, values: Any) -> None:
-        """Take a strip of the values."""
+        """Add a strip of the values."""
         self._below += int(np.count_nonzero(values < self._low))
         if self._held <= _MOST_NEAR:
             self._near.append(values[(values >= self._low) & (values <= self._high)])
             self._held += self._near[-1].size
 
     def value(self, pixels: Pixels) -> float:
-        """Return it. `pixels`: where the values came from, should the grid not have been like the whole."""
+        """Return the percentile. `pixels` are read again if the grid's estimate was too far off."""
         below = self._below
         if self._held > _MOST_NEAR or not below <= self._first <= self._last < below + self._held:
             return self._between(*self._searched(pixels))
@@ -137,9 +137,9 @@ class _Percentile:
         return one + (self._place - self._first) * (other - one)
 
     def _searched(self, pixels: Pixels) -> tuple[float, float]:
-        """Return the two values in a second pass and a third, which hold no more than some bins of a histogram.
+        """Return the two values by a second and a third pass, which store only some bins of a histogram.
 
-        With how often each value came: in a flat picture all are the same.
+        Values are counted, as in a flat picture all are equal.
         """
         bins = np.zeros(_FINE_BINS)
         for values in _strips(pixels):
@@ -174,8 +174,8 @@ def _blur(pixels: Pixels) -> tuple[float, float]:
 
 
 def _resized(pixels: Pixels, width: int, height: int) -> Pixels:
-    """Return the picture at another size (Pillow's bicubic). Large ones channel by channel, which gives the same: as
-    RGB, Pillow would hold it twice."""
+    """Resize a picture (Pillow's bicubic). Large ones are resized channel by channel, with the same result: as RGB,
+    Pillow would hold them twice."""
     if pixels.ndim == 2 or pixels.shape[0] * pixels.shape[1] < _LARGE_PX:
         return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
     return np.stack([_resized(np.ascontiguousarray(pixels[..., c]), width, height) for c in range(3)], axis=2)
@@ -185,9 +185,9 @@ def phash(pixels: Pixels) -> int | None:
     """Return the 64-bit perceptual hash as a signed integer, or None for a flat picture.
 
     Grey, shrunk to 32 x 32 (Lanczos), 2-D DCT-II, the lowest 8 x 8 frequencies, bit = above their median; row by row,
-    the first bit the highest (pHash as the imagehash package defines it). Pictures of one colour would all collide:
-    hashes with fewer than 4 set or clear bits are None. Equal pictures give equal hashes, similar ones close ones
-    (Hamming distance); it does not survive mirroring, rotation or strong crops.
+    the first bit the highest (pHash as defined by the imagehash package). Pictures of one colour would all collide:
+    hashes with fewer than 4 set or clear bits are None. Equal pictures have equal hashes, similar ones close hashes
+    (Hamming distance); it is not invariant to mirroring, rotation or strong crops.
     """
     return _phash(_shrunk(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)))
 
@@ -195,7 +195,7 @@ def phash(pixels: Pixels) -> int | None:
 def _shrunk(grey: Pixels) -> Pixels:
     """Return the picture averaged over whole k x k blocks, so that the longer side is below 256: fast, and exact.
 
-    The edge pixels that fill no block are left out.
+    Edge pixels that do not fill a block are dropped.
     """
     height, width = grey.shape
     k = max(height, width) // _SMALL_PX

@@ -1,4 +1,4 @@
-"""GIF, BMP, TIFF and AVIF, which Pillow decodes."""
+"""GIF, BMP, TIFF and AVIF: parse and decode with Pillow."""
 
 import io
 from collections.abc import Callable
@@ -19,15 +19,15 @@ from tasks.images._base import (
     too_many_pieces,
 )
 
-APART: Final = frozenset(["avif", "tiff"])
-"""Formats whose reading and decoding is not bounded by pixels and bytes: an AVIF holds frames that are never shown, a
-TIFF any of a dozen compressions and directories of directories."""
+UNBOUNDED: Final = frozenset(["avif", "tiff"])
+"""Formats whose parsing and decoding is not bounded by pixels and bytes: an AVIF may hold hidden frames, a TIFF any of
+a dozen compressions and nested directories."""
 _PIXEL_BYTES: Final = {"gif": 5, "bmp": 8, "tiff": 20, "avif": 20}
 _RLE_PIXEL_BYTES: Final = 10
 _UNCOMPRESSED: Final = (0, 3)
 _GRAPHIC_CONTROL: Final = 0xF9
 _GIF_BLOCKS: Final = 16 * MAX_PIECES
-"""Of at most 255 bytes: 267 MB of comments and extensions before the first frame."""
+"""Limit of blocks of at most 255 bytes: 267 MB of comments and extensions before the first frame."""
 
 
 class Other(NamedTuple):
@@ -51,14 +51,14 @@ def read(format_: str, data: bytes) -> Other:
         width, height = image.size
     except ImageError:
         raise
-    except Exception as error:  # Pillow raises a dozen kinds on hostile headers
+    except Exception as error:  # Pillow raises a dozen types of errors on hostile headers
         raise broken(error, format_) from error
     if width < 1 or height < 1:
         raise ImageError("undecodable", f"{width} x {height} pixels")
     rle = format_ == "bmp" and image.info.get("compression") not in _UNCOMPRESSED
     pixel_bytes = _RLE_PIXEL_BYTES if rle else _PIXEL_BYTES[format_]
-    # Orientation: Pillow turns a TIFF by itself, and the others have none.
-    header = Header(format_, width, height, image.mode, 1, pixel_bytes, bounded=not rle and format_ not in APART)
+    # Orientation: Pillow applies that of a TIFF, and the other formats have none.
+    header = Header(format_, width, height, image.mode, 1, pixel_bytes, bounded=not rle and format_ not in UNBOUNDED)
     return Other(header, image)
 
 
@@ -67,11 +67,11 @@ _OPENERS: Final[dict[str, Callable[[io.BytesIO], Any]]] = {
     "bmp": BmpImagePlugin.BmpImageFile,
     "tiff": TiffImagePlugin.TiffImageFile,
 }
-"""Opened by class and not by `Image.open`, which tries some forty formats and has a global pixel limit of its own."""
+"""Opened by class and not by `Image.open`, which tries some forty formats and has a global limit on pixels."""
 
 
 def decode(other: Other) -> Pixels:
-    """Return the picture as it lies (TIFF: upright). Raises ImageError."""
+    """Return the picture before orientation (TIFF: upright). Raises ImageError."""
     format_ = other.header.format
     try:
         if format_ == "avif":
@@ -93,12 +93,12 @@ def decode(other: Other) -> Pixels:
         raise
     except MemoryError as error:
         raise ImageError("too_complex", f"{format_}: more memory than its pixels take") from error
-    except Exception as error:  # Pillow raises a dozen kinds on hostile bytes
+    except Exception as error:  # Pillow raises a dozen types of errors on hostile bytes
         raise broken(error, format_) from error
 
 
 def _converter(image: Any) -> Callable[[Any], Pixels] | None:
-    """Return how a strip of an opaque `image` becomes uint8 (rows, width, 3); None where it is not opaque."""
+    """Return the function from a strip of an opaque `image` to uint8 (rows, width, 3); None if it is not opaque."""
     if image.has_transparency_data:
         return None
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow may call 32-bit
@@ -112,9 +112,9 @@ def _converter(image: Any) -> Callable[[Any], Pixels] | None:
 
 
 def _first_frame(data: bytes) -> bytes:
-    """Return the file up to the first frame's pixels, without comments and extensions, and whatever follows.
+    """Return the file up to the first frame's pixels, without comments, extensions and trailing bytes.
 
-    Where Pillow's reader meets a block a time, this one skips them.
+    Pillow would read such blocks one at a time.
     """
     if len(data) < 13:
         raise broken("no screen descriptor", "gif", early=True)
@@ -127,7 +127,7 @@ def _first_frame(data: bytes) -> bytes:
             return data[:screen] + control + data[at:]
         if kind == 0x3B:
             break
-        if kind != 0x21:  # not a block: whatever it is, what follows may be one
+        if kind != 0x21:  # not a block: skipped, as the next may be one
             at += 1
             junk = True
             continue
@@ -152,13 +152,13 @@ _PICTURE_TAGS: Final = frozenset(
         *(*range(320, 326), 332, 338, 339, 347, *range(512, 522), *range(529, 533)),
     ]
 )
-"""What the pixels depend on: sizes, compression, strips, tiles, colours, tables of JPEG, and the orientation."""
+"""Tags that determine the pixels: sizes, compression, strips, tiles, colours, tables of JPEG, and the orientation."""
 
 
 def _first_page(data: bytes) -> bytes:
-    """Return the file with a directory of nothing but the first page's picture: no profiles, EXIF, XMP, other pages.
+    """Return the file with a directory of only the first page's picture: no profiles, EXIF, XMP, other pages.
 
-    A BigTIFF is returned as it is. Raises ImageError: truncated.
+    A BigTIFF is returned unchanged. Raises ImageError: truncated.
     """
     order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
     at = int.from_bytes(data[4:8], order)
@@ -177,7 +177,7 @@ def _first_page(data: bytes) -> bytes:
 
 
 def _open_avif(data: bytes) -> Other:
-    """Open with libavif: Pillow's own class would read EXIF, which a hostile block makes very slow, and copy twice.
+    """Open with libavif: Pillow's class would read EXIF, which is very slow for a hostile block, and copy twice.
 
     The orientation is that of the container (`irot`, `imir`), as in Pillow and in browsers.
     """

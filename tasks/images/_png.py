@@ -1,7 +1,7 @@
-"""PNG: its chunks, and the decoding by Pillow of nothing but the picture.
+"""PNG: parse its chunks, decode only the picture with Pillow.
 
-Text, profiles and whatever else is not the picture never reach a decoder, so no damage or size of theirs loses it.
-Checksums count as in libpng: an ancillary chunk with a wrong one is left out, a critical one makes the file broken.
+Text, profiles and other ancillary data never reach a decoder, so they cannot make a picture fail.
+Checksums are handled as in libpng: an ancillary chunk with a wrong one is dropped, a critical one is an error.
 """
 
 import io
@@ -35,14 +35,14 @@ _MODES: Final = {
     **{(depth, 3): "P" for depth in (1, 2, 4, 8)},
     **{(8, 4): "LA", (16, 4): "RGBA", (8, 6): "RGBA", (16, 6): "RGBA"},
 }
-"""By bit depth and colour type: what Pillow decodes to."""
+"""(bit depth, colour type) -> Pillow's mode."""
 _PIXEL_BYTES: Final = {"1": 5, "L": 5, "P": 5, "I;16": 6, "LA": 8, "RGB": 8, "RGBA": 8}
 _KEYED_16_BIT_BYTES: Final = 10
 _PIECE_BYTES: Final = 1 << 20
 
 
 class Png(NamedTuple):
-    """What the chunks hold."""
+    """The parsed chunks."""
 
     header: Header
     depth: int
@@ -51,18 +51,18 @@ class Png(NamedTuple):
     transparency: bytes | None
     """The content of tRNS."""
     data: list[memoryview]
-    """The IDAT chunks, each with its length, type and checksum. The last one may be cut."""
+    """The IDAT chunks, each with its length, type and checksum. The last one may be truncated."""
 
 
 def read(data: bytes) -> Png:
-    """Return what the chunks hold. Raises ImageError: truncated, undecodable, too_complex."""
+    """Parse the chunks. Raises ImageError: truncated, undecodable, too_complex."""
     found: dict[bytes, bytes] = {}
     pixels: list[memoryview] = []
     view, at = memoryview(data), len(_SIGNATURE)
     for _ in range(MAX_PIECES):
         kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
         if len(kind) < 4 or kind == b"IEND" or not kind.isalpha():
-            break  # what lies behind is no chunk
+            break  # the rest is not a chunk
         if kind == b"IDAT":
             pixels.append(view[at:end])
         elif kind in (b"IHDR", b"PLTE", b"tRNS", b"eXIf") and kind not in found and not pixels:
@@ -83,7 +83,7 @@ def read(data: bytes) -> Png:
 
 
 def _sound(chunk: memoryview) -> bool:
-    """Return whether a chunk is whole and its checksum right."""
+    """Return whether a chunk is complete and its checksum correct."""
     whole = len(chunk) == int.from_bytes(chunk[:4], "big") + 12
     return whole and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
 
@@ -106,7 +106,7 @@ def _header(ihdr: bytes, transparency: bytes | None, orientation: int) -> tuple[
 
 
 def decode(png: Png) -> Pixels:
-    """Return the picture as it lies. Raises ImageError."""
+    """Return the picture before orientation. Raises ImageError."""
     alone = _picture(png)
     key = _key(png)
     if key is not None and png.header.mode == "RGB" and png.depth == 16:
@@ -129,7 +129,7 @@ def decode(png: Png) -> Pixels:
 
 
 def _check_stream(png: Png) -> None:
-    """Raise ImageError where the compressed data, whose chunk has a wrong checksum, is wrong by its own as well."""
+    """Raise ImageError if compressed data in a chunk with a wrong checksum also fails its own (Adler-32) checksum."""
     width, height = struct.unpack_from(">II", png.ihdr)
     left = height * (width * 8 + 16) + _PIECE_BYTES
     stream = zlib.decompressobj()
@@ -156,7 +156,7 @@ def _load(data: bytes) -> Any:
 
 
 def _picture(png: Png) -> bytes:
-    """Return a PNG of header, palette and pixels alone, its checksums right. Raises ImageError: undecodable."""
+    """Return a PNG of only header, palette and pixels, with correct checksums. Raises ImageError: undecodable."""
     sound = [_sound(chunk) for chunk in png.data]
     if not all(good or _cut(chunk) for good, chunk in zip(sound, png.data, strict=True)):
         _check_stream(png)
@@ -180,7 +180,7 @@ def _chunk(kind: bytes, body: bytes | memoryview) -> tuple[bytes | memoryview, .
 
 
 def _key(png: Png) -> tuple[int, ...] | None:
-    """Return the value of the one transparent colour, as stored: its lowest `depth` bits count, as in libpng."""
+    """Return the value of the transparent colour, as stored: its lowest `depth` bits, as in libpng."""
     count = {"1": 1, "L": 1, "I;16": 1, "RGB": 3}.get(png.header.mode)
     if count is None or png.transparency is None or len(png.transparency) < 2 * count:
         return None
@@ -188,7 +188,7 @@ def _key(png: Png) -> tuple[int, ...] | None:
 
 
 def _grey(strip: Any, png: Png, key: tuple[int, ...] | None) -> Pixels:
-    """Return a strip of 1 to 16 bits of grey as 8, the transparent value white; 16 bits keep their upper 8."""
+    """Convert a strip of 1 to 16 bits of grey to 8 (the upper 8 of 16), with the transparent value white."""
     if png.header.mode == "I;16":
         grey = (strip >> 8).astype(np.uint8)
         return grey if key is None else np.where(strip == key[0], np.uint8(255), grey)
@@ -205,7 +205,7 @@ def _keyed(strip: Pixels, key: tuple[int, ...] | None) -> Pixels:
 
 
 def _keyed_16_bit(data: bytes, key: tuple[int, ...]) -> Pixels:
-    """Decode with OpenCV: Pillow keeps the upper 8 bits alone, and the key has all 16."""
+    """Decode with OpenCV: Pillow returns only the upper 8 bits, and the key has 16."""
     pixels = imdecode(data, cv2.IMREAD_UNCHANGED, "png")[..., ::-1]
     wanted = np.array(key, np.uint16)
 
@@ -217,7 +217,7 @@ def _keyed_16_bit(data: bytes, key: tuple[int, ...]) -> Pixels:
 
 
 def _paletted(png: Png, height: int, width: int, strip: Callable[[int, int], Pixels]) -> Pixels:
-    """Look the colours up; entries that the palette lacks are black. Transparent ones are composited on white."""
+    """Apply the palette; missing entries are black, transparent ones are composited on white."""
     if not png.palette or len(png.palette) < 3:
         raise broken("no palette", "png")
     table = np.zeros((1, 256, 4), np.uint8)

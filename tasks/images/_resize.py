@@ -1,4 +1,4 @@
-"""Resize and encode, as img2dataset does."""
+"""Resize and encode by img2dataset's rules."""
 
 from typing import Literal
 
@@ -12,9 +12,9 @@ Format = Literal["jpg", "png", "webp"]
 
 
 def resized(width: int, height: int, size_px: int, mode: ResizeMode, only_if_bigger: bool = False) -> tuple[int, int]:
-    """Return the (width, height) that a picture is scaled to, before any crop or border: img2dataset's rule.
+    """Return the (width, height) to which a picture is scaled, before any crop or border: img2dataset's rule.
 
-    keep_ratio and center_crop bring the shorter side to `size_px`, border and keep_ratio_largest the longer one.
+    keep_ratio and center_crop scale the shorter side to `size_px`, border and keep_ratio_largest the longer one.
     """
     if mode == "no":
         return width, height
@@ -36,10 +36,10 @@ def resize(
 
     - keep_ratio: the shorter side becomes `size_px`; keep_ratio_largest: the longer one does.
     - center_crop: the shorter side, then the middle square; border: the longer side, then white on both ends.
-    - no: as it is. With `only_if_bigger`, pictures that are small enough stay as they are (no border either).
+    - no: unchanged. With `only_if_bigger`, pictures that are small enough are unchanged (without border).
 
-    `original` is the (width, height) of a picture that `decode` gave at a fraction of its size. Raises ImageError
-    (too_many_pixels) where the result would have more than MAX_PIXELS.
+    `original` is the (width, height) of a picture that `decode` has reduced. Raises ImageError (too_many_pixels) if the
+    result would have more than MAX_PIXELS.
     """
     height, width = pixels.shape[:2]
     full_width, full_height = original or (width, height)
@@ -68,8 +68,8 @@ def _bordered(pixels: Pixels, size_px: int) -> Pixels:
 
 
 def encode(pixels: Pixels, format_: Format = "jpg", quality: int = 95) -> bytes:
-    """Encode uint8 (height, width, 3) RGB. `quality` is 0..100 for jpg and webp (over 100: lossless webp), 0..9, the
-    compression, for png. Raises ImageError (unencodable), for a side over the format's limit."""
+    """Encode uint8 (height, width, 3) RGB. `quality` is 0..100 for jpg and webp (over 100: lossless webp), and for png
+    the compression 0..9. Raises ImageError (unencodable) for a side over the format's limit."""
     name = {"jpg": cv2.IMWRITE_JPEG_QUALITY, "png": cv2.IMWRITE_PNG_COMPRESSION, "webp": cv2.IMWRITE_WEBP_QUALITY}
     try:
         done, data = cv2.imencode(f".{format_}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [name[format_], quality])

@@ -1,4 +1,4 @@
-"""WebP: its chunks, and the decoding by OpenCV (libwebp) of the picture, or of an animation's first frame, alone."""
+"""WebP: parse its chunks, decode only the picture, or an animation's first frame, with OpenCV (libwebp)."""
 
 import struct
 from collections.abc import Iterator
@@ -15,21 +15,21 @@ _GROUP_BYTES: Final = 5 * 256 * 4 + 600
 
 
 class Webp(NamedTuple):
-    """What the chunks hold."""
+    """The parsed chunks."""
 
     header: Header
     still: bytes
-    """A WebP of the (first) frame alone, without metadata."""
+    """A WebP of only the (first) frame, without metadata."""
     place: tuple[int, int]
-    """Where the frame lies on the canvas: left, top."""
+    """The position of the frame on the canvas: left, top."""
     frame: tuple[int, int]
-    """Its width and height."""
+    """The frame's width and height."""
     early: bool
-    """Whether the file is shorter than it says."""
+    """Whether the file is shorter than its header claims."""
 
 
 def read(data: bytes) -> Webp:
-    """Return what the chunks hold. Raises ImageError: truncated, undecodable, too_complex."""
+    """Parse the chunks. Raises ImageError: truncated, undecodable, too_complex."""
     early = int.from_bytes(data[4:8], "little") + 8 > len(data)
     canvas: tuple[int, int] | None = None
     place, orientation = (0, 0), 1
@@ -111,8 +111,8 @@ def _chunk(kind: bytes, body: bytes | memoryview) -> tuple[bytes | memoryview, .
 
 
 def _table_bytes(pixels: int, size: int) -> int:
-    """Return what the code tables of a lossless picture may take: a group of five for every 4 x 4 pixels, 65,536 at
-    most, of 256 entries of 4 bytes at least; a group takes 20 bits of the file or more."""
+    """Return the maximum memory of the code tables of a lossless picture: a group of five for every 4 x 4 pixels, at
+    most 65,536, of at least 256 entries of 4 bytes; a group takes 20 bits of the file or more."""
     groups = min(1 << 16, pixels // 16 + 1, size * 8 // 20 + 1)
     return groups * _GROUP_BYTES
 
@@ -122,7 +122,7 @@ def _uint24(data: memoryview, at: int) -> int:
 
 
 def decode(webp: Webp) -> Pixels:
-    """Return the picture as it lies. Raises ImageError."""
+    """Return the picture before orientation. Raises ImageError."""
     pixels = imdecode(webp.still, cv2.IMREAD_UNCHANGED, "webp", webp.early)
     width, height = webp.frame
     if pixels.shape[:2] != (height, width):

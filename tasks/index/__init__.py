@@ -1,1 +1,1 @@
-"""Nearest-neighbour search by faiss indexes of embedding columns. No recipe stage: an index is made on demand."""
+"""Nearest-neighbour search with faiss indexes of embedding columns. Not a stage: an index is built on demand."""

@@ -1,24 +1,25 @@
-"""Which index fits: by rows, memory and recall. The rule, and the sizes that it rests on.
+"""Choose an index by rows, memory and recall.
 
-Bytes a vector of d numbers, beside 8 for its id:
+Bytes per vector of d numbers, in addition to 8 for its id:
 
     flat    4d                                      every vector, compared with every query: exact
-    ivf     4d, 2d or d                             in lists, as float32, float16 or 8 bits a number
+    ivf     4d, 2d or d                             in lists, as float32, float16 or 8 bits per number
     hnsw    4d + 272                                a graph with 32 links a vector (64 at the bottom)
     ivfpq   m                                       in lists, as m codes of 8 bits (product quantisation)
-    opq     m                                       the same after a rotation that suits the codes
+    opq     m                                       ivfpq after a rotation that is optimised for the codes
 
-and once: 4d a list, 1024d for the codes, 4d^2 for the rotation. `auto` takes the first of these that fits the memory:
+and once: 4d per list, 1024d for the codes, 4d^2 for the rotation. `auto` takes the first of these that fits the memory:
 
     1. up to 50,000 rows: flat (a query takes milliseconds)
-    2. up to 1,000,000 rows, where a recall of at least 0.99 is asked for: hnsw
-    3. ivf as float32, as float16 (what is stored: nothing is lost), then as 8 bits
-    4. ivfpq with the most codes that fit, down to d/4 of them; with fewer, opq
+    2. up to 1,000,000 rows, if the requested recall is at least 0.99: hnsw
+    3. ivf as float32, as float16 (the precision of the stored vectors), then as 8 bits
+    4. ivfpq with the most codes that fit, down to d/4; with fewer, opq
 
-Not hnsw by default: it takes several times as long to build, and cannot forget a row without being built anew.
+Not hnsw by default: it takes several times as long to build, and does not support the removal of rows.
 
 Source: Jegou, Douze and Schmid, Product quantization for nearest neighbor search, TPAMI 2011 (lists and codes); Ge et
-al., Optimized product quantization, CVPR 2013; Malkov and Yashunin, HNSW, TPAMI 2018; list counts as faiss advises.
+al., Optimized product quantization, CVPR 2013; Malkov and Yashunin, HNSW, TPAMI 2018; list counts as recommended by
+faiss.
 """
 
 from collections.abc import Iterator
@@ -39,26 +40,26 @@ HNSW_ROWS: Final = 1_000_000
 HNSW_RECALL: Final = 0.99
 LINKS: Final = 32
 _LINK_BYTES: Final = 4 * 2 * LINKS + 16
-"""Of HNSW, a vector: 2M links at the bottom, about 1/M of it above, its level and offset."""
+"""Of HNSW, per vector: 2M links at the bottom, about 1/M of it above, its level and offset."""
 _ID_BYTES: Final = 8
 ROWS_PER_LIST: Final = 64
-"""Training rows a list. faiss wants 39 at least."""
+"""Training rows per list. faiss recommends at least 39."""
 CODEBOOK: Final = 256
 CODEBOOK_ROWS: Final = 16_384
-"""Training rows of product quantisation: 64 a code word. More takes minutes and gives little."""
+"""Training rows of product quantisation: 64 per code word. More take minutes and improve little."""
 
 
 class Budget(Config):
-    """What an index may cost, and what it must give."""
+    """The memory limit and the required recall of an index."""
 
     kind: Kind | Literal["auto"] = Field("auto", description="auto: by rows, memory and recall")
-    memory_mb: float = Field(4000, gt=0, description="of the index in memory, in millions of bytes")
+    memory_mb: float = Field(4000, gt=0, description="limit of the index in memory, in millions of bytes")
     recall: float = Field(0.95, gt=0, le=1, description="share of the 10 nearest that a search must find")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One index: what it is made of, and how large it will be."""
+    """The parameters and the expected size of an index."""
 
     kind: Kind
     coding: Coding
@@ -66,11 +67,11 @@ class Choice:
     dim: int
     lists: int = 0
     codes: int = 0
-    """Bytes a vector, of product quantisation."""
+    """Bytes per vector, of product quantisation."""
 
     @property
     def factory(self) -> str:
-        """faiss's name for it."""
+        """The faiss factory string."""
         coded = {"float32": "Flat", "float16": "SQfp16", "8bit": "SQ8", "pq": f"PQ{self.codes}"}[self.coding]
         if self.kind == "hnsw":
             return f"HNSW{LINKS},{coded}"
@@ -79,13 +80,13 @@ class Choice:
 
     @property
     def bytes_per_vector(self) -> int:
-        """What one more vector takes."""
+        """The size of one vector."""
         coded = {"float32": 4 * self.dim, "float16": 2 * self.dim, "8bit": self.dim, "pq": self.codes}[self.coding]
         return coded + _ID_BYTES + (_LINK_BYTES if self.kind == "hnsw" else 0)
 
     @property
     def bytes(self) -> int:
-        """What all of it takes."""
+        """The size of the index."""
         once = 4 * self.dim * self.lists
         once += 4 * CODEBOOK * self.dim if self.coding == "pq" else 0
         once += 4 * self.dim**2 if self.kind == "opq" else 0
@@ -93,17 +94,17 @@ class Choice:
 
     @property
     def training_rows(self) -> int:
-        """Rows that its lists and codes are learnt from."""
+        """The number of rows for training the lists and codes."""
         return max(ROWS_PER_LIST * self.lists, CODEBOOK_ROWS if self.coding == "pq" else 0)
 
     @property
     def is_lossy(self) -> bool:
-        """Whether its scores are estimates, so that what it finds is scored anew from the stored vectors."""
+        """Whether its scores are estimates, so that results must be rescored with the stored vectors."""
         return self.coding in ("8bit", "pq")
 
 
 def choose(rows: int, dim: int, budget: Budget) -> Choice:
-    """Return the index for `rows` vectors of `dim` numbers. Raises UserError where none fits the memory."""
+    """Choose the index for `rows` vectors of `dim` numbers. Raises UserError if none fits the memory."""
     candidates = list(_candidates(rows, dim, budget))
     if not candidates:
         raise UserError(f"an index of kind {budget.kind} needs at least {CODEBOOK} vectors, and there are {rows}")
@@ -120,13 +121,13 @@ def choose(rows: int, dim: int, budget: Budget) -> Choice:
 
 
 def list_count(rows: int) -> int:
-    """Return the lists of an inverted file: the power of 2 nearest to 4 sqrt(rows); at least 39 rows a list."""
+    """Return the number of lists: the power of 2 nearest to 4 sqrt(rows), with at least 39 rows per list."""
     wanted = 2 ** round(log2(4 * sqrt(max(rows, 1))))
     return max(1, min(int(wanted), rows // 39))
 
 
 def _candidates(rows: int, dim: int, budget: Budget) -> Iterator[Choice]:
-    """Yield what a budget allows, the best first."""
+    """Yield the candidates that a budget allows, the best first."""
     auto, kind = budget.kind == "auto", budget.kind
     lists = list_count(rows)
     if kind == "flat" or (auto and rows <= FLAT_ROWS):
@@ -145,5 +146,5 @@ def _candidates(rows: int, dim: int, budget: Budget) -> Iterator[Choice]:
 
 
 def _code_counts(dim: int) -> list[int]:
-    """Return how many codes a vector may be cut into, the most first: divisors of `dim`, at most half of it."""
+    """Return the possible numbers of codes of a vector, in descending order: divisors of `dim`, at most half of it."""
     return [m for m in range(max(dim // 2, 1), 0, -1) if dim % m == 0]

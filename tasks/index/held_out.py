@@ -1,8 +1,8 @@
-"""Queries that an index was not trained on, with their exact neighbours: what its recall is measured against.
+"""Held-out queries with their exact neighbours, to measure an index's recall.
 
-A query is the vector of a sample, or of its caption where the encoder made those (a caption lies far from images, and
-an index that is good for pictures may be bad for words). Of a picture's own query, the picture itself does not count.
-The exact neighbours follow the rows: they grow with parts that come, and lose those that go, without reading the rest.
+A query is the vector of a sample, or of its caption if the encoder embeds captions (captions are far from images, and
+an index that is good for pictures may be bad for text). A picture is not a neighbour of its own query. The exact
+neighbours are updated incrementally: parts are added and removed without reading the other parts.
 """
 
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ import numpy as np
 from tasks.index.vector_index import unit_rows
 
 K: Final = 10
-"""Recall is of the so many nearest."""
+"""Recall is that of the K nearest neighbours."""
 DEPTH: Final = 64
-"""Exact neighbours kept of each query: so many that ties, and rows that go, leave enough."""
+"""Exact neighbours stored for each query: enough to allow for ties and removed rows."""
 TIE: Final = 1e-5
-"""Cosines nearer than this are equal: float16 is not finer. Copies of one picture may stand for each other."""
+"""Cosines that differ by less are equal: float16 has no higher precision. Copies of a picture are interchangeable."""
 _BLOCK: Final = 8192
 
 
 @dataclass
 class HeldOut:
-    """Queries, and the exact nearest of all rows seen so far.
+    """Queries, and the exact nearest of all rows added so far.
 
-    `queries` float32 (q, d), unit rows; `sample_ids` int64 (q,): whose vector each is; `captions` bool (q,): whether
-    it is of the caption; `scores` float32 (q, DEPTH), descending, and `neighbours` int64 (q, DEPTH), -inf and -1 where
-    there are fewer; `floors` float32 (q,): below this cosine the neighbours are not known to be all.
+    `queries` float32 (q, d), unit rows; `sample_ids` int64 (q,): the sample of each; `captions` bool (q,): whether it
+    is the vector of the caption; `scores` float32 (q, DEPTH), descending, and `neighbours` int64 (q, DEPTH), padded
+    with -inf and -1; `floors` float32 (q,): below this cosine the neighbours may be incomplete.
     """
 
     queries: np.ndarray
@@ -40,7 +40,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, sample_ids: np.ndarray, vectors: np.ndarray, captions: np.ndarray) -> "HeldOut":
-        """Return queries that have seen no row."""
+        """Return queries without neighbours."""
         count = len(sample_ids)
         empty = np.full((count, DEPTH), -np.inf, np.float32)
         unknown = np.full((count, DEPTH), -1, np.int64)
@@ -49,12 +49,12 @@ class HeldOut:
 
     @classmethod
     def read(cls, data: bytes) -> "HeldOut":
-        """Return what `write` gave."""
+        """Parse the result of `write`."""
         with np.load(BytesIO(data), allow_pickle=False) as kept:
             return cls(**{name: kept[name] for name in cls.__dataclass_fields__})
 
     def write(self) -> bytes:
-        """Return all of it, as `npz`."""
+        """Serialise as `npz`."""
         buffer = BytesIO()
         np.savez(buffer, **vars(self))
         return buffer.getvalue()
@@ -62,13 +62,13 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
-    def see(self, sample_ids: np.ndarray, rows: np.ndarray) -> None:
-        """Count rows among the neighbours: ids int64 (n,) ascending, float32 (n, d) unit rows."""
+    def add(self, sample_ids: np.ndarray, rows: np.ndarray) -> None:
+        """Add rows as possible neighbours: ids int64 (n,) ascending, float32 (n, d) unit rows."""
         for start in range(0, len(rows) if len(self) else 0, _BLOCK):
-            self._see(sample_ids[start : start + _BLOCK], rows[start : start + _BLOCK])
+            self._add(sample_ids[start : start + _BLOCK], rows[start : start + _BLOCK])
 
-    def forget(self, gone: np.ndarray) -> None:
-        """Drop rows (bool (q, DEPTH): which neighbours) and, with them, what can no longer be known."""
+    def _remove(self, gone: np.ndarray) -> None:
+        """Remove neighbours (bool (q, DEPTH)), and the queries whose neighbours are then incomplete."""
         full = np.isfinite(self.scores[:, -1]) & gone.any(axis=1)
         self.floors = np.where(full, np.maximum(self.floors, self.scores[:, -1]), self.floors)
         self.scores = np.where(gone, -np.inf, self.scores).astype(np.float32)
@@ -78,23 +78,23 @@ class HeldOut:
         self.neighbours = np.take_along_axis(self.neighbours, order, axis=1)
         self._keep(~np.isfinite(self.floors) | (self._known() >= K))
 
-    def forget_samples(self, gone: np.ndarray) -> None:
-        """Drop some samples, as neighbours and as queries: int64 (n,)."""
+    def remove(self, gone: np.ndarray) -> None:
+        """Remove samples, as neighbours and as queries: int64 (n,)."""
         self._keep(~np.isin(self.sample_ids, gone))
-        self.forget(np.isin(self.neighbours, gone) & (self.neighbours >= 0))
+        self._remove(np.isin(self.neighbours, gone) & (self.neighbours >= 0))
 
-    def forget_span(self, low: int, high: int) -> None:
-        """Drop the samples in [low, high]."""
+    def remove_span(self, low: int, high: int) -> None:
+        """Remove the samples in [low, high]."""
         self._keep((self.sample_ids < low) | (self.sample_ids > high))
-        self.forget((self.neighbours >= low) & (self.neighbours <= high))
+        self._remove((self.neighbours >= low) & (self.neighbours <= high))
 
     def recalls(self, found: np.ndarray, first: int = K) -> np.ndarray:
-        """Return each query's recall, float64 (q,): the share of its K nearest among the `first` that were found.
+        """Return each query's recall, float64 (q,): the share of its K nearest among the `first` results.
 
-        `found`: int64 (q, at least first + 1), best first, -1 where there was none. NaN where a query has no neighbour.
+        `found`: int64 (q, at least first + 1), best first, padded with -1. NaN for queries without neighbours.
         """
         own = (found == self.sample_ids[:, None]) & ~self.captions[:, None]
-        order = np.argsort(own, axis=1, kind="stable")  # the picture itself goes last
+        order = np.argsort(own, axis=1, kind="stable")  # the picture itself is last
         kept = np.take_along_axis(np.where(own, -1, found), order, axis=1)[:, :first]
         wanted = np.minimum(self._known(), K)
         least = np.take_along_axis(self.scores, np.maximum(wanted - 1, 0)[:, None], axis=1)
@@ -104,7 +104,7 @@ class HeldOut:
         return shares
 
     def summary(self, recalls: np.ndarray) -> dict[str, dict[str, Any]]:
-        """Return mean recall, its standard error and the queries, of pictures (`image`) and of captions (`text`)."""
+        """Return mean recall, standard error and number of queries, of pictures (`image`) and of captions (`text`)."""
         made: dict[str, dict[str, Any]] = {}
         for name, mine in (("image", ~self.captions), ("text", self.captions)):
             some = recalls[mine & np.isfinite(recalls)]
@@ -113,7 +113,7 @@ class HeldOut:
                 made[name] = {"mean": float(some.mean()), "standard_error": error, "queries": len(some)}
         return made
 
-    def _see(self, sample_ids: np.ndarray, rows: np.ndarray) -> None:
+    def _add(self, sample_ids: np.ndarray, rows: np.ndarray) -> None:
         cosines = self.queries @ rows.T
         at = np.minimum(np.searchsorted(sample_ids, self.sample_ids), len(sample_ids) - 1)
         own = np.flatnonzero((sample_ids[at] == self.sample_ids) & ~self.captions)
@@ -121,9 +121,7 @@ class HeldOut:
         least = np.maximum(self.scores[:, -1], self.floors)
         better = cosines > least[:, None]
         many = np.flatnonzero(better.sum(axis=1) > DEPTH)
-        if len(
-            many
-        ):  # of the first rows nearly all are better than nothing: sorting them would cost more than all else
+        if len(many):  # nearly all of the first rows are candidates: sorting them would dominate the cost
             own_best = np.partition(cosines[many], -DEPTH, axis=1)[:, -DEPTH]
             better[many] &= cosines[many] >= own_best[:, None]
         query, column = np.nonzero(better)
@@ -143,6 +141,6 @@ class HeldOut:
     def _known(self) -> np.ndarray:
         return np.asarray(np.isfinite(self.scores).sum(axis=1))
 
-    def _keep(self, stays: np.ndarray) -> None:
+    def _keep(self, kept: np.ndarray) -> None:
         for name in self.__dataclass_fields__:
-            setattr(self, name, getattr(self, name)[stays])
+            setattr(self, name, getattr(self, name)[kept])

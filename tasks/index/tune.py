@@ -1,4 +1,4 @@
-"""How hard a search must look to find what it should: measured on held-out queries, not guessed."""
+"""Tune the search effort of an index to a target recall, measured on held-out queries."""
 
 import time
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from tasks.index.held_out import HeldOut, K
 from tasks.index.vector_index import VectorIndex
 
 RESCORED: Final = 4
-"""An index whose scores are estimates gives so many times the rows that are wanted; the stored vectors decide."""
+"""An index whose scores are estimates returns this many times the requested rows, to be rescored."""
 _TIMED: Final = 64
 _TIMED_S: Final = 0.5
-"""At most so many queries are timed, and no more after so many seconds."""
+"""Limits of the timing: queries, and seconds."""
 _FLAT_GAIN: Final = 0.0005
-"""Where twice the effort gains less recall than this, more effort is wasted: the codes are the limit."""
+"""If doubling the effort gains less recall than this, the codes are the limit, and the search stops."""
 _BISECTIONS: Final = 4
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The effort that was settled on, and what it gives.
+    """The chosen effort, and its measured recall.
 
-    `recall` is of the index alone; `rescored` what a search gives that scores the best 40 anew. By kind of query:
-    mean, standard_error, queries.
+    `recall` is that of the index alone; `rescored` that of a search which rescores the best 40. By kind of query: mean,
+    standard_error, queries.
     """
 
     effort: int
@@ -33,14 +33,14 @@ class Tuned:
     ms_per_query: float
 
     def worst(self, lossy: bool) -> float | None:
-        """Return the recall that counts, of the kind of query that has the least; None where nothing was measured."""
+        """Return the applicable recall of the worst kind of query; None if nothing was measured."""
         return _worst(self.rescored if lossy else self.recall)
 
 
 def tune(index: VectorIndex, held_out: HeldOut, target: float, lossy: bool, least: int = 1) -> Tuned:
-    """Return the least effort whose recall reaches `target` for every kind of query, or the best that there is.
+    """Return the least effort whose recall reaches `target` for every kind of query, or that with the best recall.
 
-    Never less than `least`; of a graph, never less than 10, as it looks at so many candidates anyway.
+    At least `least`; for a graph at least 10, as it always examines that many candidates.
     """
     seen: dict[int, Tuned] = {}
 
@@ -69,7 +69,7 @@ def _bisect(reached: Any, low: int, high: int, target: float) -> int:
 
 
 def _measure(index: VectorIndex, held_out: HeldOut, effort: int, lossy: bool) -> Tuned:
-    """Search as `espalier search` does: a graph looks at as many candidates as are asked for, so not for more."""
+    """Search as `espalier search` does: a graph examines as many candidates as are requested, so no more are."""
     if not len(held_out):
         return Tuned(effort, {}, {}, 0.0)
     wanted = RESCORED * K if lossy else K
@@ -79,7 +79,7 @@ def _measure(index: VectorIndex, held_out: HeldOut, effort: int, lossy: bool) ->
 
 
 def _ms_per_query(index: VectorIndex, held_out: HeldOut, effort: int) -> float:
-    """Return the median time of one query alone, ms."""
+    """Return the median time of a single query, ms."""
     taken: list[float] = []
     for query in held_out.queries[:_TIMED]:
         if sum(taken) > _TIMED_S:

@@ -1,9 +1,8 @@
-"""A faiss index of unit vectors under their sample_ids: trained, filled block by block, searched, written.
+"""A faiss index of unit vectors by sample_id: train, add rows in blocks, search, write.
 
-The similarity is the inner product of unit vectors, the cosine. Lists are learnt by `tasks.vectors.kmeans`, and rows
-are put
-into them by it too: its training sample is explicit (faiss draws one of its own, unseen), and it runs on a GPU where
-faiss is the CPU's. Not for rows without a direction: they are passed over.
+The similarity is the inner product of unit vectors, the cosine. Lists are trained by `tasks.vectors.kmeans`, which also
+assigns rows to them: its training sample is explicit (that of faiss is internal), and it runs on a GPU while faiss uses
+the CPU. Rows without a direction (zero or not finite) are skipped.
 """
 
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ from tasks.vectors import kmeans
 from tasks.vectors.nearest_centroid import Assigner
 
 ITERATIONS: Final = 10
-"""Of k-means, for the lists: as faiss has it."""
+"""Iterations of k-means for the lists, as in faiss."""
 _BUILD_EFFORT: Final = 40
-"""HNSW's efConstruction, as faiss has it: links are chosen among so many candidates."""
+"""HNSW's efConstruction, as in faiss: the number of candidates for links."""
 _ROTATION_ROUNDS: Final = 8
 _MAX_GRAPH_EFFORT: Final = 4096
 BLOCK: Final = 16_384
@@ -29,7 +28,7 @@ BLOCK: Final = 16_384
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Return float32 (n, d) rows of length 1, of rows that have a direction."""
+    """Normalise rows that have a direction to float32 (n, d) of length 1."""
     rows = vectors.astype(np.float32)
     rows /= np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
     return np.ascontiguousarray(rows)
@@ -38,7 +37,7 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 def unit_blocks(sample_ids: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (ids int64 (m,), float32 (m, d) unit rows) of (n,) and (n, d), at most 16,384 at once.
 
-    Rows without a direction are passed over.
+    Rows without a direction are skipped.
     """
     for start in range(0, len(vectors), BLOCK):
         rows = vectors[start : start + BLOCK].astype(np.float32)
@@ -53,19 +52,19 @@ def unit_blocks(sample_ids: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[n
 
 @dataclass
 class VectorIndex:
-    """One faiss index and its kind. `effort` is how hard a search looks: nprobe of lists, efSearch of a graph."""
+    """A faiss index and its kind. `effort` is that of a search: nprobe of lists, efSearch of a graph."""
 
     faiss: Any
     kind: Kind
     device: str = "cpu"
-    """Where rows are compared with the lists' centroids when they are added. The index itself is the CPU's."""
+    """The device on which added rows are compared with the lists' centroids. The index itself is on the CPU."""
 
     @classmethod
     def train(cls, choice: Choice, sample: np.ndarray, seed: int = 0, device: str = "cpu") -> "VectorIndex":
-        """Return an empty index that has learnt its lists and codes from a sample; `flat` and `hnsw` need none.
+        """Return an empty index with lists and codes trained on a sample; `flat` and `hnsw` need none.
 
-        `sample`: (n, d), float16 or float32, every row with a direction. Raises UserError where it has fewer rows than
-        there are lists.
+        `sample`: (n, d), float16 or float32, every row with a direction. Raises UserError if it has fewer rows than
+        lists.
         """
         if choice.kind in ("flat", "hnsw"):
             return cls(_library().IndexIDMap(_unlisted(choice)), choice.kind)
@@ -73,9 +72,9 @@ class VectorIndex:
 
     @classmethod
     def read(cls, path: str | None, data: bytes | None, kind: Kind, mapped: bool = False) -> "VectorIndex":
-        """Return the index in a file, or in bytes. One that is `mapped` is there at once, but cannot be changed.
+        """Return the index in a file, or in bytes. A `mapped` one opens immediately, but cannot be changed.
 
-        Raises UserError where it is damaged.
+        Raises UserError if it is damaged.
         """
         faiss = _library()
         try:
@@ -83,32 +82,32 @@ class VectorIndex:
                 return cls(faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC if mapped else 0), kind)
             return cls(faiss.deserialize_index(np.frombuffer(data or b"", np.uint8)), kind)
         except RuntimeError as error:
-            raise UserError(f"the index {path or ''} cannot be read: remove it and make it anew") from error
+            raise UserError(f"the index {path or ''} cannot be read: remove it and build it again") from error
 
     def write(self, file: IO[bytes]) -> None:
-        """Write all of it."""
+        """Write the index to a file."""
         faiss = _library()
         faiss.write_index(self.faiss, faiss.PyCallbackIOWriter(file.write))
 
     @property
     def rows(self) -> int:
-        """Vectors in it."""
+        """The number of vectors."""
         return int(self.faiss.ntotal)
 
     @property
-    def forgets(self) -> bool:
-        """Whether rows can be taken out of it."""
+    def can_remove(self) -> bool:
+        """Whether the kind supports the removal of rows."""
         return self.kind != "hnsw"
 
     @property
     def most_effort(self) -> int:
-        """The effort that leaves nothing unseen (lists), or that is no longer worth it (graph)."""
+        """The effort that examines everything (lists), or beyond which the gain is negligible (graph)."""
         if self._lists is not None:
             return int(self._lists.nlist)
         return _MAX_GRAPH_EFFORT if self.kind == "hnsw" else 1
 
     def add(self, sample_ids: np.ndarray, rows: np.ndarray) -> None:
-        """Put in rows: ids int64 (n,), float32 (n, d) unit rows (`unit_blocks` makes them)."""
+        """Add rows: ids int64 (n,), float32 (n, d) unit rows (from `unit_blocks`)."""
         if self._lists is None:
             self.faiss.add_with_ids(rows, np.ascontiguousarray(sample_ids, np.int64))
             return
@@ -117,20 +116,20 @@ class VectorIndex:
             self._add_listed(np.ascontiguousarray(sample_ids[some], np.int64), rows[some])
 
     def remove(self, sample_ids: np.ndarray) -> int:
-        """Take out rows; return how many there were. Raises UserError where the kind cannot."""
+        """Remove rows; return how many were found. Raises UserError if the kind does not support it."""
         return self._remove(_library().IDSelectorBatch(np.ascontiguousarray(sample_ids, np.int64)))
 
     def remove_span(self, low: int, high: int) -> int:
-        """Take out the rows whose sample_id lies in [low, high]."""
+        """Remove the rows whose sample_id is in [low, high]."""
         return self._remove(_library().IDSelectorRange(low, high + 1))
 
     def search(
         self, queries: np.ndarray, k: int, effort: int = 0, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return (scores float32 (q, k) descending, sample_ids int64 (q, k)) of the nearest rows; -1 where too few.
+        """Return (scores float32 (q, k) descending, sample_ids int64 (q, k)) of the nearest rows, padded with -1.
 
-        `queries`: float32 (q, d), unit rows. With `allowed` (int64), only of those samples: they cost about 50 bytes
-        each while the search lasts.
+        `queries`: float32 (q, d), unit rows. `allowed` (int64) restricts the results to these samples, at about 50
+        bytes of memory each during the search.
         """
         faiss = _library()
         selector = None if allowed is None else faiss.IDSelectorBatch(np.ascontiguousarray(allowed, np.int64))
@@ -165,8 +164,8 @@ class VectorIndex:
         self.faiss.ntotal = self._lists.ntotal
 
     def _remove(self, selector: Any) -> int:
-        if not self.forgets:
-            raise UserError("an index of kind hnsw cannot forget rows: build it anew")
+        if not self.can_remove:
+            raise UserError("rows cannot be removed from an index of kind hnsw: build it again")
         return int(self.faiss.remove_ids(selector))
 
 
@@ -180,12 +179,12 @@ def _unlisted(choice: Choice) -> Any:
 
 
 def _listed(choice: Choice, sample: np.ndarray, seed: int, device: str) -> Any:
-    """Return an inverted file: k-means for its lists, then faiss's training of the codes."""
+    """Return a trained inverted file: k-means for its lists, then faiss's training of the codes."""
     faiss = _library()
     centroids = kmeans.fit(sample, choice.lists, niter=ITERATIONS, seed=seed, device=device).centroids
     few = unit_rows(sample[np.linspace(0, len(sample) - 1, min(len(sample), CODEBOOK_ROWS)).astype(np.int64)])
     rotation = _rotation(choice, few) if choice.kind == "opq" else None
-    if rotation is not None:  # it keeps lengths and angles, so the centroids of rotated rows are the rotated centroids
+    if rotation is not None:  # a rotation preserves lengths and angles, so the centroids are rotated as well
         centroids, few = rotation.apply(centroids), rotation.apply(few)
     quantizer = faiss.IndexFlatIP(choice.dim)
     quantizer.add(np.ascontiguousarray(centroids))
@@ -222,12 +221,12 @@ def _rotation(choice: Choice, sample: np.ndarray) -> Any:
 
 
 def _library() -> Any:
-    """Return the module faiss. Raises UserError where it is missing."""
+    """Return the module faiss. Raises UserError if it is missing."""
     try:
         import faiss
     except ImportError as error:
         raise UserError(
             "faiss is not installed, and an index needs it: pip install -e '.[cpu]' or '.[gpu]'; "
-            "`espalier search --exact` does without"
+            "`espalier search --exact` does not"
         ) from error
     return faiss

@@ -15,7 +15,7 @@ from catalog.errors import RecipeError, nearest
 from catalog.schema import SAMPLE_ID
 from tasks.score._base import Forward, ImageScorer
 from tasks.stage import Batches, Columns, Config, MapStage, Resources, Step, Tables
-from tasks.streams.rebatch import recut
+from tasks.streams.rebatch import rebatch
 
 if TYPE_CHECKING:
     from tasks.score import AnyImageScorer
@@ -78,7 +78,7 @@ def _ahead(
     """Yield forward batches in order, prepared; the next ones are under way meanwhile."""
     waiting: list[tuple[pa.Table, Pictures, list[Future[None]]]] = []
     try:
-        for rows in recut(batches, size):
+        for rows in rebatch(batches, size):
             waiting.append((rows, *_submit(rows, scorers, pool)))
             if len(waiting) > _AHEAD:
                 yield _done(*waiting.pop(0))

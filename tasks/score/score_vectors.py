@@ -17,7 +17,7 @@ from tasks.score._base import VectorScorer
 from tasks.score._heads import Head, Stacked
 from tasks.score.prompts import vectors_of
 from tasks.stage import Batches, Columns, MapStage, Resources, Step, Tables
-from tasks.streams.rebatch import recut
+from tasks.streams.rebatch import rebatch
 
 if TYPE_CHECKING:
     from tasks.score import AnyVectorScorer
@@ -65,7 +65,7 @@ class ScoreVectors(MapStage):
         stacks: dict[str, _Stack] = {}
 
         def step(batches: Iterator[pa.Table]) -> Batches:
-            for block in recut(batches, PIECE_ROWS):
+            for block in rebatch(batches, PIECE_ROWS):
                 if not stacks:
                     stacks.update(_stacks(self.scorers, heads, block.column_names, device))
                 yield _score(block, stacks, self.output({}))

@@ -1,4 +1,4 @@
-"""Working on many things at once in this process, with the results in the order of the things."""
+"""A concurrent map over threads that preserves the order of the items."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,13 +9,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(
+def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int = 1
 ) -> Iterator[Result]:
-    """Yield `function` of each item, in order, computed by some threads.
+    """Yield `function(item)` for each item, in order, computed by `threads` threads.
 
-    At most `threads` + `ahead` items are begun and not yet taken; they are drawn from `items` in the caller's thread.
-    What the function raises is raised here, in its turn; what was begun is then ended, and nothing else started.
+    At most `threads` + `ahead` items are started and not yet consumed; `items` is iterated in the caller's thread.
+    An exception of the function is raised here, in order; items in progress are completed, and no other is started.
     """
     pending: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(threads)

@@ -1,12 +1,12 @@
-"""Cutting a part's rows at fixed places: results must not depend on how batches arrive."""
+"""Split a part's rows at fixed positions: results must not depend on how batches arrive."""
 
 from collections.abc import Iterator
 
 import pyarrow as pa
 
 
-def recut(batches: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Yield the same rows in tables of exactly `rows`, counted from the first one, and the rest."""
+def rebatch(batches: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Yield the rows in tables of exactly `rows` rows; the last one may be smaller."""
     held: list[pa.Table] = []
     count = 0
     for batch in batches:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from tasks.streams.ordered_map import Item, Result, in_order
+from tasks.streams.ordered_map import Item, Result, ordered_map
 
 AHEAD: Final = 12
 """Items that are drawn beyond one a thread: work for the threads while the next items are read."""
@@ -26,6 +26,6 @@ def on_cores(
         return
     torch.set_num_threads(1)  # of this thread, and of those that start from now on
     try:
-        yield from in_order(function, items, threads, ahead)
+        yield from ordered_map(function, items, threads, ahead)
     finally:
         torch.set_num_threads(threads)

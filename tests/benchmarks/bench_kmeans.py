@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_info
 
-from tasks.streams.ordered_map import in_order
+from tasks.streams.ordered_map import ordered_map
 from tasks.vectors import kmeans, unit_rows
 from tasks.vectors.nearest_centroid import BLOCK, Assigner
 
@@ -46,7 +46,7 @@ def products(rows: torch.Tensor, centroids: torch.Tensor, passes: int) -> None:
     starts = [start for _ in range(passes) for start in range(0, len(rows), BLOCK)]
     torch.set_num_threads(1)
     try:
-        for _ in in_order(lambda start: tiles(rows[start : start + BLOCK], centroids), starts, threads):
+        for _ in ordered_map(lambda start: tiles(rows[start : start + BLOCK], centroids), starts, threads):
             pass
     finally:
         torch.set_num_threads(threads)

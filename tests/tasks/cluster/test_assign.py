@@ -9,7 +9,7 @@ import pytest
 from catalog.schema import CLUSTERS, vector
 from tasks.cluster import Assign
 from tasks.cluster.centroids import centroids_table
-from tasks.streams.rebatch import recut
+from tasks.streams.rebatch import rebatch
 
 
 def world(n: int, k: int = 50, dim: int = 12, seed: int = 0) -> tuple[pa.Table, pa.Table, np.ndarray, np.ndarray]:
@@ -65,6 +65,6 @@ def test_recut_keeps_every_row() -> None:
     sizes = [3, 0, 10, 1, 25]
     schema = pa.schema({"x": pa.string()})
     tables = [pa.table([[f"{number}.{i}" for i in range(size)]], schema) for number, size in enumerate(sizes)]
-    found = list(recut(iter(tables), 8))
+    found = list(rebatch(iter(tables), 8))
     assert [t.num_rows for t in found] == [8, 8, 8, 8, 7]
     assert pa.concat_tables(found).equals(pa.concat_tables(tables).combine_chunks())

@@ -168,7 +168,7 @@ def test_labels_that_cannot_be_used(tiny_clip: tuple[Path, Path], tmp_path: Path
     tables = with_embeddings(world(), tiny_clip)
     with pytest.raises(UserError, match="of encoder 'clip' have 32 numbers, the centroids 8: say in `encoder`"):
         described(tables, tmp_path, labels=["cat"])
-    with pytest.raises(RecipeError, match="does not say which encoder made it: embed once more"):
+    with pytest.raises(RecipeError, match="has no encoder: run `embed` again"):
         Concepts(labels=("cat",)).inputs({"clusters": CLUSTERS, "embeddings": pa.schema([vector("clip", 8, "")])})
     with pytest.raises(RecipeError, match="put a stage `use: cluster` before"):
         Concepts().inputs({})

@@ -1,4 +1,4 @@
-"""What is left of concepts and of the tail, against plain loops and cases worked by hand."""
+"""Coverage of concepts and of the tail, against plain loops and cases computed by hand."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_tail_by_hand() -> None:
 
 
 def by_rows(sizes: list[int], tail: float) -> np.ndarray:
-    """The definition, row by row: equal sizes share the rows at the border evenly."""
+    """The definition, row by row: equal sizes share the rows at the boundary evenly."""
     weights = np.zeros(len(sizes))
     left = tail * sum(sizes)
     for size in sorted(set(sizes)):
@@ -45,7 +45,7 @@ def by_rows(sizes: list[int], tail: float) -> np.ndarray:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12), tail=st.sampled_from([0.05, 0.2, 0.5, 1.0]))
-def test_tail_by_definition_and_exactly_so_many_rows(sizes: list[int], tail: float) -> None:
+def test_tail_by_definition_and_with_the_exact_number_of_rows(sizes: list[int], tail: float) -> None:
     weights = tail_weights(np.array(sizes), tail)
     np.testing.assert_allclose(weights, by_rows(sizes, tail), atol=1e-12)
     assert weights @ np.array(sizes) == pytest.approx(tail * sum(sizes))
@@ -65,14 +65,14 @@ def test_uneven_sizes_in_closed_form() -> None:
     assert gini(x) == pytest.approx(pairs)
 
 
-def test_gini_after_counts_the_concepts_that_are_gone() -> None:
+def test_gini_after_counts_emptied_concepts() -> None:
     clusters = np.repeat([0, 1], 10)
     found = coverage(clusters, clusters == 0)
     assert found.gini == pytest.approx((0, 0.5))
     assert found.effective == pytest.approx((2, 1))
 
 
-def test_nothing() -> None:
+def test_no_rows() -> None:
     found = coverage(np.array([-1, -1]), np.array([True, False]))
     assert (found.share, found.emptied, found.tail_share, found.concept_coverage) == (0, 0, 0, 0)
     assert found.effective == found.gini == (0, 0)

@@ -1,4 +1,4 @@
-"""Names of classes: the published weights, word by word, and words that no name should have."""
+"""Names of classes: the published weights, word by word, and words that are excluded."""
 
 import math
 from collections import Counter
@@ -28,7 +28,7 @@ def test_class_tfidf_is_the_papers() -> None:
         assert row == pytest.approx([expected.get(word, 0.0) for word in vocabulary])
 
 
-def test_a_class_is_named_by_what_only_it_says() -> None:
+def test_a_class_is_named_by_its_distinctive_words() -> None:
     documents = ["photo of a cat\ncat photo", "photo of a dog\ndog, photo", "photo"]
     names = name_classes(documents, terms=1)
     assert names == [["cat"], ["dog"], ["photo"]]
@@ -39,7 +39,7 @@ def test_classes_without_words_have_no_name() -> None:
     assert name_classes(["", "cat"]) == [[], ["cat"]]
 
 
-def test_words_of_other_scripts_count_and_endless_ones_do_not() -> None:
+def test_words_of_other_scripts_are_included_and_long_ones_are_not() -> None:
     (name,) = name_classes(["кошка 猫咪 " + "x" * 10_000])
     assert set(name) == {"кошка", "猫咪"}
 
@@ -50,7 +50,7 @@ def test_letters_keep_their_marks() -> None:
     assert name_classes([hindi, f"{cafe} {decomposed}"]) == [[hindi], [cafe]]
 
 
-def test_no_pair_has_words_of_two_captions() -> None:
+def test_pairs_do_not_cross_captions() -> None:
     dogs = "\n".join(["dog"] * 64)
     names = name_classes([dogs, "\n".join(["black dog"] * 640)], terms=1)
     assert names[0] == ["dog"]  # "dog dog" stands in no caption

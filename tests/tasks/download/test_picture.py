@@ -84,9 +84,9 @@ def test_every_format_is_stored(maker: PictureMaker, pil: str) -> None:
 def test_only_formats_of_unknown_cost_start_a_process(maker: PictureMaker) -> None:
     for pil in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
         maker.fill(Outcome(), encoded(picture(30, 20), pil), None)
-    assert not maker._apart._idle
+    assert not maker._processes._idle
     maker.fill(Outcome(), encoded(picture(30, 20), "AVIF"), None)
-    (child,) = maker._apart._idle
+    (child,) = maker._processes._idle
     maker.close()
     assert child.poll() is not None
 

@@ -1,4 +1,4 @@
-"""Decoding ahead: rows are cut at fixed places, and threads end with their reader."""
+"""Prefetching: batches have fixed boundaries, and threads end with their consumer."""
 
 import threading
 
@@ -14,7 +14,7 @@ ENCODER = Encoder(name="clip", model="ViT-B-32", pretrained="openai", text=False
 
 
 class Thumbnails:
-    """Stands for the pixels' half of a model: no weights are needed to test who prepares what, and when."""
+    """Replaces the transform of a model: no weights are needed to test prefetching."""
 
     shape = (4, 4, 3)
 
@@ -31,7 +31,7 @@ def rows(n: int, start: int = 0) -> pa.Table:
     return pa.table({"sample_id": range(start, start + n), "image": pa.array(images, pa.large_binary())})
 
 
-def test_rows_come_in_order_and_whole() -> None:
+def test_rows_are_complete_and_in_order() -> None:
     model = Thumbnails()
     found = list(prepare_ahead(iter([rows(6), rows(5, 6)]), {ENCODER: model}, 4, 3))  # type: ignore[dict-item]
     assert [p.sample_ids.to_pylist() for p in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
@@ -40,7 +40,7 @@ def test_rows_come_in_order_and_whole() -> None:
             np.testing.assert_allclose(small.mean(), picture(16, 16, seed=sample_id).mean(), atol=2)
 
 
-def test_it_does_not_run_away_and_stops_when_its_reader_does() -> None:
+def test_prefetching_is_bounded_and_stops_with_its_consumer() -> None:
     model, before = Thumbnails(), threading.active_count()
     taken: list[int] = []
     table = rows(4)

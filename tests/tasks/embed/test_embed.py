@@ -1,4 +1,4 @@
-"""`embed` against a plain open_clip loop, on bad data, and however its rows arrive."""
+"""`embed` against a plain open_clip loop, on bad data, and with rows in any batches."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def matrix(table: pa.Table, column: str) -> np.ndarray:
 
 
 def plain_open_clip(config: Path, weights: Path, images: list[bytes], captions: list[str]) -> tuple[Any, Any]:
-    """Return unit float32 vectors as open_clip's own README computes them, one image at a time."""
+    """Return unit float32 vectors as in open_clip's README, one image at a time."""
     import io
 
     import open_clip
@@ -67,7 +67,7 @@ def test_vectors_are_those_of_a_plain_open_clip_loop(tiny_clip: tuple[Path, Path
     np.testing.assert_allclose(found["clip_score"].to_numpy(), (image * text).sum(1), atol=1e-5)
 
 
-def test_schema_is_what_is_written(tiny_clip: tuple[Path, Path]) -> None:
+def test_the_written_schema_is_the_declared_one(tiny_clip: tuple[Path, Path]) -> None:
     config, weights = map(str, tiny_clip)
     stage = Embed(
         encoders=[
@@ -96,7 +96,7 @@ def test_one_decode_serves_every_encoder(tiny_clip: tuple[Path, Path], monkeypat
 
 
 @pytest.mark.parametrize("sizes", [(23,), (1, 22), (7, 7, 9), (4, 0, 4, 15)])
-def test_how_rows_arrive_changes_no_bit(tiny_clip: tuple[Path, Path], sizes: tuple[int, ...]) -> None:
+def test_the_batches_of_the_input_change_no_bit(tiny_clip: tuple[Path, Path], sizes: tuple[int, ...]) -> None:
     config, weights = map(str, tiny_clip)
     stage = Embed(encoders=[{"name": "clip", "model": config, "pretrained": weights}], batch_size=5, decode_threads=3)
     table = rows([jpeg(64, 48, seed=i) if i % 6 else b"junk" for i in range(23)])
@@ -160,7 +160,7 @@ def test_weights_that_are_not_finite_give_a_reason(tiny_clip: tuple[Path, Path],
     assert found["well"].null_count == found["well_score"].null_count == 1
 
 
-def test_errors_of_the_input_come_out(tiny_clip: tuple[Path, Path]) -> None:
+def test_errors_of_the_input_are_raised(tiny_clip: tuple[Path, Path]) -> None:
     config, weights = map(str, tiny_clip)
 
     def broken() -> Iterator[pa.Table]:
@@ -194,7 +194,7 @@ def test_bfloat16_is_close_to_float32(tiny_clip: tuple[Path, Path]) -> None:
     assert not np.array_equal(matrix(found, "float32"), matrix(found, "bfloat16"))
 
 
-def test_fingerprint_follows_content_and_not_place(tiny_clip: tuple[Path, Path], tmp_path: Path) -> None:
+def test_fingerprint_depends_on_content_and_not_on_path(tiny_clip: tuple[Path, Path], tmp_path: Path) -> None:
     config, weights = tiny_clip
     moved = tmp_path / "elsewhere.safetensors"
     moved.write_bytes(weights.read_bytes())
@@ -208,7 +208,7 @@ def test_fingerprint_follows_content_and_not_place(tiny_clip: tuple[Path, Path],
     assert parameters(moved) != parameters(weights)
 
 
-def test_weights_that_cannot_be_read_are_one_line(tiny_clip: tuple[Path, Path], tmp_path: Path) -> None:
+def test_unreadable_weights_are_a_one_line_error(tiny_clip: tuple[Path, Path], tmp_path: Path) -> None:
     config, weights = tiny_clip
     for name in ("short.safetensors", "short.pt"):
         short = tmp_path / name
@@ -220,11 +220,11 @@ def test_weights_that_cannot_be_read_are_one_line(tiny_clip: tuple[Path, Path], 
 
 def test_two_columns_cannot_share_a_name() -> None:
     encoders = [{"name": n, "model": "ViT-B-32", "pretrained": "openai"} for n in ("clip", "clip_text")]
-    with pytest.raises(ValidationError, match="two columns would be called 'clip_text'"):
+    with pytest.raises(ValidationError, match="two columns would be named 'clip_text'"):
         Embed(encoders=encoders)
 
 
-def test_needs_the_tables_that_it_reads() -> None:
+def test_missing_input_tables_are_refused() -> None:
     stage = Embed(encoders=[{"name": "clip", "model": "ViT-B-32", "pretrained": "openai"}])
     with pytest.raises(RecipeError, match="embed needs the table 'images'"):
         stage.inputs({"source": SOURCE})

@@ -1,4 +1,4 @@
-"""What is said of an encoder is checked before anything is loaded."""
+"""The configuration of an encoder is checked before anything is loaded."""
 
 import json
 from pathlib import Path
@@ -21,9 +21,9 @@ TRAINED = {"models": TrainClip(model_name="small-clip").output({})}
     [
         ({"model": "ViT-B-33", "pretrained": "openai"}, "no model 'ViT-B-33' in open_clip.*did you mean 'ViT-B-32'"),
         ({"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79"}, "did you mean 'laion2b_s34b_b79k'"),
-        ({"model": "ViT-B-32"}, "say `pretrained`, the weights of ViT-B-32; there is: .*openai"),
+        ({"model": "ViT-B-32"}, "specify `pretrained`, the weights of ViT-B-32; there is: .*openai"),
         ({"model": "nowhere/clip.json", "pretrained": "random"}, "no such file"),
-        ({"model": "hf-hub:org/repo"}, "say `dim`"),
+        ({"model": "hf-hub:org/repo"}, "specify `dim`"),
         ({"trained": "small_clip"}, "no earlier stage trains 'small_clip'; did you mean 'small-clip'"),
     ],
 )
@@ -35,9 +35,9 @@ def test_wrong_names_get_the_nearest_right_one(said: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({}, "say either `model` or `trained`"),
-        ({"model": "ViT-B-32", "trained": "small-clip"}, "say either `model` or `trained`"),
-        ({"trained": "small-clip", "pretrained": "openai"}, "`pretrained` goes with `model` only"),
+        ({}, "specify either `model` or `trained`"),
+        ({"model": "ViT-B-32", "trained": "small-clip"}, "specify either `model` or `trained`"),
+        ({"trained": "small-clip", "pretrained": "openai"}, "`pretrained` requires `model`"),
         ({"model": "ViT-B-32", "pretrained": "openai", "dim": 3}, "`dim` is for hf-hub"),
         ({"model": "ViT-B-32", "weights": "openai"}, "Extra inputs"),
     ],
@@ -68,7 +68,7 @@ def test_the_length_of_vectors_is_known_before_loading(said: dict[str, Any], dim
     assert Encoder(name="clip", **said).check(TRAINED) == dim
 
 
-def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+def test_files_that_are_not_a_configuration(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text("{nonsense")
     with pytest.raises(RecipeError, match="is not a model configuration"):
@@ -78,23 +78,23 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
         Encoder(name="clip", model=str(path), pretrained="random").check({})
 
 
-def test_a_small_vocabulary_needs_a_tokenizer_of_its_own() -> None:
+def test_a_small_vocabulary_requires_its_tokenizer() -> None:
     model = str(Path(__file__).parents[3] / "configs/models/tiny_vit.json")
     with pytest.raises(RecipeError, match="4100 tokens, CLIP's tokenizer 49408"):
         Encoder(name="clip", model=model, pretrained="random").check({})
     assert Encoder(name="clip", model=model, pretrained="random", text=False).check({}) == 64
 
 
-def test_nothing_to_train_from() -> None:
+def test_a_model_that_no_stage_trains() -> None:
     with pytest.raises(RecipeError, match="no earlier stage trains 'small-clip'; there is none"):
         Encoder(name="clip", trained="small-clip").check({})
 
 
-def test_a_column_says_which_encoder_made_it(tiny_clip: tuple[Path, Path]) -> None:
+def test_a_column_records_its_encoder(tiny_clip: tuple[Path, Path]) -> None:
     encoder = Encoder(name="clip", model=str(tiny_clip[0]), pretrained=str(tiny_clip[1]))
     schema = pa.schema(encoder.fields({}))
     assert encoder_of(schema, "clip") == encoder_of(schema, "clip_text") == encoder
     with pytest.raises(RecipeError, match="did you mean"):
         encoder_of(schema, "clap")
-    with pytest.raises(RecipeError, match="embed once more"):
+    with pytest.raises(RecipeError, match="run `embed` again"):
         encoder_of(pa.schema([vector("old", 2, "")]), "old")

@@ -1,4 +1,4 @@
-"""A loaded encoder: its half of open_clip's transform, its precision, and weights that are not there."""
+"""A loaded encoder: its part of open_clip's transform, its precision, and missing weights."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_a_model_that_the_table_lacks() -> None:
         load(Encoder(name="clip", trained="small-clip"), "cpu", {"models": models})
 
 
-def test_texts_and_images_become_unit_vectors_and_what_is_none_becomes_zero(tiny_clip: tuple[Path, Path]) -> None:
+def test_texts_and_images_become_unit_vectors_and_missing_ones_zero(tiny_clip: tuple[Path, Path]) -> None:
     from tasks.images import encode
 
     model = load(Encoder(name="clip", model=str(tiny_clip[0]), pretrained="random"), "cpu", {})

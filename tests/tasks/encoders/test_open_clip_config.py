@@ -8,7 +8,7 @@ from tasks.encoders.open_clip_config import WordTokenizer, builtin_models, pretr
 from tasks.encoders.torchvision_on_cpu import ensure_torchvision
 
 
-def test_every_model_and_tag_that_open_clip_knows() -> None:
+def test_every_model_and_tag_of_open_clip() -> None:
     ensure_torchvision()
     import open_clip
 
@@ -42,6 +42,6 @@ def test_tokenizer_does_not_depend_on_order_or_form() -> None:
     np.testing.assert_array_equal(one.numbers(["cafe\u0301"]), one.numbers(["CAFÉ"]))
 
 
-def test_end_mark_is_where_the_text_tower_looks() -> None:
+def test_the_end_token_is_where_the_text_tower_expects_it() -> None:
     tokens = WordTokenizer(["a"], 5)(["a a", "a " * 50, "\0"])
     assert tokens.argmax(1).tolist() == [3, 4, 1]

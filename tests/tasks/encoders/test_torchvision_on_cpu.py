@@ -1,4 +1,4 @@
-"""The shim, in fresh interpreters: importing torchvision is once a process."""
+"""The shim, in new interpreters, as torchvision can be imported only once per process."""
 
 import subprocess
 import sys
@@ -14,12 +14,12 @@ def python(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_torchvision_imports_whatever_wheel_it_is() -> None:
+def test_torchvision_imports_with_any_wheel() -> None:
     code = "print(ensure(), ensure())\nfrom torchvision.ops import box_iou; import torchvision.transforms"
     assert python(code) in ("native native", "shim shim")
 
 
-def test_absent_torchvision_is_said() -> None:
+def test_absent_torchvision_is_reported() -> None:
     assert python("sys.modules['torchvision'] = None\nprint(ensure())") == "absent"
 
 

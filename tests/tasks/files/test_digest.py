@@ -1,4 +1,4 @@
-"""A file is its content: moving it changes nothing, changing it does."""
+"""Digests depend on the content of a file: moving it changes nothing."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from tasks.files.digest import digest_of
 
 
-def test_the_digest_is_of_the_content_as_it_is_now(tmp_path: Path) -> None:
+def test_the_digest_is_that_of_the_current_content(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_bytes(b"a")
     assert digest_of(one) == hashlib.sha256(b"a").hexdigest()

@@ -1,4 +1,4 @@
-"""Weights from files and from a real web server: fetched once, verified always, and nothing else is ever loaded."""
+"""Weights from files and from a real web server: fetched once, always verified, and no other content is loaded."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ from tasks.files.weights import Weights, parse, read_bytes
 
 
 class Server:
-    """A web server on loopback: `files` by path; what was asked for is in `asked`."""
+    """A web server on loopback: `files` by path; `asked` records the requests."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -81,7 +81,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_a_url_is_fetched_once_and_lies_under_its_digest(server: Server) -> None:
+def test_a_url_is_fetched_once_and_cached_by_digest(server: Server) -> None:
     data = server.files["/head.npy"]
     weights = Weights(weights=server.url("/head.npy"), sha256=sha256(data))
     np.testing.assert_array_equal(weights.read()["array"].numpy(), np.arange(6.0))
@@ -99,7 +99,7 @@ def test_a_redirect_is_followed_and_many_readers_agree(server: Server) -> None:
     assert [path.name for path in cache_folder("weights").iterdir()] == [sha256(data)]
 
 
-def test_a_wrong_digest_is_one_line_and_leaves_nothing(server: Server) -> None:
+def test_a_wrong_digest_is_a_one_line_error_and_caches_nothing(server: Server) -> None:
     weights = Weights(weights=server.url("/head.npy"), sha256="0" * 64)
     with pytest.raises(UserError, match=rf"found sha256 {sha256(server.files['/head.npy'])}, expected 0{{64}}$"):
         weights.read()
@@ -126,13 +126,13 @@ def test_a_cached_file_that_changed_is_fetched_again(server: Server) -> None:
         ("/nowhere", 10_000, "cannot be fetched: HTTP Error 404"),
     ],
 )
-def test_answers_that_are_no_weights(server: Server, path: str, limit: int, message: str) -> None:
+def test_responses_that_are_not_weights(server: Server, path: str, limit: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_bytes(server.url(path), sha256(server.files["/head.npy"]), limit)
     assert list(cache_folder("weights").iterdir()) == []
 
 
-def test_a_server_that_is_not_there(server: Server) -> None:
+def test_an_unreachable_server(server: Server) -> None:
     server.http.shutdown()
     server.http.server_close()
     with pytest.raises(UserError, match=r"weights http://127.0.0.1:\d+/head.npy: cannot be fetched: .*refused"):
@@ -141,11 +141,11 @@ def test_a_server_that_is_not_there(server: Server) -> None:
 
 def test_a_cache_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be")
-    with pytest.raises(UserError, match=r"head\.npy: cannot be kept in .*/cache/espalier/weights: Not a directory"):
+    with pytest.raises(UserError, match=r"head\.npy: cannot write .*/cache/espalier/weights: Not a directory"):
         read_bytes(server.url("/head.npy"), "0" * 64)
 
 
-def test_every_published_layout_gives_the_tensors(tmp_path: Path) -> None:
+def test_every_published_layout_is_supported(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save
 
@@ -176,7 +176,7 @@ class Code:
     ],
     ids=["code", "no state dict", "objects", "empty", "html", "broken safetensors", "short zip"],
 )
-def test_files_that_hold_anything_else_are_refused(data: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_with_other_content_are_refused(data: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"^weights head\.pt: ") as raised:
         parse(data, "head.pt")
     assert "\n" not in str(raised.value)
@@ -189,7 +189,7 @@ def array_header(shape: str) -> bytes:
 
 
 @pytest.mark.parametrize("shape", ["(1000000000000000,)", "(9223372036854775808,)", "(", "(-1,)"])
-def test_an_array_that_cannot_be_is_one_line(shape: str) -> None:
+def test_an_invalid_array_is_a_one_line_error(shape: str) -> None:
     with pytest.raises(UserError, match=r"^weights head\.npy: expected safetensors, .*"):
         parse(array_header(shape), "head.npy")
 
@@ -204,8 +204,8 @@ def test_tensors_without_plain_numbers_are_refused() -> None:
         parse(torch_file({0: torch.ones(2)}), "head.pt")
 
 
-def test_broken_files_are_one_line_whatever_their_readers_raise() -> None:
-    """By this seed they raise IndexError, TokenError, struct.error and AssertionError, among others."""
+def test_damaged_files_are_a_one_line_error() -> None:
+    """With this seed the readers raise IndexError, TokenError, struct.error and AssertionError, among others."""
     import torch
     from safetensors.torch import save
 
@@ -222,7 +222,7 @@ def test_broken_files_are_one_line_whatever_their_readers_raise() -> None:
             assert parse(bytes(data), "head").keys() is not None
 
 
-def test_local_files_are_verified_and_known_by_content(tmp_path: Path) -> None:
+def test_local_files_are_verified_and_identified_by_content(tmp_path: Path) -> None:
     data = array_file(np.ones(3))
     one, two = tmp_path / "one.npy", tmp_path / "two.npy"
     for path in (one, two):

@@ -1,4 +1,4 @@
-"""What decoders get to see: the work that hostile files cause is counted, not timed."""
+"""Fixtures that record the input of decoders: the work that hostile files cause is counted, not timed."""
 
 import io
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def _refuse(*_: Any, **__: Any) -> None:
 
 @pytest.fixture
 def no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make OpenCV and Pillow fail where they are asked to decode a JPEG."""
+    """Make OpenCV and Pillow fail if they decode a JPEG."""
     monkeypatch.setattr(cv2, "imdecode", _refuse)
     monkeypatch.setattr(JpegImagePlugin, "JpegImageFile", _refuse)
 

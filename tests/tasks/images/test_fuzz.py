@@ -1,4 +1,4 @@
-"""Whatever is done to a valid file of any format: a picture or a reason."""
+"""Any mutation of a valid file of any format results in a picture or a reason."""
 
 import random
 import time
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tasks import images
-from tasks.images.apart import Apart
+from tasks.images.decoder_processes import DecoderProcesses
 from tests.pictures import encoded, jpeg, orientation_exif, picture
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns about some broken files
@@ -89,7 +89,7 @@ def mutated(rng: random.Random, whole: bytes, others: list[bytes]) -> bytes:
 
 
 def checksummed(data: bytes) -> bytes:
-    """Return a PNG with right checksums in its chunks, as far as they can be told apart."""
+    """Return a PNG with right checksums in its chunks, as far as they can be told processes."""
     out, at = bytearray(data), 8
     while at + 12 <= len(out):
         end = at + 8 + int.from_bytes(out[at : at + 4], "big")
@@ -101,8 +101,8 @@ def checksummed(data: bytes) -> bytes:
 def outcomes(name: str, seed: int | str, stop: Callable[[], bool]) -> Iterator[str]:
     """Yield the reason, or "", of one mutated file after the other."""
     rng, others = random.Random(seed), [data for datas in WHOLE.values() for data in datas]
-    with Apart(30) as apart:
-        decode = apart.decode if name in ("tiff", "avif") else images.decode
+    with DecoderProcesses(30) as processes:
+        decode = processes.decode if name in ("tiff", "avif") else images.decode
         while not stop():
             data = mutated(rng, rng.choice(WHOLE[name]), others)
             if data[:4] == b"\x89PNG" and rng.random() < 0.7:
@@ -119,7 +119,7 @@ def outcomes(name: str, seed: int | str, stop: Callable[[], bool]) -> Iterator[s
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_mutated_file_gives_a_picture_or_a_reason(name: str) -> None:
+def test_a_mutated_file_is_a_picture_or_a_reason(name: str) -> None:
     steps = count()
     most = 300 if name in ("tiff", "avif") else 1200
     found = list(outcomes(name, f"{name} 0", lambda: next(steps) == most))

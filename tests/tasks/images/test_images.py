@@ -36,7 +36,7 @@ def pillow(data: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("name", "pil"), FORMATS)
-def test_every_format_is_told_apart_and_decoded_as_pillow_does(name: str, pil: str) -> None:
+def test_every_format_is_recognised_and_decoded_as_by_pillow(name: str, pil: str) -> None:
     data = encoded(picture(70, 50), pil)
     header = images.inspect(data)
     assert (header.format, header.width, header.height, header.orientation) == (name, 70, 50, 1)
@@ -46,14 +46,14 @@ def test_every_format_is_told_apart_and_decoded_as_pillow_does(name: str, pil: s
 
 
 @pytest.mark.parametrize("major", [b"avif", b"mif1", b"miaf", b"msf1"])
-def test_avif_is_decoded_whatever_its_major_brand_is(major: bytes) -> None:
+def test_avif_is_decoded_with_any_major_brand(major: bytes) -> None:
     data = encoded(picture(70, 50), "AVIF")
     assert np.array_equal(images.decode(data[:8] + major + data[12:]), pillow(data))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("pil", ["JPEG", "PNG", "WEBP"])
-def test_exif_orientation_is_applied_as_pillow_defines_it(pil: str, orientation: int) -> None:
+def test_exif_orientation_is_applied_as_by_pillow(pil: str, orientation: int) -> None:
     data = encoded(picture(64, 40), pil, exif=orientation_exif(orientation))
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     pixels = images.decode(data)
@@ -91,14 +91,14 @@ def test_grey_16_bit_and_cmyk_become_rgb() -> None:
 
 
 @pytest.mark.parametrize("pil", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_frame_counts(pil: str) -> None:
+def test_the_first_frame_of_an_animation_is_decoded(pil: str) -> None:
     frames = [Image.new("RGB", (30, 20), color) for color in ("red", "blue", "green")]
     data = encoded(frames[0], pil, save_all=True, append_images=frames[1:], duration=50)
     assert np.abs(images.decode(data)[10, 10].astype(int) - [255, 0, 0]).max() <= 3
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(1.0, 1), (0.51, 1), (0.5, 2), (0.26, 2), (0.2, 4), (0.01, 8)])
-def test_a_large_jpeg_is_decoded_at_a_fraction_that_is_never_too_small(scale: float, expected: int) -> None:
+def test_a_large_jpeg_is_decoded_at_a_sufficient_fraction(scale: float, expected: int) -> None:
     data = jpeg(801, 640)
     pixels = images.decode(data, scale=scale)
     assert pixels.shape[:2] == (-(-640 // expected), -(-801 // expected))
@@ -130,19 +130,19 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_that_is_never_too_small(scale: fl
         (jpeg()[:3] + bytes(5000) + b"\xff\xd9", "undecodable"),
     ],
 )
-def test_what_is_no_picture_has_a_reason(data: bytes, reason: str) -> None:
+def test_invalid_files_have_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(images.ImageError) as caught:
         images.decode(data)
     assert caught.value.reason == reason
     assert caught.value.detail
 
 
-def test_a_polyglot_is_the_image_that_it_is_and_storing_it_strips_the_rest() -> None:
+def test_a_polyglot_is_decoded_and_stored_without_the_rest() -> None:
     data = jpeg() + b"<script>alert(1)</script>PK\x03\x04"
     assert b"script" not in images.encode(images.decode(data))
 
 
-def test_a_bomb_costs_no_memory() -> None:
+def test_a_decompression_bomb_takes_no_memory() -> None:
     code = (
         "import resource, sys; sys.path.insert(0, '.')\n"
         "from tasks import images; from tests.pictures import png_bomb\n"
@@ -159,7 +159,7 @@ def test_a_bomb_costs_no_memory() -> None:
 
 @pytest.mark.parametrize("pil", [pil for _, pil in FORMATS])
 @pytest.mark.parametrize("seed", range(3))
-def test_mutated_files_give_a_picture_or_a_known_reason(pil: str, seed: int) -> None:
+def test_mutated_files_are_a_picture_or_a_known_reason(pil: str, seed: int) -> None:
     generator = np.random.default_rng(seed)
     whole = np.frombuffer(encoded(picture(120, 90, seed), pil), np.uint8)
     for _ in range(15):
@@ -187,7 +187,7 @@ def attempt(data: bytes) -> tuple[None, np.ndarray] | tuple[str, None]:
 
 
 def reference_phash(pixels: np.ndarray) -> int:
-    """Pillow and scipy, as the imagehash package does it (research note B13)."""
+    """Pillow and scipy, as in the imagehash package."""
     grey = Image.fromarray(pixels).convert("L").resize((32, 32), Image.Resampling.LANCZOS)
     low = dctn(np.asarray(grey, np.float64), type=2)[:8, :8]
     return int("".join("1" if bit else "0" for bit in (low > np.median(low)).ravel()), 2)
@@ -208,7 +208,7 @@ def test_phash_is_the_published_one(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_phash_survives_reencoding_and_tells_pictures_apart(seed: int) -> None:
+def test_phash_is_stable_under_reencoding_and_distinguishes_pictures(seed: int) -> None:
     original = images.phash(images.decode(jpeg(500, 400, seed)))
     again = Image.fromarray(picture(500, 400, seed)).resize((350, 280))
     assert distance(original, images.phash(images.decode(encoded(again, quality=40)))) <= 6
@@ -221,7 +221,7 @@ def test_a_flat_picture_has_no_phash(value: int) -> None:
 
 
 def by_definition(image: Image.Image) -> dict[str, float]:
-    """cleanvision 0.3.7's measurements of an open Pillow image, written out: exact, slow, whole picture in memory."""
+    """cleanvision 0.3.7's measurements of a Pillow image: exact, slow, with the whole picture in memory."""
     channels = np.asarray(image.convert("RGB")).astype(int)
     r, g, b = (channels[..., i] for i in range(3))
     bright = np.sqrt(0.241 * r * r + 0.691 * g * g + 0.068 * b * b) / 255
@@ -259,7 +259,7 @@ def test_statistics_are_cleanvisions_definitions(size: tuple[int, int], kind: st
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=3e-7)
 
 
-def test_a_file_of_one_channel_has_the_entropy_of_one() -> None:
+def test_a_greyscale_file_has_the_entropy_of_one_channel() -> None:
     grey = Image.fromarray(picture(200, 150, 4)).convert("L")
     pixels = images.decode(encoded(grey, "PNG"))
     assert images.statistics(pixels, one_channel=True).entropy == pytest.approx(grey.entropy(), abs=1e-9)
@@ -267,8 +267,8 @@ def test_a_file_of_one_channel_has_the_entropy_of_one() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_picture_unlike_its_grid_has_exact_percentiles_too(seed: int) -> None:
-    """Bright where the grid of 96 x 96 does not look: what is known of the percentiles beforehand is wrong."""
+def test_percentiles_are_exact_if_the_grid_is_not_representative(seed: int) -> None:
+    """Bright only between the pixels of the 96 x 96 grid, so its estimate of the percentiles is wrong."""
     pixels = np.random.default_rng(seed).integers(0, 40, (960, 960, 3), dtype=np.uint8)
     pixels[5::10] = 250 - pixels[5::10] // 4
     bright = by_definition(Image.fromarray(pixels))
@@ -278,7 +278,7 @@ def test_a_picture_unlike_its_grid_has_exact_percentiles_too(seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["flat", "white with a stain", "noise where the grid looks aside"])
-def test_statistics_take_little_memory_beside_the_picture(kind: str) -> None:
+def test_statistics_take_little_memory(kind: str) -> None:
     pixels = np.full((6000, 4000, 3), 255, np.uint8)
     if kind == "white with a stain":
         pixels[:200] = np.random.default_rng(0).integers(0, 256, (200, 4000, 3), dtype=np.uint8)
@@ -325,7 +325,7 @@ def digest(data: bytes) -> str:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_picture_saved_twice_without_loss_has_one_digest(seed: int) -> None:
+def test_lossless_files_of_a_picture_have_equal_digests(seed: int) -> None:
     pixels = picture(120, 80, seed)
     png = encoded(pixels, "PNG", compress_level=1)
     note = PngInfo()
@@ -345,14 +345,14 @@ def test_a_picture_saved_twice_without_loss_has_one_digest(seed: int) -> None:
 
 
 def test_the_shape_is_in_the_digest() -> None:
-    """cleanvision 0.3.7 calls these two exact duplicates (research note D2.8)."""
+    """cleanvision 0.3.7 calls these two exact duplicates."""
     for name in ("PNG", "JPEG"):
         wide, high = (encoded(np.full(shape, 90, np.uint8), name) for shape in ((10, 20, 3), (20, 10, 3)))
         assert digest(wide) != digest(high)
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_the_digest_of_a_jpeg_is_of_its_data_without_metadata(progressive: bool) -> None:
+def test_the_digest_of_a_jpeg_ignores_metadata(progressive: bool) -> None:
     pixels = picture(300, 200, 2)
     plain = encoded(pixels, quality=90, progressive=progressive)
     dressed = encoded(
@@ -366,8 +366,8 @@ def test_the_digest_of_a_jpeg_is_of_its_data_without_metadata(progressive: bool)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_jpegs_of_one_digest_decode_to_one_picture(seed: int) -> None:
-    """Whatever single byte of a file is changed: the digest changes, or the picture does not."""
+def test_jpegs_of_equal_digest_decode_to_equal_pictures(seed: int) -> None:
+    """If any single byte of a file is changed, the digest changes, or the picture does not."""
     generator = np.random.default_rng(seed)
     data = bytearray(jpeg(90, 70, seed, comment=b"a comment", exif=orientation_exif(1)))
     before = images.decode(bytes(data))
@@ -382,7 +382,7 @@ def test_jpegs_of_one_digest_decode_to_one_picture(seed: int) -> None:
             assert np.array_equal(before, after)
 
 
-def test_the_digest_does_not_depend_on_how_much_was_decoded() -> None:
+def test_the_digest_does_not_depend_on_the_decoded_size() -> None:
     data = jpeg(900, 600)
     header = images.inspect(data)
     reduced = images.decode(data, scale=0.25)
@@ -419,7 +419,7 @@ def test_shrinking_is_by_area(seed: int) -> None:
     assert np.abs(ours.astype(int) - box).max() <= 1
 
 
-def test_modes_crop_and_pad_where_they_should() -> None:
+def test_modes_crop_and_pad() -> None:
     pixels = picture(400, 200)
     square = images.resize(pixels, 100, "border")
     assert square.shape == (100, 100, 3)
@@ -433,14 +433,14 @@ def test_modes_crop_and_pad_where_they_should() -> None:
     assert images.resize(pixels, 500, "keep_ratio").shape == (500, 1000, 3)
 
 
-def test_a_line_cannot_be_blown_up() -> None:
+def test_a_thin_picture_cannot_exceed_the_limit_by_resizing() -> None:
     with pytest.raises(images.ImageError) as caught:
         images.resize(np.zeros((1, 30_000, 3), np.uint8), 256, "keep_ratio")
     assert caught.value.reason == "too_many_pixels"
 
 
 @pytest.mark.parametrize(("format_", "quality"), [("jpg", 95), ("png", 6), ("webp", 101), ("webp", 95)])
-def test_what_is_encoded_decodes_again(format_: Any, quality: int) -> None:
+def test_encoded_pictures_decode(format_: Any, quality: int) -> None:
     pixels = picture(100, 80)
     data = images.encode(pixels, format_, quality)
     assert images.inspect(data).format == format_
@@ -448,13 +448,13 @@ def test_what_is_encoded_decodes_again(format_: Any, quality: int) -> None:
     assert error <= {"png": 0, "webp": 0 if quality > 100 else 40, "jpg": 24}[format_]
 
 
-def test_a_side_that_the_format_cannot_hold() -> None:
+def test_a_side_over_the_limit_of_the_format() -> None:
     with pytest.raises(images.ImageError) as caught:
         images.encode(np.zeros((1, 20_000, 3), np.uint8), "webp")
     assert caught.value.reason == "unencodable"
 
 
-def test_the_same_bytes_give_the_same_everything() -> None:
+def test_results_are_deterministic() -> None:
     data = jpeg(700, 500)
     one, other = (images.decode(data, scale=0.3) for _ in range(2))
     assert np.array_equal(one, other)

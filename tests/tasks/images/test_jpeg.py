@@ -1,4 +1,4 @@
-"""JPEG: whatever is not the picture does not lose it, and what its scans cost is known before they are decoded."""
+"""JPEG: other data cannot make a picture fail, and the cost of its scans is limited before decoding."""
 
 import io
 import re
@@ -60,18 +60,18 @@ def same(data: bytes, shown: np.ndarray = SHOWN) -> bool:
     ],
     ids=lambda body: f"{body[:8]!r}x{len(body)}",
 )
-def test_no_metadata_loses_the_picture(kind: int, body: bytes) -> None:
+def test_metadata_never_makes_a_picture_fail(kind: int, body: bytes) -> None:
     assert same(with_segments(segment(kind, body)))
     assert same(with_segments(*[segment(kind, body)] * 3))
 
 
-def test_ten_megabytes_of_metadata_are_passed_over() -> None:
+def test_ten_megabytes_of_metadata_are_skipped() -> None:
     assert same(with_segments(*[segment(0xE2, b"ICC_PROFILE\0" + bytes(65_000))] * 160))
     assert same(with_segments(*[segment(0xE1, b"Exif\0\0" + bytes(65_000))] * 160))
 
 
 @pytest.mark.parametrize("short", [1, 2, 7, 40, 300])
-def test_a_length_that_is_too_short_is_skipped_over_as_libjpeg_does(short: int) -> None:
+def test_a_segment_length_that_is_too_short_is_handled_as_by_libjpeg(short: int) -> None:
     body = bytes(range(1, 128)) * 3
     data = with_segments(segment(0xE5, body, length=len(body) + 2 - short))
     assert same(data)
@@ -89,13 +89,13 @@ def test_fill_bytes_and_garbage_between_segments() -> None:
 
 
 @pytest.mark.parametrize("after", [b"<script>alert(1)</script>", bytes(5000), PLAIN, b"\xff" * 99, b"PK\3\4"])
-def test_what_follows_the_end_does_not_count(after: bytes) -> None:
+def test_trailing_bytes_are_ignored(after: bytes) -> None:
     assert same(PLAIN + after)
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("restarts", [0, 3])
-def test_a_file_that_lacks_its_end_marker_alone_is_whole(progressive: bool, restarts: int) -> None:
+def test_a_file_that_lacks_only_its_end_marker_is_complete(progressive: bool, restarts: int) -> None:
     whole = jpeg(160, 120, progressive=progressive, restart_marker_blocks=restarts)
     shown = images.decode(whole)
     assert same(whole[:-2], shown)
@@ -105,14 +105,14 @@ def test_a_file_that_lacks_its_end_marker_alone_is_whole(progressive: bool, rest
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_file_that_lacks_more_is_truncated_wherever_it_is_cut(progressive: bool) -> None:
+def test_a_file_that_lacks_more_is_truncated(progressive: bool) -> None:
     whole = jpeg(160, 120, progressive=progressive)
     start = whole.index(b"\xff\xda") + 14
     cuts = [*range(start, len(whole) - 10, 37), *(len(whole) - missing for missing in range(5, 40))]
     assert {reason(whole[:cut]) for cut in cuts} == {"truncated"}
 
 
-def test_a_progressive_file_that_is_cut_between_scans_is_truncated() -> None:
+def test_a_progressive_file_cut_between_scans_is_truncated() -> None:
     whole = jpeg(160, 120, progressive=True)
     at = whole.index(b"\xff\xda")
     while (at := whole.find(b"\xff\xda", at + 1)) > 0:
@@ -120,7 +120,7 @@ def test_a_progressive_file_that_is_cut_between_scans_is_truncated() -> None:
         assert reason(whole[:before]) == "truncated"
 
 
-def test_broken_segments_that_the_picture_needs() -> None:
+def test_damaged_segments_that_the_picture_requires() -> None:
     for kind in (0xDB, 0xC4, 0xC0):
         at = PLAIN.index(bytes([0xFF, kind]))
         assert reason(PLAIN[: at + 2] + b"\0\1" + PLAIN[at + 4 :]) in ("undecodable", "truncated")
@@ -144,7 +144,7 @@ def test_colours_are_those_of_pillow(mode: str, progressive: bool) -> None:
     assert np.array_equal(images.decode(dressed), images.decode(data))
 
 
-def test_adobes_marker_decides_about_the_colours() -> None:
+def test_adobes_marker_determines_the_colour_transform() -> None:
     """Without a transform, the components are the colours themselves: RGB, or CMYK; with one, YCCK."""
     red = encoded(np.full((16, 16, 3), (200, 30, 40), np.uint8), quality=100, subsampling=0, keep_rgb=True)
     assert np.abs(images.decode(red)[8, 8].astype(int) - [200, 30, 40]).max() <= 3
@@ -159,7 +159,7 @@ def test_adobes_marker_decides_about_the_colours() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_orientation_of_the_first_exif_counts(orientation: int) -> None:
+def test_the_orientation_of_the_first_exif_is_applied(orientation: int) -> None:
     exif = orientation_exif(orientation)
     data = with_segments(segment(0xE1, b"Exif\0\0" + exif.removeprefix(b"Exif\0\0")), segment(0xE1, b"Exif\0\0MM"))
     assert images.inspect(data).orientation == orientation
@@ -182,7 +182,7 @@ def test_exif_is_read_in_both_orders_and_from_any_integer(order: str, mark: byte
 
 
 def samples_of_scan(which: int, width: int, height: int) -> int:
-    """Return what one scan of a `jpeg_bomb` counts: all components for the first and the seventh, else luminance."""
+    """Return the samples of one scan of a `jpeg_bomb`: all components for the first and the seventh, else luminance."""
     return max(1 << 14, width * height * (3 if which in (0, 6) else 2) // 2)
 
 
@@ -192,7 +192,7 @@ def samples_of_scan(which: int, width: int, height: int) -> int:
 def test_thousands_of_scans_are_refused_before_they_are_decoded(
     no_decoder: None, width: int, height: int, which: int, empty: bool
 ) -> None:
-    """No decoder is asked, and of the scans' headers no more are read than the budget has room for."""
+    """No decoder is called, and the scans' headers are read only up to the budget."""
     scans = 70_000 if width == 16 else 9_000 if width == 900 else 1_000
     error = refusal(jpeg_bomb(width, height, scans, which, empty))
     assert error.reason == "too_complex"
@@ -205,21 +205,21 @@ def test_thousands_of_scans_are_refused_before_they_are_decoded(
 
 @pytest.mark.parametrize("empty", [False, True])
 @pytest.mark.parametrize("which", [0, 1, 4, 5, 6, 9])
-def test_the_budget_lets_in_as_many_scans_as_it_has_room_for(which: int, empty: bool) -> None:
-    """The most expensive files that pass, and those that have a little more."""
+def test_scans_are_accepted_up_to_the_budget(which: int, empty: bool) -> None:
+    """The most expensive files that are accepted, and those slightly above."""
     width, height = 1600, 1200
     most = images.SCAN_SAMPLES // samples_of_scan(which, width, height)
     assert images.decode(jpeg_bomb(width, height, most - 12, which, empty)).shape == (height, width, 3)
     assert reason(jpeg_bomb(width, height, most + 1, which, empty)) == "too_complex"
 
 
-def test_the_largest_honest_pictures_are_within_the_budget() -> None:
+def test_the_largest_ordinary_pictures_are_within_the_budget() -> None:
     flat = Image.new("RGB", (7071, 7071), (90, 120, 60))
     data = encoded(flat, progressive=True, subsampling=0)
     assert images.inspect(data).width == 7071
 
 
-def test_segments_without_end_are_too_complex(no_decoder: None) -> None:
+def test_too_many_segments_are_too_complex(no_decoder: None) -> None:
     for filler in (segment(0xE5), segment(0xFE, b"x"), b"\xff\x01" * 2):
         error = refusal(with_segments(filler * (images.MAX_PIECES + 1)))
         assert (error.reason, error.detail) == ("too_complex", f"jpg: more than {images.MAX_PIECES} segments")

@@ -1,4 +1,4 @@
-"""What a picture takes while it is decoded is what its header announces, so that callers can make room for it."""
+"""The memory of decoding is within `Header.decode_bytes`, by which callers reserve it."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from tests.pictures import encoded, picture
 
 WIDTH, HEIGHT = 4000, 2500
 SPARE = 40 << 20
-"""Strips, tables and whatever the allocator rounds up to."""
+"""Strips, tables and rounding of the allocator."""
 CHILD = """
 import sys
 from tasks import images
@@ -59,12 +59,12 @@ def measured(path: Path, data: bytes) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its peak memory from /proc")
 @pytest.mark.parametrize("kind", QUICK)
-def test_memory_is_as_announced(tmp_path: Path, kind: str) -> None:
+def test_memory_is_as_estimated(tmp_path: Path, kind: str) -> None:
     measured(tmp_path / "picture", QUICK[kind]())
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its peak memory from /proc")
 @pytest.mark.parametrize("kind", SLOW)
-def test_memory_of_every_other_kind_is_as_announced(tmp_path: Path, kind: str) -> None:
+def test_memory_of_every_other_kind_is_as_estimated(tmp_path: Path, kind: str) -> None:
     measured(tmp_path / "picture", SLOW[kind]())

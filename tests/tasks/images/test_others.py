@@ -1,4 +1,4 @@
-"""GIF, BMP, TIFF and AVIF: comments, odd tags and animations."""
+"""GIF, BMP, TIFF and AVIF: comments, unusual tags and animations."""
 
 import io
 import itertools
@@ -42,12 +42,12 @@ def with_extension(*parts: bytes, data: bytes = GIF) -> bytes:
 
 @pytest.mark.parametrize("label", [0x01, 0xF9, 0xFE, 0xFF, 0x00, 0x42])
 @pytest.mark.parametrize("body", [b"", b"\0", b"NETSCAPE2.0", b"XMP DataXMP<xml>" * 50, b"\xff" * (3 << 20)])
-def test_no_extension_loses_a_gif(label: int, body: bytes) -> None:
+def test_extensions_never_make_a_gif_fail(label: int, body: bytes) -> None:
     assert np.array_equal(images.decode(with_extension(extension(label, body))), SHOWN)
     assert np.array_equal(images.decode(with_extension(*[extension(label, body)] * 4)), SHOWN)
 
 
-def test_blocks_of_one_byte_never_reach_a_decoder_and_without_end_are_too_complex(gif_files: list[Any]) -> None:
+def test_small_blocks_never_reach_a_decoder_and_too_many_are_too_complex(gif_files: list[Any]) -> None:
     comment = b"\x21\xfe" + b"\1x" * 900_000 + b"\0"
     assert np.array_equal(images.decode(with_extension(comment)), SHOWN)
     (file,) = gif_files
@@ -57,7 +57,7 @@ def test_blocks_of_one_byte_never_reach_a_decoder_and_without_end_are_too_comple
     assert len(gif_files) == 1
 
 
-def test_what_lies_between_or_behind_the_blocks_of_a_gif_does_not_count() -> None:
+def test_bytes_between_and_after_the_blocks_of_a_gif_are_ignored() -> None:
     assert np.array_equal(images.decode(with_extension(b"\0\0\x55")), SHOWN)
     assert np.array_equal(images.decode(GIF + b"<script>" * 99), SHOWN)
     assert np.array_equal(images.decode(GIF[:-1]), SHOWN)  # without its trailer
@@ -67,7 +67,7 @@ def test_what_lies_between_or_behind_the_blocks_of_a_gif_does_not_count() -> Non
     assert reason(GIF[:9]) == "truncated"
 
 
-def test_the_transparent_colour_of_a_gif_is_white_and_only_of_its_frame() -> None:
+def test_the_transparent_colour_of_a_gif_is_white_in_its_frame_only() -> None:
     clear = encoded(PALETTED, "GIF", transparency=PALETTED.getpixel((5, 5)))
     assert images.decode(clear)[5, 5].tolist() == [255] * 3
     control = clear[clear.index(b"\x21\xf9") :][:8]
@@ -75,7 +75,7 @@ def test_the_transparent_colour_of_a_gif_is_white_and_only_of_its_frame() -> Non
     assert np.array_equal(images.decode(behind), SHOWN)
 
 
-def test_of_thousands_of_frames_of_a_gif_the_first_is_decoded(gif_files: list[Any]) -> None:
+def test_only_the_first_of_thousands_of_gif_frames_is_decoded(gif_files: list[Any]) -> None:
     frame = GIF[GIF.index(b",", screen_end(GIF)) : -1]
     data = GIF[:-1] + frame * 5000 + b";"
     assert np.array_equal(images.decode(data), SHOWN)
@@ -83,7 +83,7 @@ def test_of_thousands_of_frames_of_a_gif_the_first_is_decoded(gif_files: list[An
 
 
 @pytest.mark.parametrize("pil", ["GIF", "PNG", "AVIF", "TIFF"])
-def test_of_an_animation_the_first_frame_counts(pil: str) -> None:
+def test_the_first_frame_of_an_animation_is_decoded(pil: str) -> None:
     frames = [Image.fromarray(picture(48, 32, seed)) for seed in range(9)]
     data = encoded(frames[0], pil, save_all=True, append_images=frames[1:])
     first = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -94,7 +94,7 @@ def test_of_an_animation_the_first_frame_counts(pil: str) -> None:
 
 
 def bmp(rgba: np.ndarray, masks: tuple[int, ...], header_bytes: int = 124) -> bytes:
-    """Return a BMP of 32 bits with a mask for each channel."""
+    """Return a 32-bit BMP with a mask for each channel."""
     height, width = rgba.shape[:2]
     pixels = rgba[::-1, :, [2, 1, 0, 3]].tobytes()
     info = struct.pack("<IiiHHIIiiII", header_bytes, width, height, 1, 32, 3, len(pixels), 0, 0, 0, 0)
@@ -103,7 +103,7 @@ def bmp(rgba: np.ndarray, masks: tuple[int, ...], header_bytes: int = 124) -> by
 
 
 @pytest.mark.parametrize("flat", [False, True])
-def test_the_fourth_byte_of_a_bmp_counts_only_where_it_is_used(flat: bool) -> None:
+def test_the_fourth_byte_of_a_bmp_is_alpha_only_if_it_varies(flat: bool) -> None:
     colours = np.full((8, 9, 3), 40, np.uint8) if flat else picture(9, 8)
     masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     unused = np.dstack([colours, np.zeros((8, 9), np.uint8)])
@@ -114,7 +114,7 @@ def test_the_fourth_byte_of_a_bmp_counts_only_where_it_is_used(flat: bool) -> No
 
 
 @pytest.mark.parametrize("compression", [1, 2])
-def test_run_lengths_are_for_another_process(compression: int) -> None:
+def test_run_length_bmps_require_a_separate_process(compression: int) -> None:
     data = bytearray(encoded(PALETTED, "BMP"))
     data[30] = compression
     assert not images.inspect(bytes(data)).bounded
@@ -124,8 +124,8 @@ def test_run_lengths_are_for_another_process(compression: int) -> None:
 
 
 @pytest.mark.parametrize("tag", [34675, 700, 33723, 34377, 37724, 65_000, 270, 34665, 34853, 330])
-def test_odd_tags_do_not_lose_a_tiff(tag: int) -> None:
-    """Profiles, XMP, Photoshop's blocks, EXIF, GPS and sub-directories that lead nowhere."""
+def test_unusual_tags_never_make_a_tiff_fail(tag: int) -> None:
+    """Profiles, XMP, Photoshop's blocks, EXIF, GPS and invalid sub-directories."""
     data = encoded(picture(60, 40), "TIFF")
     (at,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, at)
@@ -144,7 +144,7 @@ def test_every_compression_of_tiff(compression: str) -> None:
     assert np.abs(images.decode(data).astype(int) - picture(60, 40)).max() <= (12 if compression == "jpeg" else 0)
 
 
-def test_a_tiff_that_is_cut_is_truncated() -> None:
+def test_a_cut_tiff_is_truncated() -> None:
     data = encoded(picture(60, 40), "TIFF")
     at = struct.unpack_from("<I", data, 4)[0]
     if at < 100:  # the directory lies before the pixels
@@ -156,7 +156,7 @@ def test_a_tiff_that_is_cut_is_truncated() -> None:
 
 
 @pytest.mark.parametrize("angle", [0, 1, 2, 3])
-def test_avif_is_turned_as_its_container_says(angle: int) -> None:
+def test_avif_is_rotated_as_in_its_container(angle: int) -> None:
     exif = {0: 1, 1: 8, 2: 3, 3: 6}[angle]
     block = Image.Exif()
     block[0x0112] = exif

@@ -1,4 +1,4 @@
-"""The rule: what is chosen by rows, memory and recall; sizes as they turn out; and no silent miss."""
+"""The choice of an index by rows, memory and recall, and its expected size."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_the_first_that_fits(rows: int, memory_mb: float, recall: float, factory
     assert choose(rows, 512, Budget(memory_mb=memory_mb, recall=recall)).factory == factory
 
 
-def test_what_does_not_fit_says_by_how_much() -> None:
+def test_an_index_that_does_not_fit_reports_its_size() -> None:
     with pytest.raises(UserError, match=r"1,000,000 vectors of 512 numbers take at least \d+\.\d+ MB .* is 5\.00 MB"):
         choose(1_000_000, 512, Budget(memory_mb=5))
     with pytest.raises(UserError, match="let --kind be auto"):
@@ -38,7 +38,7 @@ def test_what_does_not_fit_says_by_how_much() -> None:
         choose(255, 512, Budget(kind="opq"))
 
 
-def test_lists_have_rows_to_learn_from() -> None:
+def test_lists_have_enough_training_rows() -> None:
     assert [list_count(n) for n in (0, 1, 38, 39, 10_000, 1_000_000)] == [1, 1, 1, 1, 256, 4096]
     assert all(list_count(n) * 39 <= n for n in (39, 100, 5_000, 123_456))
 
@@ -48,7 +48,7 @@ def test_lists_have_rows_to_learn_from() -> None:
     Choice("ivf", "float16", 1000, 32, 16), Choice("ivf", "8bit", 1000, 32, 16),
     Choice("ivfpq", "pq", 1000, 32, 16, 8), Choice("opq", "pq", 1000, 32, 16, 4),
 ], ids=lambda choice: choice.factory)  # fmt: skip
-def test_the_size_is_what_was_said(choice: Choice, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_size_is_as_expected(choice: Choice, tmp_path_factory: pytest.TempPathFactory) -> None:
     rows = np.random.default_rng(0).standard_normal((choice.rows, choice.dim)).astype(np.float16)
     index = VectorIndex.train(choice, rows)
     index.add(np.arange(choice.rows), unit_rows(rows))

@@ -1,4 +1,4 @@
-"""The effort is the least that reaches the recall; where nothing does, it says what there is."""
+"""The effort is the least that reaches the recall; if none does, the best recall is reported."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def world(choice: Choice, seed: int) -> tuple[VectorIndex, HeldOut]:
     held = HeldOut.of(np.sort(some), vectors[np.sort(some)], np.arange(120) % 3 == 0)
     index = VectorIndex.train(choice, vectors, seed)
     index.add(ids, vectors)
-    held.see(ids, vectors)
+    held.add(ids, vectors)
     return index, held
 
 
@@ -35,7 +35,7 @@ def test_more_recall_takes_more_effort(seed: int) -> None:
     assert high.ms_per_query > 0
 
 
-def test_what_cannot_be_reached_is_said() -> None:
+def test_an_unreachable_recall_is_reported() -> None:
     index, held = world(Choice("ivfpq", "pq", ROWS, DIM, 16, 4), 0)
     tuned = tune(index, held, 0.999, lossy=True)
     alone, rescored = tuned.worst(lossy=False), tuned.worst(lossy=True)

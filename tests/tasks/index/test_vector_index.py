@@ -1,4 +1,4 @@
-"""An index gives the ids that it was given, forgets what it is told to, and never gives a row that is not allowed."""
+"""An index returns the ids that were added, supports removal, and returns only allowed rows."""
 
 from functools import cache
 from io import BytesIO
@@ -47,7 +47,7 @@ def written(choice: Choice) -> bytes:
 
 
 def filled(choice: Choice) -> VectorIndex:
-    """Return an index of one's own; it was trained once."""
+    """Return a separate copy of an index that was trained once."""
     return VectorIndex.read(None, written(choice), choice.kind)
 
 
@@ -75,10 +75,10 @@ def test_only_allowed_rows_are_found(choice: Choice) -> None:
     assert all(set(row) == {*allowed, -1} for row in found)
 
 
-def test_what_is_forgotten_is_gone(choice: Choice) -> None:
+def test_removed_rows_are_not_found(choice: Choice) -> None:
     index = filled(choice)
-    if not index.forgets:
-        with pytest.raises(UserError, match="hnsw cannot forget rows"):
+    if not index.can_remove:
+        with pytest.raises(UserError, match="removed from an index of kind hnsw"):
             index.remove(IDS[:3])
         return
     assert index.remove(np.array([IDS[0], IDS[5], 12])) == 2
@@ -88,7 +88,7 @@ def test_what_is_forgotten_is_gone(choice: Choice) -> None:
     assert not np.isin(found, [IDS[0], IDS[5], *IDS[10:20]]).any()
 
 
-def test_rows_without_a_direction_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_without_a_direction_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = VECTORS[:7].copy()
     bad[0], bad[1, 3], bad[2, 0] = 0, np.nan, np.inf
     monkeypatch.setattr(vector_index, "BLOCK", 4)

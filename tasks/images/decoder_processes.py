@@ -1,9 +1,9 @@
-"""Reads and decodes one picture in a process that is ended where it takes too long, and cannot take others with it.
+"""Parse and decode pictures in child processes with limits on CPU time and memory.
 
-For formats whose cost their header does not tell (`Header.bounded`). A child answers one request at a time over its
-pipes; the operating system ends it when it has used its CPU time (RLIMIT_CPU), so nothing has to watch it, and refuses
-it more memory than its limit (RLIMIT_AS). The answers are lengths, JSON and pixels: nothing is unpickled from a
-process that hostile bytes may have taken over.
+For formats whose header does not bound their cost (`Header.bounded`). A child handles one request at a time over its
+pipes; the operating system kills it when it has used its CPU time (RLIMIT_CPU), so no watchdog is needed, and limits
+its memory (RLIMIT_AS). Responses are lengths, JSON and pixels: nothing is unpickled from a process that hostile bytes
+may have compromised.
 """
 
 import fcntl
@@ -27,23 +27,23 @@ import numpy as np
 from tasks.images import Header, ImageError, Limits, Pixels, decode, inspect
 
 _ROOT: Final = str(Path(__file__).parents[2])
-_MAIN: Final = "import sys; sys.path.insert(0, sys.argv[1]); from tasks.images.apart import serve; serve()"
+_MAIN: Final = "import sys; sys.path.insert(0, sys.argv[1]); from tasks.images.decoder_processes import serve; serve()"
 _LENGTH_BYTES: Final = 8
 _ANSWER_BYTES: Final = 1 << 16
 _WALL_FACTOR: Final = 30
-"""A child that waits for something uses no CPU: this many times its CPU limit, by the clock, ends it as well."""
-_LAST_BREATH_S: Final = 0.5
+"""A child that blocks uses no CPU, so it is also killed after this many times its CPU limit in wall time."""
+_EXIT_GRACE_S: Final = 0.5
 _PIPE_BYTES: Final = 1 << 20
-"""Linux gives unprivileged users so much; the default of 64 KB makes the two processes wait for each other often."""
+"""Linux allows unprivileged users this much; with the default of 64 KB the two processes often wait for each other."""
 _SPARE_BYTES: Final = 256 << 20
-"""Address space beside the picture, its file and the interpreter."""
+"""Address space in addition to the picture, its file and the interpreter."""
 _BYTES_PER_PIXEL: Final = 24
 
 
-class Apart:
-    """Children that decode, as many as callers at a time; a context manager. Thread-safe.
+class DecoderProcesses:
+    """Child processes that decode, one for each concurrent caller; a context manager. Thread-safe.
 
-    `cpu_s` is the CPU time that one picture may take, to the next whole second.
+    `cpu_s` is the CPU time limit of one picture, rounded up to whole seconds.
     """
 
     def __init__(self, cpu_s: float) -> None:
@@ -63,12 +63,12 @@ class Apart:
         self._closed()
 
     def inspect(self, data: bytes) -> Header:
-        """Return what `tasks.images.inspect` does. Raises ImageError, decode_timeout as well."""
+        """Call `tasks.images.inspect` in a child. Raises ImageError, including decode_timeout."""
         answer, _ = self._ask({"do": "inspect"}, data)
         return Header(**answer["header"])
 
     def decode(self, data: bytes, limits: Limits) -> Pixels:
-        """Return what `tasks.images.decode` does. Raises ImageError, decode_timeout as well."""
+        """Call `tasks.images.decode` in a child. Raises ImageError, including decode_timeout."""
         sides = {"max_pixels": limits.max_pixels, "max_side_px": limits.max_side_px}
         answer, pixels = self._ask({"do": "decode", **sides}, data)
         height, width = answer["shape"]
@@ -79,7 +79,7 @@ class Apart:
             child = self._idle.pop() if self._idle else None
         child = child or _start()
         try:
-            answer, pixels = _Talk(child, time.monotonic() + _WALL_FACTOR * self._cpu_s).ask(
+            answer, pixels = _Exchange(child, time.monotonic() + _WALL_FACTOR * self._cpu_s).ask(
                 request | {"cpu_s": self._cpu_s, "bytes": len(data)}, data
             )
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
@@ -105,7 +105,7 @@ def _start() -> subprocess.Popen[bytes]:
         bufsize=0,
     )
     for pipe in (child.stdin, child.stdout):
-        with suppress(OSError, AttributeError):  # other systems than Linux
+        with suppress(OSError, AttributeError):  # systems other than Linux
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[arg-type]
     return child
 
@@ -124,20 +124,20 @@ def _end_all(children: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _ended(child: subprocess.Popen[bytes], cpu_s: float) -> ImageError:
-    """Return what the end of a child means for its picture."""
-    with suppress(subprocess.TimeoutExpired):  # by itself it does not end where its time by the clock is over
-        child.wait(_LAST_BREATH_S)
+    """Return the error of a picture whose child process ended."""
+    with suppress(subprocess.TimeoutExpired):  # it is still running if its wall time is over
+        child.wait(_EXIT_GRACE_S)
     code = child.poll()
     _end(child)
     if code in (None, -signal.SIGXCPU):
         return ImageError("decode_timeout", f"more than {cpu_s:g} s of CPU")
     if code == -signal.SIGKILL:
-        return ImageError("too_complex", "the decoder was killed, as the system does for want of memory")
+        return ImageError("too_complex", "the decoder was killed, probably because the system is out of memory")
     return ImageError("undecodable", f"the decoder ended with {code}")
 
 
-class _Talk:
-    """One request and its answer, up to a time by the clock."""
+class _Exchange:
+    """One request and its response, with a deadline."""
 
     def __init__(self, child: subprocess.Popen[bytes], until: float) -> None:
         assert child.stdin
@@ -177,9 +177,9 @@ class _Talk:
 
 
 def serve() -> None:
-    """Answer requests from stdin until it ends."""
+    """Handle requests from stdin until it is closed."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer; its end closes stdin
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it, and closes stdin when it ends
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while len(head := source.read(_LENGTH_BYTES)) == _LENGTH_BYTES:
         request = json.loads(source.read(int.from_bytes(head, "little")))
@@ -206,7 +206,7 @@ def _answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], Pixel
 
 
 def _limit(request: dict[str, Any]) -> None:
-    """Let this process use so much more CPU time, and address space for the picture."""
+    """Set the limits of CPU time and address space for one picture."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     until = math.ceil(usage.ru_utime + usage.ru_stime + request["cpu_s"])
     resource.setrlimit(resource.RLIMIT_CPU, (until, resource.getrlimit(resource.RLIMIT_CPU)[1]))
@@ -216,7 +216,7 @@ def _limit(request: dict[str, Any]) -> None:
 
 
 def _address_space() -> int:
-    """Return the bytes of address space that are taken now (Linux; elsewhere 8 GB are taken for it)."""
+    """Return the bytes of address space in use (Linux; elsewhere 8 GB are assumed)."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:
