@@ -147,18 +147,6 @@ def test_bad_names_get_a_good_one(name: str) -> None:
     assert check_name(suggested) == suggested
 
 
-def test_runs_are_kept(dataset: Dataset) -> None:
-    assert dataset.runs().num_rows == 0
-    started = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
-    dataset.record_run({"run_id": "b", "started_at": started + timedelta(1)}, {"run_id": "a", "started_at": started})
-    dataset.record_run({"run_id": "c", "started_at": started + timedelta(2), "rows": 5, "status": "failed"})
-    rows = dataset.runs().to_pylist()
-    assert [row["run_id"] for row in rows] == ["a", "b", "c"]
-    assert (rows[0]["started_at"], rows[2]["rows"], rows[2]["status"]) == (started, 5, "failed")
-    with pytest.raises(ValueError, match="no column 'row'; did you mean 'rows'"):
-        dataset.record_run({"row": 1})
-
-
 def test_state_is_kept(dataset: Dataset) -> None:
     assert dataset.state("attempts") == {}
     dataset.set_state("attempts", {"a": [1, {"b": None}]})

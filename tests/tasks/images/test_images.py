@@ -35,6 +35,14 @@ def pillow(data: bytes) -> np.ndarray:
 # ---- decoding
 
 
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [(jpeg(), None), (jpeg()[:500], "truncated"), (b"no image", "not_an_image"), (b"", "not_an_image")],
+)
+def test_decode_fault_is_the_reason_or_none(data: bytes, fault: str | None) -> None:
+    assert images.decode_fault(data) == fault
+
+
 @pytest.mark.parametrize(("name", "pil"), FORMATS)
 def test_every_format_is_recognised_and_decoded_as_by_pillow(name: str, pil: str) -> None:
     data = encoded(picture(70, 50), pil)
