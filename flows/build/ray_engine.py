@@ -1,6 +1,5 @@
 """The Ray engine: pools of actors on a Ray of our own, or on the cluster that RAY_ADDRESS names."""
 
-import json
 import logging
 import os
 import time
@@ -8,6 +7,7 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from catalog.errors import BuildError, DamagedError, PartError, QueryError, UserError, first_line
@@ -15,6 +15,7 @@ from catalog.parts import PartFile
 from flows.build.engine import Engine, Failures, InlineEngine, OnPart
 from flows.build.plan import PlannedPart
 from flows.build.ray_access import check_reachable, check_token_in_force, on_loopback, private_folder, require_token
+from flows.build.ray_mailbox import Mailbox
 from flows.build.worker import Job, PartMaker, Progress, Work, make_table
 from tasks.stage import Resources
 
@@ -42,6 +43,7 @@ class RayEngine(Engine):
     def __init__(self, owns_ray: bool) -> None:
         self._owns_ray = owns_ray
         self._pool: _Pool | None = None
+        self._mailbox: Mailbox | None = None
 
     @classmethod
     def start(cls) -> "RayEngine":
@@ -103,6 +105,8 @@ class RayEngine(Engine):
         import ray
 
         self._drop_pool()
+        if self._mailbox is not None:
+            self._mailbox.close()
         if self._owns_ray:
             ray.shutdown()
 
@@ -117,12 +121,17 @@ class RayEngine(Engine):
         size = min(pool_size(work.stage.resources), len(waiting))
         if self._pool is None or not self._pool.serves(options, size):
             self._drop_pool()
-            self._pool = _Pool(options, size)
+            self._pool = _Pool(options, size, self._shared_mailbox())
         try:
             _Round(self._pool, work).run(waiting, on_part)
         except BaseException:
             self._drop_pool()  # its actors may still be busy
             raise
+
+    def _shared_mailbox(self) -> Mailbox:
+        if self._mailbox is None:
+            self._mailbox = Mailbox()
+        return self._mailbox
 
     def _drop_pool(self) -> None:
         if self._pool is not None:
@@ -135,9 +144,9 @@ class RayEngine(Engine):
         self._drop_pool()  # it would keep the cores that this stage and its tasks want
         remote = ray.remote(_run_table).options(**_options(work.stage.resources), max_retries=0)
         for attempt in range(_LOST_LIMIT):
-            key = f"espalier/{part.fingerprint}/{attempt}"
+            report = _ProgressReport(self._shared_mailbox(), f"progress/{part.fingerprint}/{attempt}")
             try:
-                return _follow(remote.remote(work, part, key), key, progress)
+                return _follow(remote.remote(work, part, report), report, progress)
             except _lost_errors():
                 # Killed, or its node went: checkpoints let it go on where it was.
                 time.sleep(min(2.0**attempt / 4, 5))
@@ -162,9 +171,10 @@ class _Pool:
     resources along, a restarted one would wait for them for ever, and the parts that it was given with it.
     """
 
-    def __init__(self, options: dict[str, Any], size: int) -> None:
+    def __init__(self, options: dict[str, Any], size: int, mailbox: Mailbox) -> None:
         import ray
 
+        self.mailbox = mailbox
         self._options = options
         self._size = size
         self._class: Any = ray.remote(_Actor).options(**options)
@@ -175,7 +185,7 @@ class _Pool:
             self._start()
 
     def _start(self) -> None:
-        actor = self._class.remote()
+        actor = self._class.remote(self.mailbox)
         self.starting[actor.answer.remote()] = actor
 
     def serves(self, options: dict[str, Any], size: int) -> bool:
@@ -260,7 +270,7 @@ class _Round:
             outcome = ray.get(ref)
         except _lost_errors() as error:
             self._pool.lost(actor)
-            if passed := _taken(_limit_key(self._work, job)):
+            if passed := self._pool.mailbox.take(_limit_key(self._work, job)):
                 raise QueryError(passed) from error
             lost = self._lost[job.part.fingerprint] = self._lost.get(job.part.fingerprint, 0) + 1
             if lost >= _LOST_LIMIT:
@@ -280,10 +290,11 @@ class _Round:
 class _Actor:
     """Makes parts; holds nothing but the stage that it has opened."""
 
-    def __init__(self) -> None:
+    def __init__(self, mailbox: Mailbox) -> None:
         from catalog.duck import on_stuck
 
         _quiet()
+        self._mailbox = mailbox
         on_stuck(self._give_up)
         self._making = ""
         self._key: Any = None
@@ -294,10 +305,8 @@ class _Actor:
 
         In another thread: the one that makes the part does not come back.
         """
-        from ray.experimental import internal_kv
-
         try:
-            internal_kv._internal_kv_put(self._making, message)
+            self._mailbox.put(self._making, message, wait=True)
         finally:
             os._exit(1)
 
@@ -319,18 +328,8 @@ class _Actor:
 
 
 def _limit_key(work: list[Any], job: Job) -> str:
-    """Return where the cluster's key-value store has the limit that one part of one round passed."""
-    return f"espalier/limit/{work[0].hex()}/{job.part.fingerprint}"
-
-
-def _taken(key: str) -> str:
-    """Return the text under a key of the cluster's store, and remove it; empty where there is none."""
-    from ray.experimental import internal_kv
-
-    found = internal_kv._internal_kv_get(key)
-    if found:
-        internal_kv._internal_kv_del(key)
-    return str(found, "utf-8") if found else ""
+    """Return the key in the mailbox of the limit that one part of one round passed."""
+    return f"limit/{work[0].hex()}/{job.part.fingerprint}"
 
 
 def _portable(error: Exception) -> Exception:
@@ -344,21 +343,27 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
-def _run_table(work: Work, part: PlannedPart, key: str) -> PartFile | tuple[Exception, str]:
-    """Run a TableStage; its progress goes to the cluster's key-value store, under `key`.
+@dataclass(frozen=True)
+class _ProgressReport:
+    """Where a TableStage on another machine reports its progress."""
+
+    mailbox: Mailbox
+    key: str
+
+
+def _run_table(work: Work, part: PlannedPart, report: _ProgressReport) -> PartFile | tuple[Exception, str]:
+    """Run a TableStage, reporting its progress.
 
     In the task's main thread: only there does Ray lend its cores to the tasks that it waits for.
     """
-    from ray.experimental import internal_kv
-
     _quiet()
-    told_s = 0.0
+    reported_s = 0.0
 
     def progress(done: int, total: int, unit: str) -> None:
-        nonlocal told_s
-        if time.monotonic() - told_s > _PROGRESS_S or done >= total:
-            told_s = time.monotonic()
-            internal_kv._internal_kv_put(key, json.dumps([done, total, unit]))
+        nonlocal reported_s
+        if time.monotonic() - reported_s > _PROGRESS_S or done >= total:
+            reported_s = time.monotonic()
+            report.mailbox.put(report.key, (done, total, unit))
 
     try:
         return make_table(work, part, _map_items, progress)
@@ -366,17 +371,16 @@ def _run_table(work: Work, part: PlannedPart, key: str) -> PartFile | tuple[Exce
         return _portable(error), traceback.format_exc()
 
 
-def _follow(ref: Any, key: str, progress: Progress) -> PartFile:
-    """Wait for a TableStage, showing how far it is."""
+def _follow(ref: Any, report: _ProgressReport, progress: Progress) -> PartFile:
+    """Wait for a TableStage, showing its progress."""
     import ray
-    from ray.experimental import internal_kv
 
     ready: list[Any] = []
     while not ready:
         ready, _ = ray.wait([ref], timeout=_PROGRESS_S)
-        if told := internal_kv._internal_kv_get(key):
-            progress(*json.loads(told))
-    internal_kv._internal_kv_del(key)
+        if reported := report.mailbox.get(report.key):
+            progress(*reported)
+    report.mailbox.take(report.key)
     outcome = ray.get(ref)
     if isinstance(outcome, PartFile):
         return outcome

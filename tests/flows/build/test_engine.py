@@ -14,7 +14,7 @@ from flows.build.plan import Plan, PlannedPart, PlannedStage, make_plan
 from flows.build.ray_engine import RayEngine
 from flows.build.worker import jobs_of, work_of
 from tasks.stage import Run, Stage
-from tests.stages import DropOdd, Lengths, Misbehaving, dataset_in, recipe_of, write_source
+from tests.stages import DropOdd, Lengths, Misbehaving, Reporting, dataset_in, recipe_of, write_source
 
 
 @pytest.fixture
@@ -56,6 +56,25 @@ def test_parts_and_tables(engine: Engine, tmp_path: Path) -> None:
     assert table.rows == 20
     assert dict(table.notes) == {"total": 220, "squares": [0, 1, 4, 9, 16]}
     assert {f.rows for f in run(engine, plan, plan.stages[3]).values()} == {0}
+
+
+def test_a_table_stage_shows_its_progress(engine: Engine, tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, Reporting())
+    run(engine, plan, plan.stages[0])
+    planned, shown = plan.stages[1], list[tuple[int, int, str]]()
+    work = work_of(planned, plan.dataset.storage, "cpu", 0)
+    engine.run_once(work, planned.parts[0], lambda *progress: shown.append(progress))
+    assert shown[-1] == (4, 4, "steps")
+
+
+def test_a_table_stage_that_is_killed_is_run_again_and_shows_its_progress(ray_engine: Engine, tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, Reporting(marker=str(tmp_path / "killed")))
+    run(ray_engine, plan, plan.stages[0])
+    planned, shown = plan.stages[1], list[tuple[int, int, str]]()
+    work = work_of(planned, plan.dataset.storage, "cpu", 0)
+    file = ray_engine.run_once(work, planned.parts[0], lambda *progress: shown.append(progress))
+    assert (tmp_path / "killed").exists()
+    assert (file.rows, shown[-1]) == (0, (4, 4, "steps"))
 
 
 def test_a_failing_part_is_reported_and_the_others_are_made(engine: Engine, tmp_path: Path) -> None:
