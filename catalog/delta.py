@@ -49,12 +49,11 @@ def commit(
     table: str,
     schema: pa.Schema,
     parts: Sequence[PartFile],
-    properties: Mapping[str, Any] | None = None,
 ) -> int:
     """Make a table consist of exactly `parts`, in one commit; return its number. Without a change there is no commit.
 
     `storage` is the dataset's. Raises DamagedError if a part is missing or has another size, BalanceError if a part is
-    listed twice. `properties` are recorded with the commit. Safe to repeat after a kill at any moment.
+    listed twice. Safe to repeat after a kill at any moment.
     """
     wanted = _checked(storage, table, parts)
     registered = delta_schema(schema)
@@ -63,8 +62,8 @@ def commit(
             current = _open(storage, table)
             if current is None:
                 parts = [_sealed(storage, part) for part in wanted.values()]
-                return _create(storage, table, registered, parts, properties)
-            return _change(storage, current, table, registered, wanted, properties)
+                return _create(storage, table, registered, parts)
+            return _change(storage, current, table, registered, wanted)
         except OvertakenError:
             time.sleep(random.uniform(0, _PAUSE_S * min(attempt + 1, 10)))  # noqa: S311
     raise BuildError(f"table {table!r}: {_ATTEMPTS} commits were overtaken by other writers; build again")
@@ -79,8 +78,8 @@ def append(storage: Storage, table: str, schema: pa.Schema, part: PartFile, afte
     if (current.version() if current else -1) != after:
         raise OvertakenError(f"table {table!r} has moved on")
     if current is None:
-        return _create(storage, table, delta_schema(schema), [part], None)
-    return _transact(current, table, [_add(table, part)], "append", current.schema(), None)
+        return _create(storage, table, delta_schema(schema), [part])
+    return _transact(current, table, [_add(table, part)], "append", current.schema())
 
 
 def replace(storage: Storage, table: str, old: PartFile, new: PartFile, after: int) -> int:
@@ -91,7 +90,7 @@ def replace(storage: Storage, table: str, old: PartFile, new: PartFile, after: i
     current = _opened(storage, table, None)
     if current.version() != after:
         raise OvertakenError(f"table {table!r} has moved on")
-    return _transact(current, table, [_remove(table, old), _add(table, new)], "append", current.schema(), None)
+    return _transact(current, table, [_remove(table, old), _add(table, new)], "append", current.schema())
 
 
 def widen(storage: Storage, table: str, schema: pa.Schema) -> None:
@@ -110,7 +109,7 @@ def widen(storage: Storage, table: str, schema: pa.Schema) -> None:
         fields = [Field.from_arrow(field.with_nullable(True).with_metadata(_WIDENED)) for field in missing]
         try:
             with plain_errors(current.table_uri):
-                current.alter.add_columns(fields, commit_properties=_properties(None))
+                current.alter.add_columns(fields, commit_properties=_properties())
         except BuildError:  # another writer committed first, possibly these columns
             time.sleep(random.uniform(0, _PAUSE_S))  # noqa: S311
     raise BuildError(f"table {table!r}: {_ATTEMPTS} commits were overtaken by other writers; try again")
@@ -139,7 +138,7 @@ def remove(storage: Storage, table: str, paths: Sequence[str]) -> None:
         if not gone:
             return
         try:
-            _transact(current, table, [_remove(table, part) for part in gone], "append", current.schema(), None)
+            _transact(current, table, [_remove(table, part) for part in gone], "append", current.schema())
         except OvertakenError:
             continue
         return
@@ -260,9 +259,7 @@ def _path_of(part: PartFile) -> str:
     return part.path
 
 
-def _create(
-    storage: Storage, table: str, registered: pa.Schema, parts: list[PartFile], properties: Mapping[str, Any] | None
-) -> int:
+def _create(storage: Storage, table: str, registered: pa.Schema, parts: list[PartFile]) -> int:
     from deltalake import Schema
     from deltalake.exceptions import DeltaError
     from deltalake.transaction import create_table_with_add_actions
@@ -277,7 +274,7 @@ def _create(
                 mode="error",
                 configuration=CONFIGURATION,
                 storage_options=place.delta_options(),
-                commit_properties=_properties(properties),
+                commit_properties=_properties(),
             )
         except DeltaError as error:
             if _open(storage, table) is None:
@@ -292,19 +289,18 @@ def _change(
     table: str,
     registered: pa.Schema,
     wanted: Mapping[str, PartFile],
-    properties: Mapping[str, Any] | None,
 ) -> int:
     from deltalake import Schema
 
     new_schema = Schema.from_arrow(registered)
     if not _arrow(new_schema).equals(_arrow(current.schema()), check_metadata=True):
         # A commit that changes the schema may not keep a file, so there are two commits: empty the table, then fill it.
-        _transact(current, table, [], "overwrite", new_schema, properties)
+        _transact(current, table, [], "overwrite", new_schema)
         current.update_incremental()
     there = {part.path: part for part in _parts(current, table)}
     actions = [_remove(table, part) for path, part in there.items() if path not in wanted]
     actions += [_add(table, _sealed(storage, part)) for path, part in wanted.items() if path not in there]
-    return _transact(current, table, actions, "append", new_schema, properties) if actions else current.version()
+    return _transact(current, table, actions, "append", new_schema) if actions else current.version()
 
 
 def _transact(
@@ -313,23 +309,23 @@ def _transact(
     actions: Sequence[Any],
     mode: str,
     registered: "deltalake.Schema",
-    properties: Mapping[str, Any] | None,
 ) -> int:
     from deltalake.exceptions import CommitFailedError
 
     number = current.version() + 1
     with plain_errors(current.table_uri):
         try:
-            current.create_write_transaction(list(actions), mode, registered, commit_properties=_properties(properties))
+            current.create_write_transaction(list(actions), mode, registered, commit_properties=_properties())
         except CommitFailedError as error:
             raise OvertakenError(f"table {table!r} was changed by another writer") from error
     return number
 
 
-def _properties(properties: Mapping[str, Any] | None) -> Any:
+def _properties() -> Any:
+    """Return properties of a commit that fails where another writer was first."""
     from deltalake import CommitProperties
 
-    return CommitProperties(custom_metadata=dict(properties or {}), max_commit_retries=0)
+    return CommitProperties(max_commit_retries=0)
 
 
 def _add(table: str, part: PartFile) -> Any:

@@ -1,12 +1,18 @@
 """What several tests need: a place for a TableStage to run in, and small tables."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from catalog.inputs import Inputs
+from flows.recipe.recipe import Recipe, parse, read_text
 from tasks.stage import Columns, Reducer
+
+
+def recipe_in(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the checked recipe in a file."""
+    return parse(read_text(path), str(path), overrides)
 
 
 class LocalRun:

@@ -16,7 +16,8 @@ import pytest
 
 from catalog.dataset import Catalog
 from flows.build.plan import make_plan
-from flows.recipe.recipe import load, stage_models
+from flows.recipe.recipe import stage_models
+from tests.helpers import recipe_in
 from tests.pictures import jpeg
 from tests.stages import write_source
 
@@ -120,7 +121,7 @@ def test_every_recipe_in_configs_plans(monkeypatch: pytest.MonkeyPatch, tmp_path
     recipes = sorted((ROOT / "configs").glob("*.yaml"))
     assert recipes
     for recipe in recipes:
-        plan = make_plan(load(recipe), Catalog(tmp_path / "catalog", create=None).dataset("any"))
+        plan = make_plan(recipe_in(recipe), Catalog(tmp_path / "catalog", create=None).dataset("any"))
         assert all(stage.missing for stage in plan.stages), recipe
 
 

@@ -23,7 +23,7 @@ from catalog.takedown.ledger import Ledger
 from catalog.wording import amount
 from flows.build.plan import PlannedPart, PlannedStage
 from tasks.files.digest import Digested, check_unchanged
-from tasks.sources import Notes
+from tasks.sources import Chunk, Notes
 from tasks.stage import Columns, MapStage, Reducer, Stage, Step, TableStage
 from tasks.vectors.seeds import derived_seed
 
@@ -152,7 +152,7 @@ class PartMaker:
 
     def _batches(self, job: Job, inputs: Inputs) -> Iterator[pa.Table]:
         if job.part.chunk is not None:
-            return iter([pa.table({name: [value] for name, value in job.part.chunk.items()})])
+            return iter([Chunk(**job.part.chunk).table()])
         return inputs.batches(self._work.columns, self._work.stage.resources.batch_rows)
 
     def _open(self) -> Step:

@@ -112,13 +112,8 @@ class Recipe(Config):
         return tuple(stages)
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe. Raises RecipeError, or NotFoundError if the file does not exist."""
-    return parse(read_text(path), str(path), overrides)
-
-
 def read_text(path: str | Path) -> str:
-    """Return the text of a recipe file."""
+    """Return the text of a recipe file. Raises NotFoundError, with the recipes beside it."""
     try:
         return yaml_text.read_text(path)
     except NotFoundError as error:

@@ -39,11 +39,6 @@ class Coverage:
         return int((self.kept == 0).sum())
 
     @property
-    def concept_coverage(self) -> float:
-        """Return the share of concepts with rows left."""
-        return _ratio(len(self.kept) - self.emptied, len(self.kept))
-
-    @property
     def tail(self) -> np.ndarray:
         """Return the fraction of each concept's rows in the tail: float64 (c,), 0..1 (`tail_weights`)."""
         return tail_weights(self.before)

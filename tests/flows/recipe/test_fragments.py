@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from catalog.errors import RecipeError
-from flows.recipe.recipe import Recipe, load, parse, resolve
+from flows.recipe.recipe import Recipe, parse, resolve
+from tests.helpers import recipe_in
 
 RECIPE = """\
 dataset: laion
@@ -46,7 +47,7 @@ def including(fragment: str, values: str = "") -> str:
 
 def test_its_stages_stand_where_it_was_included(folder: Path) -> None:
     path = written(folder, including("filters/sizes.yaml", "{least: 300, name: again}"), sizes=FILTERS)
-    recipe = load(path)
+    recipe = recipe_in(path)
     assert [stage.name for stage in recipe.stages] == ["download", "sizes", "again", "report"]
     assert recipe.stages[1].where == "width >= 300 and height >= 300"  # type: ignore[union-attr]
 
@@ -60,14 +61,14 @@ def test_a_variable_is_what_with_says_or_else_its_default_and_never_the_environm
     path = written(
         folder, including("filters/a.yaml", '{pause: "${FROM_OUTSIDE}"}').replace("  - use: download\n", ""), a=fragment
     )
-    (again, _) = load(path).stages
+    (again, _) = recipe_in(path).stages
     assert again.image_size == 64  # type: ignore[union-attr]
     assert again.timeout_s == 9  # type: ignore[union-attr]
 
 
 def test_overrides_reach_a_fragments_stages(folder: Path) -> None:
     path = written(folder, including("filters/sizes.yaml", "{least: 300}"), sizes=FILTERS)
-    (_, sizes, *_) = load(path, ["sizes.where=width > 5"]).stages
+    (_, sizes, *_) = recipe_in(path, ["sizes.where=width > 5"]).stages
     assert sizes.where == "width > 5"  # type: ignore[union-attr]
 
 
@@ -84,12 +85,12 @@ def test_fragments_include_fragments_beside_them(folder: Path) -> None:
     outer = "- include: inner.yaml\n  with:\n    least: ${most:-4}\n- use: filter\n  name: last\n  where: width > 1\n"
     inner = "- use: filter\n  name: first\n  where: width > ${least:-2}\n"
     path = written(folder, including("filters/outer.yaml", "{most: 6}"), outer=outer, inner=inner)
-    names = [(stage.name, getattr(stage, "where", None)) for stage in load(path).stages[1:3]]
+    names = [(stage.name, getattr(stage, "where", None)) for stage in recipe_in(path).stages[1:3]]
     assert names == [("first", "width > 6"), ("last", "width > 1")]
 
 
 def test_shipped_fragments_are_found_from_anywhere(folder: Path) -> None:
-    recipe = load(written(folder, including("filters/laion400m.yaml", "{threshold: 0.31}")))
+    recipe = recipe_in(written(folder, including("filters/laion400m.yaml", "{threshold: 0.31}")))
     assert recipe.stages[1].rules["low_clip_score"] == "embeddings.clip_score >= 0.31"  # type: ignore[union-attr]
 
 
@@ -106,7 +107,7 @@ def test_a_mistake_in_a_fragment_is_named_with_its_file_and_line(
 ) -> None:
     path = written(folder, including("filters/sizes.yaml", "{least: 3}"), sizes=fragment)
     with pytest.raises(RecipeError) as caught:
-        load(path)
+        recipe_in(path)
     mine = f"{folder}/filters/sizes.yaml:{line}: "
     assert any(
         message.startswith(mine) and all(w in message for w in words) for message in str(caught.value).splitlines()
@@ -116,7 +117,7 @@ def test_a_mistake_in_a_fragment_is_named_with_its_file_and_line(
 def test_a_mistake_after_a_fragment_is_named_with_its_own_line(folder: Path) -> None:
     path = written(folder, including("filters/sizes.yaml", "{least: 3}") + "    titel: x\n", sizes=FILTERS)
     with pytest.raises(RecipeError, match=r"recipe\.yaml:8: .*titel.*did you mean 'title'"):
-        load(path)
+        recipe_in(path)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_a_wrong_include_says_what_is_wrong(folder: Path, include: str, message:
         "two": "- include: one.yaml\n",
     }
     with pytest.raises(RecipeError, match=message) as caught:
-        load(written(folder, including(include), **fragments))
+        recipe_in(written(folder, including(include), **fragments))
     assert "\n" not in str(caught.value)
 
 
@@ -157,14 +158,14 @@ def test_a_fragment_that_cannot_be_read(folder: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"recipe\.yaml:5: cannot read the fragment '.*bytes\.yaml': line 1 is not UTF-8"
     ):
-        load(written(folder, including("filters/bytes.yaml")))
+        recipe_in(written(folder, including("filters/bytes.yaml")))
     with pytest.raises(RecipeError, match=r"recipe\.yaml:5: no fragment '.*filters', neither in"):
-        load(written(folder, including(str(folder / "filters"))))
+        recipe_in(written(folder, including(str(folder / "filters"))))
 
 
 def test_a_recipe_cannot_include_itself(folder: Path) -> None:
     with pytest.raises(RecipeError, match="includes itself"):
-        load(written(folder, including("recipe.yaml")))
+        recipe_in(written(folder, including("recipe.yaml")))
 
 
 def test_editors_are_told_of_include() -> None:

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from catalog.errors import NotFoundError, RecipeError
-from flows.recipe.recipe import Recipe, load, parse
+from flows.recipe.recipe import Recipe, parse
+from tests.helpers import recipe_in
 
 GOOD = """\
 dataset: laion
@@ -117,7 +118,7 @@ def test_two_stages_of_one_name_or_one_table() -> None:
 
 def test_files(tmp_path: object) -> None:
     with pytest.raises(NotFoundError, match=r"did you mean 'configs/demo\.yaml'"):
-        load("configs/dema.yaml")
+        recipe_in("configs/dema.yaml")
 
 
 def test_the_json_schema_knows_every_stage() -> None:

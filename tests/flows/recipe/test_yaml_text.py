@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from catalog.errors import RecipeError, UserError
-from flows.recipe.recipe import Recipe, load, parse, resolve
+from flows.recipe.recipe import Recipe, parse, resolve
 from flows.recipe.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_NODES, compose, read_text, value_of
+from tests.helpers import recipe_in
 
 pytestmark = pytest.mark.timeout(120)  # each takes milliseconds; without its limit it takes minutes, or all memory
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -152,7 +153,7 @@ def test_includes_that_multiply_each_other(tmp_path: Path) -> None:
     ):
         path.write_text(GOOD + f"  - include: {include}\n")
         with pytest.raises(RecipeError, match=r"too large|nested more than") as caught:
-            load(path)
+            recipe_in(path)
         assert is_one_line(caught.value)
 
 
@@ -175,14 +176,14 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         (tmp_path / "no.yaml", "no recipe"),
     ]:
         with pytest.raises(UserError) as caught:
-            load(path)
+            recipe_in(path)
         assert words in str(caught.value)
         assert is_one_line(caught.value)
     (tmp_path / "r.yaml").write_text(GOOD + "  - include: pipe.yaml\n")
     with pytest.raises(RecipeError, match="a pipe, expected a file"):
-        load(tmp_path / "r.yaml")
+        recipe_in(tmp_path / "r.yaml")
     (tmp_path / "bom.yaml").write_text("\ufeff" + GOOD)
-    assert load(tmp_path / "bom.yaml") == parse(GOOD)
+    assert recipe_in(tmp_path / "bom.yaml") == parse(GOOD)
     for text in ("", "# nothing\n", "---\n", "null\n", "3\n", "[a]\n"):
         with pytest.raises(RecipeError, match="is a mapping"):
             parse(text)
