@@ -28,7 +28,7 @@ from tasks.streams.ordered_map import ordered_map
 
 _READERS: Final = 4
 _KEEP: Final = {"images": "status", "decisions": "keep"}
-"""The column of a judging table that says which rows are kept."""
+"""The column of a table with verdicts that is true for rows that are kept."""
 
 
 def check_balance(plan: Plan, rows: Mapping[int, int], known: frozenset[str] = frozenset()) -> int:
@@ -143,7 +143,7 @@ class _Judge:
         return _split(rows, self._column)
 
     def broken(self, number: int, seen: np.ndarray, alive: np.ndarray) -> str:
-        """Return what to say of rows that are not those that they should be."""
+        """Return the message on rows that are not the expected ones."""
         path = self.own.get(number) or self.whole[0]
         said = _difference(seen, alive)
         return (

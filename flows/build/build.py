@@ -42,7 +42,7 @@ from tasks.stage import TableStage
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a build came to."""
+    """The result of a build."""
 
     version: Version
     made: int
@@ -53,7 +53,7 @@ class Outcome:
     """Which rows of the version have no image; None where it has no images."""
 
     def describe(self) -> dict[str, Any]:
-        """Return it as JSON can say it."""
+        """Return it in a form that JSON can hold."""
         failed = self.failed.describe() if self.failed else None
         facts = {"version": self.version.label, "parts_made": self.made, "report": self.report, "failed": failed}
         facts |= {"source_notes": described(of_version(self.version))}
@@ -116,7 +116,7 @@ def build_here(
             with open_engine(spec.executor, show.message) as engine:
                 for planned in plan.stages:
                     made += (stage_runner or run_stage)(plan, planned, engine, context)
-        lease.check()  # on object stores it may have gone to somebody else meanwhile
+        lease.check()  # on object stores, another process may have taken it over
         version = publish(plan, spec.resolved)
         report = write_report_or_say(dataset, version, show.message)
         outcome = Outcome(version, made, report, failed_rows(dataset, version))
@@ -132,7 +132,9 @@ def build_here(
 def run_stage(plan: Plan, planned: PlannedStage, engine: Engine, context: BuildContext) -> int:
     """Make the missing parts of a stage, and record how that went."""
     show = context.display
-    there = plan.dataset.finished(planned.stage.table)  # again: a stage that Prefect retries has made some meanwhile
+    there = plan.dataset.finished(
+        planned.stage.table
+    )  # again: a stage that Prefect retries has made some
     mine = {p.fingerprint: there[p.fingerprint] for p in planned.parts if p.fingerprint in there}
     planned = replace(planned, finished=mine)
     tally = _Tally(planned)

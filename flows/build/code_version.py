@@ -1,4 +1,4 @@
-"""Which code builds: the installed version, and the commit of the checkout that it runs from, as git itself says it."""
+"""The version of the code: that of the installation, and the commit of the checkout that it runs from, by git."""
 
 import os
 import re
@@ -28,12 +28,12 @@ def code_version(root: Path = ROOT) -> str:
 
 
 def commit_of(root: Path) -> str | None:
-    """Return the first digits of the checked-out commit and perhaps DIRTY; None where it cannot be told."""
+    """Return the first digits of the checked-out commit and perhaps DIRTY; None if it is unknown."""
     return _asked(root) or _read(root)
 
 
 def _asked(root: Path) -> str | None:
-    """Ask git: one command says the commit and what was changed."""
+    """Ask git for the commit and the changed files, in one command."""
     words = ["git", "-C", str(root), "--no-optional-locks", "status", "--porcelain=v2", "--branch"]
     words.append("--untracked-files=no")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

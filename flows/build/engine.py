@@ -1,4 +1,4 @@
-"""Where parts are made: in this process, or on Ray. Both give the same tables.
+"""Engines, which make parts: in this process, or on Ray. Both make the same tables.
 
     map_parts     a MapStage over parts, on a pool of actors: streamed, bounded in flight, failed parts retried
     run_once      one TableStage, with the resources that it asks for
@@ -19,13 +19,13 @@ from flows.build.worker import Job, PartMaker, Progress, Work, make_table, one_b
 from tasks.stage import Resources
 
 ATTEMPTS = 3
-"""How often a part is tried that fails with an error of its own."""
+"""How often a part is tried that fails with an error of its stage."""
 
 OnPart = Callable[[PlannedPart, PartFile], None]
 
 
 class Engine(ABC):
-    """A place where stages run. Use it as a context manager."""
+    """Runs stages. Use it as a context manager."""
 
     name: str
 
@@ -35,8 +35,8 @@ class Engine(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:  # noqa: B027  # nothing to give back, unless a subclass holds something
-        """Give back what it holds."""
+    def close(self) -> None:  # noqa: B027  # nothing to release, unless a subclass holds something
+        """Release its resources."""
 
     @abstractmethod
     def device(self, resources: Resources) -> str:
@@ -52,7 +52,7 @@ class Engine(ABC):
 
 
 class InlineEngine(Engine):
-    """Everything in this process, one part after the other: for tests and tiny data."""
+    """Runs stages in this process, one part after the other: for tests and small data."""
 
     name = "inline"
 
@@ -82,7 +82,7 @@ class InlineEngine(Engine):
 
 
 class Failures:
-    """Which parts failed how often, and with what."""
+    """Counts the failures of parts, and records the last error of each."""
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
@@ -98,7 +98,7 @@ class Failures:
         return False
 
     def raise_if_any(self) -> None:
-        """Raise PartError that names the failed parts; the worker's traceback goes with it."""
+        """Raise PartError that names the failed parts, with the worker's traceback."""
         if not self._last:
             return
         shown = [f"part {part.number}: {line}" for part, line, _ in list(self._last.values())[:3]]

@@ -1,4 +1,4 @@
-"""How many rows of a version failed, and why: what a build's last lines say, and what guards look at."""
+"""Count the rows of a version that failed, by reason: for the last lines of a build, and for guards."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import duckdb
 
 IMAGES: Final = "images"
-"""The table whose rows say whether an image could be had."""
+"""The table that records for each row whether its image could be fetched."""
 UNKNOWN: Final = "unknown"
-"""What a failure without a reason is counted under."""
-_TOLD: Final = 3
-"""Reasons that a line names, the commonest."""
+"""The reason under which failures without one are counted."""
+_NAMED: Final = 3
+"""How many reasons a line names: the most frequent ones."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FailedRows:
     of: int
     """All rows, failed or not."""
     reasons: Mapping[str, int]
-    """Reason -> rows, the commonest first; of equally common ones the first in the alphabet."""
+    """Reason -> rows, the most frequent first, equally frequent ones alphabetically."""
 
     @property
     def rows(self) -> int:
@@ -40,16 +40,16 @@ class FailedRows:
         return sum(self.reasons.values())
 
     def describe(self) -> dict[str, Any]:
-        """Return it as JSON can say it."""
+        """Return it in a form that JSON can hold."""
         return {"rows": self.rows, "of": self.of, "reasons": dict(self.reasons)}
 
     def line(self, command: str) -> str:
-        """Return one line: how many rows failed, the commonest reasons, and the command that shows all of them."""
+        """Return one line: how many rows failed, the most frequent reasons, and the command that shows all of them."""
         if not self.rows:
             return f"0 of {amount(self.of, 'row')} failed"
-        named = [f"{rows:,} {reason}" for reason, rows in list(self.reasons.items())[:_TOLD]]
-        if (more := len(self.reasons) - _TOLD) > 0:
-            others = sum(list(self.reasons.values())[_TOLD:])
+        named = [f"{rows:,} {reason}" for reason, rows in list(self.reasons.items())[:_NAMED]]
+        if (more := len(self.reasons) - _NAMED) > 0:
+            others = sum(list(self.reasons.values())[_NAMED:])
             named.append(f"{others:,} for {more:,} other reason{'s' if more > 1 else ''}")
         return f"{self.rows:,} of {amount(self.of, 'row')} failed: {', '.join(named)}; `{command}` shows them"
 

@@ -1,4 +1,4 @@
-"""Whether guards of a recipe (`flows.recipe.guards`) hold a version, and the error that says so."""
+"""Check whether guards of a recipe (`flows.recipe.guards`) hold a version, and make the error that explains it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final

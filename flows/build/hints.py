@@ -1,4 +1,4 @@
-"""Commands that a message tells the user to run, as they would type them."""
+"""Commands that messages suggest, as the user would type them."""
 
 import os
 import shlex

@@ -36,7 +36,7 @@ def mend(
     make: Callable[[PlannedStage], object],
     message: Callable[[str], object],
 ) -> bool:
-    """Fetch again the pictures that `verify --repair` set aside; return whether the plan must be made anew.
+    """Fetch again the pictures that `verify --repair` set aside; return whether a new plan is required.
 
     `make` makes what is missing of a stage: those before the pictures' are needed first. Only for whoever holds the
     dataset. Safe to repeat after a kill.

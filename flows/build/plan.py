@@ -29,7 +29,7 @@ from tasks.stage import Columns, Size, Stage, TableStage
 
 NUMBERS = numbers.STATE
 RETRIES = "retries"
-"""The dataset's state that says which parts were asked to try failed rows again, and for which reasons."""
+"""The dataset's state that records which parts are to retry failed rows, and for which reasons."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PlannedPart:
     earlier: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """For a retry: the attempts before, the newest first: the path, and the reasons that were asked for since.
 
-    The first that is there is gone on from: an attempt that was asked for may never have been made, or collected.
+    The retry starts from the first that exists: an earlier attempt may never have been made, or was collected.
     """
 
     def seen_by(self, columns: Sequence[str]) -> str:
@@ -113,9 +113,9 @@ class Plan:
     """The source's files: uri, sha256, rows."""
     numbers: Mapping[str, int]
     notes: tuple[Note, ...] = ()
-    """What the source's files have beside its rows."""
+    """Notes on the source's files."""
     identities: Identities | None = field(default=None, repr=False, compare=False)
-    """What was learnt of the source's files; it is kept already where the dataset exists."""
+    """The digests of the source's files; they are stored already if the dataset exists."""
 
     @property
     def is_cached(self) -> bool:
@@ -277,9 +277,9 @@ def _plan_stage(
 
 
 def _without_taken(planned: PlannedStage, source: _Table) -> PlannedStage:
-    """Return a stage that also passes over the rows whose URL says that they were taken down.
+    """Return a stage that also skips the rows that were taken down by their URL.
 
-    That is a law above all parts, so no fingerprint says it.
+    Take-downs enter no fingerprint: they apply whenever a part is read or written.
     """
     if not planned.stage.alive_only or "url" not in source.schema.names:
         return planned
@@ -310,7 +310,7 @@ def _about(stage: Stage, seed: int, schema: pa.Schema) -> list[Any]:
 def _source_parts(
     stage: Source, schema: pa.Schema, chunks: Sequence[Chunk], numbers: Sequence[int]
 ) -> list[PlannedPart]:
-    # Where the file lies changes nothing that is in the part, unless the rows say where their bytes are.
+    # The place of the file changes nothing in the part, unless the rows contain it.
     hidden = {"layout", "state"} if "local_path" in schema.names else {"layout", "state", "uri"}
     parts = []
     for chunk, number in zip(chunks, numbers, strict=True):

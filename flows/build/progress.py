@@ -1,4 +1,4 @@
-"""Showing how far a build is. `Display` shows nothing; `RichDisplay` draws bars in a terminal."""
+"""Displays of a build's progress: `Display` shows nothing, `RichDisplay` draws bars on a terminal."""
 
 import time
 from collections.abc import Iterator
@@ -21,35 +21,35 @@ if TYPE_CHECKING:
 
 
 class Bar:
-    """How far one stage is."""
+    """Receives the progress of one stage. This one ignores it."""
 
     def part(self, part: "PlannedPart", file: "PartFile") -> None:
-        """A part is on disk."""
+        """Count a part that was written."""
 
     def progress(self, done: int, total: int, unit: str) -> None:
-        """A stage over whole tables is this far."""
+        """Show how much of a stage over whole tables is done."""
 
 
 class Display:
-    """What a build tells whoever watches."""
+    """Receives the messages and the progress of a build. This one ignores them."""
 
     def message(self, text: str) -> None:
-        """Say one line."""
+        """Show one line."""
 
     def plan(self, plan: "Plan") -> None:
-        """The plan is made."""
+        """Show the plan."""
 
     @contextmanager
     def stage(self, planned: "PlannedStage") -> Iterator[Bar]:
-        """A stage runs while the block does."""
+        """Show a stage, which runs while the block does; give the bar that receives its progress."""
         yield Bar()
 
     def published(self, version: "Version", report: str | None) -> None:
-        """The build is done."""
+        """Show the version that the build published."""
 
 
 class Displays(Display):
-    """Several displays at once."""
+    """Passes everything to several displays."""
 
     def __init__(self, *displays: Display) -> None:
         self._displays = displays
@@ -88,7 +88,7 @@ class _Bars(Bar):
 
 
 class RichDisplay(Display):
-    """Bars in a terminal; plain lines where the output is not one. Everything goes to standard error."""
+    """Draws bars on a terminal; elsewhere prints lines. All of it on standard error."""
 
     def __init__(self) -> None:
         from rich.console import Console

@@ -45,7 +45,7 @@ def on_loopback() -> Iterator[None]:
 def require_token() -> None:
     """Have the Ray that is started next ask for a token. Raises UserError where the environment turns that off.
 
-    The token is made anew for each process, and is in no file: Ray's own is readable by every user of the machine.
+    Each process makes its own token, which is in no file: Ray's own is readable by every user of the machine.
     """
     mode = os.environ.get(_MODE)
     if mode is not None and mode.lower() != "token":

@@ -82,7 +82,7 @@ class RayEngine(Engine):
         last: Exception | None = None
         for _ in range(_STARTS):
             try:
-                # Busy machines make the raylet give up on its own helpers now and then: try again.
+                # On busy machines the raylet sometimes fails to start its helper processes: try again.
                 ray.init(
                     "local",  # else it joins whatever cluster it finds on this machine
                     include_dashboard=False,
@@ -154,7 +154,7 @@ class RayEngine(Engine):
 
 
 def open_engine(executor: str, on_message: Callable[[str], Any] = print) -> Engine:
-    """Return the engine of that name, `ray` or `inline`; where Ray will not start, say so and work inline."""
+    """Return the engine of that name, `ray` or `inline`; if Ray does not start, show a message and work inline."""
     if executor == "inline":
         return InlineEngine()
     try:
@@ -189,7 +189,7 @@ class _Pool:
         self.starting[actor.answer.remote()] = actor
 
     def serves(self, options: dict[str, Any], size: int) -> bool:
-        """Say whether a stage may work here: the same resources, and as many actors as it wants."""
+        """Return whether a stage can use this pool: it has the same resources, and as many actors."""
         return options == self._options and size == self._size
 
     def answered(self, ref: Any) -> None:
@@ -205,7 +205,7 @@ class _Pool:
             self.ready.append(actor)
 
     def lost(self, actor: Any) -> None:
-        """Replace an actor that died or cannot be reached; once, however many of its parts say so."""
+        """Replace an actor that died or cannot be reached; once, however many of its parts report it."""
         import ray
 
         if actor in self.ready:
@@ -214,7 +214,7 @@ class _Pool:
             self._start()
 
     def close(self) -> None:
-        """End the actors."""
+        """Kill the actors."""
         import ray
 
         for actor in [*self.ready, *self.starting.values()]:
@@ -311,7 +311,7 @@ class _Actor:
             os._exit(1)
 
     def answer(self) -> None:
-        """Say that it is there."""
+        """Return once the actor has started."""
 
     def make(self, work: list[Any], job: Job) -> PartFile | tuple[Exception, str]:
         """Return what was written, or the error with its traceback (as a value: Ray would wrap it)."""
@@ -415,7 +415,7 @@ def _apply(function: Callable[[T], R], item: T) -> R:
 
 
 def _lost_errors() -> tuple[type[Exception], ...]:
-    """Return what Ray raises where a worker, or the node under it, is gone: the work is not done, and may be again."""
+    """Return what Ray raises if a worker or its node is lost: the work was not done, and can be repeated."""
     from ray import exceptions
 
     return (
@@ -464,5 +464,5 @@ def pool_size(resources: Resources) -> int:
 
 
 def _quiet() -> None:
-    """Workers inherit no logging set-up; their libraries must not chat."""
+    """Silence the libraries of a worker, which inherits no logging configuration."""
     logging.getLogger().setLevel(logging.WARNING)

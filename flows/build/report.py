@@ -74,7 +74,7 @@ def draw_report(dataset: Dataset, version: Version) -> bytes | None:
 
 
 def write_report_or_say(dataset: Dataset, version: Version, message: Callable[[str], object]) -> str | None:
-    """Draw the version's data card as `write_report` does; where that fails, say so in one line and return None.
+    """Draw the version's data card as `write_report` does; if that fails, show one line and return None.
 
     For what has published the version already: a picture of it must not make that fail.
     """

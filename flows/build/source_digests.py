@@ -50,7 +50,7 @@ class Identities:
         return str(known[-1])
 
     def save(self) -> None:
-        """Keep what was learnt."""
+        """Store the digests."""
         if self._changed:
             self._dataset.set_state(_STATE, dict(self._known))
             self._changed = False

@@ -1,4 +1,4 @@
-"""What a source found beside its rows: shown by `plan` and `build`, and recorded with the version."""
+"""Notes on a source, besides its rows: shown by `plan` and `build`, and recorded with the version."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -10,7 +10,7 @@ from flows.build.worker import SOURCE_NOTES
 from tasks.sources import Note, Notes
 
 COUNTED: Final = "counted"
-"""Among the notes of the source's stage in a version: what its files have beside the rows."""
+"""The key, in the notes of the source's stage of a version, of the notes on its files."""
 PARTS: Final = "parts"
 """And what became of values: by the fingerprint of the part."""
 
@@ -21,7 +21,7 @@ def lines(notes: Iterable[Note]) -> list[str]:
 
 
 def described(notes: Iterable[Note]) -> list[dict[str, Any]]:
-    """Return notes as JSON can say them."""
+    """Return notes in a form that JSON can hold."""
     return [note._asdict() for note in notes]
 
 
@@ -33,7 +33,7 @@ def of_file(file: PartFile) -> list[Note]:
 def recorded(
     counted: Iterable[Note], parts: Sequence[PlannedPart], files: Sequence[PartFile], last: Version | None
 ) -> dict[str, Any]:
-    """Return the notes of the source's stage for a version; `last` knows those of the parts that it had."""
+    """Return the notes of the source's stage for a version; those of parts made before are in `last`."""
     known: Mapping[str, Any] = _notes(last).get(PARTS, {}) if last else {}
     of_parts = {
         part.fingerprint: found

@@ -118,7 +118,7 @@ def _by_number(pieces: Pieces) -> dict[int | None, tuple[Piece, ...]]:
 
 
 class PartMaker:
-    """Makes parts of one MapStage. The stage is opened with the first part, and stays open."""
+    """Makes parts of one MapStage. The stage is opened for the first part and is reused."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -190,7 +190,7 @@ class PartMaker:
         return self._taken.hide(self._work.stage.table, piece)
 
     def _retry(self, job: Job, inputs: Inputs, path: str, reasons: Sequence[str]) -> PartFile:
-        """Try the rows of some reasons, or of lost shards, again; others stay as an attempt before left them."""
+        """Try the rows of some reasons, or of lost shards, again; the others are copied from an earlier attempt."""
         before = read_parquet(self._work.storage, path)
         lost = [reason.removeprefix(LOST) for reason in reasons if reason.startswith(LOST)]
         again = pc.fill_null(pc.is_in(before.column("reason"), pa.array(reasons)), False)
@@ -331,7 +331,7 @@ def limit_threads(cpus: float) -> None:
 
 
 def clear_scratch(storage: Storage) -> None:
-    """Remove what killed builds left behind. Only for whoever holds the dataset; checkpoints stay."""
+    """Remove the scratch files of killed builds, not their checkpoints. The caller must hold the dataset."""
     for folder in work_files.folder(storage).glob("scratch-*"):
         shutil.rmtree(folder, ignore_errors=True)
 

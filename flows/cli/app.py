@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def _is_text(argument: str) -> bool:
-    """Say whether an argument can be written as text: the shell hands any bytes on."""
+    """Return whether an argument can be written as text: the shell passes any bytes."""
     try:
         argument.encode()
     except UnicodeEncodeError:

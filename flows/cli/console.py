@@ -1,10 +1,10 @@
-"""How the command line ends: one line for whatever went wrong, and the exit code that says whose fault it is.
+"""How the command line ends: one line on what went wrong, and an exit code.
 
 0    done
 1    it could not be finished: a build, a disk, the network, a fault of Espalier
-2    a mistake of the user's
+2    a mistake of the user
 130  stopped by Ctrl-C
-141  whoever read standard output has closed it (`| head`); nothing is said
+141  the reader of standard output closed it (`| head`); no message
 """
 
 import errno
@@ -16,18 +16,18 @@ from catalog.wording import plain_message
 
 INTERRUPTED: Final = 130
 CLOSED: Final = 141
-_GO_ON: Final = ("build", "retry", "takedown", "demo", "index", "approve")
-"""Commands that keep what is finished, and go on from there."""
+_RESUMABLE: Final = ("build", "retry", "takedown", "demo", "index", "approve")
+"""Commands that keep finished work and continue from it when run again."""
 _DENIED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _STOPPED: Final = "stopped; what is finished is kept, and the same command goes on from there"
 
 
 def explained(error: BaseException) -> tuple[str, int]:
-    """Return what is said of an error, and the exit code."""
+    """Return the message on an error, and the exit code."""
     from catalog.errors import EspalierError, UserError
 
     if is_interrupt(error):
-        return (_STOPPED if set(_GO_ON) & set(sys.argv[1:2]) else "stopped"), INTERRUPTED
+        return (_STOPPED if set(_RESUMABLE) & set(sys.argv[1:2]) else "stopped"), INTERRUPTED
     if isinstance(error, EspalierError):
         return str(error), 2 if isinstance(error, UserError) else 1
     if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # typer's own: a wrong option
@@ -42,14 +42,14 @@ def explained(error: BaseException) -> tuple[str, int]:
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Say whether an error stands for Ctrl-C: typer has one of its own, and so has DuckDB."""
+    """Return whether an error stands for Ctrl-C: typer has one of its own, and so has DuckDB."""
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
         return True
     return any("Query interrupted" in str(each) for each in (error, error.__cause__) if isinstance(each, RuntimeError))
 
 
 def fail(message: str, code: int, debug: bool = False) -> NoReturn:
-    """Say what went wrong on standard error, and end with an exit code."""
+    """Print what went wrong on standard error, and end with an exit code."""
     if debug:
         import traceback
 
@@ -64,9 +64,9 @@ def printable(text: str) -> str:
 
 
 def finish(code: object) -> NoReturn:
-    """End the process at once, without taking the interpreter apart.
+    """End the process at once, without the shutdown of the interpreter.
 
-    DuckDB's bindings and Prefect's event client complain at length on the way out, about nothing that matters.
+    DuckDB's bindings and Prefect's event client print long warnings at shutdown that mean nothing.
     """
     number = code if isinstance(code, int) else 0
     try:
@@ -98,5 +98,5 @@ def reopen_closed() -> None:
 
 
 def is_closed() -> bool:
-    """Say whether standard output was closed while it was written: typer then puts a wrapper in its place."""
+    """Return whether standard output was closed while it was written: typer then puts a wrapper in its place."""
     return type(sys.stdout).__name__ == "PacifyFlushWrapper"

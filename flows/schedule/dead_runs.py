@@ -1,4 +1,4 @@
-"""Mark runs as crashed whose process is gone: a process that is killed reports nothing, and Prefect waits for ever.
+"""Mark runs as crashed whose process has ended: a killed process reports nothing, and Prefect would wait for ever.
 
 Every run is tagged with its process, and only runs of this host are judged, and those that a worker claimed and never
 started, which belong to no host. Marking a run as crashed also frees the concurrency slot of its deployment.
@@ -45,7 +45,7 @@ def tag_own_run() -> None:
 
 
 def reap_dead_runs() -> int:
-    """Mark unfinished runs of this host whose process is gone as crashed; return how many."""
+    """Mark unfinished runs of this host whose process has ended as crashed; return how many."""
     with get_client(sync_client=True) as client:
         dead = [run for run in _unfinished(client) if _is_dead(run)]
         for run in dead:
@@ -66,7 +66,7 @@ def _unfinished(client: Any) -> Iterator[FlowRun]:
 
 
 def _is_dead(run: FlowRun) -> bool:
-    """Say whether a run's process is gone for certain. False for runs whose process is on another host."""
+    """Return whether a run's process has certainly ended. False for runs whose process is on another host."""
     facts = dict(tag.split(":", 1) for tag in run.tags if ":" in tag)
     if "pid" in facts:
         return facts.get("host") == socket.gethostname() and not _is_started_at(facts)
@@ -74,7 +74,7 @@ def _is_dead(run: FlowRun) -> bool:
 
 
 def _is_started_at(facts: dict[str, str]) -> bool:
-    """Say whether a process still runs, and is no other one of the same number."""
+    """Return whether a process still runs, and is not a later one of the same number."""
     with contextlib.suppress(psutil.Error, ValueError):
         process = psutil.Process(int(facts["pid"]))
         return f"{process.create_time():.0f}" == facts.get("started") and process.status() != psutil.STATUS_ZOMBIE
@@ -82,7 +82,7 @@ def _is_started_at(facts: dict[str, str]) -> bool:
 
 
 def _is_unclaimed(run: FlowRun) -> bool:
-    """Say whether a worker claimed a run and then died before it started a process."""
+    """Return whether a worker claimed a run and then died before it started a process."""
     if run.state is None or run.state.type != StateType.PENDING or run.deployment_id is None or run.infrastructure_pid:
         return False
     return (datetime.now(UTC) - run.state.timestamp).total_seconds() > SUBMISSION_S

@@ -20,7 +20,7 @@ from flows.schedule.prefect_server import quiet_environment
 
 
 def deploy(spec: BuildSpec, cron: str, timezone: str, pool: str, name: str | None) -> Iterator[str]:
-    """Register a deployment that builds a spec; yield what to tell the user. Replaces one of the same name.
+    """Register a deployment that builds a spec; yield messages for the user. Replaces one of the same name.
 
     Raises UserError where no lasting Prefect API is configured: a schedule needs a server that outlives the command.
     """

@@ -37,7 +37,7 @@ _UPDATE_S = 5.0
 
 
 def build_flow(spec: BuildSpec, context: BuildContext) -> Outcome:
-    """Run the flow for a local command, tagged with this process, so that a later build can tell that it died.
+    """Run the flow for a local command, tagged with this process, so that a later build can find out that it died.
 
     The flow that runs is `build` over the spec and the context as they are: both are captured in a closure, so that
     the recipe is not resolved again, and the run records the parameters alone.
@@ -49,13 +49,13 @@ def build_flow(spec: BuildSpec, context: BuildContext) -> Outcome:
         return _run(spec, context)
 
     local = Flow(given, name=build.name, flow_run_name=spec.checked.dataset, validate_parameters=False)
-    with tags(*own_tags()), _last_words_left_to_the_command():
+    with tags(*own_tags()), _end_not_logged():
         outcome = local(**spec.parameters())
     assert isinstance(outcome, Outcome)  # a state that failed is raised
     return outcome
 
 
-_LAST_WORDS: Final = (
+_END_MESSAGES: Final = (
     "Encountered exception during execution",
     "Finished in state",
     "Crash detected!",
@@ -65,11 +65,11 @@ _LAST_WORDS: Final = (
 
 
 @contextmanager
-def _last_words_left_to_the_command() -> Iterator[None]:
-    """Keep Prefect from logging how a run ended: the command says it in one line, and --debug shows the traceback."""
+def _end_not_logged() -> Iterator[None]:
+    """Keep Prefect from logging how a run ended: the command prints one line, and --debug shows the traceback."""
 
     def is_news(record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith(_LAST_WORDS)
+        return not str(record.msg).startswith(_END_MESSAGES)
 
     loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs")]
     for logger in loggers:
@@ -132,7 +132,7 @@ def _as_task(plan: Plan, planned: PlannedStage, engine: Engine, context: BuildCo
 
 
 def _is_infrastructure(_task: Any, _run: Any, state: Any) -> bool:
-    """Say whether a failed stage may do better when run again: not where the user or the data are at fault."""
+    """Return whether a retry may help a failed stage: not if the user or the data are at fault."""
     try:
         state.result()
     except (UserError, DamagedError, PartError, BalanceError):
@@ -143,7 +143,7 @@ def _is_infrastructure(_task: Any, _run: Any, state: Any) -> bool:
 
 
 class _Artifacts(Display):
-    """Progress and results as Prefect artifacts, for whoever watches in its UI."""
+    """Shows progress and results as Prefect artifacts, in its UI."""
 
     @contextmanager
     def stage(self, planned: PlannedStage) -> Iterator[Bar]:
@@ -177,20 +177,20 @@ class _ArtifactBar(Bar):
         self._artifact = artifact
         self._parts = parts
         self._done = 0
-        self._told_s = time.monotonic()
+        self._sent_s = time.monotonic()
 
     def part(self, part: "PlannedPart", file: "PartFile") -> None:
         self._done += 1
-        self._tell(100.0 * self._done / self._parts)
+        self._update(100.0 * self._done / self._parts)
 
     def progress(self, done: int, total: int, unit: str) -> None:
-        self._tell(100.0 * done / max(total, 1))
+        self._update(100.0 * done / max(total, 1))
 
-    def _tell(self, percent: float) -> None:
-        if time.monotonic() - self._told_s > _UPDATE_S:
+    def _update(self, percent: float) -> None:
+        if time.monotonic() - self._sent_s > _UPDATE_S:
             self.set(percent)
 
     def set(self, percent: float) -> None:
         """Send a percentage to the API."""
-        self._told_s = time.monotonic()
+        self._sent_s = time.monotonic()
         update_progress_artifact(self._artifact, min(percent, 100.0))

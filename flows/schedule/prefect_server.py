@@ -142,7 +142,7 @@ def _running(folder: Path) -> Api | None:
 
 
 def _is_held(path: Path) -> bool:
-    """Say whether some process holds a lock on a file."""
+    """Return whether some process holds a lock on a file."""
     with path.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -271,7 +271,7 @@ def own_requests_only(app: Application) -> Application:
 
 
 def _is_own(scope: Message) -> bool:
-    """Say whether a request names this server, and comes from no page but its own."""
+    """Return whether a request names this server, and comes from no page but its own."""
     port = scope["server"][1]
     hosts = {f"{name}:{port}".encode() for name in ("127.0.0.1", "localhost")}
     named = [value.lower() for key, value in scope["headers"] if key == b"host"]
