@@ -132,9 +132,7 @@ def build_here(
 def run_stage(plan: Plan, planned: PlannedStage, engine: Engine, context: BuildContext) -> int:
     """Make the missing parts of a stage, and record how that went."""
     show = context.display
-    there = plan.dataset.finished(
-        planned.stage.table
-    )  # again: a stage that Prefect retries has made some
+    there = plan.dataset.finished(planned.stage.table)  # again: a stage that Prefect retries has made some
     mine = {p.fingerprint: there[p.fingerprint] for p in planned.parts if p.fingerprint in there}
     planned = replace(planned, finished=mine)
     tally = _Tally(planned)

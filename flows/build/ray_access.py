@@ -58,6 +58,7 @@ def require_token() -> None:
 
 def check_token_in_force() -> None:
     """Raise BuildError unless the Ray that was started asks for a token."""
+    # Ray has no public way to ask this.
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
     if not is_token_auth_enabled():
