@@ -22,7 +22,8 @@ from catalog.dataset import Catalog, Dataset
 from catalog.duck import Limits, identifier, limited, literal, lock, open_database
 from catalog.errors import NotFoundError, QueryError, damage_in_sql, nearest
 from catalog.parts import PartFile
-from catalog.schema import SUCCESS, TAKEN_URL, role
+from catalog.rejection import rejects_sql
+from catalog.schema import role
 from catalog.takedown.ledger import REASON as TAKEN_DOWN
 from catalog.version import Version
 
@@ -322,25 +323,24 @@ def _verdicts(schema: str, schemas: Mapping[str, pa.Schema], version: Version) -
     joins = ""
     cases: list[tuple[str, tuple[str, ...]]] = []
     taken = (
-        f"{url} = {literal(TAKEN_URL)}",
+        rejects_sql("url", url),
         (literal(_maker(version, "source")), literal(TAKEN_DOWN), "null", "null", "null"),
     )
     if {"status", "reason"} <= set(schemas.get("images", pa.schema([])).names):
         joins += f" left join {identifier(schema)}.images i using (sample_id)"
         maker = _maker(version, "images", "images")
         detail = 'i."detail"' if "detail" in schemas["images"].names else "null"
-        cases.append((f"i.status <> '{SUCCESS}'", (literal(maker), "i.reason", detail, "null", "null")))
+        failed = f"(i.sample_id is not null and {rejects_sql('status', 'i.status')})"
+        cases.append((failed, (literal(maker), "i.reason", detail, "null", "null")))
     if "decisions" in schemas:
         joins += f" left join ({_rejected(schema, version)}) d using (sample_id)"
-        cases.append(("d.stage is not null", tuple(f"d.{column}" for column in _JUDGED)))
+        cases.append(("d.sample_id is not null", tuple(f"d.{column}" for column in _JUDGED)))
     cases.append(taken)  # where nothing fetches, no stage says it
     picked = [
         f"cast(case {' '.join(f'when {out} then {values[at]}' for out, values in cases)} end as {type_}) as {column}"
-        if cases
-        else f"null::{type_} as {column}"
         for at, (column, type_) in enumerate(_JUDGED.items())
     ]
-    out = " or ".join(f"coalesce({condition}, false)" for condition, _ in cases) or "false"
+    out = " or ".join(condition for condition, _ in cases)
     columns = f"s.sample_id, {url} as url, not ({out}) as keep, {', '.join(picked)}"
     return f"select {columns} from {identifier(schema)}.source s{joins}"
 
@@ -353,7 +353,7 @@ def _maker(version: Version, table: str, default: str = "") -> str:
 def _rejected(schema: str, version: Version) -> str:
     """Return SQL for what was rejected: one row a sample."""
     columns = ", ".join(("sample_id", *_JUDGED))
-    rejected = f"select {columns} from {identifier(schema)}.decisions where not keep"
+    rejected = f"select {columns} from {identifier(schema)}.decisions where {rejects_sql('keep')}"
     if any(s.get("table") == "decisions" for s in version.stages):
         return rejected
     return f"select distinct on (sample_id) * from ({rejected}) order by sample_id, stage"  # who knows who wrote it

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from catalog.database import attach, open_connection
 from catalog.dataset import Catalog
 from catalog.errors import UserError
+from catalog.rejection import rejects_sql
 from catalog.version import Version
 
 if TYPE_CHECKING:
@@ -135,11 +136,12 @@ def _verdicts(name: str, key: str, there: bool) -> str:
     if not there:
         type_ = "bigint" if key == "sample_id" else "varchar"
         return f"select null::{type_} as key, ''::varchar as stage, ''::varchar as verdict where false"
-    verdict = f"case when bool_or(keep) then '{KEPT}' else coalesce(min(reason), 'rejected') end"
+    rejected = rejects_sql("keep", "d.keep")
+    verdict = f"case when bool_and({rejected}) then coalesce(min(d.reason), 'rejected') else '{KEPT}' end"
     if key == "sample_id":
-        return f"select sample_id as key, stage, {verdict} as verdict from {name}.decisions group by all"
+        return f"select d.sample_id as key, d.stage, {verdict} as verdict from {name}.decisions d group by all"
     return (
-        f"select s.url as key, d.stage, {verdict.replace('keep', 'd.keep').replace('(reason', '(d.reason')} as verdict "
+        f"select s.url as key, d.stage, {verdict} as verdict "
         f"from {name}.decisions d join {name}.source s using (sample_id) where s.url is not null group by all"
     )
 

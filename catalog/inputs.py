@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from catalog.duck import identifier, literal, open_database
 from catalog.errors import NotFoundError, StoredImageError, damage_in_sql, damaged, nearest, reading
-from catalog.schema import PLACE_NAMES, SAMPLE_BITS, SUCCESS, TAKEN_URL
+from catalog.rejection import rejects
+from catalog.schema import PLACE_NAMES, SAMPLE_BITS
 from catalog.vector_pages import is_vector, read_vectors
 
 if TYPE_CHECKING:
@@ -292,7 +293,7 @@ class Inputs:
             column = next(name for name in ("keep", "status", "url") if name in judge.schema.names)
             for piece in judge.pieces:
                 rows = piece.read(self._storage, ["sample_id", column])
-                dead.append(_ids(rows.filter(_is_out(rows.column(column), column))))
+                dead.append(_ids(rows.filter(rejects(rows.column(column), column))))
         return np.unique(np.concatenate(dead))
 
     def _is_alive(self, ids: np.ndarray) -> np.ndarray:
@@ -382,13 +383,6 @@ def stored_error(rows: pa.Table, row: int, reason: str) -> StoredImageError | No
     if STORED in (rows.schema.metadata or {}) and rows.column(IMAGE)[row].is_valid:
         return StoredImageError(rows.column("sample_id")[row].as_py(), reason)
     return None
-
-
-def _is_out(verdict: pa.ChunkedArray, column: str) -> pa.ChunkedArray:
-    """Return which values of a judge's column say that the row is out: bool."""
-    if column == "url":
-        return pc.fill_null(pc.equal(verdict, TAKEN_URL), False)
-    return pc.fill_null(pc.invert(verdict) if column == "keep" else pc.not_equal(verdict, SUCCESS), True)
 
 
 def _widened(table: pa.Table) -> pa.Table:

@@ -16,6 +16,10 @@ OWNERS = {
     "quoting of a SQL literal": (r"""\.replace\(["']'["'], ["']''["']\)""", "catalog/duck.py"),
     "quoting of a SQL identifier": (r"""\.replace\(['"]"['"], ['"]""['"]\)""", "catalog/duck.py"),
     "the first line of an error": (r"str\(\w*err\w*\)(\.strip\(\))?\.splitlines\(\)", "catalog/errors.py"),
+    "what rejects a row": (
+        r"""status (=|<>|!=|is distinct from) '|where not keep|distinct from \{literal\(SUCCESS|'\{TAKEN_URL\}'""",
+        "catalog/rejection.py",
+    ),
     "the derivation of a seed": (r"from_bytes\(\s*hashlib|digest\(\)\[:8\]", "tasks/vectors/seeds.py"),
     "the user's cache folder": (r"XDG_CACHE_HOME\"\)", "tasks/files/cache.py"),
     "the columns of a place": (r'"shard",\s*"byte_offset",\s*"byte_size"|\("byte_offset", pa\.', "catalog/schema.py"),

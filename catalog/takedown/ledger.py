@@ -32,6 +32,7 @@ import pyarrow.compute as pc
 
 from catalog.dataset import Dataset
 from catalog.errors import UserError
+from catalog.rejection import rejects
 from catalog.schema import FAILED, TAKEN_URL
 from catalog.shards import Span
 from catalog.storage import Storage
@@ -180,7 +181,7 @@ class Ledger:
         if self.is_empty:
             return gone
         if "url" in rows.column_names:
-            gone |= np.asarray(pc.fill_null(pc.equal(rows.column("url"), TAKEN_URL), False))
+            gone |= np.asarray(rejects(rows.column("url"), "url"))
         for name, digest, known in (
             ("final_url", self.url, self.urls),
             ("sha256", self.content, self.contents),

@@ -17,7 +17,8 @@ from catalog.dataset import Dataset
 from catalog.errors import BalanceError
 from catalog.inputs import read_parquet
 from catalog.parts import part_path
-from catalog.schema import SAMPLE_BITS, SUCCESS, TAKEN_URL
+from catalog.rejection import REJECTING, rejects
+from catalog.schema import SAMPLE_BITS
 from catalog.storage import Storage
 from catalog.takedown.ledger import Ledger
 from catalog.version import TableState
@@ -27,8 +28,8 @@ from tasks.publish import Samples
 from tasks.streams.ordered_map import ordered_map
 
 _READERS: Final = 4
-_KEEP: Final = {"images": "status", "decisions": "keep"}
-"""The column of a table with verdicts that is true for rows that are kept."""
+_KEEP: Final = {table: REJECTING[table] for table in ("images", "decisions")}
+"""Tables that judge every row -> the column that rejects."""
 
 
 def check_balance(plan: Plan, rows: Mapping[int, int], known: frozenset[str] = frozenset()) -> int:
@@ -101,9 +102,7 @@ def _split(rows: pa.Table, column: str | None) -> tuple[np.ndarray, np.ndarray]:
     ids = np.asarray(rows.column("sample_id").to_numpy(), np.int64)
     if column is None:
         return ids, ids
-    verdict = rows.column(column)
-    keep = pc.equal(verdict, SUCCESS) if column == "status" else verdict
-    return ids, ids[np.asarray(pc.fill_null(keep, False))]
+    return ids, ids[~np.asarray(rejects(rows.column(column), column))]
 
 
 def _difference(seen: np.ndarray, alive: np.ndarray) -> str:
@@ -199,5 +198,4 @@ def _taken(storage: Storage, path: str) -> np.ndarray:
     rows = read_parquet(storage, path, ["sample_id", "url"])
     if "url" not in rows.column_names:
         return np.empty(0, np.int64)
-    gone = pc.fill_null(pc.equal(rows.column("url"), TAKEN_URL), False)
-    return np.asarray(rows.filter(gone).column("sample_id").to_numpy(), np.int64)
+    return np.asarray(rows.filter(rejects(rows.column("url"), "url")).column("sample_id").to_numpy(), np.int64)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from catalog.dataset import Dataset
 from catalog.duck import literal
 from catalog.parts import PartFile
-from catalog.schema import SUCCESS
+from catalog.rejection import rejects_sql
 from catalog.version import Version
 from catalog.wording import amount
 
@@ -62,7 +62,7 @@ def failed_rows(dataset: Dataset, version: Version) -> FailedRows | None:
 def count_failed(dataset: Dataset, images: Iterable[PartFile]) -> FailedRows:
     """Count the rows of parts of `images`, and those that failed, by reason."""
     query = f"""select coalesce(reason, '{UNKNOWN}') as reason, count(*) as n from {parts(dataset, images)}
-        where status is distinct from '{SUCCESS}' group by 1 order by 2 desc, 1"""
+        where {rejects_sql("status")} group by 1 order by 2 desc, 1"""
     with connected(dataset) as connection:
         found: list[tuple[str, int]] = connection.execute(query).fetchall()
     return FailedRows(sum(part.rows for part in images), dict(found))

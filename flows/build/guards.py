@@ -6,7 +6,7 @@ from typing import Any, Final
 from catalog.dataset import Dataset
 from catalog.errors import HeldError
 from catalog.parts import PartFile
-from catalog.schema import FAILED
+from catalog.rejection import rejects_sql
 from catalog.takedown.ledger import REASON as TAKEN_DOWN
 from catalog.version import Version
 from catalog.wording import amount
@@ -63,7 +63,7 @@ def _outage(dataset: Dataset, images: Sequence[PartFile], last: Version | None) 
         return None
     replaced = [file for file in before if file.path not in now]
     query = f"""select reason, count(*) as n from {parts(dataset, fresh)} anti join
-        (select sample_id from {parts(dataset, replaced)} where status = '{FAILED}') using (sample_id)
+        (select sample_id from {parts(dataset, replaced)} where {rejects_sql("status")}) using (sample_id)
         group by 1 order by 2 desc, 1"""
     with connected(dataset) as connection:
         lost: dict[str, int] = dict(connection.execute(query).fetchall())

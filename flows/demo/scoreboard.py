@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
-from catalog.duck import open_database
+from catalog.duck import identifier, open_database
+from catalog.rejection import rejects_sql
 from catalog.wording import amount
 
 if TYPE_CHECKING:
     import duckdb
     from rich.console import RenderableType
 
+REJECTED: Final = rejects_sql("keep")
+"""Of a row of `decisions`."""
 MIN_REENCODED_RECALL: Final = 0.95
 MAX_FALSE_MERGES: Final = 0.005
 MIN_PURITY: Final = 0.85
@@ -149,11 +152,11 @@ def _outcome(filter_stage: str) -> str:
     """Return a query: every planted row with its outcome in download and filter, as `stage` and `why`."""
     return f"""
         select p.*,
-            case when p.sample_id is null then 'lost' when p.status is distinct from 'success' then 'download'
+            case when p.sample_id is null then 'lost' when {rejects_sql("status", "p.status")} then 'download'
                  when d.sample_id is not null then 'filter' end as stage,
-            case when p.status is distinct from 'success' then coalesce(p.reason, 'no reason') else d.reason end as why
+            case when {rejects_sql("status", "p.status")} then coalesce(p.reason, 'no reason') else d.reason end as why
         from planted p left join (select sample_id, min(reason) as reason from decisions
-                                  where stage = '{filter_stage}' and not keep group by 1) d using (sample_id)
+                                  where stage = '{filter_stage}' and {REJECTED} group by 1) d using (sample_id)
     """
 
 
@@ -276,9 +279,10 @@ def _wrong_captions(db: "duckdb.DuckDBPyConnection", column: str) -> Check:
     """Area under the ROC curve: how often a correct caption scores above a wrong one. `found` counts scored rows."""
     from sklearn.metrics import roc_auc_score
 
+    sound = f"p.hazard is null and not {rejects_sql('status', 'p.status')} and score is not null"
     rows = db.execute(
-        f'select not p.wrong_caption as right_one, e."{column}" as score from planted p join embeddings e '
-        f"using (sample_id) where p.hazard is null and p.status = 'success' and score is not null order by sample_id"
+        f"select not p.wrong_caption as right_one, e.{identifier(column)} as score "
+        f"from planted p join embeddings e using (sample_id) where {sound} order by sample_id"
     ).fetchnumpy()
     right = np.asarray(rows["right_one"], dtype=bool)
     (wrong,) = _one(db, "select count(*) from planted where wrong_caption")
@@ -301,9 +305,9 @@ def _kept(db: "duckdb.DuckDBPyConnection", stage: str, keep: float) -> Check:
 
 def _balance(db: "duckdb.DuckDBPyConnection") -> Check:
     """Every row of the source either failed, was rejected, or is in the published manifest."""
-    ends = """
-        select s.sample_id, (i.status is distinct from 'success')::int as failed,
-            (s.sample_id in (select sample_id from decisions where not keep))::int as rejected,
+    ends = f"""
+        select s.sample_id, {rejects_sql("status", "i.status")}::int as failed,
+            (s.sample_id in (select sample_id from decisions where {REJECTED}))::int as rejected,
             (s.sample_id in (select sample_id from samples))::int as published
         from source s left join images i using (sample_id)
     """

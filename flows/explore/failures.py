@@ -9,7 +9,7 @@ from catalog.dataset import Dataset
 from catalog.duck import identifier, literal
 from catalog.errors import NotFoundError, UserError, nearest
 from catalog.lease import hold
-from catalog.schema import TAKEN_URL
+from catalog.rejection import rejects_sql
 from catalog.takedown.ledger import REASON as TAKEN_DOWN
 from catalog.version import Version
 from catalog.wording import amount
@@ -143,7 +143,7 @@ def plan_retry(
 
 def _taken(dataset: Dataset, version: Version) -> list[dict[str, Any]]:
     """Return the entry of rows that were taken down, for a version without images; empty if there are none."""
-    text = f"select count(*) filter (url = '{TAKEN_URL}') as n, count(*) as total from {{d}}.source"
+    text = f"select count(*) filter ({rejects_sql('url')}) as n, count(*) as total from {{d}}.source"
     (counts,) = _rows(dataset, version, text)
     if not counts["n"]:
         return []

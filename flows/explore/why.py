@@ -12,7 +12,8 @@ from catalog.dataset import Catalog, Dataset
 from catalog.duck import identifier
 from catalog.errors import NotFoundError, RecipeError
 from catalog.parts import fingerprint_of
-from catalog.schema import PLACE_NAMES, SAMPLE_BITS, SUCCESS, TAKEN_URL, role
+from catalog.rejection import rejects_sql, rejects_value
+from catalog.schema import PLACE_NAMES, SAMPLE_BITS, role
 from catalog.takedown.ledger import REASON as TAKEN_DOWN
 from catalog.takedown.ledger import Ledger
 from catalog.version import Version
@@ -116,12 +117,12 @@ class _Teller:
 
     def _verdict(self, source: Row, images: Row | None, decisions: Sequence[Row]) -> Row:
         makers = {s.get("table"): s["name"] for s in reversed(self._version.stages)}
-        if images and images["status"] != SUCCESS:
+        if images and rejects_value(images["status"], "status"):
             maker = makers.get("images", "images")
             return {"keep": False, "stage": maker, "reason": images["reason"], "evidence": images.get("detail")}
-        if source.get("url") == TAKEN_URL:
+        if rejects_value(source.get("url"), "url"):
             return {"keep": False, "stage": makers.get("source", "source"), "reason": TAKEN_DOWN, "evidence": None}
-        out = next((row for row in decisions if not row["keep"]), None)
+        out = next((row for row in decisions if rejects_value(row["keep"], "keep")), None)
         return {"keep": out is None} | {k: out[k] if out else None for k in ("stage", "reason", "evidence")}
 
     def _scores(self, sample_id: int) -> Row:
@@ -149,7 +150,8 @@ class _Teller:
     def _stands_for(self, sample_id: int) -> int:
         if "decisions" not in self._names:
             return 0
-        found = self._ask("select count(*) as n from decisions where representative = ? and not keep", sample_id)
+        query = f"select count(*) as n from decisions where representative = ? and {rejects_sql('keep')}"
+        found = self._ask(query, sample_id)
         return int(found[0]["n"])
 
     def _published(self, sample_id: int) -> Row | None:
@@ -257,7 +259,7 @@ def _came_from(source: Row) -> str:
 
 
 def _fetched(images: Row) -> str:
-    if images["status"] != SUCCESS:
+    if rejects_value(images["status"], "status"):
         return f"failed: {images['reason']}" + (f": {_plain(images['detail'])}" if images.get("detail") else "")
     size = f"{images['width']} x {images['height']} {images['format']}"
     was = f", received {images['original_width']} x {images['original_height']}"

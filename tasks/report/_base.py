@@ -4,12 +4,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from catalog.duck import literal
 from catalog.inputs import Inputs
-from catalog.schema import TAKEN_URL
+from catalog.rejection import REJECTING, rejects_sql
 
 TEXT_LIMIT: Final = 400
 """Characters of a caption, URL or evidence that the card keeps: one may be megabytes long."""
+
+
+FAILED: Final = rejects_sql("status")
+REJECTED: Final = rejects_sql("keep")
+"""SQL conditions over a row of `images` and of `decisions`."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,11 @@ class ReportTables:
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
         self.base = next((name for name in ("source", "images") if name in inputs), "")
-        self.taken = f"select sample_id from source where url = {literal(TAKEN_URL)}"
-        self.gone = " union all ".join(
-            query
-            for table, column, query in (
-                ("images", "status", "select sample_id from images where status is distinct from 'success'"),
-                ("decisions", "keep", "select sample_id from decisions where not keep"),
-                ("source", "url", self.taken),
-            )
-            if self.has(table, column)
-        )
+        rejected = {
+            table: f"select sample_id from {table} where {rejects_sql(column)}" for table, column in REJECTING.items()
+        }
+        self.taken = rejected["source"]
+        self.gone = " union all ".join(q for table, q in rejected.items() if self.has(table, REJECTING[table]))
         self.gone = self.gone or "select null::bigint as sample_id where false"
 
     def has(self, table: str, *columns: str) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from catalog.duck import literal
 from tasks.concepts.coverage import TAIL, Coverage
-from tasks.report._base import Entry, ReportTables
+from tasks.report._base import REJECTED, Entry, ReportTables
 
 BINS: Final = 120
 """Steps of the picture: neighbours in size are drawn as one where there are more concepts."""
@@ -69,7 +69,7 @@ def _stages(tables: ReportTables) -> list[tuple[str, bool]]:
     query = f"""select stage, bool_or(coalesce(reason in ({combined}), false)) as combined
         from decisions left join (select sample_id, true as is_there from clusters) using (sample_id) group by stage
         having bool_or(coalesce(starts_with(reason, 'pruned_'), false)) and count(*) = count(is_there)
-        order by count(*) desc, count(*) filter (where not keep), stage"""
+        order by count(*) desc, count(*) filter (where {REJECTED}), stage"""
     return [(row["stage"], row["combined"]) for row in tables.rows(query)]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from catalog.takedown.ledger import REASON
-from tasks.report._base import TEXT_LIMIT, Entry, ReportTables, cut
+from tasks.report._base import FAILED, REJECTED, TEXT_LIMIT, Entry, ReportTables, cut
 
 KEPT_REASONS: Final = 50
 """Reasons of a step that the card keeps, the commonest: a list of words may give 100,000 of them."""
@@ -28,7 +28,7 @@ def funnel(tables: ReportTables) -> Iterator[Entry]:
     taken = 0 if downloads or not tables.has("source", "url") else tables.number(_TAKEN.format(tables.taken))
     yield _step("source", rows, taken, [{"reason": REASON, "rows": taken, "example": None}] if taken else [])
     if downloads:
-        failed = tables.number("select count(*) from images where status is distinct from 'success'")
+        failed = tables.number(f"select count(*) from images where {FAILED}")
         yield _step("download", rows, failed, _failures(tables))
     if tables.has("decisions"):
         yield from _judged(tables)
@@ -51,18 +51,18 @@ def summary(tables: ReportTables, title: str, description: str) -> Entry:
 def _failures(tables: ReportTables) -> Reasons:
     detail = "min_by(detail, sample_id)" if tables.has("images", "detail") else "null::varchar"
     grouped = f"""select coalesce(reason, 'unknown') as reason, count(*) as rows, {detail} as example
-        from images where status is distinct from 'success' group by 1"""
+        from images where {FAILED} group by 1"""
     return tables.rows(_commonest(grouped))
 
 
 def _judged(tables: ReportTables) -> Iterator[Entry]:
     reasons: dict[str, Reasons] = defaultdict(list)
-    grouped = """select stage, coalesce(reason, 'unknown') as reason, count(*) as rows,
+    grouped = f"""select stage, coalesce(reason, 'unknown') as reason, count(*) as rows,
             min_by(evidence, sample_id) as example
-        from decisions where not keep group by 1, 2"""
+        from decisions where {REJECTED} group by 1, 2"""
     for row in tables.rows(_commonest(grouped, "stage")):
         reasons[row.pop("stage")].append(row)
-    query = f"""select stage, count(*) as seen, count(*) filter (where not keep) as rejected
+    query = f"""select stage, count(*) as seen, count(*) filter (where {REJECTED}) as rejected
         from decisions group by stage order by seen desc, rejected, stage limit {STEPS}"""
     for row in tables.rows(query):
         yield _step(row["stage"], row["seen"], row["rejected"], reasons[row["stage"]])

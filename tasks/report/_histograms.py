@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from catalog.duck import identifier
 from catalog.schema import role
-from tasks.report._base import Entry, ReportTables
+from tasks.report._base import FAILED, Entry, ReportTables
 from tasks.stage import Tables
 
 FINE: Final = 4096
@@ -80,7 +80,7 @@ def histograms(tables: ReportTables, measured: list[Measure]) -> Iterator[Entry]
 
 
 def _count(tables: ReportTables, measure: Measure) -> dict[str, Any] | None:
-    success = " where status = 'success'" if measure.table == "images" else ""
+    success = f" where not {FAILED}" if measure.table == "images" else ""
     values = f"select sample_id, ({measure.sql})::double as value from {measure.table}{success}"
     (ends,) = tables.rows(
         f"select min(value) as low, max(value) as high, count(*) as rows from ({values}) where isfinite(value)"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
-from tasks.report._base import TEXT_LIMIT, Entry, ReportTables, drawn, id_list
+from tasks.report._base import FAILED, REJECTED, TEXT_LIMIT, Entry, ReportTables, drawn, id_list
 
 REASONS: Final = 12
 """Reasons that the card pictures, the commonest first."""
@@ -18,7 +18,7 @@ def grids(tables: ReportTables, samples: int, seed: int) -> Iterator[Entry]:
     """
     if not tables.has("images", "status"):
         return
-    decoded = "select sample_id from images where status = 'success'"
+    decoded = f"select sample_id from images where not {FAILED}"
     before = _ids(tables, f"{decoded} order by {drawn(seed)} limit {samples}")
     after = _ids(tables, f"{decoded} and sample_id not in ({tables.gone}) order by {drawn(seed)} limit {samples}")
     rejected = _rejected(tables, samples, seed)
@@ -37,7 +37,7 @@ def describe(tables: ReportTables, sample_ids: set[int]) -> dict[int, dict[str, 
     }
     if tables.has("decisions"):
         query = f"""select sample_id, stage, reason, left(evidence, {TEXT_LIMIT}) as evidence from decisions
-            where not keep and sample_id in ({id_list(described)}) order by sample_id, stage desc"""
+            where {REJECTED} and sample_id in ({id_list(described)}) order by sample_id, stage desc"""
         for row in tables.rows(query):
             described[row["sample_id"]] |= row | {"kept": False}
     return described
@@ -54,7 +54,7 @@ def pairs(tables: ReportTables, limit: int) -> Iterator[Entry]:
     query = f"""with ranked as (
             select sample_id, representative, similarity, stage, reason,
                 row_number() over (partition by reason, similarity >= 1 order by similarity, sample_id) as rank
-            from decisions where not keep and representative is not null
+            from decisions where {REJECTED} and representative is not null
             qualify rank <= if(similarity >= 1, {EQUAL_PAIRS}, {limit})),
         chosen as (select * from ranked order by rank, reason, similarity, sample_id limit {limit})
         select * exclude (rank) from chosen order by similarity, reason, sample_id"""
@@ -75,12 +75,12 @@ def _rejected(tables: ReportTables, samples: int, seed: int) -> list[int]:
     if not tables.has("decisions"):
         return []
     query = f"""with counted as (
-            select stage, reason, count(*) as rows from decisions where not keep group by all
+            select stage, reason, count(*) as rows from decisions where {REJECTED} group by all
             order by rows desc, stage, reason limit {REASONS}),
         ranked as (
             select sample_id, rows, stage, reason,
                 row_number() over (partition by stage, reason order by {drawn(seed)}) as rank
-            from decisions join counted using (stage, reason) where not keep)
+            from decisions join counted using (stage, reason) where {REJECTED})
         select sample_id from ranked
         where rank <= least({SHOWN_PER_REASON}, greatest(1, {samples} // greatest(1, (select count(*) from counted))))
         order by rows desc, stage, reason, rank limit {samples}"""
