@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from catalog import delta, log_copies, runs
 from catalog.errors import BalanceError, BuildError, DamagedError, NotFoundError, UserError, damaged, nearest, reading
 from catalog.parts import PartFile, describe_part
+from catalog.schema import without_absent
 from catalog.seal import opened_json, sealed_json
 from catalog.storage import Storage, is_temporary
 from catalog.version import (
@@ -361,32 +362,36 @@ class Dataset:
         return path if path and not self.storage.exists(path) else None
 
     def _commit(self, table: str, state: TableState, before: TableVersion | None) -> TableVersion:
-        uniform = self._look(table, state, before)
-        number = delta.commit(self.storage, table, state.schema, state.parts)
+        found = self._columns(table, state, before)
+        schema = without_absent(state.schema, found)
+        number = delta.commit(self.storage, table, schema, state.parts)
         rows, size = sum(part.rows for part in state.parts), sum(part.bytes for part in state.parts)
-        return TableVersion(number, rows, size, len(state.parts), uniform)
+        return TableVersion(number, rows, size, len(state.parts), found <= {tuple(schema.names)})
 
-    def _look(self, table: str, state: TableState, before: TableVersion | None) -> bool:
-        """Read the footers of parts that the version `before` did not have; say whether all have the same columns.
+    def _columns(self, table: str, state: TableState, before: TableVersion | None) -> set[tuple[str, ...]]:
+        """Return the columns of each part, each list of names once. Reads the footers of parts that the version
+        `before` did not have, or of all where those had different columns.
 
         Raises BalanceError where a part holds another number of rows than it is said to.
         """
         known: set[str] = set()
+        found: set[tuple[str, ...]] = set()
         if before and before.uniform:
             registered, parts = delta.contents(self.storage, table, before.delta_version)
-            known = {part.path for part in parts} if registered.names == state.schema.names else set()
+            known = {part.path for part in parts} & {part.path for part in state.parts}
+            found = {tuple(registered.names)} if known else set()
         fresh = [part for part in state.parts if part.path not in known]
         filesystem = None if self.storage.is_local else self.storage.filesystem()
 
-        def same_columns(part: PartFile) -> bool:
+        def columns(part: PartFile) -> tuple[str, ...]:
             with reading(self.storage.uri, part.path):
                 footer = pq.read_metadata(self.storage.local(part.path) or part.path, filesystem=filesystem)
             if footer.num_rows != part.rows:
                 raise BalanceError(f"part {part.path} has {amount(footer.num_rows, 'row')}, expected {part.rows}")
-            return bool(footer.schema.to_arrow_schema().names == state.schema.names)
+            return tuple(footer.schema.to_arrow_schema().names)
 
         with ThreadPoolExecutor(1 if self.storage.is_local else 16) as pool:
-            return all(list(pool.map(same_columns, fresh)))
+            return found | set(pool.map(columns, fresh))
 
     def _of(self, version: Version, table: str) -> TableVersion:
         if table not in version.tables:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from catalog.duck import identifier, literal, open_database
 from catalog.errors import NotFoundError, StoredImageError, damage_in_sql, damaged, nearest, reading
 from catalog.rejection import rejects
-from catalog.schema import PLACE_NAMES, SAMPLE_BITS
+from catalog.schema import PLACE_NAMES, SAMPLE_BITS, role
 from catalog.vector_pages import is_vector, read_vectors
 
 if TYPE_CHECKING:
@@ -50,6 +50,15 @@ class Piece:
         filters = (pc.field("sample_id") >= span[0]) & (pc.field("sample_id") <= span[1])
         with reading(storage.uri, self.path):
             return pq.read_table(self.path, columns=list(columns), filesystem=storage.filesystem(), filters=filters)
+
+    def columns(self, storage: "Storage | None") -> list[str]:
+        """Return the names of its columns."""
+        if self.memory is not None:
+            return list(self.memory.column_names)
+        assert storage is not None
+        filesystem = None if storage.is_local else storage.filesystem()
+        with reading(storage.uri, self.path):
+            return list(pq.read_schema(storage.local(self.path) or self.path, filesystem=filesystem).names)
 
     def batches(self, storage: "Storage | None", columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
         """Yield some columns, at most `rows` at a time; a plain file is decoded no further than was asked for."""
@@ -209,7 +218,8 @@ class Inputs:
         names = self._names(first, columns[first])
         for piece in self._pieces(first).pieces:
             # Alone, a table is read as it is used; what is joined to it is looked for once a piece.
-            read = [piece.read(self._storage, names)] if others else piece.batches(self._storage, names, rows)
+            whole = bool(others or self._annotations(first, names))
+            read = [self._rows(first, piece, names)] if whole else piece.batches(self._storage, names, rows)
             for base in map(self._alive_of, read):
                 if base.num_rows == 0:
                     continue
@@ -227,7 +237,7 @@ class Inputs:
     def whole(self, table: str) -> pa.Table:
         """Return one table as it is, rejected rows and all (for sides: centroids, models)."""
         pieces = self._pieces(table)
-        read = [p.read(self._storage, pieces.schema.names) for p in pieces.pieces]
+        read = [self._rows(table, piece, pieces.schema.names) for piece in pieces.pieces]
         return pa.concat_tables(read) if read else pieces.schema.empty_table()
 
     def vectors(self, table: str, column: str, rows: int = 65536) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -275,8 +285,15 @@ class Inputs:
         if not self._storage.is_local and not connection.filesystem_is_registered(self._storage.fsspec().protocol):
             connection.register_filesystem(self._storage.fsspec())
         files = ", ".join(literal(f"{self._storage.uri}/{path}") for path in paths)
+        annotations = self._annotations(name, pieces.schema.names)
+        source = f"read_parquet([{files}]{', union_by_name = true' if annotations else ''})"
         try:
-            connection.execute(f"create view {identifier(name)} as select * from read_parquet([{files}])")
+            there = connection.sql(f"select * from {source} limit 0").columns if annotations else []
+            if lacking := [pieces.schema.field(n) for n in annotations if n not in there]:
+                nulls = pa.table([pa.nulls(1, f.type) for f in lacking], schema=pa.schema(lacking))
+                connection.register(f"_lacking_{name}", nulls)
+                source += f", {identifier(f'_lacking_{name}')}"
+            connection.execute(f"create view {identifier(name)} as select * from {source}")
         except Exception as error:  # it reads a footer
             raise damage_in_sql(error) or error from error
 
@@ -310,7 +327,23 @@ class Inputs:
         return rows if alive.all() else rows.filter(pa.array(alive))
 
     def _read(self, table: str, piece: Piece, columns: Sequence[str], span: tuple[int, int] | None) -> pa.Table:
-        return piece.read(self._storage, self._names(table, columns), span)
+        return self._rows(table, piece, self._names(table, columns), span)
+
+    def _rows(self, table: str, piece: Piece, names: Sequence[str], span: tuple[int, int] | None = None) -> pa.Table:
+        """Return columns of a piece; null for the annotations that it lacks."""
+        annotations = self._annotations(table, names)
+        lacking = set(annotations).difference(piece.columns(self._storage)) if annotations else set()
+        rows = piece.read(self._storage, [name for name in names if name not in lacking], span)
+        for at, name in enumerate(names):
+            if name in lacking:
+                field_ = self._pieces(table).schema.field(name)
+                rows = rows.add_column(at, field_, pa.nulls(rows.num_rows, field_.type))
+        return rows
+
+    def _annotations(self, table: str, names: Sequence[str]) -> list[str]:
+        """Return which columns of a table some of its pieces may lack."""
+        schema = self._pieces(table).schema
+        return [name for name in names if role(schema.field(name)) == "annotation"]
 
     def _names(self, table: str, columns: Sequence[str]) -> list[str]:
         """Return the columns to read, sample_id first; the virtual image column as the place where the bytes lie."""

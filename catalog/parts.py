@@ -171,11 +171,14 @@ class PartWriter:
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """Return Parquet settings: zstd, and no dictionary for vectors (it makes them 3 times slower and no smaller).
+    """Return Parquet settings: zstd, and no dictionary for vectors (it makes them 3 times slower and no smaller), but
+    one for the keys of maps, which repeat.
 
     Not byte-stream-split, though it saves 8 %: DuckDB 2.0 refuses to read it for float16.
     """
-    return {"compression": "zstd", "use_dictionary": [f.name for f in schema if not pa.types.is_nested(f.type)]}
+    plain = [f.name for f in schema if not pa.types.is_nested(f.type)]
+    keys = [f"{f.name}.key_value.key" for f in schema if pa.types.is_map(f.type)]
+    return {"compression": "zstd", "use_dictionary": [*plain, *keys]}
 
 
 def number_rows(rows: pa.Table, number: int, start: int) -> pa.Table:

@@ -2,15 +2,17 @@
 
 A field's metadata may carry `role`, which the part writer and the readers act on:
 
-    image     encoded image bytes: leave the table for a tar shard, and become shard, byte_offset, byte_size
-    sidecar   goes into the shard's sidecar (caption, url), not into the table
-    vector    an embedding: float16 fixed-size list, no dictionary
-    score     a float32 that some scorer gave; `scorer` and `version` say which
+    image       encoded image bytes: leave the table for a tar shard, and become shard, byte_offset, byte_size
+    sidecar     goes into the shard's sidecar (caption, url), not into the table
+    vector      an embedding: float16 fixed-size list, no dictionary
+    score       a float32 that some scorer gave; `scorer` and `version` say which
+    annotation  repeats what other columns imply: in no fingerprint, so parts that lack it stay valid, and give null
 
 Every table that is about samples begins with `sample_id`, and is sorted by it.
 """
 
 import os
+from collections.abc import Collection, Sequence
 from typing import Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -45,6 +47,14 @@ def vector(name: str, dim: int, about: str, **more: str) -> pa.Field:
 def score(name: str, scorer: str, version: int, about: str) -> pa.Field:
     """Return the field of a score: float32, null where it could not be computed."""
     return field(name, pa.float32(), about, role="score", scorer=scorer, version=str(version))
+
+
+def without_absent(schema: pa.Schema, parts: Collection[Sequence[str]]) -> pa.Schema:
+    """Return the schema of a table without the annotations that none of its parts has: with them, a table of an older
+    release would change although it gained no part. `parts`: the columns of the parts."""
+    there = {name for names in parts for name in names}
+    absent = [f.name for f in schema if parts and role(f) == "annotation" and f.name not in there]
+    return pa.schema([f for f in schema if f.name not in absent], schema.metadata) if absent else schema
 
 
 SAMPLE_ID: Final = field("sample_id", pa.int64(), "part number << 24 | row; unique in its dataset")
@@ -136,6 +146,7 @@ DECISIONS: Final = pa.schema(
         field("evidence", pa.string(), "the number or the rule that decided, readable"),
         field("representative", pa.int64(), "the sample that stands for this one, for duplicates"),
         field("similarity", pa.float32(), "cosine to the representative; 1 for exact duplicates"),
+        field("numbers", pa.map_(pa.string(), pa.float64()), "the numbers in the evidence, by name", "annotation"),
     ]
 )
 

@@ -178,6 +178,8 @@ class Run(Protocol):
     seed: int
     """Derived from the recipe's seed and the stage's name; never from time, worker or order."""
     device: str
+    stages: tuple[str, ...]
+    """Names of the stages before this one, in the order in which they ran."""
     scratch: Path
     """An empty local folder, removed afterwards (memory maps, external sorts)."""
     checkpoints: Path

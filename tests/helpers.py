@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from catalog.inputs import Inputs
 from flows.recipe.recipe import Recipe, parse, read_text
 from tasks.stage import Columns, Reducer
@@ -21,6 +23,7 @@ class LocalRun:
     def __init__(self, folder: Path, seed: int = 0, device: str = "cpu", inputs: Inputs | None = None) -> None:
         self.seed = seed
         self.device = device
+        self.stages: tuple[str, ...] = ()
         self.scratch = folder / "scratch"
         self.checkpoints = folder / "checkpoints"
         self.notes: dict[str, Any] = {}
@@ -44,6 +47,14 @@ class LocalRun:
         for batch in self._inputs.batches(columns):
             state = reducer.update(state, batch)
         return reducer.compute(state)
+
+
+def check_numbers(decisions: pa.Table) -> None:
+    """Fail unless every number of a decision is in its evidence, as it is or rounded to four digits."""
+    for row in decisions.select(["evidence", "numbers"]).to_pylist(maps_as_pydicts="strict"):
+        for name, number in (row["numbers"] or {}).items():
+            shown = {f"{number:g}", f"{number:.0f}", f"{round(number, 4):g}", f"{round(number, 4)}"}
+            assert any(text in row["evidence"] for text in shown), (name, number, row["evidence"])
 
 
 def wait_for(condition: Callable[[], Any], limit_s: float = 120) -> Any:

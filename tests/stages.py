@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catalog.dataset import Catalog, Dataset
+from catalog.decisions import decisions
 from catalog.inputs import Inputs
 from catalog.schema import DECISIONS, SAMPLE_ID
 from flows.recipe.recipe import Recipe
@@ -165,17 +166,8 @@ class DropOdd(TableStage):
         run.progress(rows.num_rows, rows.num_rows)
         odd = pc.equal(pc.bit_wise_and(rows.column("length"), 1), 1).combine_chunks()
         count = rows.num_rows
-        yield pa.table(
-            {
-                "sample_id": rows.column("sample_id"),
-                "stage": [self.name] * count,
-                "keep": pc.invert(odd),
-                "reason": pc.if_else(odd, "odd", None).cast(pa.string()),
-                "evidence": pa.nulls(count, pa.string()),
-                "representative": pa.nulls(count, pa.int64()),
-                "similarity": pa.nulls(count, pa.float32()),
-            }
-        )
+        reason = pc.if_else(odd, "odd", None).cast(pa.string())
+        yield decisions(rows.column("sample_id"), self.name, reason, pa.nulls(count, pa.string()))
 
 
 class Total:

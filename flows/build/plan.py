@@ -20,6 +20,7 @@ from catalog.errors import RecipeError, nearest
 from catalog.inputs import Piece, Pieces
 from catalog.parts import fingerprint_of, part_path, written_schema
 from catalog.repair import check_finished, pending
+from catalog.schema import role
 from catalog.takedown.ledger import check_none_pending
 from flows.build.source_digests import Identities
 from flows.recipe.recipe import Recipe
@@ -77,6 +78,8 @@ class PlannedStage:
     """fingerprint -> bytes, of this stage's parts that were there when the plan was made."""
     files: Mapping[str, Digested] = field(default_factory=dict, repr=False)
     """The local files that its parameters name (lists, weights), as they were when they were planned."""
+    before: tuple[str, ...] = ()
+    """Names of the stages before it, in order."""
 
     @cached_property
     def written(self) -> pa.Schema:
@@ -171,7 +174,7 @@ def make_plan(
         else:
             with digested() as files_read:
                 stage_plan = _plan_stage(dataset, recipe, stage, tables, retries)
-            stage_plan = replace(stage_plan, files=files_read)
+            stage_plan = replace(stage_plan, files=files_read, before=tuple(s.stage.name for s in planned))
             planned.append(stage_plan if takedowns.is_empty else _without_taken(stage_plan, tables["source"]))
         before = tables.get(stage.table, _Table(planned[-1].written, rewritten))
         tables[stage.table] = before.with_(stage, planned[-1].parts)
@@ -302,8 +305,9 @@ def _planned(
 
 
 def _about(stage: Stage, seed: int, schema: pa.Schema) -> list[Any]:
-    """Return what the stage itself gives to its fingerprints: its parameters, and the columns that it writes."""
-    columns = [[f.name, str(f.type)] for f in written_schema(schema)]
+    """Return what the stage itself gives to its fingerprints: its parameters, and the columns that it writes, without
+    annotations: parts made before a column of those was added stay valid."""
+    columns = [[f.name, str(f.type)] for f in written_schema(schema) if role(f) != "annotation"]
     return [stage.use, stage.version, stage.parameters(), seed if stage.seeded else None, columns]
 
 

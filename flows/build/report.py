@@ -1,7 +1,7 @@
 """The data card of a version: the report stage that makes its table, and the page that is drawn from it."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from catalog.dataset import Dataset
@@ -21,16 +21,22 @@ PAGES: Final = "_reports"
 
 
 def run_report(
-    storage: Storage, stage: TableStage, tables: Mapping[str, Pieces], seed: int, fingerprint: str
+    storage: Storage,
+    stage: TableStage,
+    tables: Mapping[str, Pieces],
+    seed: int,
+    fingerprint: str,
+    before: Sequence[str] = (),
 ) -> PartFile:
     """Run a report stage in this process over tables as they are stored, outside of a build; return the part.
 
-    `seed` is that of the stage (`tasks.vectors.seeds.derived_seed`); `fingerprint` names the part.
+    `seed` is that of the stage (`tasks.vectors.seeds.derived_seed`); `fingerprint` names the part; `before` are
+    the names of the stages that made the tables, in order.
     """
     available = {name: pieces.schema for name, pieces in tables.items()}
     columns = stage.inputs(available)
     reads = {name: tables[name] for name in (*columns, *stage.sides(available))}
-    work = Work(stage, stage.output(available), columns, reads, (), storage, "cpu", seed)
+    work = Work(stage, stage.output(available), columns, reads, (), storage, "cpu", seed, before=tuple(before))
     return make_table(work, PlannedPart(fingerprint), one_by_one, lambda done, total, unit: None)
 
 

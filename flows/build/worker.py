@@ -64,6 +64,8 @@ class Work:
     seed: int
     files: Mapping[str, Digested] = field(default_factory=dict)
     """The local files that the stage's parameters name, as they were when they were planned."""
+    before: tuple[str, ...] = ()
+    """Names of the stages before it, in order."""
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -93,6 +95,7 @@ def work_of(planned: PlannedStage, storage: Storage, device: str, recipe_seed: i
         device,
         derived_seed(recipe_seed, planned.stage.name),
         planned.files,
+        planned.before,
     )
 
 
@@ -265,6 +268,7 @@ class StageRun:
     ) -> None:
         self.seed = work.seed
         self.device = work.device
+        self.stages = work.before
         self.scratch = scratch
         self.checkpoints = checkpoints
         self.notes: dict[str, Any] = {}

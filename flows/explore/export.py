@@ -221,7 +221,9 @@ def table_text(table: "pa.Table", limit: int, total: int | None = None) -> str:
     """Return rows as aligned columns with long values truncated, and the number of rows."""
     rows = table.num_rows if total is None else total
     names = [cell(name) for name in table.column_names]
-    columns = [[cell(value) for value in column.slice(0, limit).to_pylist()] for column in table.columns]
+    columns = [
+        [cell(value) for value in column.slice(0, limit).to_pylist(maps_as_pydicts="lossy")] for column in table.columns
+    ]
     widths = [max(map(len, [name, *values])) for name, values in zip(names, columns, strict=True)]
     there = min(limit, table.num_rows)
     lines = [[n.ljust(w) for n, w in zip(names, widths, strict=True)], ["-" * w for w in widths]]

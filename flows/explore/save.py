@@ -240,7 +240,8 @@ class _Saving:
         read = sorted(part.path for name in stage.inputs(schemas) for part in tables[name].parts)
         fingerprint = fingerprint_of("save", stage.version, stage.parameters(), seed, read)
         pieces = {n: Pieces(state.schema, tuple(Piece(p.path) for p in state.parts)) for n, state in tables.items()}
-        part = run_report(self.target.storage, stage, pieces, seed, fingerprint)
+        names = [str(s["name"]) for s in self.found.version.stages]
+        part = run_report(self.target.storage, stage, pieces, seed, fingerprint, names)
         return TableState(stage.output(schemas), [part])
 
     def _shard(self, number: int, ids: np.ndarray) -> PartFile:

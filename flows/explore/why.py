@@ -110,6 +110,7 @@ class _Teller:
         for row in found:
             row["thresholds"] = self._thresholds.get(row["stage"], {})
             stands = row["representative"]
+            row["numbers"] = dict(row.get("numbers") or ())
             twin = self._rows("source", stands) if stands is not None else []
             row["representative_url"] = twin[0].get("url") if twin else None
             del row["sample_id"]
@@ -269,6 +270,8 @@ def _fetched(images: Row) -> str:
 def _judged(row: Row, version: str) -> str:
     said = "kept" if row["keep"] else f"out: {row['reason']}"
     said += f" ({_plain(row['evidence'])})" if row["evidence"] else ""
+    if shown := ", ".join(f"{name} {_number(value)}" for name, value in row["numbers"].items()):
+        said += f"\nnumbers: {_plain(shown)}"
     if row["representative"] is not None:
         alike = f", similarity {_number(row['similarity'])}" if row["similarity"] is not None else ""
         stands = f"sample {row['representative']} {_plain(row['representative_url'])}{alike}"

@@ -48,7 +48,8 @@ def _remake(dataset: Dataset, version: Version, path: str) -> None:
     before = dict.fromkeys(s["table"] for s in version.stages[:at] if s["table"] in version.tables)
     tables = {table: _pieces(dataset, version, table) for table in before}
     seed = version.seed if saved_from(version.recipe) else derived_seed(version.seed, stage.name)
-    run_report(dataset.storage, stage, tables, seed, _fingerprint(path))
+    names = [str(s["name"]) for s in version.stages[:at]]
+    run_report(dataset.storage, stage, tables, seed, _fingerprint(path), names)
 
 
 def _stage(version: Version, facts: Mapping[str, Any]) -> TableStage:

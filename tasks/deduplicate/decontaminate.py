@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
+from catalog.decisions import Numbers, decisions
 from catalog.errors import RecipeError, nearest
 from catalog.inputs import Inputs, as_matrix
 from catalog.schema import DECISIONS
@@ -163,16 +164,19 @@ class Decontaminate(TableStage):
 
     def _decisions(self, ids: pa.ChunkedArray, found: Matches, evaluation: Evaluation) -> pa.Table:
         reason = pa.array(REASONS, pa.string()).take(pa.array(found.reason))
-        columns = {
-            "sample_id": ids,
-            "stage": pa.repeat(self.name, len(ids)),
-            "keep": reason.is_null(),
-            "reason": reason,
-            "evidence": self._evidence(found, evaluation),
-            "representative": pa.nulls(len(ids), pa.int64()),
-            "similarity": pa.array(found.similarity, mask=np.isnan(found.similarity)),
+        similarity = pa.array(found.similarity, mask=np.isnan(found.similarity))
+        evidence, numbers = self._evidence(found, evaluation), self._numbers(found, evaluation)
+        return decisions(ids, self.name, reason, evidence, numbers, similarity=similarity)
+
+    def _numbers(self, found: Matches, evaluation: Evaluation) -> Numbers:
+        """Return the numbers in the evidence: float64 (n,) each, NaN where it does not mention them."""
+        means = found.reason == MEANING
+        return {
+            "row": np.where(found.target >= 0, evaluation.row[np.maximum(found.target, 0)], np.nan),
+            "bits": np.where(found.reason == LOOKS, found.bits, np.nan),
+            "cosine": np.where(means, found.similarity, np.nan),
+            "epsilon": np.where(means, self.epsilon or np.nan, np.nan),
         }
-        return pa.table(columns, schema=DECISIONS)
 
     def _evidence(self, found: Matches, evaluation: Evaluation) -> pa.Array:
         at = np.maximum(found.target, 0)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
+from catalog.decisions import Numbers, decisions
 from catalog.errors import RecipeError, nearest
 from catalog.inputs import Inputs
 from catalog.schema import DECISIONS
@@ -220,16 +221,28 @@ class Deduplicate(TableStage):
             piece = slice(start, start + PIECE_ROWS)
             reason = pa.array(REASONS, pa.string()).take(pa.array(verdicts.reason[piece]))
             stands, cosine = at[piece], verdicts.similarity[piece]
-            columns = {
-                "sample_id": pa.array(ids[piece]),
-                "stage": pa.repeat(self.name, len(stands)),
-                "keep": reason.is_null(),
-                "reason": reason,
-                "evidence": self._evidence(ids, verdicts, piece, copies[piece]),
-                "representative": pa.array(ids[np.maximum(stands, 0)], mask=stands < 0),
-                "similarity": pa.array(cosine, mask=np.isnan(cosine)),
-            }
-            yield pa.table(columns, schema=DECISIONS)
+            yield decisions(
+                ids[piece],
+                self.name,
+                reason,
+                self._evidence(ids, verdicts, piece, copies[piece]),
+                self._numbers(verdicts, piece, copies[piece]),
+                representative=pa.array(ids[np.maximum(stands, 0)], mask=stands < 0),
+                similarity=pa.array(cosine, mask=np.isnan(cosine)),
+            )
+
+    def _numbers(self, verdicts: Verdicts, piece: slice, copies: np.ndarray) -> Numbers:
+        """Return the numbers in the evidence of some rows: float64 (m,) each, NaN where it does not mention them."""
+        reason, meant = verdicts.reason[piece], verdicts.meant[piece]
+        looks = reason == LOOKS
+        means = (reason == MEANING) | (looks & (meant >= 0))
+        epsilon = self.semantic.epsilon if self.semantic is not None else np.nan
+        return {
+            "copies": np.where((reason == 0) & (copies > 0), copies, np.nan),
+            "bits": np.where(looks, verdicts.bits[piece], np.nan),
+            "cosine": np.where(means, verdicts.cosine[piece], np.nan),
+            "epsilon": np.where(means, epsilon, np.nan),
+        }
 
     def _evidence(self, ids: np.ndarray, verdicts: Verdicts, piece: slice, copies: np.ndarray) -> pa.Array:
         """Return what is said of some rows: string (m,)."""

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from catalog import schema
+from catalog.decisions import Numbers, decisions
 from catalog.duck import Limits, identifier, limited, literal
 from catalog.errors import QueryError, RecipeError, nearest
 from catalog.schema import DECISIONS
@@ -138,10 +139,11 @@ class Filter(MapStage):
         def step(batches: Iterator[pa.Table]) -> Batches:
             for batch in batches:
                 verdicts = [(lookup.reason, *lookup.fails(batch, connection)) for lookup in lookups]
-                judged = _judged(conditions, batch, connection, limits, what)
+                *judged, numbers = _judged(conditions, batch, connection, limits, what)
                 said = [judged, *(_verdict(*verdict) for verdict in verdicts)]
                 reason = pc.coalesce(*(reasons for reasons, _ in said))
-                yield self._decisions(batch.column("sample_id"), reason, _joined([found for _, found in said]))
+                evidence = _joined([found for _, found in said])
+                yield decisions(batch.column("sample_id"), self.name, reason, evidence, numbers)
 
         return step
 
@@ -150,18 +152,6 @@ class Filter(MapStage):
             *(_Lookup(reason, words, read(words, lower=words.ignore_case)) for reason, words in self.words.items()),
             *(_Lookup(listed.name, listed, read(listed, listed.match != "exact")) for listed in self.lists),
         ]
-
-    def _decisions(self, sample_ids: pa.ChunkedArray, reason: pa.Array, evidence: pa.Array) -> pa.Table:
-        rows = len(sample_ids)
-        columns = {
-            "sample_id": sample_ids,
-            "stage": pa.repeat(self.name, rows),
-            "keep": reason.is_null(),
-            "reason": reason,
-            "evidence": evidence,
-        }
-        filled = [columns.get(f.name, pa.nulls(rows, f.type)) for f in DECISIONS]
-        return pa.table(filled, schema=DECISIONS)
 
 
 @dataclass(frozen=True)
@@ -181,18 +171,20 @@ class _Lookup:
 
 def _judged(
     conditions: list[Condition], batch: pa.Table, connection: Any, limits: Limits, what: str
-) -> tuple[pa.Array, pa.Array]:
-    """Return reason and evidence by the predicates: string (n,), null where all are true.
+) -> tuple[pa.Array, pa.Array, Numbers]:
+    """Return reason and evidence by the predicates, string (n,), null where all are true; and the numbers in them.
 
     `what`: what a message that a limit was passed calls them.
     """
     if not conditions:
-        return pa.nulls(batch.num_rows, pa.string()), pa.nulls(batch.num_rows, pa.string())
+        return pa.nulls(batch.num_rows, pa.string()), pa.nulls(batch.num_rows, pa.string()), {}
     connection.register("batch", _readable(batch))
     with limited(connection, limits, what):
         verdicts = connection.sql(_query(conditions, batch.schema)).to_arrow_table()
     connection.unregister("batch")
-    return text(verdicts.column("reason")).cast(pa.string()), text(verdicts.column("evidence")).cast(pa.string())
+    reason, evidence = (text(verdicts.column(name)).cast(pa.string()) for name in ("reason", "evidence"))
+    columns = enumerate(_numeric(conditions, batch.schema))
+    return reason, evidence, {name: pc.fill_null(verdicts.column(f"n{at}"), np.nan).to_numpy() for at, name in columns}
 
 
 def _verdict(reason: str, fails: np.ndarray, evidence: pa.Array) -> tuple[pa.Array, pa.Array]:
@@ -307,14 +299,29 @@ def _bind(conditions: list[Condition], found: pa.Schema, stage: str) -> None:
 
 
 def _query(conditions: list[Condition], found: pa.Schema) -> str:
-    """Return the statement that gives reason and evidence of every row of `batch`, in order."""
+    """Return the statement that gives reason, evidence, and the numbers in it, of every row of `batch`, in order."""
     verdicts = ", ".join(f"try({_sql(c, found)}) as ok{i}" for i, c in enumerate(conditions))
     reasons = " ".join(f"when ok{i} is not true then {literal(c.reason)}" for i, c in enumerate(conditions))
     evidence = ", ".join(_evidence(f"ok{i}", c, found) for i, c in enumerate(conditions))
+    numbers = "".join(
+        f", case when {' or '.join(f'ok{i} is not true' for i in failed)} then {identifier(name)}::double end as n{at}"
+        for at, (name, failed) in enumerate(_numeric(conditions, found).items())
+    )
     return (
-        f"select case {reasons} end as reason, nullif(concat_ws('; ', {evidence}), '') as evidence "
+        f"select case {reasons} end as reason, nullif(concat_ws('; ', {evidence}), '') as evidence{numbers} "
         f"from (select *, {verdicts} from batch)"
     )
+
+
+def _numeric(conditions: list[Condition], found: pa.Schema) -> dict[str, list[int]]:
+    """Return the columns of numbers that conditions name -> the places of those conditions."""
+    named: dict[str, list[int]] = {}
+    for at, condition in enumerate(conditions):
+        for name in dict.fromkeys(_column(path, found)[0] for path in condition.conjunct.paths):
+            type_ = found.field(name).type
+            if pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_):
+                named.setdefault(name, []).append(at)
+    return named
 
 
 def _evidence(verdict: str, condition: Condition, found: pa.Schema) -> str:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from catalog.decisions import decisions
 from catalog.errors import RecipeError, first_line, nearest
 from catalog.inputs import Inputs, as_matrix
 from catalog.schema import DECISIONS
@@ -107,15 +108,10 @@ class NearTargets(TableStage):
         told = pa.array([f"cluster {c}: {n} targets" for c, n in enumerate(fell.tolist())], pa.string())
         near = pc.fill_null(pa.array(fell >= self.least).take(cluster), False)
         far = pc.if_else(cluster.is_valid(), _FAR, _NO_VECTOR)
-        columns = {
-            "sample_id": batch.column("sample_id"),
-            "stage": pa.repeat(self.name, batch.num_rows),
-            "keep": near,
-            "reason": pc.if_else(near, pa.scalar(None, pa.string()), far),
-            "evidence": pc.fill_null(told.take(cluster), "no cluster"),
-        }
-        filled = [columns.get(f.name, pa.nulls(batch.num_rows, f.type)) for f in DECISIONS]
-        return pa.table(filled, schema=DECISIONS)
+        reason = pc.if_else(near, pa.scalar(None, pa.string()), far)
+        evidence = pc.fill_null(told.take(cluster), "no cluster")
+        numbers = {"cluster": _floats(cluster), "targets": _floats(pa.array(fell).take(cluster))}
+        return decisions(batch.column("sample_id"), self.name, reason, evidence, numbers)
 
     # ---- the targets
 
@@ -168,6 +164,11 @@ class NearTargets(TableStage):
         tables = {"embeddings": schema, "centroids": inputs.schema("centroids")}
         encoder = encoder_of(schema, clustered_column(tables, self.encoder))
         return load(encoder, run.device, {} if encoder.trained is None else {"models": inputs.whole("models")})
+
+
+def _floats(column: pa.Array) -> np.ndarray:
+    """Return numbers as float64 (n,), NaN for null."""
+    return np.asarray(pc.fill_null(column.cast(pa.float64()), np.nan))
 
 
 def _is_vector(type_: pa.DataType) -> bool:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
+from catalog.decisions import Numbers, decisions
 from catalog.errors import RecipeError
 from catalog.inputs import Inputs
 from catalog.schema import DECISIONS
@@ -22,8 +23,10 @@ Which = Literal["hard", "easy"]
 PIECE_ROWS: Final = 1 << 17
 
 Evidence = Callable[[np.ndarray], pa.Array]
-"""Places of rows, int64 (m,) -> string (m,), the numbers that decided. Asked for piece by piece: the sentences of all
+"""Places of rows, int64 (m,) -> string (m,), what decided, as a sentence. Called piece by piece: the sentences of all
 rows at once would be the largest thing in memory."""
+Measured = Callable[[np.ndarray], dict[str, np.ndarray]]
+"""Places of rows, int64 (m,) -> the numbers in their evidence, by name: float64 (m,) each, NaN where there is none."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Selection:
     keep: np.ndarray
     """bool (n,)."""
     evidence: Evidence
+    numbers: Measured = lambda places: {}
 
 
 class Selector(TableStage):
@@ -102,26 +106,21 @@ class Selector(TableStage):
         ids = rows.column("sample_id").to_numpy()
         for start in range(0, len(ids), PIECE_ROWS):
             places = np.arange(start, min(start + PIECE_ROWS, len(ids)))
-            yield self._decisions(ids[places], chosen.keep[places], usable[places], chosen.evidence(places))
+            yield self._decisions(
+                ids[places], chosen.keep[places], usable[places], chosen.evidence(places), chosen.numbers(places)
+            )
 
     def _sample_columns(self, inputs: Inputs) -> Columns:
         """Return what it reads of every row, of the tables that there are."""
         schemas = {name: inputs.schema(name) for name in inputs.tables()}
         return {name: c for name, c in self.inputs(schemas).items() if "sample_id" in schemas[name].names}
 
-    def _decisions(self, ids: np.ndarray, keep: np.ndarray, usable: np.ndarray, evidence: pa.Array) -> pa.Table:
-        kept, count = pa.array(keep), len(ids)
-        reason = pc.if_else(pa.array(usable), f"pruned_{self.method}", self.absent)
-        columns = {
-            "sample_id": pa.array(ids),
-            "stage": pa.repeat(self.name, count),
-            "keep": kept,
-            "reason": pc.if_else(kept, pa.scalar(None, pa.string()), reason),
-            "evidence": evidence,
-            "representative": pa.nulls(count, pa.int64()),
-            "similarity": pa.nulls(count, pa.float32()),
-        }
-        return pa.table(columns, schema=DECISIONS)
+    def _decisions(
+        self, ids: np.ndarray, keep: np.ndarray, usable: np.ndarray, evidence: pa.Array, numbers: Numbers
+    ) -> pa.Table:
+        rejected = pc.if_else(pa.array(usable), f"pruned_{self.method}", self.absent)
+        reason = pc.if_else(pa.array(keep), pa.scalar(None, pa.string()), rejected)
+        return decisions(ids, self.name, reason, evidence, numbers)
 
 
 class ClusterSelector(Selector):
@@ -200,7 +199,15 @@ def scatter(chosen: Selection, usable: np.ndarray, otherwise: str) -> Selection:
         taken = said.take(pa.array(np.maximum(np.cumsum(mine) - 1, 0), mask=~mine))
         return pc.fill_null(taken, otherwise)
 
-    return Selection(keep, chosen.evidence if usable.all() else evidence)
+    def numbers(places: np.ndarray) -> dict[str, np.ndarray]:
+        mine = usable[places]
+        found = chosen.numbers(at[places[mine]])
+        whole = {name: np.full(len(places), np.nan) for name in found}
+        for name, values in found.items():
+            whole[name][mine] = values
+        return whole
+
+    return chosen if usable.all() else Selection(keep, evidence, numbers)
 
 
 def always(text: str) -> Evidence:
@@ -216,6 +223,19 @@ def sentence(*words: str | np.ndarray) -> pa.Array:
 def sentences(*words: str | np.ndarray) -> Evidence:
     """Return the evidence that says `sentence(*words)`, of the rows that it is asked about."""
     return lambda places: sentence(*(word if isinstance(word, str) else word[places] for word in words))
+
+
+def measured(**columns: np.ndarray | float) -> Measured:
+    """Return the numbers of the rows that it is asked about: `measured(rank=ranks, quota=quotas[cluster])`; a number
+    that is no array is that of all rows."""
+
+    def numbers(places: np.ndarray) -> dict[str, np.ndarray]:
+        return {
+            name: np.asarray(column[places] if isinstance(column, np.ndarray) else np.full(len(places), column), float)
+            for name, column in columns.items()
+        }
+
+    return numbers
 
 
 def _text(numbers: np.ndarray) -> pa.Array:

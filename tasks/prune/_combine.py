@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from catalog.errors import RecipeError
 from catalog.inputs import Inputs
-from tasks.prune._base import Evidence, Selection, Selector
+from tasks.prune._base import Evidence, Measured, Selection, Selector
 from tasks.stage import Columns, Reducer, Resources, Run, Tables
 from tasks.vectors.seeds import derived_seed
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
+KEEP: Final = "keep"
 _LABEL: Final = re.compile(r"[a-z0-9_-]+")
 
 
@@ -38,6 +39,7 @@ class Said:
     """bool (n,)."""
     evidence: Evidence
     """Null where it was not asked."""
+    numbers: Measured
     nested: bool
     """Whether it is a combination itself."""
 
@@ -50,6 +52,8 @@ class Combination(Selector):
     and which dropped it, and what each said:
 
         score keeps: clip_score 0.31, rank 50 of 100 has 0.28; random drops: drawn as 51 of 100
+
+    The numbers say the same: `score.keep` 1, `score.score` 0.31, ..., `random.keep` 0, `random.rank` 51.
     """
 
     seeded = True
@@ -126,7 +130,7 @@ class Combination(Selector):
         chosen = member.judge(rows, pool, inputs, mine)
         mine.note(kept=int(chosen.keep.sum()))
         every = np.ones(rows.num_rows, bool)
-        return Said(label, every, chosen.keep, chosen.evidence, isinstance(member, Combination))
+        return Said(label, every, chosen.keep, chosen.evidence, chosen.numbers, isinstance(member, Combination))
 
 
 class Vote(Combination):
@@ -139,7 +143,7 @@ class Vote(Combination):
         said = [self.asked(place, rows, pool, inputs, run) for place in range(len(self.of))]
         keep = self.decide.reduce([one.keep for one in said])
         run.note(rows=rows.num_rows, kept=int(keep.sum()))
-        return Selection(keep, together(said))
+        return Selection(keep, together(said), numbers_of(said))
 
 
 def together(said: Sequence[Said]) -> Evidence:
@@ -150,6 +154,22 @@ def together(said: Sequence[Said]) -> Evidence:
         return pc.binary_join_element_wise(*columns, "; ", null_handling="skip")
 
     return of
+
+
+def numbers_of(said: Sequence[Said]) -> Measured:
+    """Return the numbers of all members that judged a row, in their order: `<label>.keep`, 1 or 0, and its own numbers
+    as `<label>.<name>`."""
+
+    def numbers(places: np.ndarray) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for one in said:
+            seen = one.seen[places]
+            found[f"{one.label}.{KEEP}"] = np.where(seen, one.keep[places].astype(np.float64), np.nan)
+            for name, values in one.numbers(places).items():
+                found[f"{one.label}.{name}"] = np.where(seen, values, np.nan)
+        return found
+
+    return numbers
 
 
 def _with_label(said: Said, places: np.ndarray) -> pa.Array:
@@ -167,6 +187,7 @@ class MemberRun:
     def __init__(self, run: Run, label: str) -> None:
         self.seed = derived_seed(run.seed, label)
         self.device = run.device
+        self.stages = run.stages
         self.scratch: Path = run.scratch
         self.checkpoints: Path = run.checkpoints
         self._run = run

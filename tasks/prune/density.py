@@ -8,7 +8,7 @@ from pydantic import Field
 from catalog.errors import UserError
 from catalog.inputs import Inputs, as_matrix
 from catalog.wording import amount
-from tasks.prune._base import ClusterSelector, Rows, Selection, Which, sentences
+from tasks.prune._base import ClusterSelector, Rows, Selection, Which, measured, sentences
 from tasks.stage import Run, Tables
 from tasks.vectors import random_keys as draw
 from tasks.vectors.kmeans import between
@@ -75,12 +75,13 @@ class Density(ClusterSelector):
             clamped_to_minimum=int(((quota[present] == lower) & (lower < upper)).sum()),
         )
         ranks = rows.ranks(self._key(rows, run.seed))
-        keep = ranks < quota[rows.cluster]
+        size, share = sizes[rows.cluster], quota[rows.cluster]
         evidence = sentences(
-            "distance ", rows.distance, ", rank ", ranks + 1, " of ", sizes[rows.cluster],
-            " in cluster ", rows.cluster, ", quota ", quota[rows.cluster],
+            "distance ", rows.distance, ", rank ", ranks + 1, " of ", size,
+            " in cluster ", rows.cluster, ", quota ", share,
         )  # fmt: skip
-        return Selection(keep, evidence)
+        numbers = measured(distance=rows.distance, rank=ranks + 1, size=size, cluster=rows.cluster, quota=share)
+        return Selection(ranks < share, evidence, numbers)
 
     def _key(self, rows: Rows, seed: int) -> np.ndarray:
         return draw.keys(rows.ids, seed) if self.which == "random" else rows.difficulty(self.which)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from catalog.errors import UserError
 from catalog.inputs import Inputs
-from tasks.prune._base import ClusterSelector, Rows, Selection, Which, sentences
+from tasks.prune._base import ClusterSelector, Rows, Selection, Which, measured, sentences
 from tasks.stage import Run, Tables
 from tasks.vectors import random_keys as draw
 
@@ -52,11 +52,13 @@ class Hierarchical(ClusterSelector):
         )
         key = draw.keys(rows.ids, run.seed) if self.which == "random" else rows.difficulty(self.which)
         ranks = rows.ranks(key)
+        size, share = sizes[rows.cluster], quota[rows.cluster]
         evidence = sentences(
-            "distance ", rows.distance, ", rank ", ranks + 1, " of ", sizes[rows.cluster],
-            " in cluster ", rows.cluster, ", share ", quota[rows.cluster],
+            "distance ", rows.distance, ", rank ", ranks + 1, " of ", size,
+            " in cluster ", rows.cluster, ", share ", share,
         )  # fmt: skip
-        return Selection(ranks < quota[rows.cluster], evidence)
+        numbers = measured(distance=rows.distance, rank=ranks + 1, size=size, cluster=rows.cluster, share=share)
+        return Selection(ranks < share, evidence, numbers)
 
 
 def share_out(levels: list[np.ndarray], sizes: np.ndarray, total: int, seed: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from catalog.inputs import Inputs
-from tasks.prune._base import ClusterSelector, Rows, Selection, Which, sentences
+from tasks.prune._base import ClusterSelector, Rows, Selection, Which, measured, sentences
 from tasks.stage import Run
 
 
@@ -35,8 +35,11 @@ class Prototypes(ClusterSelector):
         run.note(clusters=int(np.count_nonzero(sizes)), floor=floor, kept_by_floor=total - len(filled))
         if len(filled):
             run.note(threshold_distance=round(float(rows.distance[filled[-1]]), 6))
+        size = sizes[rows.cluster]
+        least = np.minimum(floor, size)
         evidence = sentences(
-            "distance ", rows.distance, ", rank ", ranks + 1, " of ", sizes[rows.cluster],
-            " in cluster ", rows.cluster, ", floor ", np.minimum(floor, sizes)[rows.cluster],
+            "distance ", rows.distance, ", rank ", ranks + 1, " of ", size,
+            " in cluster ", rows.cluster, ", floor ", least,
         )  # fmt: skip
-        return Selection(keep, evidence)
+        numbers = measured(distance=rows.distance, rank=ranks + 1, size=size, cluster=rows.cluster, floor=least)
+        return Selection(keep, evidence, numbers)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from catalog.inputs import Inputs
-from tasks.prune._base import ClusterSelector, Rows, Selection, sentences
+from tasks.prune._base import ClusterSelector, Rows, Selection, measured, sentences
 from tasks.stage import Columns, Run, Tables
 from tasks.vectors import random_keys as draw
 
@@ -39,4 +39,5 @@ class Random(ClusterSelector):
         order = np.argsort(draw.keys(rows.ids, run.seed), kind="stable")
         ranks = np.empty(len(rows), np.int64)
         ranks[order] = np.arange(len(rows))
-        return Selection(ranks < total, sentences("drawn as ", ranks + 1, f" of {len(rows)}"))
+        evidence = sentences("drawn as ", ranks + 1, f" of {len(rows)}")
+        return Selection(ranks < total, evidence, measured(rank=ranks + 1, rows=len(rows)))

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from catalog.duck import identifier
 from catalog.errors import RecipeError, nearest
 from catalog.inputs import Inputs
-from tasks.prune._base import Evidence, Selection, Selector, batches_of, fewer, part_of, sentence
+from tasks.prune._base import Evidence, Measured, Selection, Selector, batches_of, fewer, part_of, sentence
 from tasks.prune._order import Count, Cut, Digit, Taker, dtype_of, find_cut, key_bits, keys, numbers, value_of
 from tasks.stage import Batches, Columns, Run, Tables
 
@@ -100,7 +100,7 @@ class Score(Selector):
         limit = self._limit(rows.schema.field(self._name).type, count, total, run)
         values, there = numbers(rows.column(self._name))
         keep = limit(values, there)
-        return Selection(keep, self._evidence(values, there, keep, limit))
+        return Selection(keep, self._evidence(values, there, keep, limit), _measured(values, there, limit))
 
     def run(self, inputs: Inputs, run: Run) -> Batches:
         """Yield decisions batch by batch, after two passes that count (four where the numbers have 64 bits)."""
@@ -112,8 +112,10 @@ class Score(Selector):
             values, there = numbers(batch.column(name))
             keep = limit(values, there)
             places = np.flatnonzero(alive)
+            ids = batch.column("sample_id").to_numpy()[places]
             evidence = self._evidence(values, there, keep, limit)(places)
-            yield self._decisions(batch.column("sample_id").to_numpy()[places], keep[places], there[places], evidence)
+            found = _measured(values, there, limit)(places)
+            yield self._decisions(ids, keep[places], there[places], evidence, found)
             seen, kept = seen + len(places), kept + int(keep[places].sum())
         run.note(rows=seen, kept=kept)
 
@@ -185,6 +187,15 @@ class _Limit:
         found: np.ndarray = values == value_of(self._cut.key, values.dtype, self._lowest)
         return found
 
+    def facts(self, dtype: np.dtype) -> dict[str, float]:
+        """Return the numbers that a value is compared with, by name."""
+        if self._cut is None:
+            return {"threshold": self._threshold}
+        facts = {"total": float(self._cut.total), "scored": float(self._cut.count)}
+        if self._cut.total:
+            facts["last_score"] = float(value_of(self._cut.key, dtype, self._lowest))
+        return facts
+
     def words(self, dtype: np.dtype) -> str:
         """Return what a value is held against."""
         if self._cut is None:
@@ -193,6 +204,16 @@ class _Limit:
             return ", 0 rows are to be kept in all"
         last = _rounded(value_of(self._cut.key, dtype, self._lowest))
         return f", rank {self._cut.total} of {self._cut.count} has {last}"
+
+
+def _measured(values: np.ndarray, there: np.ndarray, limit: _Limit) -> Measured:
+    """Return the numbers of rows that have a score: the score, and what it was compared with."""
+
+    def found(places: np.ndarray) -> dict[str, np.ndarray]:
+        facts = {"score": values[places].astype(np.float64)} | limit.facts(values.dtype)
+        return {name: np.where(there[places], fact, np.nan) for name, fact in facts.items()}
+
+    return found
 
 
 def _scored(part: Inputs, table: str, column: str) -> pa.Table:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from catalog.inputs import Inputs
 from tasks.prune._base import Selection, scatter
-from tasks.prune._combine import Combination, together
+from tasks.prune._combine import Combination, numbers_of, together
 from tasks.stage import Run
 
 
@@ -31,8 +31,8 @@ class Then(Combination):
         for place in range(len(self.of)):
             mine = rows if left.all() else rows.filter(pa.array(left))
             one = self.asked(place, mine, pool if self.of_total or place == 0 else mine, inputs, run)
-            chosen = scatter(Selection(one.keep, one.evidence), left, "")
-            said.append(replace(one, seen=left, keep=chosen.keep, evidence=chosen.evidence))
+            chosen = scatter(Selection(one.keep, one.evidence, one.numbers), left, "")
+            said.append(replace(one, seen=left, keep=chosen.keep, evidence=chosen.evidence, numbers=chosen.numbers))
             left = chosen.keep
         run.note(rows=rows.num_rows, kept=int(left.sum()))
-        return Selection(left, together(said))
+        return Selection(left, together(said), numbers_of(said))

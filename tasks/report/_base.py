@@ -33,8 +33,10 @@ class ReportTables:
     sample.
     """
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, stages: Sequence[str] = ()) -> None:
+        """`stages`: the names of the stages that ran, in order."""
         self._inputs = inputs
+        self._place = {stage: at for at, stage in enumerate(stages)}
         self.base = next((name for name in ("source", "images") if name in inputs), "")
         rejected = {
             table: f"select sample_id from {table} where {rejects_sql(column)}" for table, column in REJECTING.items()
@@ -51,6 +53,11 @@ class ReportTables:
         """Run a query whose result is small."""
         rows: list[dict[str, Any]] = self._inputs.sql(query).to_pylist()
         return rows
+
+    def in_order(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return rows that have a `stage`, in the order in which the stages ran; stages whose place is not known come
+        last, as they were given."""
+        return sorted(rows, key=lambda row: self._place.get(row["stage"], len(self._place)))
 
     def number(self, query: str) -> int:
         """Run a query that gives one number; null counts as 0."""

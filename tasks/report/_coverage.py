@@ -21,22 +21,26 @@ NAMED_ROWS: Final = 10
 """A concept of fewer rows is never shown by name: its share says little."""
 
 COMBINATIONS: Final = ("pruned_union", "pruned_intersection", "pruned_then")
-VERDICT: Final = "(?:^|; )([a-z0-9_-]+ (?:keeps|drops)): "
-"""How the evidence of a combination begins what a member says (`tasks/prune/_combine.py`)."""
+"""Reasons of stages that combine selectors. Asked of stages without numbers alone: their parts are of a release before
+`decisions.numbers`."""
+_VERDICT: Final = "split_part({0}, '.', 1) || '.keep' = {0}"
+"""Whether the name of a number says that a member kept a row (`tasks/prune/_combine.py`), not a member of a member."""
 
 
 def coverages(tables: ReportTables) -> Iterator[Entry]:
     """Yield the section `coverage`: an entry a pruning stage, in the order they ran, then its members'.
 
-    A stage that ran before the clusters were made has none: no cluster knows the rows that it dropped.
+    A stage that ran before the clusters were made has none: no cluster knows the rows that it dropped. A combination
+    whose decisions have no numbers has `numbers_missing`, and no entries of members.
     """
-    if not (tables.has("clusters", "cluster") and tables.has("decisions", "stage", "keep", "reason", "evidence")):
+    if not (tables.has("clusters", "cluster") and tables.has("decisions", "stage", "keep", "reason")):
         return
-    for stage, combined in _stages(tables):
-        queries = [_of_stage(stage), _of_members(stage)] if combined else [_of_stage(stage)]
-        for query in queries:
+    for row in tables.in_order(_stages(tables)):
+        stage = row["stage"]
+        missing = {"numbers_missing": True} if row["missing"] else {}
+        for query in [_of_stage(stage), _of_members(stage)] if row["combined"] else [_of_stage(stage)]:
             for (_, member), rows in groupby(tables.rows(query), lambda row: (row["place"], row["member"])):
-                yield Entry("coverage", {"stage": stage, "member": member} | facts(_coverage(list(rows))))
+                yield Entry("coverage", {"stage": stage, "member": member} | facts(_coverage(list(rows))) | missing)
 
 
 def facts(found: Coverage) -> dict[str, Any]:
@@ -63,14 +67,18 @@ def facts(found: Coverage) -> dict[str, Any]:
     }
 
 
-def _stages(tables: ReportTables) -> list[tuple[str, bool]]:
-    """Return the pruning stages, and whether they combine selectors; the one that saw most rows ran first."""
-    combined = ", ".join(literal(reason) for reason in COMBINATIONS)
-    query = f"""select stage, bool_or(coalesce(reason in ({combined}), false)) as combined
+def _stages(tables: ReportTables) -> list[dict[str, Any]]:
+    """Return the pruning stages, those that saw most rows first; `combined`: whether they combine selectors, `missing`:
+    whether they do and have no numbers."""
+    reasons = ", ".join(literal(reason) for reason in COMBINATIONS)
+    has = tables.has("decisions", "numbers")
+    combined = f"len(list_filter(map_keys(numbers), lambda name: {_VERDICT.format('name')})) > 0" if has else "false"
+    query = f"""select stage, bool_or(coalesce({combined}, false)) as combined,
+            bool_or(coalesce(reason in ({reasons}), false)) and not combined as missing
         from decisions left join (select sample_id, true as is_there from clusters) using (sample_id) group by stage
         having bool_or(coalesce(starts_with(reason, 'pruned_'), false)) and count(*) = count(is_there)
         order by count(*) desc, count(*) filter (where {REJECTED}), stage"""
-    return [(row["stage"], row["combined"]) for row in tables.rows(query)]
+    return tables.rows(query)
 
 
 def _of_stage(stage: str) -> str:
@@ -80,13 +88,13 @@ def _of_stage(stage: str) -> str:
 
 
 def _of_members(stage: str) -> str:
-    """Return SQL for the rows that each member saw and kept, as the evidence says it, in the members' order."""
-    return f"""with said as (
-            select cluster, regexp_extract_all(evidence, {literal(VERDICT)}, 1) as verdicts
+    """Return SQL for the rows that each member saw and kept, as the numbers say it, in the members' order."""
+    return f"""with judged as (
+            select cluster, list_filter(map_entries(numbers), lambda e: {_VERDICT.format("e.key")}) as verdicts
             from decisions join clusters using (sample_id) where stage = {literal(stage)} and cluster is not null),
-        each as (select cluster, unnest(verdicts) as verdict, generate_subscripts(verdicts, 1) as place from said)
-        select place, split_part(verdict, ' ', 1) as member, cluster, count(*) as before,
-            count(*) filter (where ends_with(verdict, ' keeps')) as kept
+        each as (select cluster, unnest(verdicts) as verdict, generate_subscripts(verdicts, 1) as place from judged)
+        select place, split_part(verdict.key, '.', 1) as member, cluster, count(*) as before,
+            count(*) filter (where verdict.value = 1) as kept
         from each group by place, member, cluster order by place, member, cluster"""
 
 

@@ -10,7 +10,7 @@ from tasks.report._base import FAILED, REJECTED, TEXT_LIMIT, Entry, ReportTables
 KEPT_REASONS: Final = 50
 """Reasons of a step that the card keeps, the commonest: a list of words may give 100,000 of them."""
 STEPS: Final = 200
-"""Stages whose decisions the card tells, those that saw most rows."""
+"""Stages whose decisions the card shows, those that saw most rows."""
 
 Reasons = list[dict[str, Any]]
 _TAKEN: Final = "select count(*) from ({})"
@@ -19,7 +19,8 @@ _TAKEN: Final = "select count(*) from ({})"
 def funnel(tables: ReportTables) -> Iterator[Entry]:
     """Yield one entry a step: stage, rows seen, kept and rejected, and the commonest reasons.
 
-    A stage judges every row that was alive when it ran, so the stages' order is that of the rows they saw.
+    Steps are in the order in which the stages ran. Stages whose place is not known come last, those that saw most rows
+    first, as a stage judges every row that was kept when it ran.
     """
     if not tables.base:
         return
@@ -64,7 +65,7 @@ def _judged(tables: ReportTables) -> Iterator[Entry]:
         reasons[row.pop("stage")].append(row)
     query = f"""select stage, count(*) as seen, count(*) filter (where {REJECTED}) as rejected
         from decisions group by stage order by seen desc, rejected, stage limit {STEPS}"""
-    for row in tables.rows(query):
+    for row in tables.in_order(tables.rows(query)):
         yield _step(row["stage"], row["seen"], row["rejected"], reasons[row["stage"]])
 
 

@@ -9,7 +9,8 @@ Sections, each in `position` order, `content` being JSON:
     concept         a cluster each: cluster, size, kept, mean_distance, terms; after `use: concepts` intra, inter, label
     concept_image   the samples nearest to the concepts' centroids; after `use: concepts` the farthest too (at: edge)
     balance         effective number of clusters and size by rank, before and after
-    coverage        a pruning each, and each member of a combination: what it did to the concepts and their tail
+    coverage        a pruning each, and each member of a combination: what it did to the concepts and their tail;
+                    numbers_missing where the members cannot be shown, as the decisions have no numbers
     histogram       a number each: edges, all, left, below, above, min, max, median, median_kept
     pair            two rows a pair of near-duplicates: who stands for whom, similarity, reason
     model           name, family, licence, metrics
@@ -18,7 +19,7 @@ The table is a function of its inputs and the seed: the same bytes on every run.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final, Literal
 
 import pyarrow as pa
@@ -52,7 +53,7 @@ READ: Final[Columns] = {
         *("status", "reason", "detail", *PLACE_NAMES, "image"),
         *("original_width", "original_height", "brightness", "blur", "entropy"),
     ),
-    "decisions": ("stage", "keep", "reason", "evidence", "representative", "similarity"),
+    "decisions": ("stage", "keep", "reason", "evidence", "representative", "similarity", "numbers"),
     "clusters": ("cluster", "distance"),
     "concepts": ("cluster", "intra", "inter", "name_caption", "name_label", "label_cosine", "nearest", "farthest"),
     "models": ("name", "family", "sha256", "licence", "metrics"),
@@ -101,14 +102,14 @@ class Report(TableStage):
 
     def run(self, inputs: Inputs, run: Run) -> Batches:
         """Yield the card, one table of a few hundred rows."""
-        entries = list(self._entries(inputs, run.seed))
+        entries = list(self._entries(inputs, run.seed, run.stages))
         pictured = [entry.sample_id for entry in entries if entry.sample_id is not None]
         images = thumbnails(inputs, pictured)
         run.note(entries=len(entries), pictures=len(images))
         yield _table(entries, images)
 
-    def _entries(self, inputs: Inputs, seed: int) -> Iterator[Entry]:
-        tables = ReportTables(inputs)
+    def _entries(self, inputs: Inputs, seed: int, stages: Sequence[str]) -> Iterator[Entry]:
+        tables = ReportTables(inputs, stages)
         schemas = {name: inputs.schema(name) for name in inputs.tables()}
         yield summary(tables, self.title, self.description)
         yield from funnel(tables)

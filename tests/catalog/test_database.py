@@ -159,8 +159,8 @@ def test_verdicts_of_a_version_that_says_little(
     publish(dataset, write_part, facts, 2)  # its facts name no stage that judges
     counted = sql(Catalog(uri), "select keep, stage, reason, count(*) n from birds.verdicts group by all order by all")
     assert [tuple(row.values()) for row in counted.to_pylist()] == [
-        (False, "download", None, 2),
         (False, "filter", "blurry", 2),
+        (False, "images", None, 2),
         (True, None, None, 4),
     ]
     bare = Catalog(uri).dataset("cats")

@@ -9,13 +9,14 @@ import pyarrow as pa
 import pytest
 
 from catalog.database import sql
-from catalog.dataset import Catalog, Dataset, TableState, VersionFacts
+from catalog.dataset import Catalog, Dataset
 from catalog.diff import diff
 from catalog.duck import open_database
 from catalog.errors import BalanceError
 from catalog.inputs import Inputs
 from catalog.rejection import REJECTING, rejects, rejects_sql, rejects_value
 from catalog.schema import DECISIONS, IMAGES, SOURCE, TAKEN_URL
+from catalog.version import TableState, VersionFacts
 from flows.build.balance import check_saved
 from flows.explore.why import stories
 from tasks.report._base import ReportTables

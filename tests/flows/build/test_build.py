@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from catalog.database import sql
 from catalog.dataset import Catalog
 from catalog.errors import BusyError, EspalierError, PartError, RecipeError, UserError
 from catalog.lease import hold
+from catalog.parts import PartWriter
 from catalog.storage import Storage
 from flows.build.build import build_here, run_stage, up_to_date
 from flows.build.context import BuildContext
@@ -19,6 +21,7 @@ from flows.build.engine import Engine
 from flows.build.plan import Plan, PlannedStage, make_plan
 from flows.build.spec import BuildSpec
 from flows.explore.failures import begin_retry, failures
+from flows.explore.why import stories
 from tests.flows.conftest import Web
 from tests.pictures import jpeg
 from tests.stages import content
@@ -347,3 +350,43 @@ def test_a_catalog_that_may_not_be_written(web: Web) -> None:
     blocked.write_text("a file, not a folder")
     with pytest.raises(UserError, match="is a file, expected a folder"):
         build_here(spec_of(web))
+
+
+def older_writer(storage: Storage, table: str, fingerprint: str, schema: pa.Schema, number: int = 0) -> PartWriter:
+    """Write decisions as a release did that had no numbers."""
+    fields = [field for field in schema if (table, field.name) != ("decisions", "numbers")]
+    return PartWriter(storage, table, fingerprint, pa.schema(fields), number)
+
+
+def test_parts_of_a_release_without_numbers_stay_valid_beside_new_ones(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = STAGES.replace("width >= 10", "original_width >= 50")
+    web.add_file("b", [web.server.body(jpeg(40, 80, 99))])
+    with monkeypatch.context() as patched:
+        patched.setattr("flows.build.worker.PartWriter", older_writer)
+        first = build_here(spec_of(web, stages)).version
+    dataset = Catalog(web.catalog).dataset("web")
+    assert "numbers" not in dataset.schema(first, "decisions").names
+    before = {file.path: file.bytes for file in dataset.files(first, "decisions")}
+    again = build_here(spec_of(web, stages))
+    assert (again.version.label, again.made) == ("web@1", 0)
+    assert all(row["numbers"] == {} for row in stories(Catalog(web.catalog), "web", "0")[0]["decisions"])
+
+    web.add_file("c", [web.server.body(jpeg(30, 80, 98)), *web.pictures(range(20, 22))])
+    grown = build_here(spec_of(web, stages))
+    after = {file.path: file.bytes for file in dataset.files(grown.version, "decisions")}
+    kept = [path for path in before if path in after]
+    assert len(kept) == 3, "the parts of the filter over old rows"
+    assert {path: after[path] for path in kept} == {path: before[path] for path in kept}
+    query = "select evidence, numbers from web.decisions where stage = 'filter' and not keep order by sample_id"
+    assert rows(web, query) == [
+        ("original_width=40 fails original_width >= 50", None),
+        ("original_width=30 fails original_width >= 50", [("original_width", 30.0)]),
+    ]
+    assert rows(web, "select count(*) from web.decisions where stage = 'prune' and numbers['rank'] is null") == [(0,)]
+    assert grown.report is not None
+    steps = sql(Catalog(web.catalog), "select content from web.report where section = 'funnel' order by position")
+    assert [json.loads(step)["stage"] for step in steps["content"].to_pylist()] == [
+        "source", "download", "filter", "deduplicate", "prune",
+    ]  # fmt: skip

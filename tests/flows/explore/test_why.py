@@ -14,7 +14,7 @@ from flows.build.spec import BuildSpec
 from flows.cli import main
 from flows.explore.why import stories
 from flows.recipe.recipe import stage_models
-from tests.flows.conftest import Web
+from tests.flows.conftest import Run, Web
 from tests.pictures import jpeg
 
 STAGES = """  - use: filter
@@ -59,6 +59,17 @@ def test_a_copy_names_what_stands_for_it(built: Web) -> None:
     assert (judged["representative"], judged["representative_url"], judged["similarity"]) == (0, url, 1)
     assert [row["stage"] for row in first["decisions"]] == ["filter", "deduplicate", "prune"]
     assert first["decisions"][0]["thresholds"] == {"where": "original_width >= 50"}
+
+
+def test_a_decision_has_the_numbers_of_its_evidence(built: Web, run: Run) -> None:
+    query = "select sample_id from web.decisions where stage = 'filter' and not keep"
+    (row,) = sql(Catalog(built.catalog), query).to_pylist()
+    (told,) = stories(Catalog(built.catalog), "web", str(row["sample_id"]))
+    assert told["decisions"][0]["numbers"] == {"original_width": 40}
+    _, shown, _ = run("why", "web", str(row["sample_id"]), "--catalog", built.catalog)
+    assert "numbers: original_width 40" in shown
+    kept = next(iter(stories(Catalog(built.catalog), "web", "0")))["decisions"]
+    assert kept[0]["numbers"] == {}
 
 
 def test_where_a_row_came_from(built: Web) -> None:

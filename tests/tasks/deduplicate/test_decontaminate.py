@@ -18,7 +18,7 @@ from tasks import images as pictures
 from tasks.deduplicate.decontaminate import Decontaminate
 from tasks.encoders.encoder import Encoder
 from tasks.encoders.model import load
-from tests.helpers import LocalRun
+from tests.helpers import LocalRun, check_numbers
 from tests.pictures import encoded, picture
 
 
@@ -52,6 +52,14 @@ def run_of(stage: Decontaminate, inputs: Inputs, folder: Path) -> tuple[pa.Table
     run = LocalRun(folder)
     table = pa.concat_tables(stage.run(inputs, run))
     assert table.schema == DECISIONS
+    check_numbers(table)
+    named = {
+        None: [],
+        "contaminated_perceptual": ["row", "bits"],
+        "contaminated_semantic": ["row", "cosine", "epsilon"],
+    }
+    for reason, numbers in zip(table["reason"].to_pylist(), table["numbers"].to_pylist(), strict=True):
+        assert [name for name, _ in numbers or ()] == named.get(reason, ["row"])
     return table, run.notes
 
 

@@ -15,7 +15,7 @@ from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, DECISIONS, IMAGES, vector
 from tasks.deduplicate import Deduplicate
 from tasks.deduplicate._base import Best, order_columns
-from tests.helpers import LocalRun
+from tests.helpers import LocalRun, check_numbers
 
 EMBEDDINGS = pa.schema([pa.field("sample_id", pa.int64()), vector("clip", 2, ""), pa.field("clip_score", pa.float32())])
 
@@ -193,6 +193,12 @@ def test_one_verdict_is_what_it_says(
     score = facts["score"]
     assert ((score[stands] > score[gone]) | ((score[stands] == score[gone]) & (stands < gone))).all()
     check_ties(facts, table, gone, stands)
+    check_numbers(table)
+    names = [{name for name, _ in numbers or ()} for numbers in table["numbers"].to_pylist()]
+    for evidence, found in zip(table["evidence"].to_pylist(), names, strict=True):
+        assert ("bits" in found) == ("perceptual hash " in evidence)
+        assert ({"cosine", "epsilon"} <= found) == ("cosine " in evidence)
+        assert ("copies" in found) == ("stands for " in evidence)
 
 
 def check_ties(facts: dict[str, np.ndarray], table: pa.Table, gone: np.ndarray, stands: np.ndarray) -> None:

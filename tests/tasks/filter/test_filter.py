@@ -63,6 +63,13 @@ def test_every_row_has_a_decision_with_its_reason_and_evidence() -> None:
         "width=null: width >= 200 is null; clip_score=null: clip_score >= 0.28 is null",  # NaN is no score
     ]
     assert found.column("representative").null_count == 5
+    assert found.to_pydict(maps_as_pydicts="strict")["numbers"] == [
+        None,
+        {"width": 120},
+        {"height": 99, "clip_score": 0.25},
+        {"width": 50, "clip_score": pytest.approx(0.1)},
+        None,
+    ]
 
 
 def test_rules_name_the_reasons() -> None:

@@ -70,6 +70,7 @@ def test_the_clusters_that_targets_fall_into_stay(tmp_path: Path, seed: int) -> 
         assert row["keep"] == (nearest[cluster] > 0)
         assert row["reason"] == (None if row["keep"] else "far_from_targets")
         assert row["evidence"] == f"cluster {cluster}: {nearest[cluster]} targets"
+        assert dict(row["numbers"]) == {"cluster": cluster, "targets": nearest[cluster]}
     assert {r["keep"] for r in rows} == {True, False}
     assert notes == {"targets": 500, "unusable": 0, "clusters_near": int((nearest > 0).sum())}
 
@@ -89,6 +90,7 @@ def test_rows_without_a_cluster_and_targets_without_a_direction(tmp_path: Path) 
     assert [row["keep"] for row in found] == [False, True, False]
     assert [row["reason"] for row in found] == ["no_embedding", None, "far_from_targets"]
     assert [row["evidence"] for row in found] == ["no cluster", "cluster 1: 1 targets", "cluster 0: 0 targets"]
+    assert found[0]["numbers"] is None
     assert (notes["targets"], notes["unusable"]) == (1, 3)
 
 

@@ -11,6 +11,7 @@ from catalog.errors import RecipeError
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, DECISIONS
 from tasks.cluster.centroids import centroids_table
+from tests.helpers import check_numbers
 from tests.tasks.prune.worlds import decide, make, world
 
 MEMBERS = [{"method": "random", "keep": 0.5}, {"method": "score", "keep": 0.5}]
@@ -25,6 +26,8 @@ FIELDS: dict[str, dict[str, object]] = {
     "intersection": {"of": MEMBERS},
 }
 METHODS = list(FIELDS)
+MEMBERS_OF = {"then": ["random", "score"], "union": ["random", "few"], "intersection": ["random", "score"]}
+NUMBERS = DECISIONS.field("numbers").type
 EXACT = METHODS[:6]
 BY_CLUSTER = METHODS[:4]
 
@@ -85,3 +88,16 @@ def test_evidence_of_any_rows_is_that_of_all_rows(tmp_path: Path, method: str, m
     whole = decide(stage, world(101), tmp_path)
     monkeypatch.setattr("tasks.prune._base.PIECE_ROWS", 7)
     assert decide(stage, world(101), tmp_path).combine_chunks().equals(whole.combine_chunks())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_numbers_are_those_in_the_evidence(tmp_path: Path, method: str) -> None:
+    found = decide(make(method=method, name="thin", **FIELDS[method]), world(101), tmp_path, 3)
+    for row in found.to_pylist(maps_as_pydicts="strict"):
+        assert row["numbers"]
+        verdicts = {name.removesuffix(".keep"): n for name, n in row["numbers"].items() if name.endswith(".keep")}
+        assert list(verdicts) == MEMBERS_OF.get(method, [])[: len(verdicts) if method == "then" else None]
+        assert all(f"{m} {'keeps' if n else 'drops'}: " in row["evidence"] for m, n in verdicts.items())
+    # The verdicts of members are words in the evidence; all others are numbers there.
+    plain = [[(name, n) for name, n in row or () if not name.endswith(".keep")] for row in found["numbers"].to_pylist()]
+    check_numbers(found.set_column(found.num_columns - 1, found.schema.field("numbers"), pa.array(plain, NUMBERS)))

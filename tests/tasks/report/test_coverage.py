@@ -33,8 +33,8 @@ def judged(cluster: np.ndarray, keep: np.ndarray, stage: str = "thin", reason: s
     }
 
 
-def entries(tables: dict[str, pa.Table]) -> list[dict[str, Any]]:
-    return [entry.content for entry in coverages(ReportTables(Inputs.of(alive_only=False, **tables)))]
+def entries(tables: dict[str, pa.Table], *stages: str) -> list[dict[str, Any]]:
+    return [entry.content for entry in coverages(ReportTables(Inputs.of(alive_only=False, **tables), stages))]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -103,7 +103,7 @@ def combined(tmp_path: Path, rows: int = 200, name: str = "both") -> tuple[dict[
     return tables, run
 
 
-def test_members_are_counted_from_the_evidence(tmp_path: Path) -> None:
+def test_members_are_counted_from_the_numbers(tmp_path: Path) -> None:
     """As many rows as each member noted, in the members' order; those of a nested combination are not shown apart."""
     tables, run = combined(tmp_path)
     found = entries(tables)
@@ -115,6 +115,45 @@ def test_members_are_counted_from_the_evidence(tmp_path: Path) -> None:
     expected = coverage(cluster, top)
     assert found[1]["tail_share"] == pytest.approx(expected.tail_share, abs=1e-6)
     assert sorted(found[1]["concepts"]) == np.stack([expected.concept, expected.before, expected.kept], 1).tolist()
+
+
+def test_no_sentence_is_read(tmp_path: Path) -> None:
+    tables, _ = combined(tmp_path)
+    expected = entries(tables)
+    decisions = tables["decisions"]
+    nothing_said = pa.array(["; score keeps: ; other drops: "] * decisions.num_rows)
+    at = decisions.column_names.index("evidence")
+    tables["decisions"] = decisions.set_column(at, DECISIONS.field("evidence"), nothing_said)
+    assert entries(tables) == expected
+
+
+@pytest.mark.parametrize("without", ["null", "no column"])
+def test_a_combination_of_an_older_release_says_that_its_members_are_missing(tmp_path: Path, without: str) -> None:
+    tables, run = combined(tmp_path)
+    decisions = tables["decisions"].drop_columns("numbers")
+    if without == "null":
+        field = DECISIONS.field("numbers")
+        decisions = decisions.append_column(field, pa.nulls(decisions.num_rows, field.type))
+    tables["decisions"] = decisions
+    (row,) = entries(tables)
+    assert (row["member"], row["before"], row["kept"], row["numbers_missing"]) == (None, 200, run.notes["kept"], True)
+    source = pa.table({f.name: np.arange(200) if f.name == "sample_id" else [""] * 200 for f in SOURCE}, schema=SOURCE)
+    (card,) = Report(samples=0).run(Inputs.of(alive_only=False, source=source, **tables), LocalRun(tmp_path))
+    assert "Its selectors are not shown: its decisions have no numbers" in words(render(card, {}))
+    (other,) = entries(judged(np.zeros(4, int), np.arange(4) < 2))  # one selector: nothing is missing
+    assert "numbers_missing" not in other
+
+
+def test_prunings_are_in_the_order_in_which_they_ran() -> None:
+    one, other = (judged(np.zeros(8, int), np.ones(8, bool), name) for name in ("a", "b"))
+    for tables in (one, other):
+        rows = tables["decisions"]
+        reason = pa.array(["pruned_random", *[None] * 7], pa.string())
+        tables["decisions"] = rows.set_column(rows.column_names.index("reason"), DECISIONS.field("reason"), reason)
+    decisions = pa.concat_tables([one["decisions"], other["decisions"]])
+    tables = {"clusters": one["clusters"], "decisions": decisions}
+    assert [row["stage"] for row in entries(tables, "b", "a")] == ["b", "a"]
+    assert [row["stage"] for row in entries(tables, "a", "b")] == ["a", "b"]
 
 
 def test_many_concepts_are_drawn_as_few_steps() -> None:

@@ -48,6 +48,14 @@ CONCEPTS = pa.schema(
 SCORES = pa.schema([SAMPLE_ID, *(score(name, "x", 1, "a score") for name in ("aesthetic", "odd \"name'"))])
 
 
+MAPS: list[Any] = [
+    None,
+    [],
+    [("density.keep", 1.0), ("density.rank", 3.0), ("random.keep", 0.0)],
+    [("random.keep", math.nan), ("a.b.keep", None), (".keep", math.inf), ("", 1.0), ("keep", 1.0)],
+]
+
+
 class Draw:
     """Columns of a few rows, drawn from one seed."""
 
@@ -89,6 +97,8 @@ class Draw:
             return self.column([v for v in INTS if v is None or limits.min <= v <= limits.max], rows)
         if pa.types.is_boolean(kind):
             return self.column([True, False, None], rows)
+        if pa.types.is_map(kind):
+            return self.column(MAPS, rows)
         if pa.types.is_list(kind):
             return [self.pick([None, [], self.ids[:1], [*self.ids[:3], None, 5], list(self.ids)]) for _ in range(rows)]
         if pa.types.is_large_binary(kind):

@@ -67,6 +67,19 @@ def test_stages_stand_in_the_order_they_ran_whatever_their_names_and_the_order_o
     assert one == other
 
 
+def test_the_order_is_that_in_which_the_stages_ran() -> None:
+    """Two stages that reject nothing saw as many rows: nothing but the stages of the version says which was first."""
+    decisions = [{"sample_id": i, "stage": s, "keep": True} for s in ("x", "z", "y") for i in range(3)]
+    inputs = Inputs.of(
+        alive_only=False,
+        source=pa.Table.from_pylist([{"sample_id": i} for i in range(3)], SOURCE),
+        decisions=pa.Table.from_pylist(decisions, DECISIONS),
+    )
+    for order, expected in ((("z", "y", "x"), "zyx"), (("y", "z"), "yzx"), ((), "xyz")):  # x is last where not known
+        steps = [entry.content["stage"] for entry in funnel(ReportTables(inputs, order))]
+        assert steps == ["source", *expected]
+
+
 def test_the_summary_counts_what_is_left() -> None:
     assert summary(ReportTables(planted()), "t", "d").content == {
         "title": "t",
