@@ -1,0 +1,133 @@
+"""Running one member of a family on tables that vary: what the contract tests need.
+
+The tables come from a real build of two dozen pictures, so every column holds what stages really write. A case changes
+their rows; the member then runs in this process on the changed tables.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from catalog.inputs import Inputs, Pieces, read_parquet
+from catalog.schema import vector
+from catalog.storage import Storage
+from flows.build.build import build_here
+from flows.build.spec import BuildSpec
+from tasks.stage import MapStage, Stage, TableStage
+from tests.helpers import LocalRun
+from tests.pictures import jpeg
+
+KEY: Final = "sample_id"
+ROWS: Final = 24
+WORDS: Final = ("a red house", "two dogs on a beach", "a cat in the garden", "an old car near the river")
+LARGE: Final = 768
+"""Width of the second embedding column, `l14`: that of the scorers whose weights are published."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Tables that stages read, and the storage that holds their image bytes."""
+
+    tables: Mapping[str, pa.Table]
+    storage: Storage
+
+    @property
+    def schemas(self) -> dict[str, pa.Schema]:
+        """The schema of every table."""
+        return {name: table.schema for name, table in self.tables.items()}
+
+    @property
+    def of_samples(self) -> frozenset[str]:
+        """The tables with one row a sample."""
+        return frozenset(
+            name for name, table in self.tables.items() if table.column_names[0] == KEY and name != "decisions"
+        )
+
+    def only(self, ids: np.ndarray) -> "World":
+        """Return the tables with the rows of some samples; tables that are not about samples are whole."""
+        return self._changed(lambda table: table.filter(pc.is_in(table.column(KEY), pa.array(ids, pa.int64()))))
+
+    def without_values(self) -> "World":
+        """Return the tables with null in every nullable column but the key."""
+
+        def emptied(table: pa.Table) -> pa.Table:
+            columns = [
+                table.column(f.name) if f.name == KEY or not f.nullable else pa.nulls(table.num_rows, f.type)
+                for f in table.schema
+            ]
+            return pa.table(columns, schema=table.schema)
+
+        return self._changed(emptied)
+
+    def renumbered(self, new: Mapping[int, int]) -> "World":
+        """Return the tables with other sample_ids, sorted by them."""
+
+        def moved(table: pa.Table) -> pa.Table:
+            ids = [new[old] for old in table.column(KEY).to_pylist()]
+            at = table.schema.get_field_index(KEY)
+            return table.set_column(at, table.schema.field(KEY), pa.array(ids, pa.int64())).sort_by(KEY)
+
+        return self._changed(moved)
+
+    def _changed(self, change: Any) -> "World":
+        tables = {name: change(t) if name in self.of_samples else t for name, t in self.tables.items()}
+        return replace(self, tables=tables)
+
+    def run(self, stage: Stage, folder: Path, batch_rows: int = ROWS) -> pa.Table:
+        """Return what a stage writes, in the schema that it declares."""
+        pieces = {name: Pieces.of(table) for name, table in self.tables.items()}
+        inputs = Inputs(pieces, (), self.storage)
+        if isinstance(stage, MapStage):
+            sides = {name: inputs.whole(name) for name in stage.sides()}
+            made = list(stage.open("cpu", sides)(inputs.batches(stage.inputs(self.schemas), batch_rows)))
+        else:
+            assert isinstance(stage, TableStage)
+            made = list(stage.run(inputs, LocalRun(folder, inputs=inputs)))
+        schema = stage.output(self.schemas)
+        return pa.concat_tables([schema.empty_table(), *(piece.select(schema.names).cast(schema) for piece in made)])
+
+
+def make_world(folder: Path, config: Path, weights: Path) -> World:
+    """Build a dataset of pictures with a tiny encoder; return its tables, and an embedding column of LARGE numbers."""
+    source = folder / "pictures"
+    source.mkdir(parents=True)
+    for row in range(ROWS):
+        (source / f"{row:02d}.jpg").write_bytes(jpeg(72 + row, 60, seed=row % (ROWS - 2)))  # two pictures are repeated
+        (source / f"{row:02d}.txt").write_text(f"{WORDS[row % len(WORDS)]}, number {row % 7}")
+    encoder = {"name": "clip", "model": str(config), "pretrained": str(weights), "dtype": "float32"}
+    recipe = {
+        "dataset": "world",
+        "source": {"use": "folder", "path": str(source)},
+        "stages": [
+            {"use": "download", "image_size": 64},
+            {"use": "embed", "encoders": [encoder]},
+            {"use": "image_issues"},
+            {"use": "language"},
+            {"use": "filter", "where": "original_width > 73"},
+            {"use": "cluster", "k": 3},
+        ],
+    }
+    spec = BuildSpec(yaml.safe_dump(recipe), "recipe.yaml", str(folder / "catalog"), (), "inline")
+    version = build_here(spec).version
+    dataset = spec.dataset(create=None)
+    tables = {}
+    for name in version.tables:
+        schema, parts = dataset.contents(version, name)
+        tables[name] = pa.concat_tables([read_parquet(dataset.storage, p.path).cast(schema) for p in parts])
+    tables["embeddings"] = _with_large(tables["embeddings"], json.dumps({"name": "l14"}))
+    return World(tables, dataset.storage)
+
+
+def _with_large(table: pa.Table, encoder: str) -> pa.Table:
+    matrix = np.random.default_rng(0).normal(size=(table.num_rows, LARGE))
+    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(matrix.astype(np.float16).ravel()), LARGE)
+    return table.append_column(vector("l14", LARGE, "", encoder=encoder), column)
+

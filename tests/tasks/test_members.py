@@ -1,0 +1,210 @@
+"""Every member of every family, run: on all rows, on none, on one, on null columns, in small batches, renumbered.
+
+Members are found from the unions of the families, so a new one is run without a change here; where it cannot do
+without a field that is not in `FIELDS`, the test names it.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from pydantic.fields import FieldInfo
+
+from catalog.errors import EspalierError
+from flows.recipe.recipe import stage_models
+from tasks.publish import Samples
+from tasks.score import AnyScorer
+from tasks.score.aesthetic_v2 import WIDTHS as V2
+from tasks.score.nsfw import WIDTHS as NSFW
+from tasks.score.watermark import network
+from tasks.sources import Source
+from tasks.stage import MapStage, Stage
+from tests.tasks.members import KEY, LARGE, ROWS, World, make_world
+from tests.tasks.score.embeddings import linear_layers, saved
+
+Fields = dict[str, dict[str, Any]]
+
+STAGES = [m for m in (*stage_models(), Samples) if not issubclass(m, Source)]
+BY_METHOD = "method"
+
+
+def uses(union: Any) -> set[str]:
+    """Return the names of the members of a union, of unions in it too."""
+    if hasattr(union, "model_fields"):
+        return {str(union.model_fields["use"].default)}
+    return {use for member in get_args(union) if not isinstance(member, FieldInfo) for use in uses(member)}
+
+
+SCORERS = sorted(uses(AnyScorer))
+
+
+def key_of(model: type[Stage]) -> str:
+    """Return the name of a stage: its use, and its method where it has one."""
+    use = str(model.model_fields["use"].default)
+    return f"{use}/{model.model_fields[BY_METHOD].default}" if BY_METHOD in model.model_fields else use
+
+
+MEMBERS = [*map(key_of, STAGES), *(f"score: {use}" for use in SCORERS)]
+MODELS: Mapping[str, type[Stage]] = {key_of(model): model for model in STAGES}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_clip: tuple[Path, Path]) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), *tiny_clip)
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory: pytest.TempPathFactory, tiny_clip: tuple[Path, Path]) -> Fields:
+    """Return the fields that a member cannot do without, or that make it small."""
+    folder = tmp_path_factory.mktemp("fields")
+    config, weights = map(str, tiny_clip)
+    targets = folder / "targets.parquet"
+    pq.write_table(pa.table({"clip": pa.array([[1.0] * 32], pa.list_(pa.float32(), 32))}), targets)
+    encoder = {"name": "clip", "model": config, "pretrained": weights, "dtype": "float32"}
+    watermark = {"use": "watermark", "weights": saved(network().state_dict(), folder / "watermark.safetensors")}
+    selectors = [{"method": "score", "column": "brightness", "keep": 0.5}, {"method": "random", "keep": 0.5}]
+    texts = {"texts": ["a park", "a fight"], "encoder": "clip"}
+    return {
+        "download": {"image_size": 32},
+        "embed": {"encoders": [encoder]},
+        "filter": {"where": "width >= 2 and length(caption) >= 18"},
+        "near_targets": {"targets": str(targets)},
+        "decontaminate": {"sets": [{"name": "exam", "path": str(targets), "vector": "clip"}], "epsilon": 0.1},
+        "deduplicate": {"perceptual": {"radius": 3}, "semantic": {"epsilon": 0.05, "encoder": "clip"}},
+        "cluster": {"k": 3, "encoder": "clip"},
+        "hierarchy": {"levels": [3, 2], "encoder": "clip"},
+        "prompts": {"sets": [{"name": "animal", "labels": ["cat", "dog"], "templates": ["a photo of a {}"]}]},
+        "train_clip": {"steps": 2, "batch_size": 4, "model": config},
+        "report": {"samples": 3, "pairs": 2},
+        **{f"prune/{method}": {"of": selectors} for method in ("union", "intersection", "then")},
+        "prune/score": {"column": "brightness", "keep": 0.5},
+        "prune": {"keep": 0.5},
+        "score_vectors": {"scorers": [{"use": "violence", **texts}]},
+        "score_images": {"scorers": [watermark]},
+        "score": {"scorers": [{"use": "violence", **texts}]},
+        "score: violence": texts,
+        "score: watermark": watermark,
+        "score: zero_shot": {"prompts": "animal"},
+        **_heads(folder),
+    }
+
+
+def _heads(folder: Path) -> Fields:
+    """Return scorers of the column `l14`, whose published weights have random ones of the same shapes in their place."""
+    import torch
+
+    widths = NSFW["l14"]
+    norm = {"norm.mean": torch.zeros(LARGE), "norm.variance": torch.full((LARGE,), 1 / LARGE)}
+    nsfw = linear_layers(widths, [f"linear_{i + 1}." for i in range(len(widths) - 1)]) | norm
+    v2 = linear_layers(V2, [f"layers.{n}." for n in (0, 2, 4, 6, 7)])
+    states = {"aesthetic_v1": linear_layers((LARGE, 1), [""]), "aesthetic_v2": v2, "nsfw": nsfw}
+    return {f"score: {u}": {"encoder": "l14", "weights": saved(s, folder / f"{u}.pt")} for u, s in states.items()}
+
+
+def members_of(name: str, fields: Fields) -> tuple[Stage, ...]:
+    """Return the stages that an entry of a recipe with this member stands for."""
+    use, _, scorer = name.partition(": ")
+    if scorer:
+        return MODELS["score"].model_validate({"scorers": [{"use": scorer, **fields.get(name, {})}]}).expand()
+    given = fields.get(name, fields.get(use.partition("/")[0], {}))
+    return MODELS[name].model_validate(given).expand()
+
+
+Case = Callable[[World], World]
+CASES: Mapping[str, Case] = {
+    "all rows": lambda world: world,
+    "no row": lambda world: world.only(np.empty(0, np.int64)),
+    "one row": lambda world: world.only(world.tables["clusters"].column(KEY).to_numpy()[:1]),
+    "null columns": lambda world: world.without_values(),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_it_writes_what_it_declares(name: str, case: str, world: World, fields: Fields, tmp_path: Path) -> None:
+    """Its schema, one row a sample in the order of ids, and a reason for every row that fails or is rejected.
+
+    A stage over whole tables may refuse too few rows, with one line that says so.
+    """
+    for stage in members_of(name, fields):
+        given = CASES[case](_with_tables_of(world, name, stage, fields, tmp_path))
+        try:
+            made = given.run(stage, tmp_path / stage.use)
+        except EspalierError as error:
+            assert not isinstance(stage, MapStage)
+            assert case != "all rows"
+            assert str(error)
+            assert "\n" not in str(error)
+            return
+        assert made.schema.equals(stage.output(given.schemas))
+        if stage.rows_per_sample == "one":
+            _check_rows(stage, given, made)
+
+
+def _with_tables_of(world: World, name: str, stage: Stage, fields: Fields, folder: Path) -> World:
+    """Return the world with the tables that earlier stages of the same entry write for this one."""
+    tables = dict(world.tables)
+    for earlier in members_of(name, fields):
+        if earlier == stage:
+            break
+        tables[earlier.table] = World(tables, world.storage).run(earlier, folder / "before" / earlier.use)
+    return World(tables, world.storage)
+
+
+def _check_rows(stage: Stage, given: World, made: pa.Table) -> None:
+    ids = made.column(KEY).to_numpy()
+    read = [t for t in stage.inputs(given.schemas) if t in given.of_samples]
+    expected = [given.tables[t].column(KEY).to_numpy() for t in read]
+    assert (np.diff(ids) > 0).all()
+    assert ids.tolist() == sorted(set.intersection(*(set(e.tolist()) for e in expected)) if expected else ids.tolist())
+    if stage.verdict:
+        column = made.column(stage.verdict)
+        bad = pc.equal(column, "failed") if stage.verdict == "status" else pc.invert(column)
+        assert pc.is_valid(made.column("reason")).to_pylist() == bad.to_pylist()
+
+
+MAPS = [name for name in MEMBERS if issubclass(MODELS[name.partition(": ")[0]], MapStage) or ": " in name]
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_row_has_the_same_values_in_any_batch_and_under_any_id(
+    name: str, world: World, fields: Fields, tmp_path: Path
+) -> None:
+    stage = members_of(name, fields)[-1]
+    if not isinstance(stage, MapStage):
+        pytest.skip("sees whole tables")
+    whole = world.run(stage, tmp_path)
+    alike(world.run(stage, tmp_path, batch_rows=1), whole)
+    ids = world.tables["source"].column(KEY).to_pylist()
+    new = dict(zip(ids, np.random.default_rng(1).permutation(ids).tolist(), strict=True))
+    moved = world.renumbered(new).run(stage, tmp_path)
+    back = {value: key for key, value in new.items()}
+    restored = moved.set_column(0, moved.schema.field(0), pa.array([back[i] for i in moved.column(KEY).to_pylist()]))
+    alike(restored.sort_by(KEY), whole)
+
+
+def alike(found: pa.Table, expected: pa.Table) -> None:
+    """Compare two tables: numbers of models within the rounding of another batch, all else exactly."""
+    assert found.column_names == expected.column_names
+    for column in expected.column_names:
+        one, other = found.column(column), expected.column(column)
+        type_ = one.type
+        if pa.types.is_fixed_size_list(type_) or pa.types.is_floating(type_):
+            assert one.is_null().to_pylist() == other.is_null().to_pylist(), column
+            values = [np.array(c.drop_null().to_pylist(), np.float64) for c in (one, other)]
+            np.testing.assert_allclose(*values, atol=2e-3, err_msg=column)
+        else:
+            assert one.to_pylist() == other.to_pylist(), column
+
+
+def test_the_members_are_those_of_the_unions() -> None:
+    """So that none of the tests above runs on nothing."""
+    assert len(MEMBERS) == len(set(MEMBERS)) > 25
+    assert {"download", "embed", "filter", "deduplicate", "prune/density", "score: watermark"} <= {*MEMBERS}
+    assert ROWS > 20
