@@ -46,9 +46,7 @@ class World:
     @property
     def of_samples(self) -> frozenset[str]:
         """The tables with one row a sample."""
-        return frozenset(
-            name for name, table in self.tables.items() if table.column_names[0] == KEY and name != "decisions"
-        )
+        return frozenset(name for name, table in self.tables.items() if table.column_names[0] == KEY)
 
     def only(self, ids: np.ndarray) -> "World":
         """Return the tables with the rows of some samples; tables that are not about samples are whole."""
@@ -80,18 +78,23 @@ class World:
         tables = {name: change(t) if name in self.of_samples else t for name, t in self.tables.items()}
         return replace(self, tables=tables)
 
-    def run(self, stage: Stage, folder: Path, batch_rows: int = ROWS) -> pa.Table:
-        """Return what a stage writes, in the schema that it declares."""
-        pieces = {name: Pieces.of(table) for name, table in self.tables.items()}
-        inputs = Inputs(pieces, (), self.storage)
+    def run(self, stage: Stage, folder: Path, batch_rows: int = ROWS) -> tuple[pa.Table, np.ndarray]:
+        """Return what a stage writes, in the schema that it declares, and the ids of the rows that it was given."""
+        inputs = Inputs({name: Pieces.of(table) for name, table in self.tables.items()}, (), self.storage)
         if isinstance(stage, MapStage):
-            sides = {name: inputs.whole(name) for name in stage.sides()}
-            made = list(stage.open("cpu", sides)(inputs.batches(stage.inputs(self.schemas), batch_rows)))
+            batches = list(inputs.batches(stage.inputs(self.schemas), batch_rows))
+            given = np.concatenate([np.empty(0, np.int64), *(batch.column(KEY).to_numpy() for batch in batches)])
+            sides = {name: inputs.whole(name) for name in stage.sides(self.schemas)}
+            made = list(stage.open("cpu", sides)(iter(batches)))
         else:
             assert isinstance(stage, TableStage)
+            wanted = {*stage.inputs(self.schemas), *stage.sides(self.schemas)}
+            inputs = Inputs({n: Pieces.of(t) for n, t in self.tables.items() if n in wanted}, (), self.storage)
+            given = inputs.ids()
             made = list(stage.run(inputs, LocalRun(folder, inputs=inputs)))
         schema = stage.output(self.schemas)
-        return pa.concat_tables([schema.empty_table(), *(piece.select(schema.names).cast(schema) for piece in made)])
+        rows = pa.concat_tables([schema.empty_table(), *(piece.select(schema.names).cast(schema) for piece in made)])
+        return rows, given
 
 
 def make_world(folder: Path, config: Path, weights: Path) -> World:
@@ -110,7 +113,7 @@ def make_world(folder: Path, config: Path, weights: Path) -> World:
             {"use": "embed", "encoders": [encoder]},
             {"use": "image_issues"},
             {"use": "language"},
-            {"use": "filter", "where": "original_width > 73"},
+            {"use": "filter", "where": "original_width > 0"},
             {"use": "cluster", "k": 3},
         ],
     }
@@ -118,9 +121,8 @@ def make_world(folder: Path, config: Path, weights: Path) -> World:
     version = build_here(spec).version
     dataset = spec.dataset(create=None)
     tables = {}
-    for name in version.tables:
-        schema, parts = dataset.contents(version, name)
-        tables[name] = pa.concat_tables([read_parquet(dataset.storage, p.path).cast(schema) for p in parts])
+    for name in set(version.tables) - {"samples"}:  # no stage reads it
+        tables[name] = pa.concat_tables([read_parquet(dataset.storage, p.path) for p in dataset.files(version, name)])
     tables["embeddings"] = _with_large(tables["embeddings"], json.dumps({"name": "l14"}))
     return World(tables, dataset.storage)
 
@@ -130,4 +132,3 @@ def _with_large(table: pa.Table, encoder: str) -> pa.Table:
     matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
     column = pa.FixedSizeListArray.from_arrays(pa.array(matrix.astype(np.float16).ravel()), LARGE)
     return table.append_column(vector("l14", LARGE, "", encoder=encoder), column)
-
