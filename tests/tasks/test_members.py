@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-
 from pydantic.fields import FieldInfo
 
 from catalog.errors import EspalierError
@@ -30,7 +29,8 @@ from tests.tasks.score.embeddings import linear_layers, saved
 
 Fields = dict[str, dict[str, Any]]
 
-STAGES = [m for m in (*stage_models(), Samples) if not issubclass(m, Source)]
+FOUND: tuple[type[Stage], ...] = (*stage_models(), Samples)
+STAGES = [model for model in FOUND if not issubclass(model, Source)]
 BY_METHOD = "method"
 
 
@@ -98,7 +98,7 @@ def fields(tmp_path_factory: pytest.TempPathFactory, tiny_clip: tuple[Path, Path
 
 
 def _heads(folder: Path) -> Fields:
-    """Return scorers of the column `l14`, whose published weights have random ones of the same shapes in their place."""
+    """Return scorers of the column `l14`, with random weights of the shapes of the published ones."""
     import torch
 
     widths = NSFW["l14"]
@@ -136,13 +136,15 @@ def test_it_writes_what_it_declares(name: str, case: str, world: World, fields: 
     """
     for stage in members_of(name, fields):
         given = CASES[case](_with_tables_of(world, name, stage, fields, tmp_path))
+        refused = ""
         try:
             made, ids = given.run(stage, tmp_path / stage.use)
         except EspalierError as error:
+            refused = str(error)
+        if refused:
             assert not isinstance(stage, MapStage)
-            assert case != "all rows"
-            assert str(error)
-            assert "\n" not in str(error)
+            assert case != "all rows", refused
+            assert "\n" not in refused
             return
         assert made.schema.equals(stage.output(given.schemas))
         if stage.rows_per_sample == "one":
@@ -174,7 +176,8 @@ def test_a_row_has_the_same_values_in_any_batch_and_under_any_id(
     stage = members_of(name, fields)[-1]
     if not isinstance(stage, MapStage):
         pytest.skip("sees whole tables")
-    world = _with_tables_of(world, name, stage, fields, tmp_path)
+    few = world.tables["source"].column(KEY).to_numpy()[:8]
+    world = _with_tables_of(world.only(few), name, stage, fields, tmp_path)
     whole, _ = world.run(stage, tmp_path)
     alike(world.run(stage, tmp_path, batch_rows=1)[0], whole)
     ids = world.tables["source"].column(KEY).to_pylist()
@@ -193,8 +196,8 @@ def alike(found: pa.Table, expected: pa.Table) -> None:
         type_ = one.type
         if pa.types.is_fixed_size_list(type_) or pa.types.is_floating(type_):
             assert one.is_null().to_pylist() == other.is_null().to_pylist(), column
-            values = [np.array(c.drop_null().to_pylist(), np.float64) for c in (one, other)]
-            np.testing.assert_allclose(*values, atol=2e-3, err_msg=column)
+            got, wanted = (np.array(c.drop_null().to_pylist(), np.float64) for c in (one, other))
+            np.testing.assert_allclose(got, wanted, atol=2e-3, err_msg=column)
         else:
             assert one.to_pylist() == other.to_pylist(), column
 
