@@ -354,7 +354,7 @@ LOST_LOG = "images/_delta_log/00000000000000000000.json has no copy: versions th
 @pytest.mark.parametrize(
     ("gone", "said"),
     [
-        (["versions", "_copies"], "no row of a version is left: the next build publishes version 1 anew"),
+        (["versions", "_copies"], "no row of a version is left: the next build publishes version 1 again"),
         (["versions/_delta_log", "_copies"], None),
         (["versions/_delta_log", "_copies", "_state/copies.json", "_state/numbers.json"], None),
         (["images", "shards", "versions/_delta_log", "_copies"], LOST_LOG),
