@@ -32,10 +32,10 @@ class Notes(Display):
     """Keeps the messages."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def message(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_rows_and_bytes_come_true_and_nothing_is_left(crawl: Web) -> None:
     probed = probe(spec, 160, notes)
     assert files(crawl.folder) == before
     assert (probed.rows, probed.source_rows, probed.is_whole) == (160, 640, False)
-    assert [line for line in notes.said if line.startswith("probe")] == [
+    assert [line for line in notes.messages if line.startswith("probe")] == [
         "probe, warming up, not counted: 8 of 640 rows",
         "probe, 1 of 3: 40 of 640 rows",
         "probe, 2 of 3: 160 of 640 rows",
@@ -125,7 +125,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
 def test_a_source_smaller_than_the_probe_runs_whole_and_says_so(crawl: Web) -> None:
     notes = Notes()
     probed = probe(spec_of(crawl), 1000, notes)
-    assert "the source has 640 rows, hardly more than the probe: all are built" in notes.said
+    assert "the source has 640 rows, hardly more than the probe: all are built" in notes.messages
     assert probed.is_whole
     rows = {f.stage: (f.rows.low, f.rows.value, f.rows.high) for f in probed.forecast.stages}
     assert rows["download"] == (640, 640, 640)
