@@ -100,4 +100,4 @@ def test_its_columns_are_there_and_its_table_begins_with_the_key(model: type[Sta
         assert (output.names[0] == "sample_id") == about_samples
         if stage.table == "decisions":
             assert output.names == DECISIONS.names
-        assert {role(f) for f in output} <= {"", "image", "sidecar", "vector", "score"}
+        assert {role(f) for f in output} <= {"", "annotation", "image", "sidecar", "vector", "score"}
