@@ -23,6 +23,8 @@ OWNERS = {
     "the derivation of a seed": (r"from_bytes\(\s*hashlib|digest\(\)\[:8\]", "tasks/vectors/seeds.py"),
     "the user's cache folder": (r"XDG_CACHE_HOME\"\)", "tasks/files/cache.py"),
     "the columns of a place": (r'"shard",\s*"byte_offset",\s*"byte_size"|\("byte_offset", pa\.', "catalog/schema.py"),
+    "a table of decisions": (r"schema=DECISIONS", "catalog/decisions.py"),
+    "decoding ahead": (r'ThreadPoolExecutor\([^)]*"read"\)', "tasks/streams/decode_ahead.py"),
     "work in this process": (r"return map\(function, items\)", "flows/build/worker.py"),
 }
 

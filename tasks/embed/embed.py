@@ -16,14 +16,17 @@ from pydantic import Field, model_validator
 
 from catalog.errors import RecipeError, nearest
 from catalog.schema import SAMPLE_ID, field
-from tasks.embed._ahead import Prepared, prepare_ahead
+from tasks.embed._prepared import Prepared
 from tasks.encoders.encoder import Encoder
 from tasks.encoders.model import Model, load, unit
 from tasks.stage import Batches, Columns, MapStage, Resources, Step, Tables
+from tasks.streams.decode_ahead import prepare_ahead
 
 if TYPE_CHECKING:
     from tasks.embed import AnyEncoder
 
+AHEAD: Final = 3
+"""Forward batches that may be ready or in progress: bounds the memory (64 pictures of 224 x 224 are 10 MB)."""
 UNDECODABLE: Final = "undecodable"
 NOT_FINITE: Final = "not_finite"
 PIECE_ROWS: Final = 4096
@@ -98,7 +101,8 @@ class Embed(MapStage):
     def _step(self, models: Mapping[Encoder, Model], batches: Iterator[pa.Table]) -> Batches:
         pieces: list[pa.Table] = []
         rows = 0
-        for prepared in prepare_ahead(batches, models, self.batch_size, self.decode_threads):
+        prepare = partial(Prepared, models=models)
+        for prepared in prepare_ahead(batches, self.batch_size, self.decode_threads, prepare, AHEAD):
             pieces.append(_embed(models, prepared))
             rows += pieces[-1].num_rows
             if rows >= PIECE_ROWS:

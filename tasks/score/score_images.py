@@ -3,8 +3,8 @@
 While the device works on one forward batch, threads decode the next. A forward batch is always the same rows of a part.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
@@ -15,13 +15,11 @@ from catalog.errors import RecipeError, nearest
 from catalog.schema import SAMPLE_ID
 from tasks.score._base import Forward, ImageScorer
 from tasks.stage import Batches, Columns, Config, MapStage, Resources, Step, Tables
-from tasks.streams.rebatch import rebatch
+from tasks.streams.decode_ahead import prepare_ahead
 
 if TYPE_CHECKING:
     from tasks.score import AnyImageScorer
 
-Pictures = tuple[dict[str, np.ndarray], np.ndarray]
-"""(scorer -> uint8 (n, height, width, 3), bool (n,): which rows have a picture; the others are black)."""
 _AHEAD: Final = 2
 """Forward batches under way or ready: bounds the memory (32 pictures of 256 x 256 are 6 MB)."""
 
@@ -65,72 +63,43 @@ class ScoreImages(Forwarding, MapStage):
         forwards = {scorer.name: scorer.open(device) for scorer in self.scorers}
 
         def step(batches: Iterator[pa.Table]) -> Batches:
-            with ThreadPoolExecutor(self.decode_threads, "decode") as pool:
-                for rows, (pictures, decoded) in _ahead(batches, self.scorers, self.batch_size, pool):
-                    yield _score(rows, forwards, pictures, decoded, self.output({}))
+            prepare = partial(_Prepared, scorers=self.scorers)
+            for prepared in prepare_ahead(batches, self.batch_size, self.decode_threads, prepare, _AHEAD - 1):
+                yield _score(prepared, forwards, self.output({}))
 
         return step
 
 
-def _ahead(
-    batches: Iterator[pa.Table], scorers: Sequence[ImageScorer], size: int, pool: ThreadPoolExecutor
-) -> Iterator[tuple[pa.Table, Pictures]]:
-    """Yield forward batches in order, prepared; the next ones are under way meanwhile."""
-    waiting: list[tuple[pa.Table, Pictures, list[Future[None]]]] = []
-    try:
-        for rows in rebatch(batches, size):
-            waiting.append((rows, *_submit(rows, scorers, pool)))
-            if len(waiting) > _AHEAD:
-                yield _done(*waiting.pop(0))
-        while waiting:
-            yield _done(*waiting.pop(0))
-    finally:
-        for _, _, jobs in waiting:
-            for job in jobs:
-                job.cancel()
+class _Prepared:
+    """One forward batch, ready for the device once every job is done."""
 
+    def __init__(self, rows: pa.Table, scorers: Sequence[ImageScorer]) -> None:
+        self.rows = rows
+        self.decoded = np.zeros(rows.num_rows, bool)
+        """(n,): whether there is a picture. Where there is none, `pictures` is black."""
+        self.pictures = {scorer.name: np.zeros((rows.num_rows, *scorer.shape), np.uint8) for scorer in scorers}
+        """By scorer, uint8 (n, height, width, 3)."""
+        self._scorers = scorers
 
-def _submit(
-    rows: pa.Table, scorers: Sequence[ImageScorer], pool: ThreadPoolExecutor
-) -> tuple[Pictures, list[Future[None]]]:
-    decoded = np.zeros(rows.num_rows, bool)
-    pictures = {scorer.name: np.zeros((rows.num_rows, *scorer.shape), np.uint8) for scorer in scorers}
-    images = rows.column("image")
+    def jobs(self) -> Iterator[Callable[[], None]]:
+        """Yield what threads may do in any order: each job fills in its own row."""
+        for row in range(self.rows.num_rows):
+            yield partial(self._decode, row)
 
-    def prepare(row: int) -> None:
-        from PIL import Image
+    def _decode(self, row: int) -> None:
+        from tasks.images.stored import picture_of
 
-        from catalog.inputs import stored_error
-        from tasks.images import ImageError, decode
-
-        try:
-            picture = Image.fromarray(decode(images[row].as_py() or b""))
-        except ImageError as error:
-            if damage := stored_error(rows, row, error.reason):
-                raise damage from error
+        picture = picture_of(self.rows, row)
+        if picture is None:
             return
-        for scorer in scorers:
-            pictures[scorer.name][row] = scorer.prepare(picture)
-        decoded[row] = True
-
-    return (pictures, decoded), [pool.submit(prepare, row) for row in range(rows.num_rows)]
+        for scorer in self._scorers:
+            self.pictures[scorer.name][row] = scorer.prepare(picture)
+        self.decoded[row] = True
 
 
-def _done(rows: pa.Table, pictures: Pictures, jobs: Sequence["Future[None]"]) -> tuple[pa.Table, Pictures]:
-    for job in jobs:
-        job.result()
-    return rows, pictures
-
-
-def _score(
-    rows: pa.Table,
-    forwards: Mapping[str, Forward],
-    pictures: Mapping[str, np.ndarray],
-    decoded: np.ndarray,
-    schema: pa.Schema,
-) -> pa.Table:
-    columns = [rows.column("sample_id")]
+def _score(prepared: _Prepared, forwards: Mapping[str, Forward], schema: pa.Schema) -> pa.Table:
+    columns = [prepared.rows.column("sample_id")]
     for name, forward in forwards.items():
-        values = forward(pictures[name])
-        columns.append(pa.array(values, pa.float32(), mask=~(decoded & np.isfinite(values))))
+        values = forward(prepared.pictures[name])
+        columns.append(pa.array(values, pa.float32(), mask=~(prepared.decoded & np.isfinite(values))))
     return pa.table(columns, schema=schema)
