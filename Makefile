@@ -23,9 +23,10 @@ test: setup ## all tests but the slow ones, in two processes and a random order,
 test-slow: setup ## the slow tests: kills, the demo, training, the real img2dataset
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
-lint: setup ## ruff, mypy on code and tests, import-linter
+lint: setup ## ruff, codespell, mypy on code and tests, import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/codespell
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 

@@ -214,7 +214,7 @@ class Dataset:
     def approve(self, number: int) -> Version:
         """Let a held version count like any other; return it. It is the latest where no later version counts.
 
-        Its row is replaced by one commit, so a kill leaves it held or approved. Only for whoever holds the dataset.
+        Its row is replaced by one commit, so a kill leaves it held or approved. The caller must hold the lease.
         Raises UserError where the version is not held (any more), NotFoundError where it is not there.
         """
         delta.widen(self.storage, "versions", VERSIONS)
@@ -321,8 +321,10 @@ class Dataset:
         return tuple(path.removesuffix(".json") for path in paths if path.endswith(".json") and "/" not in path)
 
     def copy_logs(self) -> None:
-        """Copy the commits that have no copy yet (`catalog.log_copies`). It follows every commit of a version; and as
-        a kill may come between, whoever takes the lease does it first.
+        """Copy the commits that have no copy yet (`catalog.log_copies`).
+
+        Called after every commit of a version, and first of all by every process that takes the lease, because a kill
+        may have come in between.
 
         Not while a repair is unfinished, which may be taking commits out of a log, or where the list of versions is
         not what it was: `verify` must still find that out.
@@ -335,7 +337,7 @@ class Dataset:
         self._note_copies(log_copies.keep(self.storage, (*self.tables(), *LOGS)))
 
     def renew_copies(self) -> None:
-        """Copy all logs anew, after files were replaced in place. Only for whoever holds the dataset."""
+        """Copy all logs again, after files were replaced in place. The caller must hold the lease."""
         self._note_copies(log_copies.renew(self.storage, (*self.tables(), *LOGS)))
 
     def _note_copies(self, copies: log_copies.Copies) -> None:
@@ -354,8 +356,10 @@ class Dataset:
             return {"newest": 0, "versions": -1}
 
     def _lost_commit(self) -> str | None:
-        """Return the last commit of `versions` that was noted, if it is not there; None where no table is there either,
-        as somebody begins anew."""
+        """Return the last recorded commit of `versions` if it is missing; None if there is no table at all.
+
+        A dataset without tables begins from nothing.
+        """
         if not self.tables():
             return None
         path = log_copies.commit_path("versions", number) if (number := self.noted_copies()["versions"]) >= 0 else None

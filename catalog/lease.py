@@ -80,7 +80,7 @@ def holder(dataset: Dataset) -> str | None:
 
 def _wait(attempt: "_Local | _Remote", dataset: Dataset, wait_s: float | None, on_wait: OnWait | None) -> None:
     deadline = None if wait_s is None else time.monotonic() + wait_s
-    told = False
+    announced = False
     while not attempt.acquire():
         who = attempt.holder()
         if who is None:  # it ended in the meantime
@@ -89,9 +89,9 @@ def _wait(attempt: "_Local | _Remote", dataset: Dataset, wait_s: float | None, o
             raise BusyError(
                 f"dataset {dataset.name!r} is being built by {who}; wait for it, stop it, or try again later"
             )
-        if on_wait and not told:
+        if on_wait and not announced:
             on_wait(f"dataset {dataset.name!r} is being built by {who}; waiting")
-            told = True
+            announced = True
         time.sleep(_POLL_S)
 
 

@@ -333,10 +333,10 @@ def beside(dataset: Dataset, part: str, shard: str, damaged: Collection[str] = (
     for name in ("url", "caption"):
         if name in rows.column_names or not sources:
             continue
-        told = rows_of(dataset.storage, sources, ids, [name])
-        at = np.searchsorted(told.column("sample_id").to_numpy(), ids)
-        if told.num_rows and (at < told.num_rows).all():
-            rows = rows.append_column(name, told.column(name).take(pa.array(at)))
+        found = rows_of(dataset.storage, sources, ids, [name])
+        at = np.searchsorted(found.column("sample_id").to_numpy(), ids)
+        if found.num_rows and (at < found.num_rows).all():
+            rows = rows.append_column(name, found.column(name).take(pa.array(at)))
     return sidecars(shard, rows)
 
 

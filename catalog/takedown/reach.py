@@ -226,7 +226,7 @@ class _Place:
         fresh = np.array(sorted(ids - self.ids), np.int64)
         if not len(fresh):
             return set(), Names()
-        source, images = (_not_taken(table, self._told(table, fresh)) for table in _NAMED)
+        source, images = (_not_taken(table, self._names_of(table, fresh)) for table in _NAMED)
         live = set((source if self._parts("source") else images).column("sample_id").to_pylist())
         self.ids |= live
         images = images.filter(pc.is_in(images.column("sample_id"), pa.array(sorted(live), pa.int64())))
@@ -235,7 +235,7 @@ class _Place:
         texts = _values(nameless, "caption") | _values(nameless, "row_detail")
         return live, Names(urls, _values(images, "sha256"), frozenset(), _values(images, "pixels_sha256"), texts)
 
-    def _told(self, table: str, sample_ids: np.ndarray) -> pa.Table:
+    def _names_of(self, table: str, sample_ids: np.ndarray) -> pa.Table:
         """Return the columns of names of some rows of a table."""
         paths = self._parts(table)
         if not paths:

@@ -187,8 +187,8 @@ def scrub(dataset: Dataset, sample_ids: np.ndarray, clusters: Iterable[int], scr
     _scrub_versions(dataset, scrubber)
     for name in dataset.states():
         if name != STATE:
-            told = dataset.state(name)
-            if (clean := scrubber.value(told)) != told:
+            state = dataset.state(name)
+            if (clean := scrubber.value(state)) != state:
                 dataset.set_state(name, clean)
 
 

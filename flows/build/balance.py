@@ -147,7 +147,7 @@ class _Judge:
         said = _difference(seen, alive)
         return (
             f"stage {self.name!r} did not see the rows that the stages before it keep: of part {number}, {said}; "
-            f"nothing was published. Move {path} away and build again: it is made anew"
+            f"nothing was published. Move {path} away and build again: it is made again"
         )
 
 

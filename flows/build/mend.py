@@ -7,7 +7,7 @@ under a name of their own:
     the bytes are those that were recorded     they take the old name: nothing else is made again
     they are not, or nobody recorded any       they stay an attempt of their own, as a retry is
     (`flows.build.plan.RETRIES`),
-                                               and whatever is made from them is made anew
+                                               and the parts that depend on them are made again
 
 Where rows of a shard were taken down, what stands for them is put in where it stood (`_stretched`).
 
@@ -38,8 +38,8 @@ def mend(
 ) -> bool:
     """Fetch again the pictures that `verify --repair` set aside; return whether a new plan is required.
 
-    `make` makes what is missing of a stage: those before the pictures' are needed first. Only for whoever holds the
-    dataset. Safe to repeat after a kill.
+    `make` makes the missing parts of a stage; stages before the download come first. The caller must hold the lease.
+    Safe to repeat after a kill.
     """
     dataset = plan.dataset
     waiting = pending(dataset)
@@ -65,7 +65,8 @@ def mend(
     restored = {p: s for p, s in waiting["parts"].items() if p in settled and dataset.storage.exists(p)}
     set_pending(dataset, left | restored, {})
     if adopted:
-        message(f"{sum(map(len, adopted.values()))} of them are not what they were: what depends on them is made anew")
+        changed = sum(map(len, adopted.values()))
+        message(f"{changed} of them differ from before: the parts that depend on them are made again")
     return True
 
 

@@ -102,13 +102,13 @@ def approve(
 ) -> None:
     """Let a version count that a guard holds: it is the latest then, unless a later one is."""
     from flows.govern.approve import approve as let_count
-    from flows.govern.approve import describe, told
+    from flows.govern.approve import describe, summary
 
     approved, last = let_count(open_catalog(catalog), label, None if wait else 0.0)
     if as_json:
         print_json(describe(approved, last))
     else:
-        print(told(approved, last))
+        print(summary(approved, last))
 
 
 def retry(
@@ -125,7 +125,7 @@ def retry(
     cut short where one name alone begins so: dns for dns_failed. With @N the
     rows and the recipe are those of that version, like one that is held.
 
-    Only these rows are fetched, but the parts that they are in are made anew
+    Only these rows are fetched, but the parts that they are in are made again
     by every stage: --dry-run says how many that is.
     """
     from flows.build.context import BuildContext

@@ -109,9 +109,9 @@ def takedown(
         return print_rows(records(opened), as_json)
     names = read_names(file, column or ()) if file else None
     confirm = confirmation(dataset, yes or dry_run or names is None)
-    told = take_down(opened, names, reason, copies.value, dry_run, print_message, confirm)
+    record = take_down(opened, names, reason, copies.value, dry_run, print_message, confirm)
     if as_json:
-        print_json(told)
+        print_json(record)
     else:
-        print_rich(render(dataset, told))
+        print_rich(render(dataset, record))
     return None

@@ -126,11 +126,11 @@ def why(
     """Explain a row: where it came from, what each stage decided, and why it was kept or rejected."""
     from flows.explore.why import render, stories
 
-    told = stories(open_catalog(catalog), label, row)
+    found = stories(open_catalog(catalog), label, row)
     if as_json:
-        print_json(told)
+        print_json(found)
     else:
-        print_rich(render(told))
+        print_rich(render(found))
 
 
 def report(

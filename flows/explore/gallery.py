@@ -82,7 +82,7 @@ def _title(found: Found) -> str:
 
 def _about(found: Found) -> str:
     asked = found.query
-    told = [f"{len(found.hits)} of {amount(found.searched, 'row')}", f"column {found.column}", found.how]
-    told += [f"where {asked.where}"] if asked.where else []
-    told += [f"near-duplicates from {asked.unique:g} on left out"] if asked.unique is not None else []
-    return " · ".join(told)
+    facts = [f"{len(found.hits)} of {amount(found.searched, 'row')}", f"column {found.column}", found.how]
+    facts += [f"where {asked.where}"] if asked.where else []
+    facts += [f"near-duplicates from {asked.unique:g} on left out"] if asked.unique is not None else []
+    return " · ".join(facts)

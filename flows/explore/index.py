@@ -78,7 +78,7 @@ def update(
     if old is not None and reason is None:
         return work.grow(old)
     if old is not None:
-        say(f"building the index anew: {reason}")
+        say(f"building the index again: {reason}")
     return work.build()
 
 
@@ -87,7 +87,7 @@ def forget(dataset: Dataset, sample_ids: np.ndarray) -> list[str]:
 
     An index that supports no removal, or cannot be read, is deleted. Nothing of the samples remains under `_index`.
     """
-    told = []
+    done = []
     gone = np.unique(np.asarray(sample_ids, np.int64))
     for column in columns(dataset):
         old = kept(dataset, column)
@@ -99,13 +99,13 @@ def forget(dataset: Dataset, sample_ids: np.ndarray) -> list[str]:
                 held_out.remove(gone)
                 facts = old.facts | {"rows": index.rows, "forgotten": old.facts.get("forgotten", 0) + removed}
                 _keep(dataset, column, facts, index, held_out)
-                told.append(f"index of {column}: {amount(removed, 'row')} taken out")
+                done.append(f"index of {column}: {amount(removed, 'row')} taken out")
                 continue
         except UserError:
             pass
         drop(dataset, column)
-        told.append(f"index of {column}: removed; `espalier index {dataset.name} --column {column}` makes it anew")
-    return told
+        done.append(f"index of {column}: removed; `espalier index {dataset.name} --column {column}` builds it again")
+    return done
 
 
 def budget_of(kind: str, memory_mb: float, recall: float) -> Budget:
@@ -123,7 +123,7 @@ def budget_of(kind: str, memory_mb: float, recall: float) -> Budget:
 def render(made: Kept) -> str:
     """Render an index for a terminal."""
     facts = made.facts
-    told = [
+    lines = [
         f"{made.dataset.name} {made.column}: {facts['factory']}, {amount(facts['rows'], 'row')} in "
         f"{amount(len(facts['parts']), 'part')}, {facts['bytes'] / 1e6:,.1f} MB, {facts['ms_per_query']:.2f} ms a query"
     ]
@@ -131,14 +131,14 @@ def render(made: Kept) -> str:
     said = f" at {effort['name']} {effort['value']}" if effort["name"] else ""
     for what, found in facts[f"recall_at_{K}_rescored"].items():
         error = "" if found["standard_error"] is None else f" ± {found['standard_error']:.3f}"
-        told.append(f"recall@{K} of {what} queries{said}: {found['mean']:.3f}{error} ({found['queries']} held out)")
+        lines.append(f"recall@{K} of {what} queries{said}: {found['mean']:.3f}{error} ({found['queries']} held out)")
     if spent := facts.get("cpu_s"):  # an index of an older release does not record it
         parts = ", ".join(f"{seconds:.1f} to {what}" for what, seconds in spent.items())
-        told.append(f"CPU seconds: {sum(spent.values()):.1f}, of them {parts}")
+        lines.append(f"CPU seconds: {sum(spent.values()):.1f}, of them {parts}")
     asked = facts["budget"]
     verdict = "met" if facts["met"] else "NOT met"
-    told.append(f"budget: {asked['memory_mb']:g} MB, recall {asked['recall']:g}, kind {asked['kind']}: {verdict}")
-    return "\n".join(told)
+    lines.append(f"budget: {asked['memory_mb']:g} MB, recall {asked['recall']:g}, kind {asked['kind']}: {verdict}")
+    return "\n".join(lines)
 
 
 @contextmanager

@@ -246,8 +246,8 @@ class _Saving:
 
     def _shard(self, number: int, ids: np.ndarray) -> PartFile:
         images = lookup.rows_of(self.source.storage, self._paths("images"), ids)
-        told = lookup.rows_of(self.source.storage, self._paths("source"), ids)
-        beside = [name for name in ("url", "caption") if name in told.column_names]
+        rows = lookup.rows_of(self.source.storage, self._paths("source"), ids)
+        beside = [name for name in ("url", "caption") if name in rows.column_names]
         kept = [f for f in images.schema if f.name not in PLACE_NAMES]
         new = [name for name in beside if name not in images.column_names]
         sidecars = [field(name, pa.string(), "of the source", "sidecar") for name in new]
@@ -259,7 +259,7 @@ class _Saving:
                 some = images.slice(start, _COPIED_AT_ONCE)
                 columns = [some.column(f.name) for f in kept]
                 columns.append(pa.chunked_array([pa.array(reader.read(some), pa.large_binary())]))
-                columns += [told.column(f.name).slice(start, _COPIED_AT_ONCE) for f in sidecars]
+                columns += [rows.column(f.name).slice(start, _COPIED_AT_ONCE) for f in sidecars]
                 writer.write(pa.table(columns, schema=schema))
         return writer.part()
 

@@ -189,7 +189,7 @@ def _thresholds(stage: Mapping[str, Any]) -> Row:
 
 
 def _chunk_of(dataset: Dataset, version: Version, number: int) -> tuple[str, int] | None:
-    """Return (file, first row) of the chunk that a part was made from; None where it cannot be told any more.
+    """Return (file, first row) of the chunk that a part was made from; None if it can no longer be determined.
 
     A part's number hangs on its chunk's content (`flows.build.plan`): the chunks that the recipe cuts are tried.
     """
@@ -210,11 +210,11 @@ def _chunk_of(dataset: Dataset, version: Version, number: int) -> tuple[str, int
     return None
 
 
-def render(told: Sequence[Row]) -> "RenderableType":
+def render(found: Sequence[Row]) -> "RenderableType":
     """Return stories as a terminal shows them."""
     from rich.console import Group
 
-    return Group(*(line for story in told for line in _lines(story)))
+    return Group(*(line for story in found for line in _lines(story)))
 
 
 def _lines(story: Row) -> "list[RenderableType]":

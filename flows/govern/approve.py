@@ -34,7 +34,7 @@ def describe(approved: Version, last: Version) -> dict[str, Any]:
     return {"approved": approved.label, "latest": last.label, "held_for": list(approved.held)}
 
 
-def told(approved: Version, last: Version) -> str:
+def summary(approved: Version, last: Version) -> str:
     """Return the result as a line of text."""
     if approved.number == last.number:
         return f"{approved.label} is approved; it is the latest version of {approved.dataset}"

@@ -1,4 +1,4 @@
-"""Make the data cards of versions anew whose rows were taken down, from what their tables have now."""
+"""Make the data cards of versions with taken-down rows again, from the current content of their tables."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -22,7 +22,7 @@ Say = Callable[[str], object]
 
 
 def remake(dataset: Dataset, versions: Collection[int], say: Say) -> None:
-    """Make the tables of the reports of some versions anew; one that cannot be made is emptied."""
+    """Make the report tables of some versions again; a table that cannot be made is emptied."""
     done: set[str] = set()
     for version in reversed(dataset.versions()):
         for path in [f.path for f in dataset.files(version, REPORT)] if REPORT in version.tables else ():
@@ -75,7 +75,7 @@ def _fingerprint(path: str) -> str:
 
 
 def redraw(dataset: Dataset, versions: Collection[int], say: Say) -> None:
-    """Draw the pages anew of some versions, and of the last one; a page that cannot be drawn is removed."""
+    """Render the pages of some versions, and of the last one, again; a page that cannot be rendered is removed."""
     known = {version.number: version for version in dataset.versions()}
     for path, number in _drawn(dataset).items():
         version = known.get(number)
@@ -89,7 +89,7 @@ def redraw(dataset: Dataset, versions: Collection[int], say: Say) -> None:
 
 
 def redraw_mentioning(dataset: Dataset, scrubber: Scrubber, say: Say) -> None:
-    """Draw the pages anew that show one of the words, say in the recipe: what they are drawn from no longer does."""
+    """Render the pages that show one of the words again, for example in the recipe: their data no longer has it."""
     known = {version.number: version for version in dataset.versions()}
     for path, number in _drawn(dataset).items():
         if scrubber.finds(dataset.storage.read(path).decode("utf-8", "replace")) and number in known:

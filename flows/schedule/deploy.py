@@ -4,7 +4,7 @@ A deployment records the recipe as it was resolved when it was deployed: every r
 of the recipe's file, its fragments and variables. `espalier deploy` once more replaces it.
 
 Two guards keep a schedule from building one dataset twice at once: the deployment runs one flow at a time and drops
-what comes meanwhile, and the dataset's lease refuses a second builder whoever it is.
+what comes meanwhile, and the dataset's lease refuses any second builder.
 """
 
 import os

@@ -16,7 +16,7 @@ Points = Annotated[int, Field(ge=1)]
 
 
 class Resample(Config):
-    """How often, and from how many rows, each level of hierarchical k-means is fitted anew."""
+    """How often, and from how many rows, each level of hierarchical k-means is fitted again."""
 
     rounds: int = Field(10, ge=0, description="how often a level is resampled; 0: plain k-means")
     points: tuple[Points, ...] | None = Field(

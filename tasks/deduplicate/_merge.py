@@ -104,7 +104,7 @@ def _round(
     """Settle what can be settled of the rows that are open, int64 (m,); return those that still are.
 
     A row that is tied to no open row before it stays; a row that is tied to one that stays goes. `near`: all ties by
-    meaning among open rows, where they fit into memory; else they are found anew, in fewer rows each time.
+    meaning among open rows, where they fit into memory; else they are found again, in fewer rows each time.
     """
     blocked = np.zeros(found.count, bool)
     if looks is not None:

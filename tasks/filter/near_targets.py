@@ -105,11 +105,11 @@ class NearTargets(TableStage):
 
     def _decided(self, batch: pa.Table, fell: np.ndarray) -> pa.Table:
         cluster = batch.column("cluster").combine_chunks()
-        told = pa.array([f"cluster {c}: {n} targets" for c, n in enumerate(fell.tolist())], pa.string())
+        sentences = pa.array([f"cluster {c}: {n} targets" for c, n in enumerate(fell.tolist())], pa.string())
         near = pc.fill_null(pa.array(fell >= self.least).take(cluster), False)
         far = pc.if_else(cluster.is_valid(), _FAR, _NO_VECTOR)
         reason = pc.if_else(near, pa.scalar(None, pa.string()), far)
-        evidence = pc.fill_null(told.take(cluster), "no cluster")
+        evidence = pc.fill_null(sentences.take(cluster), "no cluster")
         numbers = {"cluster": _floats(cluster), "targets": _floats(pa.array(fell).take(cluster))}
         return decisions(batch.column("sample_id"), self.name, reason, evidence, numbers)
 

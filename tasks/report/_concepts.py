@@ -20,7 +20,7 @@ NEAREST: Final = 4
 """Pictures of a concept, at its centre, and where the table `concepts` knows them as many at its edge."""
 CURVE_POINTS: Final = 200
 _SANE: Final = "isfinite(distance) and abs(distance) <= 1e6"
-TOLD: Final = ("intra", "inter", "name_caption", "name_label", "label_cosine", "nearest", "farthest")
+COLUMNS: Final = ("intra", "inter", "name_caption", "name_label", "label_cosine", "nearest", "farthest")
 """Columns of the table `concepts` that a card shows."""
 
 
@@ -37,11 +37,11 @@ def concepts(tables: ReportTables, limit: int) -> Iterator[Entry]:
         return
     yield _balance(sizes)
     shown = sizes[:limit]
-    told = _told(tables, shown) if tables.has("concepts", *TOLD) else _found(tables, sizes, shown)
-    told = {row["cluster"]: _NOTHING_TOLD for row in shown} | told
+    facts_of = _stored(tables, shown) if tables.has("concepts", *COLUMNS) else _found(tables, sizes, shown)
+    facts_of = {row["cluster"]: _NOTHING for row in shown} | facts_of
     for row in shown:
-        yield Entry("concept", row | told[row["cluster"]].facts)
-    pictured = {row["cluster"]: told[row["cluster"]] for row in shown}
+        yield Entry("concept", row | facts_of[row["cluster"]].facts)
+    pictured = {row["cluster"]: facts_of[row["cluster"]] for row in shown}
     described = describe(tables, {i for one in pictured.values() for i in (*one.nearest, *one.farthest)})
     for cluster, one in pictured.items():
         for sample_id in one.nearest:
@@ -52,7 +52,7 @@ def concepts(tables: ReportTables, limit: int) -> Iterator[Entry]:
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Facts:
     """What a card says of one concept beside its counts."""
 
     facts: dict[str, Any]
@@ -60,13 +60,15 @@ class _Told:
     farthest: list[int] = field(default_factory=list)
 
 
-_NOTHING_TOLD: Final = _Told({"terms": []}, [])
+_NOTHING: Final = _Facts({"terms": []}, [])
 """Of a cluster that the table `concepts` does not have."""
 
 
-def _told(tables: ReportTables, shown: Sequence[dict[str, Any]]) -> dict[int, _Told]:
+def _stored(tables: ReportTables, shown: Sequence[dict[str, Any]]) -> dict[int, _Facts]:
     """Return what the table `concepts` says of some clusters."""
-    query = f"select cluster, {', '.join(TOLD)} from concepts where cluster in ({id_list(r['cluster'] for r in shown)})"
+    query = (
+        f"select cluster, {', '.join(COLUMNS)} from concepts where cluster in ({id_list(r['cluster'] for r in shown)})"
+    )
     found = {}
     for row in tables.rows(query):
         facts = {name: row[name] if row[name] is None else round(row[name], 6) for name in ("intra", "inter")}
@@ -75,7 +77,7 @@ def _told(tables: ReportTables, shown: Sequence[dict[str, Any]]) -> dict[int, _T
             facts |= {"label": row["name_label"][:TEXT_LIMIT], "label_cosine": _rounded(row["label_cosine"])}
         near = _ids(row["nearest"])[:NEAREST]
         far = [sample_id for sample_id in _ids(row["farthest"]) if sample_id not in near][:NEAREST]
-        found[row["cluster"]] = _Told(facts, near, far)
+        found[row["cluster"]] = _Facts(facts, near, far)
     return found
 
 
@@ -88,11 +90,11 @@ def _ids(listed: list[int | None] | None) -> list[int]:
     return [sample_id for sample_id in listed or () if sample_id is not None]
 
 
-def _found(tables: ReportTables, sizes: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]) -> dict[int, _Told]:
+def _found(tables: ReportTables, sizes: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]) -> dict[int, _Facts]:
     """Return names and nearest samples of some clusters, found from captions and distances."""
     nearest = _nearest(tables, [row["cluster"] for row in sizes[:NAMED]])
     names = _names(tables, nearest)
-    return {c: _Told({"terms": names[c]}, nearest[c][:NEAREST]) for c in (row["cluster"] for row in shown)}
+    return {c: _Facts({"terms": names[c]}, nearest[c][:NEAREST]) for c in (row["cluster"] for row in shown)}
 
 
 def _sizes(tables: ReportTables) -> list[dict[str, Any]]:

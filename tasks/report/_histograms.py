@@ -2,7 +2,7 @@
 
 A first query finds the ends, a second counts FINE bins of equal width; what the card shows (32 bins between the
 0.5th and the 99.5th percentile, medians) is added up from these counts. Where a few values lie so far out that all
-others are in a handful of bins (one caption of a megabyte), those are counted anew, as finely: a scan more. Counts are
+others are in a handful of bins (one caption of a megabyte), those are counted again, as finely: a scan more. Counts are
 integers, so the result does not depend on the order in which DuckDB's threads add.
 """
 
@@ -25,7 +25,7 @@ TAIL: Final = 0.005
 ENOUGH: Final = 8 * BINS
 """Fine bins that must hold all but the tails."""
 ZOOMS: Final = 3
-"""How often they are counted anew where they do not; each time makes bins up to FINE times as narrow."""
+"""How often they are counted again where they do not; each time makes bins up to FINE times as narrow."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -42,7 +42,7 @@ class Measure:
     needs: tuple[str, ...] = ()
 
 
-MEASURES: Final = (  # sizes as received: the stored ones are what `download` was told to make
+MEASURES: Final = (  # sizes as received: the stored ones are set by `download`
     Measure("images", "width", "original_width", "px, as received", True, ("original_width",)),
     Measure("images", "height", "original_height", "px, as received", True, ("original_height",)),
     Measure(

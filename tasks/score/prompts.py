@@ -105,7 +105,7 @@ class Prompts(TableStage):
     """Writes `prompts`: one vector a scorer and label. Facts beside it: each ZPE set's weight of every template.
 
     ZPE is fitted on at most `sample_rows` alive rows that have a usable embedding, drawn by the seed. Where there is
-    none, the weights are equal. It reads the embeddings table, so it is made anew, and the scores after it, when the
+    none, the weights are equal. It reads the embeddings table, so it is made again, and the scores after it, when the
     corpus grows: weights that moved are new scores.
     """
 

@@ -6,7 +6,7 @@
     language        the language of captions                                          -> table `languages`
     image_issues    cleanvision's scores, from the statistics of `download`           -> table `image_issues`
 
-They are apart because they cost so differently: a head more, or labels fitted anew, must not decode every image again.
+They are apart because they cost so differently: a head more, or labels fitted again, must not decode every image again.
 """
 
 from typing import TYPE_CHECKING, Literal

@@ -34,7 +34,7 @@ class Forwarding(Config):
 class ScoreImages(Forwarding, MapStage):
     """Writes `image_scores`: one float32 column a scorer, null where the image cannot be decoded.
 
-    A table of its own, so that another head on the embeddings, or labels fitted anew, read no image again.
+    A table of its own, so that another head on the embeddings, or labels fitted again, read no image again.
     """
 
     table: ClassVar[str] = "image_scores"

@@ -6,7 +6,7 @@ Pools are drawn from 20,000 photographs of CIFAR-10 (`web_pools.py`), another on
 through the product's stages on the spine. Two learners are trained on what is kept and tested on 5,000 other
 photographs, 500 a class: a linear one on the selecting encoder's features (MobileNet, ImageNet), and one on patches,
 which knows nothing but the pixels that it is given. Sizes, shares and penalties were settled on other draws of the
-same photographs, with the same test; what the methods are told is what was published, but epsilon.
+same photographs, with the same test; what the methods are shown is what was published, but epsilon.
 
 1. duplicates (SemDeDup): 4,000 photographs and as many near-copies, Zipf. Half of the rows, by meaning, should give
    what all give, and more than half of them at random. Epsilon is the one of a few that leaves nearest to half.

@@ -4,7 +4,7 @@
 
 JPEGs of about 70 kB and 300 to 900 px, resized to 256 with a white border, written as tar shards with their sidecars.
 Over http, and over https with the system's certificates and one more (most of the web is https, where img2dataset loads
-all certificates anew for each image on Python 3.11).
+all certificates again for each image on Python 3.11).
 CPU is that of the process and all its children, net of start-up: the difference between a long and a short run, per
 image. The limit is a bare loop of decode, resize, encode on bytes in memory. Peak memory is summed over the processes.
 """
@@ -132,9 +132,9 @@ def measure(who: str, base: str, count: int, bundle: Path) -> dict[str, float]:
         names = [f"{base}/{i}.jpg" for i in range(count)]
         pq.write_table(pa.table({"url": names, "caption": [f"caption {i}" for i in range(count)]}), urls)
         if who == "ours":
-            command, told = [sys.executable, __file__, "--run-ours", str(urls), str(out)], b""
+            command, facts = [sys.executable, __file__, "--run-ours", str(urls), str(out)], b""
         else:
-            command, told = their_command(urls, out)
+            command, facts = their_command(urls, out)
         before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         with (Path(folder) / "log").open("wb") as log:
             process = subprocess.Popen(
@@ -145,7 +145,7 @@ def measure(who: str, base: str, count: int, bundle: Path) -> dict[str, float]:
                 env=os.environ | ENVIRONMENT | {"SSL_CERT_FILE": str(bundle)},
             )
             peak = watch(process.pid)
-            process.communicate(told)
+            process.communicate(facts)
         wall_s = time.perf_counter() - began
         assert process.returncode == 0, (Path(folder) / "log").read_text()[-2000:]
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_duplicates.py [--pictures 400] [--data FILE.parquet] [--json out.json]
 
-Each picture is saved anew as a JPEG at three qualities, and with two crops (2 % and 5 % off every side, at quality 90),
+Each picture is saved again as a JPEG at three qualities, and with two crops (2 % and 5 % off every side, quality 90),
 at 0.8 of its size. Pictures: photographs of scikit-image, cut into distinct ones as the demo does; or those of a
 Parquet file with a column `image`. `deduplicate` itself judges originals and copies together. The peer is what
 data-juicer and cleanvision do: copies have the same hash.

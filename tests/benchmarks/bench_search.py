@@ -87,12 +87,12 @@ def write(catalog: Catalog, rows: int, dim: int, part_rows: int = PART_ROWS) -> 
         count = min(part_rows, rows - start)
         ids = pa.array((number << 24) + np.arange(count))
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(planted(start, count, dim).ravel()), dim)
-        told = [
+        shown = [
             [f"https://example.org/{start + i}/{i}.jpg" for i in range(count)],
             [f"a bird {i}" for i in range(count)],
         ]
         content = {
-            "source": pa.table([ids, *told, pa.nulls(count, pa.string())], schema=SOURCE),
+            "source": pa.table([ids, *shown, pa.nulls(count, pa.string())], schema=SOURCE),
             "embeddings": pa.table([ids, vectors], schema=schemas["embeddings"]),
         }
         for name, table in content.items():
@@ -167,7 +167,7 @@ def compare(
         "ours_like_for_like": round(spent["learn"] + spent["add"], 2),
         "ours_seconds": seconds,
         "ours_bytes_per_vector": round(made.facts["bytes"] / len(rows)),
-        "ours_recall": recall(found, exact),  # of a lossy index: among the 40 that are scored anew
+        "ours_recall": recall(found, exact),  # of a lossy index: among the 40 that are scored again
         "ours_recall_written": made.facts["recall_at_10_rescored"]["image"]["mean"],
         "ours_ms_per_query": ms_per_query(lambda q: index.search(q, 10, effort), queries),
         "ours_effort": effort,
@@ -224,8 +224,8 @@ def metadata(folder: Path, rows: int, part_rows: int, hits: int) -> dict[str, An
     def by_parts(seed: int) -> list[Any]:
         return parts.rows(ids[places(seed)], columns).to_pylist()
 
-    told = [[row["url"] for row in found(3)] for found in (by_slices, by_parts)]
-    assert told[0] == told[1] == sorted((row[1] for row in by_ids(3)), key=told[0].index)
+    shown = [[row["url"] for row in found(3)] for found in (by_slices, by_parts)]
+    assert shown[0] == shown[1] == sorted((row[1] for row in by_ids(3)), key=shown[0].index)
     cold = cpu_ms(lambda seed: lookup.rows_of(dataset.storage, paths, ids[places(seed)], columns))
     warm, theirs, duck = cpu_ms(by_parts), cpu_ms(by_slices), cpu_ms(by_ids)
     with Searcher(catalog, "birds") as searcher:
@@ -251,16 +251,16 @@ def autofaiss(python: str, folder: Path, memory_mb: float, rows: np.ndarray, exa
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": ""})
     if done.returncode:
         return {"name": f"autofaiss, {memory_mb:g} MB", "error": done.stderr.strip().splitlines()[-1][:300]}
-    told = json.loads(done.stdout.splitlines()[-1])
+    shown = json.loads(done.stdout.splitlines()[-1])
     found = np.load(folder / "found.npy")
     return {
-        "name": f"autofaiss, {memory_mb:g} MB: {told['kind']}",
+        "name": f"autofaiss, {memory_mb:g} MB: {shown['kind']}",
         "unit": "CPU s to build",
-        "peer": round(told["cpu"], 2),
-        "peer_seconds": round(told["built"], 2),
-        "peer_bytes_per_vector": round(told["bytes"] / len(rows)),
+        "peer": round(shown["cpu"], 2),
+        "peer_seconds": round(shown["built"], 2),
+        "peer_bytes_per_vector": round(shown["bytes"] / len(rows)),
         "peer_recall": recall(found, exact),
-        "peer_ms_per_query": round(told["ms"], 3),
+        "peer_ms_per_query": round(shown["ms"], 3),
     }
 
 

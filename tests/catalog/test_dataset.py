@@ -246,8 +246,8 @@ HELD = ("no samples", "all 3 rows that were tried failed")
 
 
 def publish_as(dataset: Dataset, parts: list[PartFile], facts: VersionFacts, digest: str, held: bool = False) -> int:
-    told = replace(facts, recipe_sha256=digest * 64)
-    return dataset.publish(state(parts), told, HELD if held else ()).number
+    found = replace(facts, recipe_sha256=digest * 64)
+    return dataset.publish(state(parts), found, HELD if held else ()).number
 
 
 def test_a_held_version_is_there_and_never_the_last(
@@ -367,7 +367,7 @@ def test_versions_of_an_older_release(
     assert publish_as(dataset, parts, facts, "c", held=True) == 3
     assert dataset.version().number == 2
     catalog = Catalog(dataset.storage.uri.rpartition("/")[0])
-    told = sql(catalog, "select number, held, approved_at is null as waits from birds.versions order by 1")
-    assert [tuple(row.values()) for row in told.to_pylist()] == [(1, None, True), (2, None, True), (3, [*HELD], True)]
+    found = sql(catalog, "select number, held, approved_at is null as waits from birds.versions order by 1")
+    assert [tuple(row.values()) for row in found.to_pylist()] == [(1, None, True), (2, None, True), (3, [*HELD], True)]
     dataset.approve(3)
     assert dataset.version().number == 3

@@ -66,7 +66,7 @@ def test_what_no_version_needs_goes(dataset: Dataset, build: Callable[..., None]
     build(2, 3)
     build(4, 5, publish=False)
     dataset.record_run({"run_id": "x"})
-    dataset.copy_logs()  # else whoever takes the lease does it
+    dataset.copy_logs()  # otherwise the next lease does it
     dataset.set_state("attempts", {"a": 1})
     dataset.storage.put("images/.a.parquet.tmp-12-0123abcd", b"half")
     dataset.storage.put("versions/00000009-00ff.parquet", b"never committed")

@@ -37,7 +37,7 @@ def test_datasets_do_not_wait_for_each_other(catalog: Catalog) -> None:
 
 
 def test_waiting_ends_when_the_other_ends(dataset: Dataset) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     entered, leave = threading.Event(), threading.Event()
 
     def first() -> None:
@@ -50,14 +50,14 @@ def test_waiting_ends_when_the_other_ends(dataset: Dataset) -> None:
     assert entered.wait(20)
 
     def on_wait(message: str) -> None:
-        told.append(message)
+        messages.append(message)
         leave.set()
 
     with hold(dataset, wait_s=20, on_wait=on_wait):
         thread.join(20)
         assert not thread.is_alive()
-    assert len(told) == 1
-    assert "is being built by process" in told[0]
+    assert len(messages) == 1
+    assert "is being built by process" in messages[0]
 
 
 def test_never_two_at_once(dataset: Dataset) -> None:

@@ -96,8 +96,8 @@ def test_sql_why_and_diff_say_what_is_kept(
     found = sql(catalog, "select sample_id, keep, reason from birds.verdicts order by 1").to_pylist()
     assert [row["sample_id"] for row in found if row["keep"]] == KEPT
     assert [row["sample_id"] for row in found if row["reason"] == "dull"] == [1, 2, 3]
-    told = [stories(catalog, "birds", str(i))[0]["verdict"]["keep"] for i in IDS]
-    assert [i for i, keep in zip(IDS, told, strict=True) if keep] == KEPT
+    shown = [stories(catalog, "birds", str(i))[0]["verdict"]["keep"] for i in IDS]
+    assert [i for i, keep in zip(IDS, shown, strict=True) if keep] == KEPT
 
     sound = tables["decisions"].set_column(2, DECISIONS.field("keep"), pa.array([True] * tables["decisions"].num_rows))
     part = write_part(dataset, "decisions", 1, sound.to_pylist(), DECISIONS)

@@ -434,7 +434,7 @@ class World:
         if found:
             return
         check_version(self.folder / "catalog", dataset.version())
-        differences(told(dataset, self.folder / "catalog"), told(other, fresh))
+        differences(shown(dataset, self.folder / "catalog"), shown(other, fresh))
 
 
 def refusal(spec: BuildSpec) -> str:
@@ -458,7 +458,7 @@ def check_version(catalog: Path, version: Version) -> None:
     assert published["sample_id"].to_pylist() == kept["sample_id"].to_pylist(), f"samples of {version.label}"
 
 
-def told(dataset: Dataset, catalog: Path) -> dict[str, list[str]]:
+def shown(dataset: Dataset, catalog: Path) -> dict[str, list[str]]:
     """Return all that a version says, but for times, places and numbers of versions: table -> rows, sorted."""
     version = dataset.version()
     found: dict[str, list[str]] = {}

@@ -58,16 +58,16 @@ class Planted:
             stays = ~np.isin(ids, list(without))
             ids, pictures, captions = ids[stays], pictures[stays], captions[stays]
             changed = attempt if not stays.all() else 0
-            told = {
+            facts = {
                 "sample_id": ids,
                 "url": [f"http://h/{i}.jpg" for i in ids],
                 "caption": [f"bird {i}" for i in ids],
                 "label": pa.nulls(len(ids), pa.string()),
             }
             content = {
-                "source": pa.table(told, schema=SOURCE),
+                "source": pa.table(facts, schema=SOURCE),
                 "embeddings": pa.table([pa.array(ids), column(pictures), column(captions)], schema=EMBEDDINGS),
-                "samples": pa.table(told | {"width": pa.array(ids & 0xFFFFFF, pa.int32())}, schema=SAMPLES),
+                "samples": pa.table(facts | {"width": pa.array(ids & 0xFFFFFF, pa.int32())}, schema=SAMPLES),
             }
             for table, rows in content.items():
                 with PartWriter(self.dataset.storage, table, f"{number + 1000 * changed:032x}", rows.schema) as writer:

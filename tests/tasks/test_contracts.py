@@ -1,4 +1,4 @@
-"""What holds for every stage that a recipe may name, whoever wrote it. A new member gets these tests for nothing."""
+"""What holds for every stage that a recipe may name, and so for every new one without a change here."""
 
 import json
 import pickle

@@ -145,8 +145,8 @@ def test_a_retry_asks_for_the_failed_rows_alone(web: Web) -> None:
     web.add_file("b", [*web.pictures(range(20, 23)), flaky])
     build_here(spec_of(web))
     dataset = Catalog(web.catalog).dataset("web")
-    told = {f["reason"]: (f["rows"], f["retry_may_help"]) for f in failures(dataset)}
-    assert told == {"not_found": (1, False), "server_error": (1, True)}
+    facts = {f["reason"]: (f["rows"], f["retry_may_help"]) for f in failures(dataset)}
+    assert facts == {"not_found": (1, False), "server_error": (1, True)}
     before = image_hits(web)
     found = begin_retry(dataset, ["server"], web.catalog, "inline")
     spec, count = found.spec, found.rows
@@ -189,8 +189,8 @@ def test_a_retry_keeps_what_the_build_was_told(web: Web, monkeypatch: pytest.Mon
     recipe = web.recipe(STAGES)
     recipe.write_text(recipe.read_text().replace("keep_rows: 4", "keep_rows: ${KEEP_ROWS}"))
     monkeypatch.setenv("KEEP_ROWS", "3")
-    told = BuildSpec.read(recipe, catalog=web.catalog, executor="inline", overrides=("download.image_size=32",))
-    build_here(told)
+    facts = BuildSpec.read(recipe, catalog=web.catalog, executor="inline", overrides=("download.image_size=32",))
+    build_here(facts)
     monkeypatch.delenv("KEEP_ROWS")
     spec = begin_retry(Catalog(web.catalog).dataset("web"), ["server"], web.catalog, "inline").spec
     build_here(spec)

@@ -1,4 +1,4 @@
-"""Fingerprints name parts that users have already: a change of one makes all their parts anew.
+"""Fingerprints name parts that users have already: a change of one makes all their parts again.
 
 The golden values change only together with the `version`, the fields or the defaults of a stage, which is then named
 in CHANGELOG.md. What a stage declares about itself (its work, its thresholds) is in no fingerprint.

@@ -76,7 +76,7 @@ def test_reasons_of_the_network_are_reasons() -> None:
 
 
 class Shelf:
-    """A dataset whose versions are written as they are told, without stages."""
+    """A dataset whose versions are written as they are shown, without stages."""
 
     def __init__(self, folder: Path) -> None:
         self.dataset = Catalog(folder, create=True).dataset("web")
@@ -133,16 +133,16 @@ def test_an_outage_is_of_the_rows_that_were_tried(shelf: Shelf) -> None:
     some = [shelf.samples(0, 1)]
     old = shelf.images(0, [None, "not_found", "timeout"])
     down = shelf.images(1, ["dns_failed", "timeout", "dns_failed"])
-    told = "outage: every row that was tried failed for reasons of the network (2 dns_failed, 1 timeout)"
-    assert shelf.tripped(Guards(), [down], some) == (told,)
+    shown = "outage: every row that was tried failed for reasons of the network (2 dns_failed, 1 timeout)"
+    assert shelf.tripped(Guards(), [down], some) == (shown,)
     assert shelf.tripped(Guards(outage=False), [down], some) == ()
     assert shelf.tripped(Guards(), [old, down], some) == ()  # all of a first build: one of its rows came
     shelf.publish([old], some)
-    assert shelf.tripped(Guards(), [old, down], some) == (told,)  # all that is new since the last version
+    assert shelf.tripped(Guards(), [old, down], some) == (shown,)  # all that is new since the last version
     assert shelf.tripped(Guards(), [old], some) == ()  # nothing was tried
     assert shelf.tripped(Guards(), [old, shelf.images(1, ["timeout", "not_found"])], some) == ()
     again = shelf.images(0, ["timeout", "timeout", "timeout"])  # one had come before
-    assert shelf.tripped(Guards(), [again], some) == (told.replace("2 dns_failed, 1 timeout", "1 timeout"),)
+    assert shelf.tripped(Guards(), [again], some) == (shown.replace("2 dns_failed, 1 timeout", "1 timeout"),)
     shelf.publish([old, down], some)
     assert shelf.tripped(Guards(), [old, shelf.images(1, ["timeout"] * 3)], some) == ()  # a retry that did not help
 
@@ -219,8 +219,8 @@ def test_an_outage_is_held_tried_again_and_never_the_latest_meanwhile(web: Web, 
     web.add_file("b", ill)
     with pytest.raises(HeldError) as caught:
         build_here(spec_of(web))
-    told = str(caught.value)
-    assert told == (
+    shown = str(caught.value)
+    assert shown == (
         "web@2 is held, and web@1 stays the latest: outage: every row that was tried failed for reasons of the network "
         f"(2 server_error). `espalier approve web@2 --catalog {web.catalog}` makes it the latest; "
         f"`espalier retry web@2 --reason server_error --catalog {web.catalog}` tries failed rows again"
@@ -231,7 +231,7 @@ def test_an_outage_is_held_tried_again_and_never_the_latest_meanwhile(web: Web, 
 
     asked = dict(web.server.hits)
     code, out, err = run("build", str(web.folder / "recipe.yaml"), *where, "--executor", "inline", "--json")
-    assert (code, err.strip().splitlines()[-1], json.loads(out)) == (1, f"espalier: {told}", facts | {"parts_made": 0})
+    assert (code, err.strip().splitlines()[-1], json.loads(out)) == (1, f"espalier: {shown}", facts | {"parts_made": 0})
     assert (web.server.hits, [v.number for v in dataset_of(web).versions()]) == (asked, [1, 2])
 
     assert sql_count(run, web, "source") == 8
@@ -325,9 +325,9 @@ def test_a_takedown_reaches_held_versions(web: Web) -> None:
     dataset = dataset_of(web)
     paths = [f"{web.catalog}/web/{file.path}" for file in dataset.files(dataset.version(2), "samples")]
     newest = max(max(pq.read_table(path)["sample_id"].to_pylist()) for path in paths)  # a row that version 1 has not
-    told = take_down(dataset, Names.of([str(newest)]))
-    assert told["versions"] == [2]
-    assert (told["published"], dataset.version().number, dataset.version().held) == ("web@3", 3, ())
+    shown = take_down(dataset, Names.of([str(newest)]))
+    assert shown["versions"] == [2]
+    assert (shown["published"], dataset.version().number, dataset.version().held) == ("web@3", 3, ())
     assert dataset.version().tables == first.tables
     assert [v.is_held for v in dataset.versions()] == [False, True, False]
     assert dataset.version(2).tables["samples"].rows == 8

@@ -1,4 +1,4 @@
-"""What a build tells whoever watches: sizes count the images."""
+"""The progress display of a build; sizes count the images."""
 
 import re
 from pathlib import Path

@@ -132,9 +132,9 @@ def test_errors_and_report(built: Web, run: Run, tmp_path: Path) -> None:
 def test_a_retry_says_what_it_made(built: Web, run: Run, prefect_server: str) -> None:
     words = ["retry", "web", "--reason", "not_found", "--catalog", built.catalog, "--executor", "inline", "--json"]
     code, out, err = run(*words)
-    told = json.loads(out)
-    assert (code, told["version"], told["rows_tried"]) == (0, "web@3", 1)
-    assert told["parts_made"] >= 2  # the images of that row's part, and what reads them
+    facts = json.loads(out)
+    assert (code, facts["version"], facts["rows_tried"]) == (0, "web@3", 1)
+    assert facts["parts_made"] >= 2  # the images of that row's part, and what reads them
     assert "1 row of 1 part to try again; with what depends on them, " in err
 
 

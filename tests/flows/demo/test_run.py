@@ -27,6 +27,6 @@ def test_a_small_demo_finds_what_was_planted(
     for name, check in checks.items():
         assert check["passed"] or name in LEARNT, check
     demo.run(catalog, 300, "inline", as_json=False)  # everything is cached now
-    told = capsys.readouterr().out
+    facts = capsys.readouterr().out
     for word in ("Scoreboard", "of 11 checks passed", "Look at the report", "espalier errors demo"):
-        assert word in told
+        assert word in facts

@@ -66,11 +66,11 @@ def test_the_card_of_a_version_stays_its_own(web: Web) -> None:
 def test_timings_are_those_of_the_parts_that_a_version_has(web: Web) -> None:
     dataset = Catalog(web.catalog, create=True).dataset("web")
     first = build(web)
-    told = {t["stage"]: (t["parts"], t["cached_parts"], t["rows"]) for t in timings(dataset, first)}
-    assert told["download"] == (2, 0, 8)
+    facts = {t["stage"]: (t["parts"], t["cached_parts"], t["rows"]) for t in timings(dataset, first)}
+    assert facts["download"] == (2, 0, 8)
     web.add_file("b", web.pictures(range(20, 22)))
     second = build(web)
-    assert {t["stage"]: t["parts"] for t in timings(dataset, first)} == {name: n for name, (n, _, _) in told.items()}
+    assert {t["stage"]: t["parts"] for t in timings(dataset, first)} == {name: n for name, (n, _, _) in facts.items()}
     again = {t["stage"]: (t["parts"], t["cached_parts"], t["rows"]) for t in timings(dataset, second)}
     assert again["download"] == (1, 2, 2)
     third = build(web, kept=2)  # the download is cached: it took what it took for the second
@@ -102,8 +102,8 @@ def test_counts_of_a_version_follow_a_takedown(web: Web) -> None:
     dataset = Catalog(web.catalog).dataset("web")
     newest = sql(Catalog(web.catalog), "select max(sample_id)::varchar as id from web.samples").to_pylist()[0]["id"]
     take_down(dataset, Names.of([newest]))
-    told = {stage["table"]: stage["rows"] for stage in lineage(dataset.version(first.number))["stages"]}
-    assert (first.tables["samples"].rows, told["samples"]) == (4, 3)
+    facts = {stage["table"]: stage["rows"] for stage in lineage(dataset.version(first.number))["stages"]}
+    assert (first.tables["samples"].rows, facts["samples"]) == (4, 3)
 
 
 def test_a_card_that_cannot_be_written_is_one_line(web: Web) -> None:

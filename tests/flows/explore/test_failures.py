@@ -76,9 +76,9 @@ def test_a_dry_run_says_it_and_changes_nothing(
     folder = Path(web.catalog) / "web"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert run(web, monkeypatch, "retry", "web", "--reason", "server", "--dry-run", "--json") == 0
-    told: dict[str, Any] = json.loads(capsys.readouterr().out)
-    stages = {s["stage"]: (s["parts"], s["parts_to_run"], s["rows"]) for s in told.pop("stages")}
-    assert told == {"rows_tried": 1, "parts_tried": 1, "parts_to_run": 4, "parts": 25}
+    facts: dict[str, Any] = json.loads(capsys.readouterr().out)
+    stages = {s["stage"]: (s["parts"], s["parts_to_run"], s["rows"]) for s in facts.pop("stages")}
+    assert facts == {"rows_tried": 1, "parts_tried": 1, "parts_to_run": 4, "parts": 25}
     assert stages == {
         "parquet": (5, 0, 0), "download": (5, 1, 4), "language": (5, 1, 4), "filter": (5, 1, 4), "samples": (5, 1, 4)
     }  # fmt: skip

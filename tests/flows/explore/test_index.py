@@ -86,11 +86,11 @@ def test_new_parts_are_added_and_old_ones_are_not_read(birds: Planted, reads: li
     update(birds.dataset, birds.publish(range(3)), "clip", budget_of(kind, 100, 0.8))
     before = set(reads)
     reads.clear()
-    told: list[str] = []
-    made = update(birds.dataset, birds.publish(range(5)), "clip", budget_of(kind, 100, 0.8), say=told.append)
+    messages: list[str] = []
+    made = update(birds.dataset, birds.publish(range(5)), "clip", budget_of(kind, 100, 0.8), say=messages.append)
     assert len(reads) == 2
     assert not before & set(reads)
-    assert told[0] == "2 parts added, 0 taken out, 3 left as they were"
+    assert messages[0] == "2 parts added, 0 taken out, 3 left as they were"
     assert made.facts["rows"] == 1500
     ids, pictures, _ = birds.all(range(5))
     if kind != "opq":
@@ -114,9 +114,9 @@ def test_nothing_new_reads_nothing(birds: Planted, reads: list[str]) -> None:
     version = birds.publish(range(2))
     first = update(birds.dataset, version, "clip", IVF)
     reads.clear()
-    told: list[str] = []
-    assert update(birds.dataset, version, "clip", IVF, say=told.append).facts == first.facts
-    assert (reads, told) == ([], ["the index of clip is up to date"])
+    messages: list[str] = []
+    assert update(birds.dataset, version, "clip", IVF, say=messages.append).facts == first.facts
+    assert (reads, messages) == ([], ["the index of clip is up to date"])
 
 
 def test_parts_that_went_are_taken_out(birds: Planted, reads: list[str]) -> None:
@@ -133,21 +133,21 @@ def test_parts_that_went_are_taken_out(birds: Planted, reads: list[str]) -> None
 
 def test_a_graph_is_built_anew_and_says_so(birds: Planted) -> None:
     update(birds.dataset, birds.publish(range(3)), "clip", budget_of("hnsw", 100, 0.8))
-    told: list[str] = []
-    made = update(birds.dataset, birds.publish(range(2)), "clip", budget_of("hnsw", 100, 0.8), say=told.append)
-    assert told == ["building the index anew: a graph cannot forget, and 1 of its parts are gone"]
+    messages: list[str] = []
+    made = update(birds.dataset, birds.publish(range(2)), "clip", budget_of("hnsw", 100, 0.8), say=messages.append)
+    assert messages == ["building the index again: a graph cannot forget, and 1 of its parts are gone"]
     assert made.facts["rows"] == 600
 
 
 def test_other_wishes_build_it_anew(birds: Planted) -> None:
     version = birds.publish(range(2))
-    told: list[str] = []
-    update(birds.dataset, version, "clip", IVF, say=told.append)
-    update(birds.dataset, version, "clip", budget_of("flat", 100, 0.9), say=told.append)
-    small = update(birds.dataset, version, "clip", Budget(memory_mb=0.07, recall=0.5), say=told.append)
-    assert [line for line in told if "anew" in line] == [
-        "building the index anew: it is of kind ivf, and flat was asked for",
-        "building the index anew: it does not fit 0.07 MB",
+    messages: list[str] = []
+    update(birds.dataset, version, "clip", IVF, say=messages.append)
+    update(birds.dataset, version, "clip", budget_of("flat", 100, 0.9), say=messages.append)
+    small = update(birds.dataset, version, "clip", Budget(memory_mb=0.07, recall=0.5), say=messages.append)
+    assert [line for line in messages if "again" in line] == [
+        "building the index again: it is of kind ivf, and flat was asked for",
+        "building the index again: it does not fit 0.07 MB",
     ]
     assert small.facts["bytes"] < 70_000 + 2500
     assert len(list((Path(birds.catalog.uri) / "birds/_index/clip").iterdir())) == 3
@@ -156,19 +156,19 @@ def test_other_wishes_build_it_anew(birds: Planted) -> None:
 def test_an_index_that_outgrew_its_lists_is_built_anew(tmp_path: Path) -> None:
     birds = Planted(tmp_path, rows=200)
     update(birds.dataset, birds.publish(range(2)), "clip", IVF)
-    told: list[str] = []
-    made = update(birds.dataset, birds.publish(range(12)), "clip", IVF, say=told.append)
-    assert told == ["building the index anew: IVF10,Flat was for 400 rows, and there are 2,400"]
+    messages: list[str] = []
+    made = update(birds.dataset, birds.publish(range(12)), "clip", IVF, say=messages.append)
+    assert messages == ["building the index again: IVF10,Flat was for 400 rows, and there are 2,400"]
     assert (made.facts["factory"], made.facts["rows"]) == ("IVF61,Flat", 2400)
 
 
 def test_a_missed_recall_is_said(tmp_path: Path) -> None:
     birds = Planted(tmp_path, rows=1500)
-    told: list[str] = []
+    messages: list[str] = []
     asked = Budget(kind="opq", memory_mb=0.12, recall=1)
-    made = update(birds.dataset, birds.publish(range(4)), "clip", asked, say=told.append)
+    made = update(birds.dataset, birds.publish(range(4)), "clip", asked, say=messages.append)
     assert not made.facts["met"]
-    assert "short of the 1 that was asked for" in told[0]
+    assert "short of the 1 that was asked for" in messages[0]
     assert "NOT met" in render(made)
 
 
@@ -251,9 +251,9 @@ def test_a_lost_file_is_made_anew(birds: Planted) -> None:
     (place / made.facts["files"]["index"]).unlink()
     with pytest.raises(NotFoundError, match="`espalier index birds` builds it again"):
         made.load()
-    told: list[str] = []
-    assert update(birds.dataset, version, "clip", say=told.append).load().rows == 300
-    assert told[0].startswith("building the index anew")
+    messages: list[str] = []
+    assert update(birds.dataset, version, "clip", say=messages.append).load().rows == 300
+    assert messages[0].startswith("building the index again")
 
 
 def test_it_lives_on_an_object_store(s3: Callable[[], str], tmp_path: Path) -> None:

@@ -234,8 +234,8 @@ def test_the_command_line(built: Built, run: Run, tmp_path: Path, monkeypatch: p
     assert page.read_text().count("data:image/webp") == 3
     monkeypatch.setattr(searching, "EXACT_ROWS", 0)
     code, out, err = run("search", "web", "--text", "a bird", "--top", "3", "--json", *at)
-    told = json.loads(out)
-    assert (told["how"], len(told["hits"]), told["query"]["text"]) == ("index Flat, 15 rows", 3, "a bird")
+    facts = json.loads(out)
+    assert (facts["how"], len(facts["hits"]), facts["query"]["text"]) == ("index Flat, 15 rows", 3, "a bird")
     for command in ("versions", "show", "errors", "report"):
         code, out, err = run(command, "few", *at)
         assert code == 0, err

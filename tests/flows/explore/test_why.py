@@ -37,9 +37,9 @@ def test_every_row_has_one_verdict_and_a_story_that_ends_in_it(built: Web) -> No
     counts: dict[str | None, int] = {}
     for verdict in verdicts:
         counts[verdict["stage"]] = counts.get(verdict["stage"], 0) + 1
-        (told,) = stories(catalog, "web", str(verdict["sample_id"]))
-        assert told["verdict"] == {k: verdict[k] for k in ("keep", "stage", "reason", "evidence")}
-        assert (told["published"] is not None) == verdict["keep"]
+        (facts,) = stories(catalog, "web", str(verdict["sample_id"]))
+        assert facts["verdict"] == {k: verdict[k] for k in ("keep", "stage", "reason", "evidence")}
+        assert (facts["published"] is not None) == verdict["keep"]
     assert counts == {None: 4, "download": 1, "filter": 1, "deduplicate": 1, "prune": 2}
 
 
@@ -64,8 +64,8 @@ def test_a_copy_names_what_stands_for_it(built: Web) -> None:
 def test_a_decision_has_the_numbers_of_its_evidence(built: Web, run: Run) -> None:
     query = "select sample_id from web.decisions where stage = 'filter' and not keep"
     (row,) = sql(Catalog(built.catalog), query).to_pylist()
-    (told,) = stories(Catalog(built.catalog), "web", str(row["sample_id"]))
-    assert told["decisions"][0]["numbers"] == {"original_width": 40}
+    (facts,) = stories(Catalog(built.catalog), "web", str(row["sample_id"]))
+    assert facts["decisions"][0]["numbers"] == {"original_width": 40}
     _, shown, _ = run("why", "web", str(row["sample_id"]), "--catalog", built.catalog)
     assert "numbers: original_width 40" in shown
     kept = next(iter(stories(Catalog(built.catalog), "web", "0")))["decisions"]

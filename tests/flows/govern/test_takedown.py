@@ -178,10 +178,10 @@ def test_nothing_is_left_and_nothing_else_changes(built: Web) -> None:
     assert {name.partition(" ")[0] for name in shown} == {"url", "caption", "sha256", "bytes", "thumbnail"}
     assert {"source", "shards", "report", "_reports"} <= set.union(*shown.values())
 
-    told = take_down(dataset, names(url_of(built, 0), url_of(built, 1)), "a letter of the author")
+    described = take_down(dataset, names(url_of(built, 0), url_of(built, 1)), "a letter of the author")
     gone = {0, 1, TWICE, TWIN}
-    assert (told["samples"], told["copies"], told["published"]) == (4, 1, "web@3")
-    assert told["rows"]["source"] == told["rows"]["images"] == 4
+    assert (described["samples"], described["copies"], described["published"]) == (4, 1, "web@3")
+    assert described["rows"]["source"] == described["rows"]["images"] == 4
     assert traces(folder, needles) == {}
 
     for version in dataset.versions():
@@ -240,7 +240,7 @@ def made_by(web: Web, runs_before: int) -> dict[str, int]:
 
 
 def test_the_next_build_chooses_again_and_fetches_nothing(built: Web) -> None:
-    """Rows that a card showed, a pruning chose or others stood for are gone: what sees all rows is made anew."""
+    """Rows that a card showed, a pruning chose or others stood for are gone: what sees all rows is made again."""
     take_down(dataset_of(built), names(url_of(built, 0)))
     urls = sql(Catalog(built.catalog), "select distinct url from web.source")["url"].to_pylist()
     asked = {url: built.server.hits[url] for url in urls}
@@ -284,8 +284,8 @@ def test_no_build_brings_them_back(built: Web, emptied: bool) -> None:
 
 def test_copies_may_stay(built: Web) -> None:
     dataset = dataset_of(built)
-    told = take_down(dataset, Names(sample_ids=frozenset([1])), copies="none")
-    assert (told["samples"], told["copies"]) == (1, 0)
+    described = take_down(dataset, Names(sample_ids=frozenset([1])), copies="none")
+    assert (described["samples"], described["copies"]) == (1, 0)
     twin = sql(Catalog(built.catalog), f"select status from web.images where sample_id = {TWIN}").to_pylist()
     assert twin == [{"status": "success"}]
     build_here(spec_of(built, 6, None, **{"image_size: 64": "image_size: 48"}))
@@ -302,7 +302,7 @@ def test_what_is_left_is_noticed(built: Web, monkeypatch: pytest.MonkeyPatch, st
             take_down(dataset, names(url_of(built, 1)))
     assert records(dataset)[0]["state"] == "interrupted"
     assert take_down(dataset, None)["samples"] == 2
-    assert [told["state"] for told in records(dataset)] == ["done"]
+    assert [described["state"] for described in records(dataset)] == ["done"]
 
 
 def test_concepts_lose_the_names_that_may_be_of_its_caption(built: Web, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,23 +335,23 @@ def test_concepts_lose_the_names_that_may_be_of_its_caption(built: Web, monkeypa
 def test_a_digest_names_its_rows(built: Web) -> None:
     dataset = dataset_of(built)
     digest = sql(Catalog(built.catalog), "select sha256 from web.images where sample_id = 1").to_pylist()[0]["sha256"]
-    told = take_down(dataset, Names.of([digest.upper()]))
-    assert (told["samples"], told["given"]) == (2, {"url": 0, "sha256": 1, "sample_id": 0})
+    described = take_down(dataset, Names.of([digest.upper()]))
+    assert (described["samples"], described["given"]) == (2, {"url": 0, "sha256": 1, "sample_id": 0})
 
 
 def test_a_dry_run_changes_nothing(built: Web) -> None:
     dataset = dataset_of(built)
     before = {p: p.read_bytes() for p in Path(dataset.storage.uri).rglob("*") if p.is_file()}
-    told = take_down(dataset, names(url_of(built, 0), "http://nobody/knows"), dry_run=True)
-    assert (told["samples"], told["unknown"], told["versions"]) == (2, 1, [1, 2])
+    described = take_down(dataset, names(url_of(built, 0), "http://nobody/knows"), dry_run=True)
+    assert (described["samples"], described["unknown"], described["versions"]) == (2, 1, [1, 2])
     assert {p: p.read_bytes() for p in Path(dataset.storage.uri).rglob("*") if p.is_file()} == before
 
 
 def test_a_name_that_is_of_no_row_is_remembered(built: Web) -> None:
     dataset = dataset_of(built)
     late = built.server.body(jpeg(96, 80, 50))
-    told = take_down(dataset, names(late))
-    assert (told["samples"], told["unknown"], told.get("published")) == (0, 1, None)
+    described = take_down(dataset, names(late))
+    assert (described["samples"], described["unknown"], described.get("published")) == (0, 1, None)
     assert dataset.version().number == 2
     built.add_file("c", [late])
     build_here(spec_of(built, 6))
@@ -449,8 +449,8 @@ def test_on_an_object_store(web: Web, s3: Callable[[], str]) -> None:
     build_here(spec_of(web, 4, catalog))
     dataset = Catalog(catalog).dataset("web")
     url = str(sql(Catalog(catalog), "select url from web.source where sample_id = 0").to_pylist()[0]["url"])
-    told = take_down(dataset, names(url))
-    assert (told["samples"], told["published"]) == (2, "web@2")
+    described = take_down(dataset, names(url))
+    assert (described["samples"], described["published"]) == (2, "web@2")
     for path in dataset.storage.list():
         data = dataset.storage.read(path)
         assert url.encode() not in data, path
@@ -505,10 +505,10 @@ def test_nothing_is_erased_unasked(
     code, out, err = command(built, monkeypatch, capsys, "--file", str(file))
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert "give --yes, or --dry-run to look" in err
-    told = iter(["n\n", "y\n"])
+    described = iter(["n\n", "y\n"])
     for expected in (2, 0):
         with monkeypatch.context() as patch:
-            patch.setattr("sys.stdin", Terminal(next(told)))
+            patch.setattr("sys.stdin", Terminal(next(described)))
             patch.setattr("sys.stderr.isatty", lambda: True, raising=False)
             code, out, err = command(built, patch, capsys, "--file", str(file), "--copies", "none")
         assert code == expected
@@ -530,7 +530,7 @@ class Terminal(io.StringIO):
 
 
 def test_counts_agree_where_nothing_is_fetched(tmp_path: Path) -> None:
-    """View, card, why, errors and samples; also when every part is made anew, and of a row that has no URL."""
+    """View, card, why, errors and samples; also when every part is made again, and of a row that has no URL."""
     lines = [f"{'' if i == 1 else f'http://h/{i}'},the caption number {i}" for i in range(6)]
     (tmp_path / "s.csv").write_text("\n".join(["url,caption", *lines, "http://h/9,x"]))
     recipe = tmp_path / "r.yaml"

@@ -87,9 +87,9 @@ def test_it_reaches_every_copy(built: Web) -> None:
     listed = take_down(web, Names(frozenset([url_of(built, 0)])), dry_run=True)
     assert {name: at["samples"] for name, at in listed["others"].items()} == dict.fromkeys(SAVED, 1)
     assert traces(Path(built.catalog), needles) == before
-    told = take_down(web, Names(frozenset([url_of(built, 0)])), "a letter")
+    facts = take_down(web, Names(frozenset([url_of(built, 0)])), "a letter")
     assert traces(Path(built.catalog), needles) == {}
-    assert {name: at["published"] for name, at in told["others"].items()} == {
+    assert {name: at["published"] for name, at in facts["others"].items()} == {
         "few": "few@3", "fewer": "fewer@2", "other": "other@2",
     }  # fmt: skip
     assert (kept(built, "web"), kept(built, "few"), kept(built, "few", 1)) == ([1, 2, 3, FIVE, SIX], [2], [1, 2])
@@ -107,7 +107,7 @@ def test_it_reaches_every_copy(built: Web) -> None:
         assert json.loads(report[0]["content"])["kept"] == len(kept(built, name)), "the card counts what is left"
     assert "text: (taken down)" in dataset(built, "few").version(1).recipe
     assert dataset(built, "other").version(1).recipe.count("some (taken down), please") == 1
-    assert all(build_here(spec_of(built, 6)).version.number == 3 for _ in range(2)), "what sees all rows is made anew"
+    assert all(build_here(spec_of(built, 6)).version.number == 3 for _ in range(2)), "what sees all rows is made again"
 
 
 def test_it_reaches_what_was_copied_and_its_other_copies(built: Web) -> None:
@@ -134,8 +134,8 @@ def test_rows_saved_before_there_were_edges_are_found(built: Web, monkeypatch: p
         save(catalog, found_in(catalog, "web", [FIVE], "x"), "old")
     shutil.rmtree(Path(built.catalog, "old", "edges"))
     needles = needles_of(dataset_of(built), FIVE)
-    told = take_down(dataset_of(built), Names(sample_ids=frozenset([FIVE])))
-    assert list(told["others"]) == ["old"]
+    facts = take_down(dataset_of(built), Names(sample_ids=frozenset([FIVE])))
+    assert list(facts["others"]) == ["old"]
     assert traces(Path(built.catalog), needles) == {}
 
 

@@ -253,7 +253,7 @@ def test_a_folder_in_the_place_of_a_file_is_one_damage(web: Web, espalier: Comma
     files = [p for p in files_of(web) if "runs" not in p.parts and "_copies" not in p.parts]
     each = {(p.parent, p.suffix): p for p in files} | {p.parent: p for p in (root / "_copies").rglob("*.*")}
     for chosen in each.values():
-        path = chosen if chosen.exists() else max(chosen.parent.iterdir())  # copies that were made anew have a new name
+        path = chosen if chosen.exists() else max(chosen.parent.iterdir())  # repeated copies have a new name
         folder(path)
         name = path.relative_to(root).as_posix()
         code, out, _ = espalier("verify", "web")
@@ -290,7 +290,7 @@ def test_part_numbers_are_found_again_and_none_is_given_twice(
     numbers = dataset.state(NUMBERS)
     added = web.folder / "urls" / "0.parquet"
     try:
-        web.add_file("0", web.pictures(range(30, 33)))  # it comes first: numbering anew would give it a's numbers
+        web.add_file("0", web.pictures(range(30, 33)))  # it comes first: numbering again would give it a's numbers
         for name in ("_state/numbers.json", "_copies/state/numbers.json"):
             harm(dataset_root(web) / name)
         assert "_state/numbers.json" in named(web)
@@ -364,7 +364,7 @@ LOST_LOG = "images/_delta_log/00000000000000000000.json has no copy: versions th
 def test_whole_folders_that_are_gone_with_the_copies(
     web: Web, espalier: Command, gone: list[str], said: str | None
 ) -> None:
-    """The list of versions is written anew of their rows; what is lost is one line, and a build goes on after it."""
+    """The list of versions is written again of their rows; what is lost is one line, and a build goes on after it."""
     before, root = content(web), dataset_root(web)
     for name in gone:
         (root / name).unlink() if (root / name).is_file() else shutil.rmtree(root / name)
@@ -409,7 +409,7 @@ def killed_after(changes: int) -> Iterator[list[str]]:
 
 
 def test_a_repair_that_is_killed_is_finished_by_the_next(web: Web, built: Web) -> None:
-    """After any change that it makes: it writes logs anew of which no copy is left, and sets parts and shards aside."""
+    """After any change that it makes: it rewrites logs without a copy, and moves parts and shards to the quarantine."""
     before = content(built)
     judged = dataset_of(web).files(dataset_of(web).version(), "decisions")[0].path
     for changes in range(1, 200):
@@ -503,7 +503,7 @@ def test_pictures_that_changed_since_are_another_version(web: Web) -> None:
 
 
 def test_pictures_that_changed_since_in_a_damaged_part(web: Web) -> None:
-    """Nobody can compare them row by row; so what was made from them is made anew."""
+    """Nobody can compare them row by row; so what was made from them is made again."""
     dataset, before = dataset_of(web), content(web)
     row = next(row for row in before["images"] if row["shard"])
     paths = [f.path for f in dataset.files(dataset.version(), "images")]

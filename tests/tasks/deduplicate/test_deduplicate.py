@@ -205,14 +205,14 @@ def check_ties(facts: dict[str, np.ndarray], table: pa.Table, gone: np.ndarray, 
     """Each reason holds between the row and the one that its evidence names; content, with the representative too."""
     reasons, evidence = table["reason"].to_pylist(), table["evidence"].to_pylist()
     for i, representative in zip(gone.tolist(), stands.tolist(), strict=True):
-        told = evidence[i].split("; ")
-        of_content = re.match(r"same (SHA-256|pixels) as ", told[0])
+        shown = evidence[i].split("; ")
+        of_content = re.match(r"same (SHA-256|pixels) as ", shown[0])
         if of_content and reasons[i] in ("duplicate_perceptual", "duplicate_semantic"):
-            twin = int(re.search(r" (\d+), a copy itself", told[0])[1]) // 3  # type: ignore[index]
+            twin = int(re.search(r" (\d+), a copy itself", shown[0])[1]) // 3  # type: ignore[index]
             content = "file" if of_content[1] == "SHA-256" else "picture"
             assert facts[content][i] == facts[content][twin]
-            told = told[1:]
-        words = told[0]
+            shown = shown[1:]
+        words = shown[0]
         named = re.search(r" (\d+), a copy itself", words)
         direct = representative if named is None else int(named[1]) // 3
         assert named is None or not table["keep"][direct].as_py()

@@ -65,7 +65,7 @@ def mutated(rng: random.Random, whole: bytes, others: list[bytes]) -> bytes:
         at = rng.randrange(len(data) + 1) if rng.random() < 0.5 else rng.randrange(min(len(data), 400) + 1)
         length = rng.choice([1, 2, 4, 16, 200])
         match rng.randrange(8):
-            case 0 | 1:  # some bytes anew
+            case 0 | 1:  # some bytes again
                 data[at : at + length] = rng.randbytes(len(data[at : at + length]))
             case 2:  # a number at its extremes
                 data[at : at + 4] = rng.choice(
@@ -89,7 +89,7 @@ def mutated(rng: random.Random, whole: bytes, others: list[bytes]) -> bytes:
 
 
 def checksummed(data: bytes) -> bytes:
-    """Return a PNG with right checksums in its chunks, as far as they can be told processes."""
+    """Return a PNG with right checksums in its chunks, as far as they can be determined."""
     out, at = bytearray(data), 8
     while at + 12 <= len(out):
         end = at + 8 + int.from_bytes(out[at : at + 4], "big")

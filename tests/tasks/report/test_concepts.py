@@ -72,7 +72,7 @@ def test_names_find_the_planted_captions(photos: Gallery) -> None:
             assert len(words & set(texts[entry.content["cluster"]])) >= 2
 
 
-def told(photos: Gallery) -> pa.Table:
+def facts(photos: Gallery) -> pa.Table:
     """A table `concepts` whose names and numbers are unlike what the card would find itself."""
     clusters = photos.tables["clusters"]
     rows = []
@@ -85,7 +85,7 @@ def told(photos: Gallery) -> pa.Table:
             "kept": 0,
             "intra": 0.25,
             "inter": 0.5,
-            "name_caption": f"told, {name}",
+            "name_caption": f"facts, {name}",
         }
         row |= {"name_label": "a <b>label</b>", "label_cosine": 0.3, "nearest": ids[:8], "farthest": ids[::-1][:8]}
         rows.append(row)
@@ -93,7 +93,7 @@ def told(photos: Gallery) -> pa.Table:
 
 
 def test_the_table_of_concepts_is_believed_but_what_is_kept_is_counted(photos: Gallery) -> None:
-    table = told(photos)
+    table = facts(photos)
     inputs = Inputs.of(alive_only=False, **photos.tables, concepts=table)
     entries = list(concepts(ReportTables(inputs), limit=3))
     plain = [e.content for e in concepts(ReportTables(photos.inputs), limit=3) if e.section == "concept"]
@@ -102,7 +102,7 @@ def test_the_table_of_concepts_is_believed_but_what_is_kept_is_counted(photos: G
         assert {key: one[key] for key in ("cluster", "size", "kept", "mean_distance")} == {
             key: other[key] for key in ("cluster", "size", "kept", "mean_distance")
         }
-        assert one["terms"] == ["told", list(CAPTIONS)[one["cluster"]]]
+        assert one["terms"] == ["facts", list(CAPTIONS)[one["cluster"]]]
         assert (one["label"], one["label_cosine"], one["intra"], one["inter"]) == ("a <b>label</b>", 0.3, 0.25, 0.5)
         row = table.to_pylist()[one["cluster"]]
         pictures = [e for e in entries if e.section == "concept_image" and e.content["cluster"] == one["cluster"]]
@@ -112,7 +112,7 @@ def test_the_table_of_concepts_is_believed_but_what_is_kept_is_counted(photos: G
 
 
 def test_the_page_shows_label_and_edge(photos: Gallery, tmp_path: Path) -> None:
-    inputs = Inputs.of(alive_only=False, **photos.tables, concepts=told(photos))
+    inputs = Inputs.of(alive_only=False, **photos.tables, concepts=facts(photos))
     assert "concepts" in Report().inputs({name: inputs.schema(name) for name in inputs.tables()})
     (card,) = Report(concepts=3).run(inputs, LocalRun(tmp_path))
     edge = [json.loads(c) for c in card["content"].to_pylist() if json.loads(c).get("at") == "edge"]

@@ -234,7 +234,7 @@ def test_the_metrics_of_a_model_are_bounded(tmp_path: Path) -> None:
     metrics = json.dumps({"loss": [float(i) for i in range(200_000)], "notes": "n" * 100_000})
     table = pa.Table.from_pylist([{"name": f"m{i:04d}", "metrics": metrics} for i in range(150)], MODELS)
     (card,) = Report().run(Inputs.of(alive_only=False, models=table, source=SOURCE.empty_table()), LocalRun(tmp_path))
-    told = [json.loads(row["content"]) for row in card.to_pylist() if row["section"] == "model"]
-    assert len(told) == 100
-    assert len(told[0]["metrics"]["loss"]) == 1000
+    found = [json.loads(row["content"]) for row in card.to_pylist() if row["section"] == "model"]
+    assert len(found) == 100
+    assert len(found[0]["metrics"]["loss"]) == 1000
     assert len(render(card, {})) < 2_000_000

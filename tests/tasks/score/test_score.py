@@ -112,7 +112,7 @@ def test_a_build_with_every_kind_of_scorer_that_grows(tiny_clip: tuple[Path, Pat
         {"n": 7, "w": 7}
     ]
     parts = {path.name for path in (tmp_path / "catalog" / "tiny" / "image_scores").glob("*.parquet")}
-    assert len(parts) == 3  # the pictures that were there are not read again, though the labels were fitted anew
+    assert len(parts) == 3  # the pictures that were there are not read again, though the labels were fitted again
 
 
 def test_a_width_that_does_not_fit_stops_a_build_before_it_starts(tiny_clip: tuple[Path, Path], tmp_path: Path) -> None:

@@ -43,9 +43,9 @@ def planted(n: int, seed: int, wrong: float = 0.0) -> tuple[Inputs, list[str], n
     images, captions, is_wrong = [], [], chance.random(n) < wrong
     for i in range(n):
         kind = int(chance.integers(len(kinds)))
-        told = (kind + int(chance.integers(1, len(kinds)))) % len(kinds) if is_wrong[i] else kind
+        facts = (kind + int(chance.integers(1, len(kinds)))) % len(kinds) if is_wrong[i] else kind
         images.append(encoded(drawing(*kinds[kind], chance), "PNG"))
-        captions.append(chance.choice(["a {} {}", "this is a {} {}"]).format(*kinds[told]))
+        captions.append(chance.choice(["a {} {}", "this is a {} {}"]).format(*kinds[facts]))
     return pairs(images, captions), captions, is_wrong
 
 
