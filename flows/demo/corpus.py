@@ -307,7 +307,7 @@ def _share_out(count: int, seed: int) -> list[tuple[str, Box]]:
         yielded = list(pool.map(cut, range(len(PHOTOGRAPHS))))
     if sum(map(len, yielded)) < count:
         raise UserError(
-            f"the photographs yield {sum(map(len, yielded))} pictures that can be distinguished, and {count} are needed: "
+            f"the photographs yield {sum(map(len, yielded))} distinguishable pictures, and {count} are needed: "
             "ask for fewer rows"
         )
     given = np.zeros(len(PHOTOGRAPHS), int)
