@@ -1,4 +1,4 @@
-"""The `cluster` family: concepts as spherical k-means clusters of embeddings, flat or in levels, and their names."""
+"""The `cluster` family: concepts as spherical k-means clusters of embeddings, flat or hierarchical, and their names."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""How many clusters: k chosen from a geometric grid by a criterion that is reported for every k."""
+"""Choose the number of clusters k from a geometric grid by a criterion, which is reported for every k."""
 
 from math import log
 from typing import Final, Literal, Self
@@ -15,19 +15,19 @@ from tasks.vectors.unit_rows import UnitRows
 Criterion = Literal["silhouette", "calinski_harabasz"]
 
 SAMPLE_ROWS: Final = 65536
-"""Rows that the criterion is computed on, at most."""
+"""The maximum number of rows on which the criterion is computed."""
 ROWS_PER_CLUSTER: Final = 2
-"""A k is tried only where the sample has so many rows for each cluster."""
+"""A k is tried only if the sample has at least this many rows per cluster."""
 ITERATIONS: Final = 15
 
 
 class Grid(Config):
-    """Which k are tried, and what decides."""
+    """The values of k to try, and the criterion."""
 
-    min: int = Field(8, ge=2, description="the smallest k tried")
-    max: int = Field(1024, ge=2, description="the largest k tried")
-    per_doubling: int = Field(2, ge=1, le=8, description="how many k are tried from one k to its double")
-    criterion: Criterion = Field("silhouette", description="what is maximised over the grid")
+    min: int = Field(8, ge=2, description="the smallest k to try")
+    max: int = Field(1024, ge=2, description="the largest k to try")
+    per_doubling: int = Field(2, ge=1, le=8, description="values of k from one k to its double")
+    criterion: Criterion = Field("silhouette", description="the criterion to maximise over the grid")
 
     @model_validator(mode="after")
     def _some(self) -> Self:
@@ -43,16 +43,16 @@ class Grid(Config):
 
 
 def choose(rows: np.ndarray, grid: Grid, *, seed: int, device: str = "cpu") -> tuple[int, dict[int, float]]:
-    """Return (the k of the best criterion, the criterion of every k that was tried); ties go to the smaller k.
+    """Return (the k with the best criterion, the criterion of every k); in a tie the smaller k.
 
-    `rows`: (n, d), a sample in memory, each row with a direction. Each k gets its own fit from a k-means++ start.
-    Raises UserError where n is below twice the smallest k.
+    `rows`: (n, d), a sample in memory, each row with a direction. Each k is fitted separately from a k-means++ start.
+    Raises UserError if n is below twice the smallest k.
     """
     tried = [k for k in grid.values() if k * ROWS_PER_CLUSTER <= len(rows)]
     if not tried:
         raise UserError(
             f"k auto: min {grid.min} needs {grid.min * ROWS_PER_CLUSTER} rows with a usable embedding, but there are "
-            f"{len(rows)}: lower min, or give k as a number"
+            f"{len(rows)}: lower min, or specify k as a number"
         )
     measure = silhouette if grid.criterion == "silhouette" else calinski_harabasz
     found = {}
@@ -65,8 +65,8 @@ def choose(rows: np.ndarray, grid: Grid, *, seed: int, device: str = "cpu") -> t
 def silhouette(rows: np.ndarray, centroids: np.ndarray, device: str = "cpu") -> float:
     """Return the mean simplified silhouette, -1 .. 1: (b - a) / max(a, b) of each row.
 
-    a is the row's distance, 1 - cosine, to its own centroid, b that to the next one; `rows` (n, d), `centroids`
-    (k, d), k >= 2. One product of rows and centroids, where the plain silhouette needs all pairs of rows.
+    a is the row's distance, 1 - cosine, to its centroid, b that to the second nearest; `rows` (n, d), `centroids`
+    (k, d), k >= 2. It takes one product of rows and centroids, while the plain silhouette takes all pairs of rows.
     Source: Hruschka, de Castro and Campello, Evolutionary algorithms for clustering gene-expression data, ICDM 2004;
     Vendramin, Campello and Hruschka, Relative clustering validity criteria, Stat. Anal. Data Min. 2010, section 2.2.
     """
@@ -80,7 +80,7 @@ def silhouette(rows: np.ndarray, centroids: np.ndarray, device: str = "cpu") -> 
         block = unit[start : min(start + step, len(unit))]
         distance = (1 - (block @ wide.T).topk(2, dim=1).values).clamp_min(0).double()
         own, other = distance[:, 0], distance[:, 1]
-        total += float(((other - own) / other.clamp_min(1e-12)).sum())  # own <= other: where both are 0 it is 0
+        total += float(((other - own) / other.clamp_min(1e-12)).sum())  # own <= other: if both are 0, the result is 0
     return total / len(rows)
 
 
@@ -89,7 +89,7 @@ def calinski_harabasz(rows: np.ndarray, centroids: np.ndarray, device: str = "cp
 
     W is the sum of 1 - cosine to the nearest centroid, B + W the sum of 1 - cosine to the mean direction of all rows.
     Source: Calinski and Harabasz, A dendrite method for cluster analysis, 1974, with the distances of spherical
-    k-means for the squared Euclidean ones (which are twice as large: the ratio is the same).
+    k-means instead of the squared Euclidean ones (which are twice as large: the ratio is the same).
     """
     n, k = len(rows), len(centroids)
     within = float((1 - assign(rows, centroids, device)[1].astype(np.float64)).sum())

@@ -1,4 +1,4 @@
-"""k-means whose centroids spread over what is there, instead of following how much of it there is."""
+"""k-means with resampling: centroids are distributed over the support of the data and not by its density."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -21,15 +21,15 @@ class Resample(Config):
     rounds: int = Field(10, ge=0, description="how often a level is resampled; 0: plain k-means")
     points: tuple[Points, ...] | None = Field(
         None,
-        description="rows nearest to its centroid that a cluster gives, by level from the leaves; 1: no resampling; "
-        "default: 1 for the leaves, above them half of what a cluster holds on average",
+        description="rows per cluster, nearest to its centroid, by level from the leaves; 1: no resampling; "
+        "default: 1 for the leaves, above them half of the average cluster size",
     )
 
 
 def usual_points(rows: int, k: int) -> int:
-    """Return half of what each of k clusters holds of `rows` on average, rounded up.
+    """Return half of the average size of k clusters of `rows` rows, rounded up.
 
-    It is what the paper's settings come to (10 of 20, 5 of 10, 3 of 5 a cluster, at levels 2, 3 and 4).
+    This corresponds to the paper's settings (10 of 20, 5 of 10, 3 of 5 per cluster, at levels 2, 3 and 4).
     """
     return -(-rows // (2 * k))
 
@@ -47,10 +47,10 @@ def fit_resampled(
 ) -> kmeans.Fit:
     """Fit k unit centroids to rows (n, d), and then `rounds` times to the `points` rows nearest to each centroid.
 
-    Each round assigns all rows to the newest centroids, takes from each cluster its `points` nearest ones, and fits
-    k centroids to those alone, from a start of their own. A large cluster so gives no more rows than a small one, and
-    the centroids spread toward uniform over the support of the data. Sizes and the last objective are over all rows.
-    One point, or as many as every cluster has: plain k-means. Raises UserError where k is above n.
+    Each round assigns all rows to the latest centroids, takes from each cluster its `points` nearest rows, and fits k
+    centroids to only those, from a new start. A large cluster thus contributes no more rows than a small one, and the
+    distribution of centroids tends to uniform over the support of the data. Sizes and the last objective are over all
+    rows. With one point, or as many as every cluster has, it is plain k-means. Raises UserError if k is above n.
     Source: Vo et al., Automatic data curation for self-supervised learning: a clustering-based approach, TMLR 2024
     (arXiv 2405.15613), section 3.3. Here k-means is spherical, and empty clusters are refilled.
     """
@@ -58,7 +58,7 @@ def fit_resampled(
     cluster, cosine = assign(rows, fit.centroids, device)
     for round_ in range(rounds if points > 1 else 0):
         chosen = nearest_members(cluster, cosine, points)
-        if not k <= len(chosen) < len(rows):  # nothing is left out, or too little is left in
+        if not k <= len(chosen) < len(rows):  # all rows would be used, or fewer than k
             break
         again = round_seed(seed, round_ + 1)
         fit = kmeans.fit(
@@ -72,7 +72,7 @@ def fit_resampled(
 def nearest_members(cluster: np.ndarray, cosine: np.ndarray, points: int) -> np.ndarray:
     """Return the `points` rows of each cluster whose cosine to its centroid is highest: int64, ascending.
 
-    `cluster` int32 (n,), `cosine` float32 (n,); ties to the lower row.
+    `cluster` int32 (n,), `cosine` float32 (n,); in a tie the lower row.
     """
     order = np.lexsort((-cosine, cluster))
     sizes = np.bincount(cluster)

@@ -1,4 +1,4 @@
-"""`use: assign`: give every row its nearest centroid, part by part, on actors."""
+"""`use: assign`: assign every row to its nearest centroid, part by part, on actors."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -22,9 +22,9 @@ not depend on how batches were cut."""
 
 
 class Assign(MapStage):
-    """Writes `clusters`: the nearest of the fitted centroids and the distance to it, 1 - cosine, ties to the lowest.
+    """Write `clusters`: the nearest centroid and the distance to it, 1 - cosine; in a tie the lowest number.
 
-    Rows without a usable embedding (none, zero, NaN) get null for both.
+    Both are null for rows without a usable embedding (missing, zero, NaN).
     """
 
     use: Literal["assign"] = "assign"
@@ -62,7 +62,7 @@ class Assign(MapStage):
 
 
 def _matrix(batch: pa.Table) -> np.ndarray:
-    """Return the embeddings: float16 (n, d), zero where there is none."""
+    """Return the embeddings: float16 (n, d), zero for missing ones."""
     (name,) = (name for name in batch.column_names if name != "sample_id")
     column = batch.column(name)
     if not column.null_count:

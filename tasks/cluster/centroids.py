@@ -19,16 +19,16 @@ from tasks.vectors.mapped import gather
 from tasks.vectors.sample import Sample
 
 SAMPLE_PER_CENTROID = 256
-"""Training rows for each centroid where a recipe names none: faiss's hidden cap, here in the open."""
+"""Default number of training rows per centroid: the implicit cap of faiss, here explicit."""
 DEFAULT_K = 500
 READ_WORK = 100
-"""Reading a vector costs as much as comparing it with so many centroids (512 numbers, 2 cores)."""
+"""Reading a vector costs as much as comparing it with this many centroids (512 numbers, 2 cores)."""
 READERS = 4
-"""At most so many parts are read at once, and one more is held: one core decodes half a gigabyte a second."""
+"""Parts that are read concurrently, in addition to one in memory: one core decodes half a gigabyte per second."""
 
 
 class Auto(Config):
-    """k as a grid that it is chosen from."""
+    """A grid from which k is chosen."""
 
     auto: _auto.Grid
 
@@ -46,28 +46,28 @@ K = Annotated[
 
 
 class Training(Config):
-    """What a recipe may say about how centroids are fitted."""
+    """Settings for fitting centroids."""
 
     k: K | None = Field(
-        None, description=f"number of clusters, default {DEFAULT_K}; auto: chosen by a criterion, which is noted"
+        None, description=f"number of clusters, default {DEFAULT_K}; auto: chosen by a criterion, which is recorded"
     )
     encoder: str = Field("", description="embedding column; default: the first one")
-    niter: int = Field(25, gt=0, description="most updates of the centroids; it stops early when nothing moves")
+    niter: int = Field(25, gt=0, description="maximum number of updates of the centroids; fewer at convergence")
     train: Annotated[int, Field(gt=0)] | Literal["all"] | None = Field(
-        None, description="rows to fit on, drawn by the seed; default 256 a cluster; all: every row, on local disk"
+        None, description="rows to fit on, sampled by the seed; default 256 per cluster; all: every row, on local disk"
     )
     engine: kmeans.Engine = Field("auto", description="torch or faiss, which holds all rows in memory; auto: torch")
 
     @property
     def grid(self) -> _auto.Grid | None:
-        """Return what k is chosen from; None where it is given."""
+        """Return the grid from which k is chosen; None if k is specified."""
         if self.k == "auto":
             return _auto.Grid()
         return self.k.auto if isinstance(self.k, Auto) else None
 
     @property
     def most(self) -> int:
-        """Return k, or the largest one that may be chosen."""
+        """Return k, or the largest k of the grid."""
         grid = self.grid
         if grid is not None:
             return grid.max
@@ -82,7 +82,7 @@ class Centroids(Training, TableStage):
     never drawn. `k: auto` tries a geometric grid of k on at most `_auto.SAMPLE_ROWS` of the training rows, takes the
     one of the best criterion (`_auto.choose`), and notes them all; it then fits as for a k that was given, but from a
     k-means++ start. `resample` refits to the rows nearest to the centroids (`_resample.fit_resampled`).
-    Raises UserError where fewer than k rows have a usable embedding; no rows at all give an empty table.
+    Raises UserError if fewer than k rows have a usable embedding; no rows at all give an empty table.
     Source: `tasks/vectors/kmeans.py`.
     """
 
@@ -92,7 +92,7 @@ class Centroids(Training, TableStage):
     rows_per_sample = "none"
     grows_with = "sample * k"
     seeded = True
-    resample: Resample | None = Field(None, description="spread the centroids; `points` has one number here")
+    resample: Resample | None = Field(None, description="resample the centroids; `points` has one number here")
 
     def inputs(self, available: Tables) -> Columns:
         return {"embeddings": (vector_column(available, self.encoder),)}
@@ -137,7 +137,7 @@ class Centroids(Training, TableStage):
         return max(self.train or SAMPLE_PER_CENTROID * self.most, self.most)
 
     def _chosen(self, ids: np.ndarray, rows: np.ndarray, run: Run) -> int:
-        """Return k, chosen from the grid where there is one."""
+        """Return k, chosen from the grid if there is one."""
         grid = self.grid
         if grid is None:
             return self.most
@@ -160,7 +160,7 @@ class Centroids(Training, TableStage):
 
 
 def centroids_schema(dim: int, column: str = "") -> pa.Schema:
-    """Return the schema of the table `centroids` for vectors of `dim` numbers, of the embedding column of that name."""
+    """Return the schema of the table `centroids` for vectors of `dim` numbers of embedding column `column`."""
     clustered = {CLUSTERED: column} if column else {}
     return pa.schema(
         [

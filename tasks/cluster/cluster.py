@@ -1,4 +1,4 @@
-"""`use: cluster`: the entry of a recipe, which stands for `centroids` and then `assign`."""
+"""`use: cluster`: the entry of a recipe, which expands to `centroids` and `assign`."""
 
 from typing import Any, Literal, Self
 
@@ -14,16 +14,16 @@ from tasks.stage import Columns, Stage, Tables
 from tasks.vectors.columns import vector_column
 
 PROBE_ROWS_PER_CLUSTER = 16
-"""Rows of a probe for each cluster that it makes, at least."""
+"""The minimum number of a probe's rows per cluster."""
 
 
 class Cluster(Training, Stage):
-    """Groups samples into k concepts by the direction of their embeddings.
+    """Group samples into k concepts by the direction of their embeddings.
 
-    Two tables come of it: `centroids`, fitted on a sample by one run, and `clusters`, every row's nearest centroid and
-    its distance to it, found part by part on actors. With `levels` instead of k, [1000, 100, 10] say, these are the
+    Writes two tables: `centroids`, fitted on a sample by one run, and `clusters`, every row's nearest centroid and its
+    distance to it, computed part by part on actors. With `levels` instead of k, such as [1000, 100, 10], these are the
     1,000 leaves, and a third table, `hierarchy`, has the 100 clusters of leaves and the 10 clusters of those
-    (`hierarchy.Hierarchy`; balanced sampling goes down it).
+    (`hierarchy.Hierarchy`), for balanced sampling.
     """
 
     use: Literal["cluster"] = "cluster"
@@ -32,16 +32,16 @@ class Cluster(Training, Stage):
     levels: Levels | None = Field(
         None, min_length=2, description="instead of k: clusters of level 1 (the leaves), 2, ..., each fewer"
     )
-    resample: Resample | None = Field(None, description="with levels: how the centroids of each level are spread")
+    resample: Resample | None = Field(None, description="with levels: how the centroids of each level are resampled")
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if self.levels is None:
             if self.resample is not None:
-                raise ValueError("`resample` goes with `levels`")
+                raise ValueError("`resample` requires `levels`")
             return self
         if self.k is not None:
-            raise ValueError("say either `k` or `levels`, whose first number is the k of the leaves")
+            raise ValueError("specify either `k` or `levels`, whose first number is the k of the leaves")
         check_levels(self.levels, self.resample or Resample())
         return self
 

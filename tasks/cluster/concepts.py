@@ -1,4 +1,4 @@
-"""`use: concepts`: a card for each cluster: size, spread, what is kept, two names, nearest and farthest samples."""
+"""`use: concepts`: a summary of each cluster: size, distances, rows kept, two names, nearest and farthest samples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +22,11 @@ from tasks.vectors.columns import clustered_column
 from tasks.vectors.nearest_centroid import assign
 
 LISTED: Final = 8
-"""Samples of each cluster that the table names, at the centre and at the edge."""
+"""Samples of each cluster that the table lists, at the centre and at the edge."""
 CAPTIONS: Final = 64
-"""Captions of a cluster that its name is made from, at most: those nearest to its centroid."""
+"""The maximum number of captions for the name of a cluster: those nearest to its centroid."""
 ALL_CAPTIONS: Final = 640_000
-"""Captions of all clusters together: with very many clusters each is named from fewer, but from `LISTED` at least."""
+"""The maximum for all clusters together: with very many clusters each has fewer captions, but at least `LISTED`."""
 LABELS_AT_ONCE: Final = 512
 
 CONCEPTS: Final = pa.schema(
@@ -47,30 +47,30 @@ CONCEPTS: Final = pa.schema(
 
 
 class Concepts(TableStage):
-    """Writes `concepts`, one row a cluster of `centroids`; `clusters` without samples are there with size 0.
+    """Write `concepts`, one row per cluster of `centroids`; clusters without samples have size 0.
 
     `intra` and `inter` are d_intra and d_inter of Abbas et al. 2024 (arXiv 2401.04578), over all samples of a cluster.
     `name_caption` is by class-based TF-IDF (`tasks.concepts.names`). `name_label` is zero-shot, as CLIP classifies
-    images (Radford et al. 2021, section 3.1.4), with the centroid for the image: each label stands for the mean of
-    the text vectors of all templates, from the encoder that made the clustered embeddings.
-    Memory: 8 bytes a rejected row, and a few hundred bytes and at most 64 captions a cluster.
-    Raises UserError where the encoder's vectors are not as long as the centroids.
+    images (Radford et al. 2021, section 3.1.4), with the centroid in place of the image: a label's vector is the mean
+    of the text vectors of all templates, from the encoder that made the clustered embeddings.
+    Memory: 8 bytes per rejected row, and a few hundred bytes and at most 64 captions per cluster.
+    Raises UserError if the encoder's vectors do not have the length of the centroids.
     """
 
     use: Literal["concepts"] = "concepts"
     version = 2
     table: ClassVar[str] = "concepts"
     rows_per_sample = "none"
-    neighbours: int = Field(20, gt=0, description="nearest other centroids that `inter` is a mean of")
+    neighbours: int = Field(20, gt=0, description="number of nearest other centroids for `inter`")
     terms: int = Field(TERMS, gt=0, le=10, description="terms of a name from captions")
     labels: tuple[str, ...] | str | None = Field(
-        None, description="names to choose from: a list, or a text file with one a line; none: no name_label"
+        None, description="candidate names: a list, or a text file with one per line; default: no name_label"
     )
     templates: tuple[str, ...] = Field(
-        ("a photo of a {}.",), min_length=1, description="sentences that a label stands in, at {}"
+        ("a photo of a {}.",), min_length=1, description="sentences with {} for the label"
     )
     encoder: str = Field(
-        "", description="with labels: the embedding column that was clustered; default: what the clusters say"
+        "", description="with labels: the embedding column that was clustered; default: from the clusters' metadata"
     )
 
     @field_validator("templates")
@@ -78,7 +78,7 @@ class Concepts(TableStage):
     def _have_a_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         for template in templates:
             if "{}" not in template:
-                raise ValueError(f"the template {template!r} lacks {{}}, where the label goes")
+                raise ValueError(f"the template {template!r} lacks {{}} for the label")
         return templates
 
     def inputs(self, available: Tables) -> Columns:
@@ -107,17 +107,17 @@ class Concepts(TableStage):
         return CONCEPTS
 
     def parameters(self) -> dict[str, Any]:
-        """Return the fields; labels by content, so that moving their file changes nothing."""
+        """Return the fields, with labels by content, so that moving their file changes nothing."""
         return super().parameters() | {"labels": None if self.labels is None else self.label_list()}
 
     def label_list(self) -> list[str]:
-        """Return the labels, without empty ones. Raises RecipeError where the file is not there, or has none."""
+        """Return the labels that are not empty. Raises RecipeError if the file does not exist, or has no label."""
         if self.labels is None:
             return []
         lines = self.labels if isinstance(self.labels, tuple) else _lines(self.labels)
         found = [line.strip() for line in lines if line.strip()]
         if not found:
-            raise RecipeError(f"concepts: labels: there is none in {self.labels!r}")
+            raise RecipeError(f"concepts: {self.labels!r} has no label")
         return found
 
     def run(self, inputs: Inputs, run: Run) -> Batches:
@@ -141,7 +141,7 @@ class Concepts(TableStage):
         yield pa.table(columns, schema=CONCEPTS)
 
     def _captions(self, inputs: Inputs, members: pa.Table) -> pa.Array:
-        """Return a name from captions for each cluster: null where it has none."""
+        """Return a name from captions for each cluster: null if it has no captions."""
         k = members.num_rows
         if "source" not in inputs:
             return pa.nulls(k, pa.string())
@@ -157,7 +157,7 @@ class Concepts(TableStage):
         return pa.array([", ".join(terms) or None for terms in names], pa.string())
 
     def _labels(self, inputs: Inputs, centroids: np.ndarray, run: Run) -> tuple[pa.Array, pa.Array]:
-        """Return the nearest label of each centroid and its cosine; nulls where no labels are given."""
+        """Return the nearest label of each centroid and its cosine; nulls if there are no labels."""
         labels = self.label_list()
         if not labels:
             return pa.nulls(len(centroids), pa.string()), pa.nulls(len(centroids), pa.float32())
@@ -171,7 +171,7 @@ class Concepts(TableStage):
         if vectors.shape[1] != centroids.shape[1]:
             raise UserError(
                 f"concepts: the vectors of encoder {encoder.name!r} have {vectors.shape[1]} numbers, the centroids "
-                f"{centroids.shape[1]}: say in `encoder` which column was clustered"
+                f"{centroids.shape[1]}: specify the clustered column as `encoder`"
             )
         at, cosine = assign(centroids, vectors, run.device)
         run.note(labels=len(labels), templates=len(self.templates), encoder=encoder.name)
@@ -179,7 +179,7 @@ class Concepts(TableStage):
 
 
 def label_vectors(labels: Sequence[str], templates: Sequence[str], model: Any) -> np.ndarray:
-    """Return one unit vector a label, the mean of its sentences': float32 (n, d). `model`: `encoder_model.Model`."""
+    """Return one unit vector per label, the mean of its sentences': float32 (n, d). `model`: a `Model`."""
     from tasks.encoders.model import unit
 
     found = []
@@ -197,15 +197,15 @@ def _lines(path: str) -> list[str]:
         beside = sorted(str(p) for p in Path(path).parent.glob("*.txt"))
         hint = nearest(path, beside) if str(error) == NOT_THERE else ""
         raise RecipeError(f"concepts: labels: cannot read {path!r}: {error}{hint}") from None
-    digest_of(Path(path))  # the plan remembers what it was
+    digest_of(Path(path))  # recorded, so that a change after planning is noticed
     return found
 
 
 def _members(inputs: Inputs, k: int) -> pa.Table:
     """Return one row for each of k clusters: cluster, size, intra, nearest (enough for a name), farthest.
 
-    Bounded heaps a cluster, no sort of all rows. The mean is a sum of integers (millionths): a sum of floats would
-    depend on the order of DuckDB's threads.
+    It uses bounded heaps per cluster instead of sorting all rows. The mean is a sum of integers (millionths): a sum of
+    floats would depend on the order of DuckDB's threads.
     """
     near = min(max(ALL_CAPTIONS // k, LISTED), CAPTIONS)
     query = f"""with found as (

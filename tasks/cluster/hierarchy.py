@@ -1,4 +1,4 @@
-"""`use: hierarchy`: cluster the centroids, and the centroids of those, level by level."""
+"""`use: hierarchy`: cluster the centroids, then the centroids of those, level by level."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -23,12 +23,12 @@ Levels = tuple[Annotated[int, Field(gt=0)], ...]
 
 
 class Hierarchy(TableStage):
-    """Writes `hierarchy`: every cluster of every level, its centroid, and the cluster one level up that it is in.
+    """Write `hierarchy`: every cluster of every level, its centroid, and its parent one level up.
 
-    Level 1 are the rows of `centroids`; level h has `levels[h - 2]` clusters, fitted to the centroids of level h - 1,
-    each counting once however many rows it stands for. `size` counts the training rows below. `resample` spreads the
-    centroids of each level (`_resample.fit_resampled`). Source: Vo et al. 2024 (arXiv 2405.15613), section 3.
-    Raises UserError where a level has no fewer clusters than the one below has.
+    Level 1 are the rows of `centroids`; level h has `levels[h - 2]` clusters, fitted to the centroids of level h - 1
+    with equal weights. `size` counts the training rows below. `resample` resamples each level
+    (`_resample.fit_resampled`). Source: Vo et al. 2024 (arXiv 2405.15613), section 3.
+    Raises UserError if a level does not have fewer clusters than the level below.
     """
 
     use: Literal["hierarchy"] = "hierarchy"
@@ -39,7 +39,7 @@ class Hierarchy(TableStage):
     seeded = True
     alive_only = False
     levels: Levels = Field(min_length=1, description="clusters of level 2, 3, ...; each fewer than the one before")
-    niter: int = Field(25, gt=0, description="most updates of the centroids; it stops early when nothing moves")
+    niter: int = Field(25, gt=0, description="maximum number of updates of the centroids; fewer at convergence")
     resample: Resample = Field(Resample(), description="`points` has one number for each of `levels`")
     engine: kmeans.Engine = Field("auto", description="torch or faiss")
 
@@ -50,7 +50,7 @@ class Hierarchy(TableStage):
 
     def inputs(self, available: Tables) -> Columns:
         if "centroids" not in available:
-            raise RecipeError("there are no centroids to build on: put a stage `use: centroids` before this one")
+            raise RecipeError("there are no centroids: put a stage `use: centroids` before this one")
         return {}
 
     def sides(self, available: Tables) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ class Hierarchy(TableStage):
         points = self.resample.points or (None,) * len(self.levels)
         for level, (k, few) in enumerate(zip(self.levels, points, strict=True), start=2):
             if k >= len(rows):
-                raise UserError(f"level {level} has {k} clusters, but level {level - 1} only {len(rows)}: give fewer")
+                raise UserError(f"level {level} has {k} clusters, but level {level - 1} only {len(rows)}: lower it")
             few = usual_points(len(rows), k) if few is None else few
             fit = fit_resampled(
                 rows, k, points=few, rounds=self.resample.rounds,
@@ -98,7 +98,7 @@ class Hierarchy(TableStage):
 
 
 def check_levels(levels: Levels, resample: Resample) -> None:
-    """Raise ValueError where levels do not shrink, or `points` are not one a level."""
+    """Raise ValueError if levels are not decreasing, or `points` does not have one number per level."""
     if any(upper >= lower for lower, upper in pairwise(levels)):
         raise ValueError(f"levels {list(levels)}: each level has fewer clusters than the one before")
     if resample.points is not None and len(resample.points) != len(levels):

@@ -1,4 +1,4 @@
-"""The `filter` family: keep the rows that a predicate, a list or a set of targets wants."""
+"""The `filter` family: keep rows by a predicate, a list, or a set of target images."""
 
 from typing import Annotated
 

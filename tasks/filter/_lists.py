@@ -1,9 +1,9 @@
-"""Lists in files: words that a caption must have, hosts and URLs that opted out, licences that are allowed.
+"""Lists in files: words of which a caption must have one, hosts and URLs that opted out, licences that are allowed.
 
-A list is held as 128-bit hashes of its entries, sorted: 16 bytes an entry and actor (1.6 GB for 100 million; three
-times that while they are sorted; reading them streams through DuckDB). A row's value is hashed by the same function
-and looked up by bisection, so the cost of a batch hardly depends on the length of the list. That any two of 10^18
-pairs of texts share a hash by chance has a probability of 3e-21.
+A list is stored in memory as sorted 128-bit hashes of its entries: 16 bytes per entry and actor (1.6 GB for 100
+million; three times that during sorting; reading streams through DuckDB). A row's value is hashed by the same function
+and looked up by bisection, so the cost of a batch hardly depends on the length of the list. The probability that any
+two of 10^18 pairs of texts share a hash by chance is 3e-21.
 """
 
 from pathlib import Path
@@ -28,13 +28,13 @@ _KEEP_CHARS: Final = 80
 
 
 class ListFile(Config):
-    """A local file of entries: plain text (one a line), CSV with a header, or Parquet. Text and CSV may be gzipped."""
+    """A local file of entries: text (one per line), CSV with a header, or Parquet. Text and CSV may be gzipped."""
 
-    file: str = Field(description="txt, csv or parquet on this machine's disk; txt and csv may end in .gz")
-    entries: str | None = Field(None, description="the column of a csv or parquet file; default: its only one")
+    file: str = Field(description="a local txt, csv or parquet file; txt and csv may end in .gz")
+    entries: str | None = Field(None, description="the column of a csv or parquet file; default: its only column")
 
     def digest(self) -> str:
-        """Return the SHA-256 of the file's content, in hex. Raises RecipeError where it is not there."""
+        """Return the SHA-256 of the file's content, in hex. Raises RecipeError if it does not exist."""
         path = Path(self.file)
         if (why := unreadable(path)) and why != NOT_THERE:
             raise RecipeError(f"a filter's list {self.file!r} cannot be read: {why}")
@@ -44,7 +44,7 @@ class ListFile(Config):
         return digest_of(path)
 
     def check(self) -> None:
-        """Raise RecipeError where the file is not there, or is of another kind."""
+        """Raise RecipeError if the file does not exist, or is of another kind."""
         self.digest()
         self.kind()
 
@@ -58,10 +58,10 @@ class ListFile(Config):
 
 
 class Words(ListFile):
-    """Keeps the rows of which some word is in a file.
+    """Keep the rows with at least one word that is in a file.
 
-    Words are what whitespace separates, compared as they are: no punctuation is stripped, and `Dog` is not `dog` unless
-    `ignore_case`.
+    Words are separated by whitespace and compared exactly: punctuation is not stripped, and `Dog` differs from `dog`
+    unless `ignore_case` is set.
     """
 
     column: str = Field("caption", description="the text column")
@@ -69,28 +69,28 @@ class Words(ListFile):
 
 
 class Listed(ListFile):
-    """Keeps the rows whose value is in a file, or is not."""
+    """Keep the rows whose value is in a file, or is not."""
 
-    name: str = Field(description="the reason of the rows that go")
+    name: str = Field(description="the reason of the rejected rows")
     column: str = Field("url", description="url, licence, sha256: any text column")
     match: Match = Field(
-        "exact", description="exact: the value; host: the host of a URL; suffix: that host, or a domain above it"
+        "exact", description="exact: the value; host: the host of a URL; suffix: that host, or a parent domain"
     )
-    keep: Literal["absent", "present"] = Field("absent", description="absent: rows that match go; present: they stay")
+    keep: Literal["absent", "present"] = Field("absent", description="absent: reject matches; present: keep them")
 
 
 class Entries(NamedTuple):
-    """A list, ready to be asked: the hashes of its entries, uint64 upper and lower halves, ascending."""
+    """A loaded list: the hashes of its entries, uint64 upper and lower halves, ascending."""
 
     upper: np.ndarray
     lower: np.ndarray
 
     def contain(self, upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
-        """Return for every hash whether it is there: bool (n,)."""
+        """Return which hashes are in the list: bool (n,)."""
         found = np.zeros(len(upper), bool)
         at = np.searchsorted(self.upper, upper)
         open_ = np.arange(len(upper))
-        while True:  # once, but where two entries share an upper half
+        while True:  # one iteration, unless entries share an upper half
             open_ = open_[at[open_] < len(self.upper)]
             open_ = open_[self.upper[at[open_]] == upper[open_]]
             if not len(open_):
@@ -101,9 +101,9 @@ class Entries(NamedTuple):
 
 def read(listed: ListFile, hosts: bool = False, lower: bool = False) -> Entries:
     """Read a list, with `lower` in lower case. With `hosts`, entries are domains (`example.com`, `*.example.com`), or
-    URLs whose hosts count.
+    URLs, of which the host is used.
 
-    Blank entries and spaces around one count for nothing. Raises RecipeError where the file cannot be read.
+    Blank entries and surrounding spaces are ignored. Raises RecipeError if the file cannot be read.
     """
     import duckdb
 
@@ -139,29 +139,29 @@ def _sorted(pieces: list[tuple[Any, ...]]) -> Entries:
 
 
 def _source(listed: ListFile, connection: Any) -> str:
-    """Return what DuckDB reads from, with one column `entry`, text."""
+    """Return the SQL relation of the file, with one text column `entry`."""
     listed.digest()
     path, kind = literal(listed.file), listed.kind()
     if kind == "txt":
-        # A delimiter that no text has: a line is one entry, quotes and commas in it too.
+        # A delimiter that no text contains: a line is one entry, including quotes and commas.
         options = "header=false, auto_detect=false, delim='\x01', quote='', escape='', strict_mode=false"
         return f"read_csv({path}, {options}, columns={{'entry': 'VARCHAR'}})"
     table = f"read_csv({path}, header=true, all_varchar=true)" if kind == "csv" else f"read_parquet({path})"
     names = [row[0] for row in connection.execute(f"describe select * from {table}").fetchall()]
     name = str(listed.entries or (names[0] if len(names) == 1 else ""))
     if name not in names:
-        which = f"columns {', '.join(names)}; say which: `entries`"
+        which = f"columns {', '.join(names)}; specify one as `entries`"
         found = f"no column {name!r}{nearest(name, names)}" if name else which
         raise RecipeError(f"a filter's list {listed.file!r} has {found}")
     return f"(select {identifier(name)}::varchar as entry from {table})"
 
 
-# ---- asking
+# ---- look-ups
 
 
 def fails_words(words: Words, entries: Entries, values: pa.ChunkedArray, connection: Any) -> tuple[Any, Any]:
-    """Return which rows go (bool (n,)), and the evidence of those (string, null elsewhere)."""
-    # Trimmed first: after white space at the end of a buffer, Arrow's splitting reads the bytes behind it.
+    """Return which rows are rejected (bool (n,)), and their evidence (string, null for other rows)."""
+    # Trimmed first: after white space at the end of a buffer, Arrow's splitting reads past it.
     tokens = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(text(values)))
     rows = pc.list_parent_indices(tokens).to_numpy()
     coded = pc.list_flatten(tokens).dictionary_encode()  # words repeat: each is hashed once
@@ -173,7 +173,7 @@ def fails_words(words: Words, entries: Entries, values: pa.ChunkedArray, connect
 
 
 def fails_list(listed: Listed, entries: Entries, values: pa.ChunkedArray, connection: Any) -> tuple[Any, Any]:
-    """Return which rows go (bool (n,)), and the evidence of those (string, null elsewhere): what matched.
+    """Return which rows are rejected (bool (n,)), and their evidence (string, null for other rows): what matched.
 
     A null value is in no list.
     """
@@ -192,7 +192,7 @@ def fails_list(listed: Listed, entries: Entries, values: pa.ChunkedArray, connec
 
 
 def text(values: pa.ChunkedArray) -> pa.Array:
-    """Return text as valid UTF-8, in one piece; what is not gets replacement characters."""
+    """Return text as one array of valid UTF-8; invalid bytes become replacement characters."""
     array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
     raw = array.cast(pa.large_binary())
@@ -204,7 +204,7 @@ def text(values: pa.ChunkedArray) -> pa.Array:
 
 
 def _keys(values: pa.Array, match: Match, connection: Any) -> tuple[pa.Array, np.ndarray]:
-    """Return what is looked up, and of which row each is: int64. Longest domains first."""
+    """Return the values to look up, longest domains first, and the row of each: int64."""
     if match == "exact":
         return values, np.arange(len(values))
     table = pa.table({"value": values})
@@ -228,27 +228,27 @@ def _keys(values: pa.Array, match: Match, connection: Any) -> tuple[pa.Array, np
 
 
 def _hashes(keys: pa.Array, connection: Any, lower: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Return the halves of the hash of every text, uint64; of nothing where there is none, which no list has."""
+    """Return the halves of the hash of every text, uint64; null is hashed as empty text, which no list contains."""
     connection.register("keys", pa.table({"key": keys}))
-    key = "lower(coalesce(key, ''))" if lower else "coalesce(key, '')"  # by DuckDB, as the list's entries are
+    key = "lower(coalesce(key, ''))" if lower else "coalesce(key, '')"  # by DuckDB, like the list's entries
     found = connection.sql(f"select {_hash(key)} from keys").to_arrow_table()
     connection.unregister("keys")
     return found.column("u").to_numpy(), found.column("l").to_numpy()
 
 
 def _hash(text_: str) -> str:
-    """Return the two halves of a hash as SQL: DuckDB's 64-bit hash, from two states that a prefix makes independent."""
+    """Return the SQL of the two halves of a hash: DuckDB's 64-bit hash, made independent by a prefix."""
     return f"hash({text_}) as u, hash('espalier' || {text_}) as l"
 
 
 def _evidence(column: str, values: Any, says: Any, where: np.ndarray) -> pa.Array:
-    """Return `column=value`, and what is said of it: string (n,), null but `where`."""
+    """Return `column=value` followed by `says`: string (n,), null except `where`."""
     shown = pc.fill_null(pc.utf8_slice_codeunits(text(values), 0, _KEEP_CHARS), "null")
     said = _joined(f"{column}=", shown, " ", says).cast(pa.string())
     return pc.if_else(pa.array(where), said, pa.scalar(None, pa.string()))
 
 
 def _joined(*parts: Any) -> Any:
-    """Return texts and columns of texts, one after the other: large_string (n,)."""
+    """Concatenate texts and columns of texts: large_string (n,)."""
     wide = (pa.scalar(part, pa.large_string()) if isinstance(part, str) else part for part in parts)
     return pc.binary_join_element_wise(*wide, pa.scalar("", pa.large_string()))

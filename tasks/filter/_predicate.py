@@ -1,7 +1,7 @@
-"""SQL predicates: parsed by DuckDB's own parser, checked against what is allowed, split where they say AND.
+"""SQL predicates: parsed by DuckDB's parser, checked against a list of allowed nodes, split at AND.
 
 A predicate is an expression over the columns of one row, and its value depends on nothing else: no subquery, no
-aggregate, no clock, no random number, no file, no setting. What is allowed is listed; everything else is refused.
+aggregate, no clock, no random number, no file, no setting. Everything that is not on the list is refused.
 """
 
 import json
@@ -15,10 +15,10 @@ from catalog.duck import open_database
 from catalog.errors import RecipeError, nearest
 
 Node = dict[str, Any]
-"""A node of DuckDB's syntax tree, as json_serialize_sql gives it."""
+"""A node of DuckDB's syntax tree, from json_serialize_sql."""
 
 Path = tuple[str, ...]
-"""A column as it is written: `width`, `images.width`, `meta.exif.iso`."""
+"""A reference to a column: `width`, `images.width`, `meta.exif.iso`."""
 
 _ALLOWED: Final = frozenset(
     ("COLUMN_REF", "CONSTANT", "COMPARISON", "CONJUNCTION", "OPERATOR", "FUNCTION", "CASE", "CAST", "BETWEEN")
@@ -28,28 +28,28 @@ _REFUSED: Final = {"SUBQUERY": "a subquery", "WINDOW": "a window function", "STA
 MAX_CHARS: Final = 200_000
 MAX_CONDITIONS: Final = 500
 MAX_DEPTH: Final = 100
-"""Expressions inside each other; AND and OR of any number count as one."""
+"""Nesting of expressions; AND and OR of any number of operands count as one level."""
 
 _MACROS: Final = frozenset(["nullif", "if", "fdiv", "fmod", "split_part", "date_add", "days_in_month", "json"])
-"""Functions that DuckDB defines as macros, with only allowed ones in them; those of lists and arrays are others."""
+"""DuckDB's macros that use only allowed functions, except those of lists and arrays."""
 _OUTSIDE: Final = frozenset(
     ("age", "current_localtime", "current_localtimestamp", "version", "parse_duckdb_log_message")
 ) | {"json_serialize_sql", "json_serialize_plan", "json_deserialize_sql"}
-"""Functions that DuckDB lists as consistent, but that look at the clock or at DuckDB itself."""
+"""Functions that DuckDB lists as consistent, but that depend on the clock or on DuckDB's state."""
 
 
 @dataclass(frozen=True)
 class Conjunct:
-    """One of the expressions that a predicate joins with AND."""
+    """One of the operands of a predicate's top-level AND."""
 
     text: str
-    """As the recipe has it, or in DuckDB's words where it does not stand alone there; one line."""
+    """The text in the recipe, or DuckDB's rendering if that is not self-contained; one line."""
     tree: Node
     paths: tuple[Path, ...]
-    """The columns that it names, in order, each once."""
+    """The columns that it refers to, in order, each once."""
 
     def sql(self, name: Callable[[Path], Path]) -> str:
-        """Return the expression with every column called what `name` says."""
+        """Return the expression with every column renamed by `name`."""
         tree = deepcopy(self.tree)
         for node in _columns(tree):
             node["column_names"] = list(name(tuple(node["column_names"])))
@@ -57,8 +57,8 @@ class Conjunct:
 
 
 def connect() -> Any:
-    """Return a DuckDB connection that can reach nothing but what is registered with it: no file, no network, no
-    variable of this process. One thread; UTC, so that the machine's clock zone changes no result."""
+    """Return a DuckDB connection that can access only registered tables: no file, no network, no variable of this
+    process. One thread; UTC, so that results do not depend on the machine's time zone."""
     return _database().cursor()
 
 
@@ -70,7 +70,7 @@ def _database() -> Any:
 def split(predicate: str) -> list[Conjunct]:
     """Return the conjuncts of a predicate, in order.
 
-    Raises RecipeError where it is not one expression, or uses what is not allowed.
+    Raises RecipeError if it is not a single expression, or uses anything that is not allowed.
     """
     if len(predicate) > MAX_CHARS:
         raise RecipeError(
@@ -102,7 +102,7 @@ def _conjuncts(tree: Node) -> Iterator[Node]:
 
 
 def _parse(text: str) -> Node:
-    """Return the tree of one expression. Raises RecipeError where the text is anything else."""
+    """Return the tree of an expression. Raises RecipeError if the text is not a single expression."""
     if "\0" in text:
         raise RecipeError("a filter has a NUL character in it")
     found = json.loads(_one_value("select json_serialize_sql(?)", f"select {text}"))
@@ -118,7 +118,7 @@ def _parse(text: str) -> Node:
 
 
 def _is_bare(node: Node) -> bool:
-    """Say whether a statement is `select <expression>` and nothing more."""
+    """Return whether a statement is only `select <expression>`."""
     if node["type"] != "SELECT_NODE" or len(node["select_list"]) != 1 or node["select_list"][0]["alias"]:
         return False
     clauses = ("modifiers", "where_clause", "group_expressions", "group_sets", "having", "sample", "qualify")
@@ -126,7 +126,7 @@ def _is_bare(node: Node) -> bool:
 
 
 def _check(tree: Node, predicate: str) -> None:
-    """Raise RecipeError where the tree has anything that is not allowed."""
+    """Raise RecipeError if the tree contains anything that is not allowed."""
     for node in _nodes(tree):
         if node["class"] not in _ALLOWED:
             what = _REFUSED.get(node["class"], node["class"].lower())
@@ -152,7 +152,7 @@ def _nodes(tree: Any) -> Iterator[Node]:
 
 
 def _columns(tree: Any, bound: frozenset[str] = frozenset()) -> Iterator[Node]:
-    """Yield the references to columns; the parameters of a lambda are none."""
+    """Yield the references to columns, without the parameters of lambdas."""
     if isinstance(tree, list):
         for value in tree:
             yield from _columns(value, bound)
@@ -168,7 +168,7 @@ def _columns(tree: Any, bound: frozenset[str] = frozenset()) -> Iterator[Node]:
 
 
 def _words(tree: Node, predicate: str) -> str:
-    """Return an expression as the recipe has it, where that is one line and means the same alone."""
+    """Return the recipe's text of an expression if it has the same meaning alone, else DuckDB's rendering."""
     said = f"select {predicate}".encode()
     spans = [(n["query_location"], n["query_location"] + n["query_location_length"]) for n in _nodes(tree)]
     known = [(start, end) for start, end in spans if end <= len(said)]
@@ -195,13 +195,13 @@ def _render(tree: Node) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a message of DuckDB without the lines that point into the statement."""
+    """Return a message of DuckDB without the lines that show the position in the statement."""
     lines = [line.strip() for line in text.split("\n\nLINE ")[0].splitlines()]
     return " ".join(line for line in lines if line).partition(' Use "SET ')[0][:300]
 
 
 def shorten(text: str) -> str:
-    """Return a predicate as a message shows it."""
+    """Shorten a predicate for a message."""
     words = " ".join(text.split())
     return repr(words if len(words) <= 80 else words[:77] + "...")
 
@@ -218,7 +218,7 @@ def _all_functions() -> frozenset[str]:
 
 @lru_cache(1)
 def _functions() -> frozenset[str]:
-    """Return the functions whose value depends on their arguments alone."""
+    """Return the functions whose value depends only on their arguments."""
     scalar = {name for name, kind, _ in _function_table() if kind == "scalar"}
     unstable = {name for name, kind, stability in _function_table() if kind == "scalar" and stability != "CONSISTENT"}
     macros = {name for name, kind, _ in _function_table() if kind == "macro"}
@@ -228,7 +228,7 @@ def _functions() -> frozenset[str]:
 
 @lru_cache(1)
 def _function_table() -> list[tuple[str, str, str | None]]:
-    """Return (name, kind, stability) of every function that DuckDB has; a name may have several rows."""
+    """Return (name, kind, stability) of every function of DuckDB; a name may have several rows."""
     query = "select distinct lower(function_name), function_type, stability from duckdb_functions()"
     with connect() as connection:
         return [(str(name), str(kind), stability) for name, kind, stability in connection.execute(query).fetchall()]

@@ -1,4 +1,4 @@
-"""`use: filter`: a row stays where a SQL predicate is true; a row that goes says which condition it failed, and how."""
+"""`use: filter`: keep the rows for which an SQL predicate is true; record which condition a rejected row failed."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,43 +19,43 @@ from tasks.filter._predicate import MAX_CONDITIONS, Conjunct, Path, connect, one
 from tasks.stage import Batches, Columns, MapStage, Resources, Step, Tables
 
 MAX_VALUE_CHARS: Final = 80
-"""No more of a value is shown in the evidence."""
+"""Values are truncated to this in the evidence."""
 
 MEMORY_MB: Final = 2000
-"""DuckDB's share for one batch."""
+"""DuckDB's memory limit for one batch."""
 BIND_S: Final = 10.0
-"""What a predicate may take before it sees a row: longer, and its constants alone do the work of a build."""
+"""Time limit to bind a predicate: more means that its constants alone are as expensive as a build."""
 
 _NOT_FOR_FILTERS: Final = frozenset(["decisions"])
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One thing that must be true of a row."""
+    """A condition that must be true for a row."""
 
     reason: str
-    """What a row's `reason` says when it is not."""
+    """The `reason` of a row for which it is not true."""
     conjunct: Conjunct
 
 
 class Filter(MapStage):
-    """Keeps the rows for which every condition is true. Writes a decision for every row that it sees.
+    """Keep the rows for which every condition is true. Writes a decision for every input row.
 
-    `where` is a DuckDB predicate over the columns of all earlier tables. Each condition that AND joins at its top level
-    is judged on its own, and is the reason of the rows that fail it. `rules` gives reasons names instead. A row that
-    fails several has the first one as its reason, and all of them in its evidence:
+    `where` is a DuckDB predicate over the columns of all earlier tables. Each operand of its top-level AND is evaluated
+    separately, and is the reason of the rows that fail it. `rules` gives reasons names instead. A row that fails
+    several has the first one as its reason, and all of them in its evidence:
 
         reason      width >= 200
         evidence    width=120 fails width >= 200; clip_score=null: clip_score >= 0.28 is null
 
-    `words` and `lists` look a column up in a file, of any length: a word of the caption among the names of classes, the
-    host of the URL among those that opted out. They come after the predicates.
+    `words` and `lists` look up a column in a file of any length: a word of the caption among the names of classes, the
+    host of the URL among those that opted out. They are applied after the predicates.
 
-    A condition that is null is not true: the row goes. NaN counts as null; so does a value that cannot be computed (a
-    cast of text that is no number). Where two tables have a column of one name, say which: `images.width`. A name that
-    is written exactly as one table has it is that one.
+    If a condition is null, the row is rejected. NaN counts as null, and so does a value that cannot be computed (a cast
+    of text that is not a number). If two tables have a column of the same name, qualify it: `images.width`. An exact
+    match of upper and lower case takes precedence.
 
-    Not for whole-table questions (ranks, counts, duplicates): a condition sees one row.
+    Not for whole-table conditions (ranks, counts, duplicates): a condition is evaluated on one row.
     """
 
     table: ClassVar[str] = "decisions"
@@ -73,11 +73,11 @@ class Filter(MapStage):
     )
 
     words: dict[str, Words] = Field(
-        default_factory=dict, description="reason -> file of words, of which a text column of a row to keep has one"
+        default_factory=dict, description="reason -> file of words; a text column must contain at least one of them"
     )
-    lists: tuple[Listed, ...] = Field((), description="files of values that rows to keep have, or have not")
+    lists: tuple[Listed, ...] = Field((), description="files of values that a column must, or must not, have")
     timeout_s: float = Field(
-        600, gt=0, description="the predicates may take so long for one batch of rows (resources.batch_rows)"
+        600, gt=0, description="time limit of the predicates for one batch of rows (resources.batch_rows)"
     )
     resources: Resources = Resources(batch_rows=8192)
 
@@ -90,7 +90,7 @@ class Filter(MapStage):
         return self
 
     def parameters(self) -> dict[str, Any]:
-        """Return the fields; of a list what is in it, and not where it lies."""
+        """Return the fields, with lists by content and not by path."""
         said = super().parameters()
         del said["timeout_s"]  # it changes no result
         for reason, words in self.words.items():
@@ -100,7 +100,7 @@ class Filter(MapStage):
         return {name: value for name, value in said.items() if value or name not in ("words", "lists")}
 
     def conditions(self) -> list[Condition]:
-        """Return what must be true, in order. Raises RecipeError where a predicate cannot be read or is not allowed."""
+        """Return the conditions in order. Raises RecipeError if a predicate cannot be parsed or is not allowed."""
         if self.where is not None:
             found = [Condition(c.text, c) for c in split(self.where)]
         else:
@@ -110,7 +110,7 @@ class Filter(MapStage):
         return found
 
     def inputs(self, available: Tables) -> Columns:
-        """Return the columns that the conditions name, after binding them against the tables' types."""
+        """Return the columns of the conditions, after binding them to the tables' types."""
         names = _Names(available)
         conditions = self.conditions()
         asked: list[Words | Listed] = [*self.words.values(), *self.lists]
@@ -156,7 +156,7 @@ class Filter(MapStage):
 
 @dataclass(frozen=True)
 class _Lookup:
-    """A list that was read, and what is asked of it."""
+    """A loaded list with its settings."""
 
     reason: str
     asked: Words | Listed
@@ -172,7 +172,7 @@ class _Lookup:
 def _judged(
     conditions: list[Condition], batch: pa.Table, connection: Any, limits: Limits, what: str
 ) -> tuple[pa.Array, pa.Array, Numbers]:
-    """Return reason and evidence by the predicates, string (n,), null where all are true; and the numbers in them.
+    """Return reason and evidence by the predicates, string (n,), null for rows that pass all; and their numbers.
 
     `what`: what a message that a limit was passed calls them.
     """
@@ -192,19 +192,19 @@ def _verdict(reason: str, fails: np.ndarray, evidence: pa.Array) -> tuple[pa.Arr
 
 
 def _joined(evidence: list[pa.Array]) -> pa.Array:
-    """Return all that is said of a row in one line, null where nothing is."""
+    """Join the evidence of each row in one line, null if there is none."""
     joined, *others = evidence
-    for other in others:  # pairs: Arrow 26 loses rows where it skips nulls and there is nothing else
+    for other in others:  # in pairs: Arrow 26 drops rows if it skips nulls and a row has only nulls
         joined = pc.coalesce(pc.binary_join_element_wise(joined, other, "; "), joined, other)
     return joined
 
 
 Place = tuple[str, str]
-"""A table, and a column of it."""
+"""A table and one of its columns."""
 
 
 class _Names:
-    """Which columns a filter may name, and where they are."""
+    """The columns that a filter may refer to, and their tables."""
 
     def __init__(self, available: Tables) -> None:
         tables = {t: s for t, s in available.items() if "sample_id" in s.names and t not in _NOT_FOR_FILTERS}
@@ -217,9 +217,9 @@ class _Names:
         }
 
     def first(self) -> str:
-        """Return a table to read rows from when no column is needed."""
+        """Return a table to read rows from if no column is needed."""
         if not self._tables:
-            raise RecipeError("a filter has nothing to read: no table comes before it")
+            raise RecipeError("a filter has nothing to read: there is no earlier table")
         return next(iter(self._tables.values()))
 
     def types(self, places: Iterable[Place]) -> pa.Schema:
@@ -227,7 +227,7 @@ class _Names:
         return pa.schema([schema.SAMPLE_ID, *(pa.field(place[1], self._types[place]) for place in places)])
 
     def place(self, path: Path) -> Place:
-        """Return where the column of a path is. Raises RecipeError where no table has it, or several have."""
+        """Return the table and column of a path. Raises RecipeError if no table has it, or several have it."""
         found = self._search(path[0])
         table = self._tables.get(path[0].casefold()) if len(path) > 1 else None
         name = path[0]
@@ -245,7 +245,7 @@ class _Names:
         return found[0]
 
     def text(self, column: str) -> Place:
-        """Return where a column of text is. Raises RecipeError where there is none, or it holds something else."""
+        """Return the table and name of a text column. Raises RecipeError if it does not exist or is not text."""
         if column == "host" and not self._search("host"):
             raise RecipeError(
                 "a filter's list names column 'host'; expected `column: url` and `match: host` or `suffix`"
@@ -257,14 +257,14 @@ class _Names:
         return found
 
     def _search(self, column: str, table: str | None = None) -> list[Place]:
-        """Return the places of a name: those that are spelt so or, where there is none, in any case."""
+        """Return the columns of a name: exact matches, or else matches in any case."""
         places = [place for place in self._types if table in {None, place[0]}]
         exact = [place for place in places if place[1] == column]
         return exact or [place for place in places if place[1].casefold() == column.casefold()]
 
 
 def _distinct(places: Iterable[Place]) -> None:
-    """Raise RecipeError where one filter reads columns of one name (in any case) from two tables."""
+    """Raise RecipeError if one filter reads columns of the same name (in any case) from two tables."""
     seen: dict[str, Place] = {}
     for place in places:
         other = seen.setdefault(place[1].casefold(), place)
@@ -278,7 +278,7 @@ def _named(stage: str, predicate: str) -> str:
 
 
 def _bind(conditions: list[Condition], found: pa.Schema, stage: str) -> None:
-    """Raise RecipeError where DuckDB cannot make sense of a condition, or it is not true or false."""
+    """Raise RecipeError if DuckDB cannot bind a condition, or it is not boolean."""
     import duckdb
 
     limits = Limits(BIND_S, MEMORY_MB, "; its constants cost too much")
@@ -299,7 +299,7 @@ def _bind(conditions: list[Condition], found: pa.Schema, stage: str) -> None:
 
 
 def _query(conditions: list[Condition], found: pa.Schema) -> str:
-    """Return the statement that gives reason, evidence, and the numbers in it, of every row of `batch`, in order."""
+    """Return the statement for reason, evidence and its numbers of every row of `batch`, in order."""
     verdicts = ", ".join(f"try({_sql(c, found)}) as ok{i}" for i, c in enumerate(conditions))
     reasons = " ".join(f"when ok{i} is not true then {literal(c.reason)}" for i, c in enumerate(conditions))
     evidence = ", ".join(_evidence(f"ok{i}", c, found) for i, c in enumerate(conditions))
@@ -340,7 +340,7 @@ def _sql(condition: Condition, found: pa.Schema) -> str:
 
 
 def _column(path: Path, found: pa.Schema) -> Path:
-    """Return a path as a batch has it: without the table, which is known to be the right one."""
+    """Return a path without the table, as the columns of a batch are named."""
     names = {name.casefold(): name for name in found.names}
     first = names.get(path[0].casefold())
     if (
@@ -353,7 +353,7 @@ def _column(path: Path, found: pa.Schema) -> Path:
 
 
 def _readable(batch: pa.Table) -> pa.Table:
-    """Return a batch as DuckDB can read it: no half floats, and null for NaN, which it takes for the largest number."""
+    """Convert a batch for DuckDB: no half floats, and null for NaN, which DuckDB orders as the largest number."""
     columns = {}
     for name, column in zip(batch.column_names, batch.columns, strict=True):
         type_ = _without_halves(column.type)

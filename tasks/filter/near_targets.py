@@ -1,7 +1,7 @@
-"""`use: near_targets`: keep the rows of those clusters into which some image of a target set falls.
+"""`use: near_targets`: keep the rows of those clusters to which an image of a target set is assigned.
 
 Source: the image-based filter of DataComp (Gadre et al. 2023, arXiv 2304.14108), whose targets are the training images
-of ImageNet-1k. Clusters here are those of spherical k-means, and a target is assigned as every row is; DataComp's code
+of ImageNet-1k. Clusters here are those of spherical k-means, and a target is assigned like any row; DataComp's code
 assigns by inner products with centroids that it fitted by Euclidean distance.
 """
 
@@ -35,11 +35,11 @@ _NO_VECTOR: Final = "no_embedding"
 
 
 class NearTargets(TableStage):
-    """Keeps a row where its cluster is the nearest one of at least `least` targets. Writes a decision for every row.
+    """Keep a row if its cluster is the nearest one of at least `least` targets. Writes a decision for every row.
 
-    Reasons: far_from_targets, no_embedding (the row has no cluster). Evidence: the cluster, and how many targets fell
-    into it. Targets come from one Parquet file, part by part: vectors, or encoded images, which the encoder of the
-    embedding column embeds first. Targets without a usable vector are counted (note `unusable`) and left out.
+    Reasons: far_from_targets, no_embedding (the row has no cluster). Evidence: the cluster, and the number of targets
+    in it. Targets are read from one Parquet file, part by part: vectors, or encoded images, which are first embedded by
+    the encoder of the embedding column. Targets without a usable vector are counted (note `unusable`) and ignored.
     """
 
     table: ClassVar[str] = "decisions"
@@ -51,11 +51,11 @@ class NearTargets(TableStage):
     use: Literal["near_targets"] = "near_targets"
     targets: str = Field(description="Parquet file with a column of vectors, or of encoded images")
     column: str = Field("", description="that column; default: the only one of vectors, or else of bytes")
-    encoder: str = Field("", description="embedding column that the clusters are of; default: what they say")
+    encoder: str = Field("", description="embedding column of the clusters; default: from their metadata")
     least: int = Field(1, gt=0, description="targets that a cluster must have")
 
     def inputs(self, available: Tables) -> Columns:
-        """Return the clusters, and what embeds images. Raises RecipeError: no clusters, no targets, other width."""
+        """Return the clusters and the encoder's model. Raises RecipeError: no clusters, no targets, other width."""
         if "clusters" not in available or "centroids" not in available:
             raise RecipeError("near_targets needs clusters: put a stage `use: cluster` before it")
         encoded = clustered_column(available, self.encoder)
@@ -85,7 +85,7 @@ class NearTargets(TableStage):
         return ("models",)
 
     def parameters(self) -> dict[str, Any]:
-        """Return the fields; the targets by content, not by path."""
+        """Return the fields, with the targets by content, not by path."""
         self._field()
         return super().parameters() | {"targets": digest_of(Path(self.targets))}
 
@@ -116,7 +116,7 @@ class NearTargets(TableStage):
     # ---- the targets
 
     def _field(self) -> pa.Field:
-        """Return the field of the targets' file that is read. Raises RecipeError."""
+        """Return the field of the targets' file to read. Raises RecipeError."""
         path = Path(self.targets)
         if (why := unreadable(path)) and why != NOT_THERE:
             raise RecipeError(f"near_targets: cannot read {self.targets!r}: {why}")
@@ -126,20 +126,20 @@ class NearTargets(TableStage):
         try:
             schema = pq.read_schema(path)
         except (pa.ArrowInvalid, OSError) as error:
-            raise RecipeError(f"near_targets: {self.targets!r} is no Parquet file: {first_line(error)}") from None
+            raise RecipeError(f"near_targets: {self.targets!r} is not a Parquet file: {first_line(error)}") from None
         vectors, images = ([f for f in schema if test(f.type)] for test in (_is_vector, _is_image))
         named = [f for f in (*vectors, *images) if f.name == self.column]
         chosen = named if self.column else vectors or images
         if len(chosen) != 1:
             names = [f.name for f in (*vectors, *images)]
-            hint = nearest(self.column, names) if self.column else "; say which: `column`"
+            hint = nearest(self.column, names) if self.column else "; specify one as `column`"
             raise RecipeError(
                 f"near_targets: {self.targets}: columns of vectors or images: {', '.join(names) or 'none'}{hint}"
             )
         return chosen[0]
 
     def _vectors(self, inputs: Inputs, run: Run) -> Iterator[np.ndarray]:
-        """Yield the targets' vectors, float32 (n, d); not normalised, NaN where there is none."""
+        """Yield the targets' vectors, float32 (n, d); not normalised, NaN for missing ones."""
         field = self._field()
         model: Model | None = None
         with pq.ParquetFile(self.targets) as file:
@@ -181,7 +181,7 @@ def _is_image(type_: pa.DataType) -> bool:
 
 
 def _matrix(column: pa.Array, dim: int, path: str) -> np.ndarray:
-    """Return a column of lists as float32 (n, dim), NaN where it is null. Raises RecipeError for another length."""
+    """Return a column of lists as float32 (n, dim), NaN for null. Raises RecipeError for another length."""
     present = column.drop_null()
     values = present.flatten().cast(pa.float32())
     lengths = set(present.value_lengths().to_pylist()) if not pa.types.is_fixed_size_list(column.type) else {dim}

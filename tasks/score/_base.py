@@ -1,7 +1,7 @@
-"""The contract of the `score` family: a scorer gives every row a number, or a label, in columns of its name.
+"""The contract of the `score` family: a scorer computes a number, or a label, for every row, in columns of its name.
 
-A `VectorScorer` reads one embedding column, and becomes a `Head`: chains of affine maps, of which the first ones of
-all scorers are one matrix product. An `ImageScorer` reads pixels. Scores are written once; thresholds are SQL, later.
+A `VectorScorer` reads one embedding column, and becomes a `Head`: a chain of affine maps; the first maps of all scorers
+are one matrix product. An `ImageScorer` reads pixels. Scores are written once; thresholds are SQL in a later stage.
 """
 
 from abc import ABC, abstractmethod
@@ -28,31 +28,31 @@ Forward = Callable[[np.ndarray], np.ndarray]
 
 
 class Scorer(Config, ABC):
-    """One scorer. Subclasses add `use: Literal["x"] = "x"`; the column is called `name`, by default `use`."""
+    """One scorer. Subclasses add `use: Literal["x"] = "x"`; the column is named `name`, by default `use`."""
 
     version: ClassVar[int] = 1
-    """Raise it when the scores change for the same input: it is in the fingerprint, and in the field's metadata."""
+    """Increase it when the scores change for the same input: it is in the fingerprint, and in the field's metadata."""
     about: ClassVar[str]
-    """What the number means, its range, and which way is more."""
+    """The meaning of the number, its range and direction."""
 
     use: str
-    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$", description="the column; default: what it uses")
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$", description="the column; default: the value of `use`")
 
     def model_post_init(self, context: Any) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.use)
 
     def fields(self) -> list[pa.Field]:
-        """Return the columns that it writes. Raises RecipeError where a file that it names cannot be read."""
+        """Return the columns that it writes. Raises RecipeError if one of its files cannot be read."""
         return [score(self.name, self.use, self.version, self.about)]
 
     def check(self, available: Tables) -> None:
-        """Raise RecipeError where it cannot be computed from these tables. Fetches and loads nothing."""
+        """Raise RecipeError if the scores cannot be computed from these tables. Fetches and loads nothing."""
         if isinstance(self, Weights):
             self.check_weights()
 
     def parameters(self) -> dict[str, Any]:
-        """Return what decides its scores: weights by content, never by path."""
+        """Return the parameters that determine its scores, with weights by content, not by path."""
         found = self.model_dump(mode="json") | {"version": self.version}
         if isinstance(self, Weights):
             found |= {"weights": self.digest(), "sha256": None}
@@ -60,26 +60,26 @@ class Scorer(Config, ABC):
 
 
 class VectorScorer(Scorer):
-    """A scorer of stored embeddings. It normalises rows itself; null, zero and NaN vectors get null."""
+    """A scorer of stored embeddings. Rows are normalised; null, zero and NaN vectors have the score null."""
 
     encoder: str = Field("", description="embedding column; default: the first one")
 
     @property
     def dim(self) -> int | None:
-        """How many numbers a vector must have; None: any."""
+        """The required length of vectors; None: any."""
         return None
 
     @property
     def prompts(self) -> PromptSet | None:
-        """The texts whose vectors it needs, or None. Raises RecipeError where a file of them cannot be read."""
+        """The texts whose vectors it requires, or None. Raises RecipeError if a file of texts cannot be read."""
         return None
 
     def resolved(self) -> Self:
-        """Return the same scorer with the texts in it that it names a file of: workers need not have the file."""
+        """Return the scorer with the contents of its text files, which workers may not have."""
         return self
 
     def column(self, available: Tables) -> str:
-        """Return the embedding column that it reads. Raises RecipeError: no such column, or of another width."""
+        """Return the embedding column that it reads. Raises RecipeError if it does not exist or has another width."""
         column = vector_column(available, self.encoder)
         found = width(available["embeddings"], column)
         if self.dim is not None and found != self.dim:
@@ -92,14 +92,14 @@ class VectorScorer(Scorer):
 
     @abstractmethod
     def head(self, vectors: Mapping[str, np.ndarray]) -> Head:
-        """Load it. `vectors`: label -> float32 (d,), of `prompts`, in order. Raises UserError on other weights."""
+        """Load the head. `vectors`: label -> float32 (d,) of `prompts`, in order; raises UserError."""
 
 
 class ImageScorer(Scorer):
-    """A scorer of pixels. One decode of an image serves all of them; what cannot be decoded gets null."""
+    """A scorer of pixels. An image is decoded once for all of them; undecodable images have the score null."""
 
     shape: ClassVar[tuple[int, int, int]]
-    """height, width, 3 of what `prepare` gives."""
+    """height, width, 3 of the result of `prepare`."""
 
     @abstractmethod
     def prepare(self, picture: "Image") -> np.ndarray:
@@ -107,4 +107,4 @@ class ImageScorer(Scorer):
 
     @abstractmethod
     def open(self, device: str) -> Forward:
-        """Load it. Raises UserError on other weights."""
+        """Load the network. Raises UserError for wrong weights."""

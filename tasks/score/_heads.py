@@ -1,4 +1,4 @@
-"""Heads on embeddings: chains of affine maps with ReLU between, whose first maps run as one matrix product."""
+"""Heads on embeddings: chains of affine maps with ReLU between, whose first maps are computed as one matrix product."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 COLUMNS: Final = 16
-"""The product's columns are filled up with zeros to a multiple of this: 103 cost as much as 128 without (measured)."""
+"""The product's columns are padded with zeros to a multiple of this: without it 103 cost as much as 128 (measured)."""
 
 Finish = Callable[["torch.Tensor"], "list[torch.Tensor]"]
 """(n, k) of the last map to the columns, each (n,)."""
@@ -27,22 +27,22 @@ class Affine(NamedTuple):
     bias: np.ndarray
 
     def after(self, first: "Affine") -> "Affine":
-        """Return the one map that does `first` and then this."""
+        """Return the composition: `first`, then this map."""
         return Affine(self.weight @ first.weight, self.weight @ first.bias + self.bias)
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a scorer computes from a row of length 1: `maps` with ReLU between, then `finish`."""
+    """The function of a scorer on a row of length 1: `maps` with ReLU between, then `finish`."""
 
     maps: tuple[Affine, ...]
     finish: Finish
     labels: tuple[str, ...] = ()
-    """What the numbers in a column of labels stand for."""
+    """The labels of the indices in a column of labels."""
 
 
 def folded(maps: Sequence[Affine]) -> Affine:
-    """Return maps without anything between them, as one. Exact but for rounding in float64."""
+    """Return the composition of affine maps, exact up to rounding in float64."""
     found, *rest = maps
     for map_ in rest:
         found = map_.after(found)
@@ -51,9 +51,9 @@ def folded(maps: Sequence[Affine]) -> Affine:
 
 def affine_maps(state: State, widths: Sequence[int], name: str) -> list[Affine]:
     """Return the linear layers of a state dict, in the natural order of their names (`dense`, `dense1`, `dense2`;
-    `layers.2` before `layers.12`), whatever the names are. `widths`: of the input and of every layer's output.
+    `layers.2` before `layers.12`). `widths`: of the input and of every layer's output.
 
-    Raises UserError where the file has other layers, in one line.
+    Raises UserError, with one line, if the file has other layers.
     """
     keys = [key for key in state if key.split(".")[-1] == "weight" and state[key].ndim == 2]
     keys.sort(key=_natural)
@@ -70,7 +70,7 @@ def affine_maps(state: State, widths: Sequence[int], name: str) -> list[Affine]:
 
 
 def _natural(key: str) -> tuple[tuple[str, int], ...]:
-    """Return a key by which layers sort as they are numbered; a name without a number is the first of its kind."""
+    """Return the sort key of a layer's name: numbers by value, and a name without a number first."""
     words = key.split(".")[:-1]
     stems = [word.rstrip("0123456789") for word in words]
     return tuple((stem, int(word[len(stem) :] or -1)) for stem, word in zip(stems, words, strict=True))
@@ -81,10 +81,10 @@ def _show(shapes: Sequence[tuple[int, ...]]) -> str:
 
 
 class Stacked:
-    """All heads that read one embedding column: one product for their first maps, then each one's small rest.
+    """All heads that read one embedding column: one product for their first maps, then the small rest of each.
 
-    float32 throughout. Rows are scaled to length 1 after the product, which is linear: it costs k numbers a row
-    where scaling the row itself costs d.
+    float32 throughout. Rows are scaled to length 1 after the product, which is linear: that scales k numbers per row
+    instead of d.
     """
 
     def __init__(self, heads: Sequence[Head], device: str) -> None:
@@ -108,7 +108,7 @@ class Stacked:
         import torch
 
         with torch.inference_mode():
-            # A copy, because Arrow's buffers are read-only; half as many bytes as the float32 that comes of it.
+            # A copy, because Arrow's buffers are read-only; as float16 it has half the bytes of float32.
             rows = torch.from_numpy(vectors.copy()).to(self._device).float()
             length = torch.linalg.vector_norm(rows, dim=1)
             product = (rows @ self._weight).div_(length[:, None]).add_(self._bias)
@@ -126,10 +126,10 @@ class Stacked:
 
 
 def single(x: "torch.Tensor") -> "list[torch.Tensor]":
-    """Return the only output."""
+    """Return the single output."""
     return [x[:, 0]]
 
 
 def sigmoid(x: "torch.Tensor") -> "list[torch.Tensor]":
-    """Return the only output as a probability."""
+    """Return the single output as a probability."""
     return [x[:, 0].sigmoid()]

@@ -1,13 +1,13 @@
-"""ZPE: weights for the templates of a zero-shot classifier, from images without labels.
+"""ZPE: weights of the templates of a zero-shot classifier, from images without labels.
 
-With logits L[n, p, c] of image n, template p and label c (logit scale in), and their means over reference images and
-over the images at hand, E_ref[p, c] and E_test[p, c]:
+With logits L[n, p, c] of image n, template p and label c (including the logit scale), and their means over reference
+images and over the test images, E_ref[p, c] and E_test[p, c]:
 
     s_p = mean_n max_c (L[n, p, c] - (E_ref[p, c] + E_test[p, c]) / 2)        w = softmax(s)
 
-A template that is loud for every image is debiased by the means; one that tells labels apart keeps a high maximum.
-Logits are linear in the image, so a mean of logits is the logit of the mean image: of the reference, only its mean
-vector is needed. Adding any constant a[p, c] to all images' logits changes nothing.
+A template with high logits for every image is debiased by the means; one that distinguishes labels has a high maximum.
+Logits are linear in the image, so a mean of logits is the logit of the mean image: only the mean vector of the
+reference is needed. Adding a constant a[p, c] to all images' logits changes nothing.
 
 Source: Allingham et al., A simple zero-shot prompt weighting technique, ICML 2023, arXiv:2302.06235, section 3.2.
 """
@@ -28,7 +28,7 @@ def template_scores(
 
     blocks: image vectors, float32 (n, d) tensors on one device, each read once; prompts: float32 (p, c, d), in memory
     or mapped; centre: (d,), the mean of the reference's and of the images' mean vectors. Holds one template's logits
-    of one block at a time. Raises ValueError where there is no image.
+    of one block at a time. Raises ValueError without images.
     """
     import torch
 

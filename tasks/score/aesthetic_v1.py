@@ -17,7 +17,7 @@ DIMS: Final = {"l14": 768, "b32": 512, "b16": 512}
 
 
 class AestheticV1(Weights, VectorScorer):
-    """How pleasing an image is, about 0 to 10, by one linear layer.
+    """The aesthetic score of an image, about 0 to 10, by one linear layer.
 
     Weights: `weight` (1, d) and `bias` (1,), as published, as a torch state dict or safetensors.
     """

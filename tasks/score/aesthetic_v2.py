@@ -19,7 +19,7 @@ WIDTHS: Final = (768, 1024, 128, 64, 16, 1)
 
 
 class AestheticV2(Weights, VectorScorer):
-    """How pleasing an image is, about 1 to 10, by LAION's second predictor, folded to one affine map at load.
+    """The aesthetic score of an image, about 1 to 10, by LAION's second predictor, folded to one affine map at load.
 
     Weights: `layers.0`, `.2`, `.4`, `.6`, `.7`, each `.weight` and `.bias`, as a torch state dict or safetensors.
     """

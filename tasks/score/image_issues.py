@@ -1,12 +1,12 @@
-"""`use: image_issues`: cleanvision's scores of what may be wrong with an image, from the statistics of `download`.
+"""`use: image_issues`: cleanvision's scores of image issues, from the statistics of `download`.
 
 Source: cleanvision 0.3.7 (cleanlab), its seven image properties with their default parameters; the formulas are in
-`scores`. The numbers equal its own to 1e-6 wherever the picture was measured at full size (`download`: `statistics:
-exact`, or any picture that was not reduced while it was decoded). On purpose it differs where that errs:
+`scores`. The numbers equal cleanvision's to 1e-6 if the picture was measured at full size (`download`: `statistics:
+exact`, or any picture that was not reduced during decoding). Departures:
 
-- a grey picture that is stored with three channels is grey too (there: one that is stored with one channel);
-- palettes, transparency, 16 bits and CMYK are measured as the RGB picture that they show;
-- an image that cannot be read has a reason, and ends nothing.
+- a grey picture that is stored with three channels is grey too (cleanvision: only one with one channel);
+- palettes, transparency, 16 bits and CMYK are measured as the displayed RGB picture;
+- an image that cannot be read has a reason, and raises no error.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +31,7 @@ READ: Final = (
     "entropy",
     "greyscale",
 )
-"""The columns of `images` that it is made of."""
+"""The columns of `images` that it reads."""
 
 SCORES: Final = {
     "dark_score": "99th percentile of brightness; cleanvision's issue is below 0.32",
@@ -49,10 +49,10 @@ _IQR_FACTOR: Final = 3.0
 
 
 class ImageIssues(MapStage):
-    """Writes `image_issues`: one float32 column a score, 0 (bad) to 1; null where a statistic is missing.
+    """Write `image_issues`: one float32 column per score, 0 (bad) to 1; null if a statistic is missing.
 
-    Thresholds are SQL, later: `configs/filters/image_issues.yaml` has cleanvision's. The sizes' quartiles are those of
-    all rows that are alive when it runs (table `image_sizes`, made first).
+    Thresholds are SQL in a later filter: `configs/filters/image_issues.yaml` has cleanvision's. The sizes' quartiles
+    are those of all rows that have not been removed when it runs (table `image_sizes`, which is made first).
     """
 
     table: ClassVar[str] = "image_issues"
@@ -71,7 +71,7 @@ class ImageIssues(MapStage):
         return [schema.score(name, self.use, self.version, about) for name, about in SCORES.items()]
 
     def inputs(self, available: Tables) -> Columns:
-        """Return the statistics. Raises RecipeError where `images` lacks one."""
+        """Return the columns of statistics. Raises RecipeError if `images` lacks one."""
         if "images" not in available:
             raise RecipeError("image_issues needs the table 'images': put it after `use: download`")
         missing = [name for name in READ if name not in available["images"].names]
@@ -100,7 +100,7 @@ def scores(batch: pa.Table, q1: float | None, q3: float | None) -> dict[str, np.
     """Return the columns of SCORES, float64 (n,), NaN where a statistic is null. `q1`, `q3`: of sqrt(width x height).
 
     - blurry: min(1, s + g), s = 1 - exp(-0.01 blur), g = 1 - exp(-0.01 histogram_std), or 0 where that is <= 0.18.
-    - odd size: see `odd_size`. The others stand in SCORES.
+    - odd size: see `odd_size`. The others are described in SCORES.
     """
     width, height, p5, p99, blur, spread, entropy, grey = (
         batch.column(name).cast(pa.float64()).to_numpy() for name in READ
@@ -121,9 +121,9 @@ def scores(batch: pa.Table, q1: float | None, q3: float | None) -> dict[str, np.
 
 
 def odd_size(sizes: np.ndarray, q1: float | None, q3: float | None) -> tuple[np.ndarray, float]:
-    """Return the score of every size, float64 (n,), and the threshold below which it is odd.
+    """Return the score of every size, float64 (n,), and the threshold below which a size is odd.
 
-    low, high = q1 - 3 IQR, q3 + 3 IQR; score = 1 - min(1, |size - middle| / (high - low)), threshold 0.5. Where the
+    low, high = q1 - 3 IQR, q3 + 3 IQR; score = 1 - min(1, |size - middle| / (high - low)), threshold 0.5. If the
     quartiles are equal: 1 - min(1, |size - middle| / middle), threshold 1: any other size is odd.
     """
     if q1 is None or q3 is None:

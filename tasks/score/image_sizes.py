@@ -15,10 +15,10 @@ Counts = dict[tuple[int, int], int]
 
 
 class ImageSizes(TableStage):
-    """Writes `image_sizes`, one row: how many images, and the quartiles of sqrt(width x height), exactly.
+    """Write `image_sizes`, one row: the number of images, and the exact quartiles of sqrt(width x height).
 
-    In one pass, part by part: what is kept is a count for every size that occurs, some 0.2 kB each, and sizes repeat.
-    Quartiles are null where there is no image.
+    In one pass, part by part: a count for every distinct size is stored, some 0.2 kB each. Quartiles are null if there
+    is no image.
     """
 
     table: ClassVar[str] = "image_sizes"
@@ -47,13 +47,13 @@ class ImageSizes(TableStage):
 
 
 class SizeCounts:
-    """How many images there are of every size, as a reducer."""
+    """A reducer that counts the images of every size."""
 
     def init(self) -> Counts:
         return {}
 
     def update(self, state: Counts, batch: pa.Table) -> Counts:
-        """Add a batch's images; those without a size are left out."""
+        """Add a batch's images, except those without a size."""
         sizes = batch.select(["original_width", "original_height"]).drop_null()
         grouped = sizes.group_by(sizes.column_names).aggregate([([], "count_all")])
         columns = (grouped.column(name).to_pylist() for name in (*sizes.column_names, "count_all"))

@@ -20,15 +20,15 @@ MODEL_SHA256: Final = "8f3472cfe8738a7b6099e8e999c3cbfae0dcd15696aac7d7738a8039d
 _LABEL: Final = "__label__"
 
 Identify = Callable[[str], tuple[str, float]]
-"""A text in one line to its language (ISO 639-1, or 639-3 where that has none) and the probability of it, 0..1."""
+"""One line of text -> its language (ISO 639-1, or 639-3 if that has none) and the probability, 0..1."""
 
 
 class Language(MapStage):
-    """Writes `languages`: `language` and `language_score` of every caption; null where there is no text.
+    """Write `languages`: `language` and `language_score` of every caption; null if there is no text.
 
-    As DataComp asks it: line breaks become spaces, and nothing else is changed; the most probable language is taken,
-    however improbable. Text that is not UTF-8 is read with replacement characters. Reads the source alone, so it can
-    stand before `download`. Source: Joulin et al. 2016 (fastText), https://fasttext.cc/docs/en/language-identification.
+    As in DataComp, line breaks become spaces, and nothing else is changed; the most probable language is used, however
+    improbable. Text that is not UTF-8 is read with replacement characters. It reads only the source, so it can precede
+    `download`. Source: Joulin et al. 2016 (fastText), https://fasttext.cc/docs/en/language-identification.
     """
 
     table: ClassVar[str] = "languages"
@@ -46,7 +46,7 @@ class Language(MapStage):
         ]
 
     def inputs(self, available: Tables) -> Columns:
-        """Return the text column. Raises RecipeError where the source lacks it, or it holds no text."""
+        """Return the text column. Raises RecipeError if the source lacks it, or it is not text."""
         source = available["source"]
         if self.column not in source.names:
             raise RecipeError(f"language: the source has no column {self.column!r}{nearest(self.column, source.names)}")
@@ -59,7 +59,7 @@ class Language(MapStage):
         return pa.schema([SAMPLE_ID, *self.fields()])
 
     def parameters(self) -> dict[str, Any]:
-        """Return the fields, and which model it is."""
+        """Return the fields and the model's digest."""
         return super().parameters() | {"model": MODEL_SHA256}
 
     def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
@@ -77,7 +77,7 @@ class Language(MapStage):
 def identified(texts: pa.ChunkedArray, identify: Identify) -> tuple[pa.Array, pa.Array]:
     """Return language (string) and score (float32) of every text; null for null, empty and blank ones.
 
-    fastText takes one text at a time where its probability is wanted; equal texts are asked once.
+    fastText takes one text at a time if the probability is requested; equal texts are identified once.
     """
     coded = texts.cast(pa.large_binary()).combine_chunks().dictionary_encode()
     coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
@@ -93,20 +93,20 @@ def _answer(text: bytes, identify: Identify) -> tuple[str | None, float | None]:
 
 
 def load() -> Identify:
-    """Return what names the language of a text. The model is read from the installed package."""
+    """Load the model from the installed package; return the function that identifies a text's language."""
     import fasttext  # type: ignore[import-untyped]
 
     model = fasttext.load_model(model_path()).f
 
     def identify(line: str) -> tuple[str, float]:
         probability, label = model.predict(line + "\n", 1, 0.0, "replace")[0]
-        return label.removeprefix(_LABEL), min(1.0, probability)  # rounding lets some be 1.00003
+        return label.removeprefix(_LABEL), min(1.0, probability)  # by rounding some are 1.00003
 
     return identify
 
 
 def model_path() -> str:
-    """Return where the installed package keeps the model, without importing it: that would load a downloader."""
+    """Return the path of the model in the installed package, without importing that: it would load a downloader."""
     from importlib.util import find_spec
     from pathlib import Path
 

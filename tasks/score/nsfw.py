@@ -49,11 +49,11 @@ class Nsfw(Weights, VectorScorer):
         state = self.read()
         maps = affine_maps(state, WIDTHS[self.variant], self.name)
         if self.variant == "h14":
-            return Head((*maps[:-2], folded(maps[-2:])), single)  # nothing lies between the last two
+            return Head((*maps[:-2], folded(maps[-2:])), single)  # no activation between the last two
         return Head((maps[0].after(self._normalisation(state)), *maps[1:]), sigmoid)
 
     def _normalisation(self, state: State) -> Affine:
-        """Return (x - mean) / sqrt(variance), scaled and shifted where the file says so, as an affine map."""
+        """Return (x - mean) / sqrt(variance), with the file's scale and shift if it has them, as an affine map."""
         mean, variance = self._first(state, _MEANS), self._first(state, _VARIANCES)
         if variance is None and (std := self._first(state, ("std",))) is not None:
             variance = std**2
@@ -72,7 +72,7 @@ class Nsfw(Weights, VectorScorer):
         return Affine(np.diag(factor), shift - factor * mean)
 
     def _first(self, state: State, keys: tuple[str, ...]) -> np.ndarray | None:
-        """Return the first of `keys` that is there: float64 (d,). Raises UserError where it has another shape."""
+        """Return the first of `keys` that exists: float64 (d,). Raises UserError if it has another shape."""
         for key in keys:
             if key in state:
                 values: np.ndarray = state[key].double().numpy().reshape(-1)

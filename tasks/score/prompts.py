@@ -1,7 +1,7 @@
-"""`use: prompts`: the vectors of the labels that scorers compare images with, made once for all actors.
+"""`use: prompts`: the vectors of the labels with which scorers compare images, made once for all actors.
 
-`use: score` puts it before itself where a scorer has texts. The texts are read by the encoder that made the embedding
-column, so images and texts share a space; templates are averaged into one vector a label, plainly or by ZPE's weights.
+`use: score` adds it if a scorer has texts. The texts are embedded by the encoder that made the embedding column, so
+images and texts share a space; templates are averaged into one vector per label, uniformly or with ZPE's weights.
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,14 +39,14 @@ BLOCK_ROWS: Final = 4096
 
 
 class Reference(Weights):
-    """Images that have nothing to do with the corpus (ZPE: 20,000 of LAION-400M), as vectors of the same encoder.
+    """Images unrelated to the corpus (ZPE: 20,000 of LAION-400M), as vectors of the same encoder.
 
     A NumPy, torch or safetensors file with one array: (n, d) vectors, or (d,), their mean. Rows are scaled to length 1
-    before they are averaged; a mean is used as it is.
+    before they are averaged; a mean is used unchanged.
     """
 
     def mean(self, dim: int) -> np.ndarray:
-        """Return the mean vector: float64 (d,). Raises UserError where the file holds something else."""
+        """Return the mean vector: float64 (d,). Raises UserError if the file has other arrays."""
         arrays = [array.double().numpy() for array in self.read().values()]
         if len(arrays) != 1 or arrays[0].ndim not in (1, 2) or arrays[0].shape[-1] != dim or arrays[0].size == 0:
             shapes = ", ".join(str(array.shape) for array in arrays)
@@ -61,13 +61,13 @@ class Reference(Weights):
 
 
 class Ensemble(Config):
-    """How the templates of one label become one vector."""
+    """How the templates of a label are combined into one vector."""
 
     ensemble: Literal["mean", "zpe"] = Field("mean", description="equal weights, or ZPE's, fitted on the corpus")
-    logit_scale: float = Field(100.0, gt=0, description="what cosines are multiplied by; CLIP learnt 100")
-    sample_rows: int = Field(20_000, gt=0, description="zpe: images of the corpus that it is fitted on, by the seed")
+    logit_scale: float = Field(100.0, gt=0, description="factor of the cosines; CLIP learnt 100")
+    sample_rows: int = Field(20_000, gt=0, description="zpe: images of the corpus to fit on, sampled by the seed")
     reference: Reference | None = Field(
-        None, description="zpe: vectors of unrelated images; without it the corpus stands for them"
+        None, description="zpe: vectors of unrelated images; default: the corpus itself"
     )
 
 
@@ -76,14 +76,14 @@ class PromptSet(Ensemble):
 
     name: str = Field(description="the scorer")
     encoder: str = Field("", description="embedding column; default: the first one")
-    labels: tuple[str, ...] = Field(min_length=2, description="what {} stands for, one after the other")
+    labels: tuple[str, ...] = Field(min_length=2, description="the values of {} in the templates")
     templates: tuple[str, ...] = Field(min_length=1, description="texts with {} for the label")
 
     @model_validator(mode="after")
     def _texts_are_sound(self) -> "PromptSet":
         doubled = sorted({label for label in self.labels if self.labels.count(label) > 1})
         if doubled:
-            raise ValueError(f"scorer {self.name!r}: the label {doubled[0]!r} is there twice")
+            raise ValueError(f"scorer {self.name!r}: the label {doubled[0]!r} is a duplicate")
         for template in self.templates:
             if template.count("{}") != 1:
                 raise ValueError(
@@ -92,17 +92,17 @@ class PromptSet(Ensemble):
         return self
 
     def texts(self, template: str) -> list[str]:
-        """Return one template with every label. Labels are put in as they are: braces in them mean nothing."""
+        """Return one template with every label. Braces in labels have no special meaning."""
         return [template.replace("{}", label) for label in self.labels]
 
     def parameters(self) -> dict[str, Any]:
-        """Return what decides the vectors: the reference by content."""
+        """Return the parameters that determine the vectors, with the reference by content."""
         reference = None if self.reference is None else self.reference.digest()
         return self.model_dump(mode="json") | {"reference": reference}
 
 
 class Prompts(TableStage):
-    """Writes `prompts`: one vector a scorer and label. Facts beside it: each ZPE set's weight of every template.
+    """Write `prompts`: one vector for each scorer and label, and, as facts, the template weights of each ZPE set.
 
     ZPE is fitted on at most `sample_rows` alive rows that have a usable embedding, drawn by the seed. Where there is
     none, the weights are equal. It reads the embeddings table, so it is made again, and the scores after it, when the
@@ -114,7 +114,7 @@ class Prompts(TableStage):
     seeded: ClassVar[bool] = True
 
     use: Literal["prompts"] = "prompts"
-    sets: tuple[PromptSet, ...] = Field(min_length=1, description="the texts of every scorer that has some")
+    sets: tuple[PromptSet, ...] = Field(min_length=1, description="the texts of every scorer that has texts")
 
     def inputs(self, available: Tables) -> Columns:
         """Return the columns that ZPE is fitted on."""
@@ -122,7 +122,7 @@ class Prompts(TableStage):
         for set_ in self.sets:
             column = vector_column(available, set_.encoder)
             encoder = encoder_of(available["embeddings"], column)
-            encoder.model_copy(update={"text": True}).check(available)  # it has a tokenizer for its words
+            encoder.model_copy(update={"text": True}).check(available)  # check its tokenizer
             if set_.reference is not None:
                 set_.reference.check_weights()
             if set_.ensemble == "zpe" and column not in read:
@@ -164,9 +164,9 @@ class Prompts(TableStage):
 
 
 def text_vectors(set_: PromptSet, model: Model, path: Path) -> np.ndarray:
-    """Return the texts' vectors, of length 1: float32 (templates, labels, d), mapped at `path`.
+    """Return the texts' vectors, of length 1: float32 (templates, labels, d), memory-mapped at `path`.
 
-    Raises UserError where the model gives a text no usable vector.
+    Raises UserError if the model's vector of a text is unusable.
     """
     found: np.ndarray | None = None
     for number, template in enumerate(set_.templates):
@@ -178,7 +178,7 @@ def text_vectors(set_: PromptSet, model: Model, path: Path) -> np.ndarray:
             shape = (len(set_.templates), *vectors.shape)
             found = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
         found[number] = vectors
-    assert found is not None  # there is a template at least
+    assert found is not None  # there is at least one template
     return found
 
 

@@ -1,6 +1,6 @@
-"""`use: score`: the entry of a recipe, which stands for the stages that its scorers need.
+"""`use: score`: the entry of a recipe, which expands to the stages that its scorers require.
 
-    prompts         the vectors of labels, where a scorer has texts                   -> table `prompts`
+    prompts         the vectors of labels, if a scorer has texts                      -> table `prompts`
     score_images    scorers of pixels (watermark)                                     -> table `image_scores`
     score_vectors   scorers of embeddings (aesthetic, nsfw, violence, zero_shot)      -> table `scores`
     language        the language of captions                                          -> table `languages`
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class Score(Forwarding, Stage):
-    """Gives every sample a column a scorer: float32 scores, and strings where a scorer gives a label.
+    """Compute one column per scorer: float32 scores, or strings for labels.
 
-    A score that cannot be computed is null. Thresholds are SQL, in a later `filter`: changing one computes no score.
+    A score that cannot be computed is null. Thresholds are SQL in a later `filter`: changing one computes no score.
     """
 
     use: Literal["score"] = "score"
     table = "scores"
-    scorers: tuple["AnyScorer", ...] = Field(min_length=1, description="what is computed, each in columns of its name")
+    scorers: tuple["AnyScorer", ...] = Field(min_length=1, description="the scorers, each with columns of its name")
     resources: Resources = Resources(gpus="auto")
 
     @model_validator(mode="after")
@@ -41,7 +41,7 @@ class Score(Forwarding, Stage):
         names = ["sample_id", *(field.name for scorer in self.scorers for field in scorer.fields())]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
-            raise ValueError(f"two columns would be called {doubled[0]!r}: give the scorers other names")
+            raise ValueError(f"two columns would be named {doubled[0]!r}: give the scorers other names")
         return self
 
     def inputs(self, available: Tables) -> Columns:

@@ -1,6 +1,7 @@
 """`use: score_images`: every scorer of pixels, in one pass over the images, each decoded once.
 
-While the device works on one forward batch, threads decode the next. A forward batch is always the same rows of a part.
+While the device processes one forward batch, threads decode the next. The forward batches of a part are always the same
+rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,18 +22,18 @@ if TYPE_CHECKING:
     from tasks.score import AnyImageScorer
 
 _AHEAD: Final = 2
-"""Forward batches under way or ready: bounds the memory (32 pictures of 256 x 256 are 6 MB)."""
+"""Forward batches in progress or ready: bounds the memory (32 pictures of 256 x 256 are 6 MB)."""
 
 
 class Forwarding(Config):
-    """What a recipe may say about how images are read."""
+    """Settings for reading images."""
 
     batch_size: int = Field(32, gt=0, description="images in one forward pass")
-    decode_threads: int = Field(4, gt=0, description="threads that decode and resize images, beside the device")
+    decode_threads: int = Field(4, gt=0, description="threads that decode and resize images")
 
 
 class ScoreImages(Forwarding, MapStage):
-    """Writes `image_scores`: one float32 column a scorer, null where the image cannot be decoded.
+    """Write `image_scores`: one float32 column per scorer, null if the image cannot be decoded.
 
     A table of its own, so that another head on the embeddings, or labels fitted again, read no image again.
     """
@@ -40,7 +41,7 @@ class ScoreImages(Forwarding, MapStage):
     table: ClassVar[str] = "image_scores"
 
     use: Literal["score_images"] = "score_images"
-    scorers: tuple["AnyImageScorer", ...] = Field(min_length=1, description="what is computed from pixels")
+    scorers: tuple["AnyImageScorer", ...] = Field(min_length=1, description="scorers of pixels")
     resources: Resources = Resources(gpus="auto")
 
     def inputs(self, available: Tables) -> Columns:
@@ -54,12 +55,12 @@ class ScoreImages(Forwarding, MapStage):
         return pa.schema([SAMPLE_ID, *(field for scorer in self.scorers for field in scorer.fields())])
 
     def parameters(self) -> dict[str, Any]:
-        """Return the fields, with weights by content; without decode_threads, which change nothing."""
+        """Return the fields, with weights by content; without decode_threads, which changes no result."""
         scorers = [scorer.parameters() for scorer in self.scorers]
         return super().parameters() | {"scorers": scorers, "decode_threads": None}
 
     def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
-        """Load every scorer. Raises UserError where weights cannot be had, or are others."""
+        """Load every scorer. Raises UserError if weights cannot be loaded or are wrong."""
         forwards = {scorer.name: scorer.open(device) for scorer in self.scorers}
 
         def step(batches: Iterator[pa.Table]) -> Batches:

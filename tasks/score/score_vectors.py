@@ -1,7 +1,7 @@
 """`use: score_vectors`: every scorer of embeddings, in one pass over the stored vectors; no image is read.
 
 All scorers of one embedding column share one matrix product: the folded maps of the linear ones and the first layers
-of the others lie in one matrix. What is left to do after it is small.
+of the others are in one matrix. The remaining layers are small.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tasks.score import AnyVectorScorer
 
 STEP_ROWS: Final = 1024
-"""Rows multiplied at once: 3 MB of float32 at 768, which stays in a core's cache (measured best of 512 to 8192)."""
+"""Rows multiplied at once: 3 MB of float32 at 768, which stays in a core's cache (fastest of 512 to 8192)."""
 PIECE_ROWS: Final = 8 * STEP_ROWS
 """Rows of one output table, counted from the start of a part."""
 
@@ -32,16 +32,16 @@ Made = dict[str, tuple[Head, np.ndarray]]
 
 
 class ScoreVectors(MapStage):
-    """Writes `scores`: one float32 column a scorer (a string for a label), null where there is no usable vector."""
+    """Write `scores`: one float32 column per scorer (a string for a label), null if there is no usable vector."""
 
     table: ClassVar[str] = "scores"
 
     use: Literal["score_vectors"] = "score_vectors"
-    scorers: tuple["AnyVectorScorer", ...] = Field(min_length=1, description="what is computed from embeddings")
+    scorers: tuple["AnyVectorScorer", ...] = Field(min_length=1, description="scorers of embeddings")
     resources: Resources = Resources(gpus="auto")
 
     def inputs(self, available: Tables) -> Columns:
-        """Return every embedding column that some scorer reads, in the table's order. Raises RecipeError."""
+        """Return every embedding column that a scorer reads, in the table's order. Raises RecipeError."""
         for scorer in self.scorers:
             scorer.check(available)
         read = {scorer.column(available) for scorer in self.scorers}
@@ -51,14 +51,14 @@ class ScoreVectors(MapStage):
         return pa.schema([SAMPLE_ID, *(field for scorer in self.scorers for field in scorer.fields())])
 
     def sides(self, available: Tables) -> tuple[str, ...]:
-        """Return `prompts` where some scorer has texts."""
+        """Return `prompts` if a scorer has texts."""
         return ("prompts",) if any(scorer.prompts for scorer in self.scorers) else ()
 
     def parameters(self) -> dict[str, Any]:
         return super().parameters() | {"scorers": [scorer.parameters() for scorer in self.scorers]}
 
     def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
-        """Load every head. Raises UserError where weights cannot be had, or are others."""
+        """Load every head. Raises UserError if weights cannot be loaded or are wrong."""
         heads = [
             scorer.head(vectors_of(sides["prompts"], scorer.name) if scorer.prompts else {}) for scorer in self.scorers
         ]
@@ -74,7 +74,7 @@ class ScoreVectors(MapStage):
 
 
 class _Stack:
-    """The heads of one embedding column, and the columns that come of each."""
+    """The heads of one embedding column, and the columns of each."""
 
     def __init__(self, scorers: Sequence[VectorScorer], heads: Sequence[Head], device: str) -> None:
         self._heads = heads
@@ -96,7 +96,7 @@ class _Stack:
 def _stacks(
     scorers: Sequence[VectorScorer], heads: Sequence[Head], columns: Sequence[str], device: str
 ) -> dict[str, _Stack]:
-    """Return a stack for each embedding column. A scorer that names none means the first one of the table."""
+    """Return a stack for each embedding column. The default of a scorer is the first column of the table."""
     names = [name for name in columns if name != "sample_id"]
     groups: dict[str, list[int]] = {}
     for number, scorer in enumerate(scorers):
@@ -124,7 +124,7 @@ def _score(block: pa.Table, stacks: Mapping[str, _Stack], schema: pa.Schema) -> 
 def _column(
     field: pa.Field, head: Head, values: np.ndarray, good: np.ndarray, present: np.ndarray, rows: int
 ) -> pa.Array:
-    """Return a column of the whole block: null where there is no vector, no direction, or no finite score."""
+    """Return a column of the whole block: null for rows without a vector, a direction, or a finite score."""
     absent = np.ones(rows, bool)
     absent[present] = ~(good & np.isfinite(values))
     whole = np.zeros(rows, values.dtype)

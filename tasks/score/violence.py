@@ -1,6 +1,6 @@
-"""`use: violence`: whether an image lies nearer to a violent prompt than to a peaceful one.
+"""`use: violence`: whether an image is nearer to a violent prompt than to a peaceful one.
 
-Source: clip-retrieval's backend, which takes the argmax over two stored prompt vectors and drops a row where it is the
+Source: clip-retrieval's backend, which takes the argmax over two stored prompt vectors and drops a row if it is the
 second (LAION-AI/CLIP-based-NSFW-Detector, `violence_detection_vit_l_14.npy`). Above 0.5 is that argmax.
 """
 
@@ -23,8 +23,8 @@ DIMS: Final = {"l14": 768, "b32": 512}
 class Violence(VectorScorer):
     """The probability of the second of two prompts: softmax of logit_scale * (peaceful, violent) inner products.
 
-    Either `weights`: a NumPy, torch or safetensors file with one array (2, d), peaceful first, used as it is; or
-    `texts`, the two prompts, which the encoder of the embedding column reads.
+    Either `weights`: a NumPy, torch or safetensors file with one array (2, d), peaceful first, used unchanged; or
+    `texts`, the two prompts, which are embedded by the encoder of the embedding column.
     """
 
     about: ClassVar[str] = "probability of the violent one of two prompts: 0 to 1; usual cut 0.5"
@@ -34,12 +34,12 @@ class Violence(VectorScorer):
     sha256: str | None = Field(None, description="hex digest of `weights`; a URL needs it")
     variant: Literal["l14", "b32"] = Field("l14", description="with `weights`: the CLIP that made them")
     texts: tuple[str, str] | None = Field(None, description="instead of weights: the peaceful and the violent prompt")
-    logit_scale: float = Field(100.0, gt=0, description="what cosines are multiplied by; CLIP learnt 100")
+    logit_scale: float = Field(100.0, gt=0, description="factor of the cosines; CLIP learnt 100")
 
     @model_validator(mode="after")
     def _one_source(self) -> "Violence":
         if (self.weights is None) == (self.texts is None):
-            raise ValueError("say either `weights` or `texts`, two prompts")
+            raise ValueError("specify either `weights` or `texts` (two prompts)")
         if self.weights is not None:
             self._file()
         return self

@@ -1,7 +1,7 @@
 """`use: watermark`: LAION's watermark detector, an EfficientNet-B3 on the pixels.
 
-256 x 256 by a plain resize (the aspect is not kept), ImageNet's mean and deviation, timm's `efficientnet_b3` (which was
-called `efficientnet_b3a`), classifier 1536 -> 625 ReLU -> 256 ReLU -> 2. Class 0 is the watermark.
+256 x 256 by a plain resize (which changes the aspect ratio), ImageNet's mean and deviation, timm's `efficientnet_b3`
+(formerly `efficientnet_b3a`), classifier 1536 -> 625 ReLU -> 256 ReLU -> 2. Class 0 is the watermark.
 
 Source: LAION-AI/LAION-5B-WatermarkDetection (`watermark_model_v1.pt`, `example_use.py`).
 """
@@ -23,9 +23,9 @@ STD: Final = (0.229, 0.224, 0.225)
 
 
 class Watermark(Weights, ImageScorer):
-    """The probability that an image bears a watermark. float32 on every device.
+    """The probability that an image has a watermark. float32 on every device.
 
-    Weights: the state dict of that network, keys as timm names them, and `classifier.0`, `.3`, `.5`; torch or
+    Weights: the state dict of that network with timm's keys, and `classifier.0`, `.3`, `.5`; torch or
     safetensors.
     """
 

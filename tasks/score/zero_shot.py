@@ -1,7 +1,7 @@
-"""`use: zero_shot`: which of some labels fits an image best, by the texts `template.format(label)`.
+"""`use: zero_shot`: which of several labels matches an image best, by the texts `template.format(label)`.
 
 The logits are a weighted mean over the templates, w_p: sum_p w_p * scale * <x, t(p, c)>. That is linear in x, so the
-templates fold into one vector a label: a hundred templates cost as much as one. (CLIP's own ensemble also scales each
+templates fold into one vector per label: a hundred templates cost as much as one. (CLIP's ensemble also scales each
 label's mean vector to length 1; the formula here, ZPE's, does not.)
 
 Source: CLIP, Radford et al., ICML 2021, arXiv:2103.00020, section 3.1; weights: `tasks/score/_zpe.py`.
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     import torch
 
 Texts = tuple[str, ...] | str
-"""Words in the recipe, or a text file with one a line."""
+"""Texts in the recipe, or a text file with one per line."""
 
 
 class ZeroShot(Ensemble, VectorScorer):
     """Tags: the best label in column `name`, its probability in `<name>_probability` (softmax over the labels).
 
-    With `each: true` every label's probability too, in `<name>_<label>`; a label that has no Latin letter or digit is
-    called by its number. Ties go to the label that stands first.
+    With `each: true` also every label's probability, in `<name>_<label>`; for a label without Latin letters and digits
+    the column has its number. In a tie the first label is chosen.
     """
 
     about: ClassVar[str] = "the label that fits best"
 
     use: Literal["zero_shot"] = "zero_shot"
-    labels: Texts = Field(description="two labels at least, or a text file with one a line")
+    labels: Texts = Field(description="at least two labels, or a text file with one per line")
     templates: Texts = Field(("a photo of a {}.",), description="texts with {} for the label, or a text file of them")
     each: bool = Field(False, description="write the probability of every label")
 
@@ -68,7 +68,7 @@ class ZeroShot(Ensemble, VectorScorer):
         return found
 
     def parameters(self) -> dict[str, Any]:
-        """Return the texts themselves, wherever the recipe has them."""
+        """Return the parameters with the texts themselves, also those from files."""
         prompts = self.prompts
         found = super().parameters() | {"labels": list(prompts.labels), "templates": list(prompts.templates)}
         return found | {"reference": prompts.parameters()["reference"]}
@@ -91,5 +91,5 @@ def _lines(texts: Texts, name: str) -> tuple[str, ...]:
         lines = read_lines(texts)
     except UserError as error:
         raise RecipeError(f"scorer {name!r}: cannot read {texts!r}, expected a text file: {error}") from None
-    digest_of(Path(texts))  # the plan remembers what it was
+    digest_of(Path(texts))  # recorded, so that a change after planning is noticed
     return tuple(line.strip() for line in lines if line.strip())

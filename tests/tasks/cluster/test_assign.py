@@ -1,4 +1,4 @@
-"""Assignment: against the whole product, however the batches are cut, and rows that have no embedding."""
+"""Assignment: against the full product, with any batches, and rows without an embedding."""
 
 import pickle
 
@@ -46,7 +46,7 @@ def test_against_the_whole_product() -> None:
 
 
 @pytest.mark.parametrize("step", [1000, 8192, 333])
-def test_same_bytes_however_cut(step: int) -> None:
+def test_the_batches_change_no_byte(step: int) -> None:
     table, sides, *_ = world(20_000)
     cut = [table.slice(start, step) for start in range(0, len(table), step)]
     assert assign(cut, sides).equals(assign([table], sides))

@@ -1,4 +1,4 @@
-"""`k: auto`: a planted k is found within a step of the grid, and every criterion is the published one."""
+"""`k: auto`: a planted k is found within a step of the grid, and the criteria are the published ones."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def test_criteria_are_as_published() -> None:
     assert calinski_harabasz(rows, centroids) == pytest.approx((between / 8) / (within / (300 - 9)), rel=1e-4)
 
 
-def test_rows_on_their_centroids_and_rows_that_are_all_one_have_a_criterion() -> None:
+def test_degenerate_rows_have_a_criterion() -> None:
     corners = np.repeat(np.eye(4, dtype=np.float32), 5, axis=0)
     assert silhouette(corners, np.eye(4, dtype=np.float32)) == pytest.approx(1)
     k, found = choose(np.ones((20, 4), np.float16), Grid(min=2, max=8), seed=0)
@@ -53,7 +53,7 @@ def test_rows_on_their_centroids_and_rows_that_are_all_one_have_a_criterion() ->
     assert k in found
 
 
-def test_the_grid_is_geometric_and_holds_its_ends() -> None:
+def test_the_grid_is_geometric_and_includes_its_ends() -> None:
     assert Grid(min=4, max=32, per_doubling=1).values() == [4, 8, 16, 32]
     assert Grid(min=8, max=20).values() == [8, 11, 16, 20]
     assert Grid(min=5, max=5).values() == [5]
@@ -62,7 +62,7 @@ def test_the_grid_is_geometric_and_holds_its_ends() -> None:
     np.testing.assert_allclose(ratios, 2**0.5, rtol=0.05)
 
 
-def test_the_stage_notes_every_k_and_fits_the_best(tmp_path: Path) -> None:
+def test_the_stage_records_every_k_and_fits_the_best(tmp_path: Path) -> None:
     rows = mixture(1, rows=3000, components=12, dim=24, noise=0.08, apart=0.6).rows
     stage = Centroids.model_validate({"k": {"auto": {"min": 4, "max": 64}}})
     run, again = LocalRun(tmp_path / "one", seed=3), LocalRun(tmp_path / "two", seed=3)
@@ -86,7 +86,7 @@ def test_the_criterion_sees_a_bounded_sample(tmp_path: Path, monkeypatch: pytest
     assert run.notes["training_rows"] == 900
 
 
-def test_a_recipe_may_say_auto() -> None:
+def test_k_auto_in_a_recipe() -> None:
     choices: list[Any] = ["auto", {"auto": {}}, {"auto": {"max": 50, "criterion": "calinski_harabasz"}}]
     for k in choices:
         entry = Cluster.model_validate({"k": k})
@@ -107,12 +107,12 @@ def test_a_recipe_may_say_auto() -> None:
         (0, "greater than 0"),
     ],
 )
-def test_a_wrong_k_is_one_error(k: object, words: str) -> None:
+def test_a_wrong_k_is_a_single_error(k: object, words: str) -> None:
     with pytest.raises(ValidationError, match=words) as caught:
         Cluster.model_validate({"k": k})
     assert caught.value.error_count() == 1
 
 
-def test_a_grid_that_is_above_the_rows(tmp_path: Path) -> None:
+def test_a_grid_above_the_number_of_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="k auto: min 8 needs 16 rows with a usable embedding, but there are 9: lower"):
         list(Centroids(k="auto").run(embeddings(mixture(0, 9, 3, 4).rows), LocalRun(tmp_path)))

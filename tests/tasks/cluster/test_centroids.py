@@ -1,4 +1,4 @@
-"""Fitting centroids: the training sample is explicit, seeded and noted."""
+"""Fitting centroids: the training sample is explicit, seeded and recorded."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def embeddings(n: int, seed: int = 0, dim: int = 8) -> tuple[Inputs, np.ndarray]
     return Inputs.of(embeddings=pa.table([np.arange(n) * 5, column, pa.nulls(n, column.type)], schema=schema)), rows
 
 
-def test_trains_on_the_sample_that_it_names(tmp_path: Path) -> None:
+def test_trains_on_the_recorded_sample(tmp_path: Path) -> None:
     inputs, rows = embeddings(3000)
     run = LocalRun(tmp_path, seed=9)
     stage = Centroids(k=6, train=400, niter=5)

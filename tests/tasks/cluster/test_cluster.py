@@ -1,4 +1,4 @@
-"""The entry of a recipe: what it stands for, and that the two stages together find what was planted."""
+"""The entry of a recipe: its expansion, and that the two stages together find a planted mixture."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.helpers import LocalRun
 SCHEMA = pa.schema([pa.field("sample_id", pa.int64()), vector("clip", 16, "")])
 
 
-def test_stands_for_two_stages() -> None:
+def test_expands_to_two_stages() -> None:
     entry = TypeAdapter(AnyCluster).validate_python(
         {"use": "cluster", "k": 7, "encoder": "clip", "train": "all", "resources": {"cpus": 2}}
     )

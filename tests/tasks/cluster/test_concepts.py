@@ -1,4 +1,4 @@
-"""The concept table: every number against a plain count, names against what was planted, and wrong labels."""
+"""The concept table: every number against a plain count, names against planted ones, and wrong labels."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ NAMES = ("red apple", "blue whale", "green lizard")
 
 
 def world(seed: int = 0, rows: int = 200, dim: int = 8) -> dict[str, pa.Table]:
-    """Three clusters with captions of their own, one cluster without rows; a third of the rows are rejected."""
+    """Three clusters with distinct captions, one cluster without rows; a third of the rows are rejected."""
     rng = np.random.default_rng(seed)
     cluster = rng.integers(0, 3, rows).astype(np.int32)
     distance = (rng.integers(0, 30, rows) / 50).astype(np.float32)  # with ties
@@ -145,8 +145,8 @@ def test_an_encoder_that_the_recipe_trained_is_read_from_the_models() -> None:
     assert "embeddings" not in Concepts().inputs(available)
 
 
-def test_labels_are_of_the_encoder_that_was_clustered() -> None:
-    """Two encoders with vectors of one length: the first would give labels that mean nothing, without a word."""
+def test_labels_use_the_encoder_of_the_clusters() -> None:
+    """With two encoders of equal dimension, the first would silently give meaningless labels."""
     columns = [vector(name, 8, "", encoder=json.dumps({"name": name, "trained": name})) for name in ("one", "two")]
     available = {"clusters": CLUSTERS, "embeddings": pa.schema(columns)}
     available["centroids"] = Centroids(encoder="two").output(available)
@@ -157,11 +157,11 @@ def test_labels_are_of_the_encoder_that_was_clustered() -> None:
             stage.inputs(available)
 
 
-def test_labels_that_cannot_be_used(tiny_clip: tuple[Path, Path], tmp_path: Path) -> None:
+def test_invalid_labels(tiny_clip: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("\n \n")
     with pytest.raises(RecipeError, match=r"cannot read '.*label.txt': it is not there; did you mean '.*labels.txt'\?"):
         Concepts(labels=str(tmp_path / "label.txt")).parameters()
-    with pytest.raises(RecipeError, match="labels: there is none in"):
+    with pytest.raises(RecipeError, match="has no label"):
         Concepts(labels=str(tmp_path / "labels.txt")).parameters()
     with pytest.raises(ValidationError, match=r"the template 'a photo' lacks \{\}"):
         Concepts(labels=("cat",), templates=("a photo",))

@@ -1,4 +1,4 @@
-"""Levels of clusters: the contract of the table, and that resampling spreads centroids over a long tail."""
+"""Levels of clusters: the contract of the table, and that resampling distributes centroids over a long tail."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def spread_over(found: np.ndarray, planted: Mixture) -> float:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_resampling_spreads_centroids_over_a_long_tail(seed: int) -> None:
+def test_resampling_distributes_centroids_over_a_long_tail(seed: int) -> None:
     """40 components, sizes by rank ** -1.2. Effective components as a share of all (1: centroids lie evenly), over
     8 seeds: 0.33 to 0.41 flat from a random start, 0.48 to 0.57 from k-means++, 0.85 to 0.91 resampled."""
     planted = mixture(seed, rows=12_000, components=40, dim=16, noise=0.12, tail=1.2)
@@ -88,11 +88,11 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_no_leaves_and_too_many_clusters(tmp_path: Path) -> None:
     nothing = np.empty((0, 5), np.float32)
     assert grown(nothing, np.empty(0, int), tmp_path, levels=(9, 3)).num_rows == 0
-    with pytest.raises(UserError, match="level 2 has 9 clusters, but level 1 only 9: give fewer"):
+    with pytest.raises(UserError, match="level 2 has 9 clusters, but level 1 only 9: lower it"):
         grown(np.eye(9, dtype=np.float32), np.ones(9, int), tmp_path, levels=(9, 3))
 
 
-def test_the_entry_of_a_recipe_stands_for_three_stages(tmp_path: Path) -> None:
+def test_levels_expand_to_three_stages(tmp_path: Path) -> None:
     entry = Cluster.model_validate({"levels": [30, 8, 3], "resample": {"rounds": 2, "points": [4, 2, 2]}})
     leaves, upper, assign = entry.expand()
     assert isinstance(leaves, Centroids)
@@ -108,7 +108,7 @@ def test_the_entry_of_a_recipe_stands_for_three_stages(tmp_path: Path) -> None:
     assert sum(rows.filter(pa.compute.equal(rows["level"], 2))["size"].to_pylist()) == 2000
 
 
-def test_leaves_are_resampled_where_points_say_so(tmp_path: Path) -> None:
+def test_leaves_are_resampled_by_points(tmp_path: Path) -> None:
     planted = mixture(0, rows=2000, components=12, dim=8, tail=1.2)
     stage = Centroids(k=40, resample=Resample(rounds=3, points=(5,)))
     (table,) = stage.run(embeddings(planted.rows), LocalRun(tmp_path, seed=2))
@@ -141,16 +141,16 @@ def test_usual_points_are_those_of_the_paper(rows: int, k: int, points: int) -> 
     [
         ({"levels": [10, 20]}, "each level has fewer clusters than the one before"),
         ({"levels": [10]}, "at least 2"),
-        ({"levels": [10, 5], "k": 10}, "say either `k` or `levels`"),
-        ({"resample": {"rounds": 2}}, "`resample` goes with `levels`"),
+        ({"levels": [10, 5], "k": 10}, "specify either `k` or `levels`"),
+        ({"resample": {"rounds": 2}}, "`resample` requires `levels`"),
         ({"levels": [10, 5], "resample": {"points": [1]}}, "1 points for 2 levels"),
     ],
 )
-def test_levels_that_cannot_be(fields: dict[str, object], words: str) -> None:
+def test_invalid_levels(fields: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Cluster.model_validate(fields)
 
 
-def test_without_centroids_before_it() -> None:
+def test_centroids_are_required() -> None:
     with pytest.raises(RecipeError, match="put a stage `use: centroids` before"):
         Hierarchy(levels=(3,)).inputs({})

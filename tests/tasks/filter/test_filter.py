@@ -138,7 +138,7 @@ def test_columns_that_a_condition_names() -> None:
     ],
 )
 def test_keeps_what_duckdb_selects(predicate: str) -> None:
-    """The same predicate in a plain WHERE is the truth."""
+    """The reference is the same predicate in a plain WHERE."""
     import duckdb
 
     draw = random.Random(7)
@@ -182,7 +182,7 @@ def test_long_values_are_cut_in_the_evidence() -> None:
     assert found.column("evidence").to_pylist() == ["caption=" + "x" * 80 + " fails caption = ''"]
 
 
-def test_names_with_anything_in_them() -> None:
+def test_names_with_any_characters() -> None:
     names = ["é", "my col", 'say "x"', "it's", "select", "a.b", "日本", "x; drop table y"]
     schema = pa.schema([SAMPLE_ID, *(pa.field(n, pa.int32()) for n in names)])
     where = " and ".join('"' + n.replace('"', '""') + '" > 1' for n in names)
@@ -193,7 +193,7 @@ def test_names_with_anything_in_them() -> None:
     )
 
 
-def test_inputs_are_the_columns_that_are_named() -> None:
+def test_inputs_are_the_referenced_columns() -> None:
     where = "height > 1 and clip_score > 0.2 and caption != '' and height < 9 and sample_id > 3 and meta.iso > 1"
     assert Filter(where=where).inputs(AVAILABLE) == {
         "images": ("height",), "embeddings": ("clip_score",), "source": ("caption", "meta"),
@@ -201,7 +201,7 @@ def test_inputs_are_the_columns_that_are_named() -> None:
     assert Filter(where="sample_id % 2 = 0").inputs(AVAILABLE) == {"source": ()}
 
 
-def test_which_table_a_name_means() -> None:
+def test_resolution_of_names() -> None:
     assert Filter(where="width > 1").inputs(AVAILABLE) == {"images": ("width",)}  # spelt exactly as in images
     assert Filter(where="WIDTH > 1").inputs(AVAILABLE) == {"source": ("WIDTH",)}
     assert Filter(where="Images.Width > 1").inputs(AVAILABLE) == {"images": ("width",)}
@@ -215,11 +215,11 @@ def test_which_table_a_name_means() -> None:
         Filter(where="images.caption = ''").inputs(AVAILABLE)
     with pytest.raises(RecipeError, match="unknown column 'keep'"):
         Filter(where="keep").inputs(AVAILABLE)
-    with pytest.raises(RecipeError, match="no table comes before"):
+    with pytest.raises(RecipeError, match="there is no earlier table"):
         Filter(where="true").inputs({})
 
 
-def test_a_struct_may_be_called_like_another_column() -> None:
+def test_a_struct_field_may_have_the_name_of_a_column() -> None:
     schema = pa.schema(
         [SAMPLE_ID, pa.field("images", pa.struct([("width", pa.int32())])), pa.field("width", pa.int32())]
     )
@@ -279,7 +279,7 @@ def test_vectors_can_be_used() -> None:
         ("width > 1\0 or true", "NUL character"),
     ],
 )
-def test_what_is_no_predicate_is_refused_when_planned(where: str, message: str) -> None:
+def test_invalid_predicates_are_refused_when_planned(where: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message) as caught:
         Filter(where=where).inputs(AVAILABLE)
     assert "\n" not in str(caught.value)

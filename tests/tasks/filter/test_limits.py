@@ -1,4 +1,4 @@
-"""What a filter's predicates may cost: hostile ones are one line before a build begins, and stop while it runs."""
+"""Limits of a filter's predicates: hostile ones are a one-line error before a build starts, or while it runs."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ COLUMNS = pa.schema([SAMPLE_ID, ("width", pa.int64()), ("caption", pa.string())]
         ("width > 1; drop table x", "Only SELECT"),
     ],
 )
-def test_a_hostile_predicate_is_one_line(predicate: str, words: str) -> None:
+def test_a_hostile_predicate_is_a_one_line_error(predicate: str, words: str) -> None:
     with pytest.raises(RecipeError) as caught:
         Filter(where=predicate).inputs({"images": COLUMNS})
     assert words in str(caught.value)
@@ -64,7 +64,7 @@ def batch(rows: int) -> pa.Table:
     return pa.table([pa.array(ids), pa.array(ids), pa.array(["a"] * rows)], schema=COLUMNS)
 
 
-def test_a_batch_that_takes_too_long_is_named_with_the_way_out() -> None:
+def test_a_batch_that_takes_too_long_is_reported_with_advice() -> None:
     stage = Filter(where="levenshtein(repeat(caption, 600), repeat('b', 600)) > 0", timeout_s=0.2)
     stage.inputs({"images": COLUMNS})
     message = (

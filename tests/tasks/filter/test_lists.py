@@ -1,4 +1,4 @@
-"""Words and lists in files: exact look-ups, whatever the length of the list."""
+"""Words and lists in files: exact look-ups in lists of any length."""
 
 import gzip
 import random
@@ -45,7 +45,7 @@ def lists(**fields: Any) -> Filter:
 # ---- words
 
 
-def test_a_caption_with_a_listed_word_stays(tmp_path: Path) -> None:
+def test_a_caption_with_a_listed_word_is_kept(tmp_path: Path) -> None:
     file = listing(tmp_path / "words.txt", "fox", "  wolf ", "", "polar bear", "naïve")
     captions = ["a fox", "Fox", "fox.", "foxes", "wolf\tpack", "a polar bear", "so naïve", "", None, "x" * 200]
     found = decided(Filter(words={"no_animal": {"file": file}}), caption=captions)
@@ -58,7 +58,7 @@ def test_a_caption_with_a_listed_word_stays(tmp_path: Path) -> None:
     assert found[0][1] is None
 
 
-def test_case_may_count_for_nothing(tmp_path: Path) -> None:
+def test_case_can_be_ignored(tmp_path: Path) -> None:
     file = listing(tmp_path / "words.txt", "fox", "Wolf", "ÉLAN")
     captions = ["a FOX", "wolf", "élan", "Élan", "foxes", None]
     found = decided(Filter(words={"none": {"file": file, "ignore_case": True}}), caption=captions)
@@ -78,10 +78,8 @@ def test_words_are_found_as_by_a_set(tmp_path: Path, captions: list[str], words:
 
 @pytest.mark.parametrize("behind", [b"\0", b"a", b"\x80\x80", b"\xa0", b"\xc3\x80", b"\xff"])
 @pytest.mark.parametrize("caption", ["fox ", "a fox\u00a0", "fox\u3000", "fox \n"])
-def test_what_lies_behind_the_last_caption_in_memory_decides_nothing(
-    tmp_path: Path, caption: str, behind: bytes
-) -> None:
-    """A table's column may be copied to where other bytes follow, so the array is handed over as it lies."""
+def test_bytes_after_the_last_caption_in_memory_are_ignored(tmp_path: Path, caption: str, behind: bytes) -> None:
+    """A table's column may be copied to memory before other bytes, so the array itself is passed."""
     words = Words(file=listing(tmp_path / "words.txt", "fox"))
     data = caption.encode()
     ends = pa.array([0, len(data)], pa.int32()).buffers()[1]
@@ -91,7 +89,7 @@ def test_what_lies_behind_the_last_caption_in_memory_decides_nothing(
     assert not fails[0]
 
 
-def test_captions_that_are_not_utf8_are_judged_like_any_other(tmp_path: Path) -> None:
+def test_captions_that_are_not_utf8_are_compared_like_any_other(tmp_path: Path) -> None:
     stage = Filter(words={"no_animal": {"file": listing(tmp_path / "words.txt", "fox")}})
     raw = pa.array([b"a fox caf\xe9", b"\xff\xfe", b"nul \0 fox"], pa.binary())
     bad = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
@@ -132,7 +130,7 @@ def test_licences_that_are_allowed(tmp_path: Path) -> None:
     assert found[3][1] == "licence=null is not in licences.txt"
 
 
-def test_predicates_come_first_and_all_that_failed_is_evidence(tmp_path: Path) -> None:
+def test_predicates_come_first_and_all_failures_are_evidence(tmp_path: Path) -> None:
     stage = Filter(
         rules={"short": "len(caption) > 3"},
         words={"no_animal": {"file": listing(tmp_path / "words.txt", "fox")}},
@@ -190,7 +188,7 @@ def test_entries_that_share_half_of_their_hash() -> None:
     assert entries.contain(upper, lower).tolist() == [True, True, False, True, False, True, False, False]
 
 
-def test_an_empty_list_has_nothing(tmp_path: Path) -> None:
+def test_an_empty_list_matches_nothing(tmp_path: Path) -> None:
     file = listing(tmp_path / "none.txt", "", "  ")
     assert decided(lists(file=file), url=["", "http://x", None]) == [(None, None)] * 3
     assert [r for r, _ in decided(lists(file=file, keep="present"), url=["", None])] == ["listed"] * 2
@@ -207,7 +205,7 @@ def test_no_rows(tmp_path: Path) -> None:
 # ---- fingerprints and mistakes
 
 
-def test_the_fingerprint_has_the_content_and_not_the_place(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_content_and_not_on_path(tmp_path: Path) -> None:
     one, other = (lists(file=listing(tmp_path / name, "a", "b")) for name in ("one.txt", "other.txt"))
     assert one.parameters() == other.parameters()
     changed = lists(file=listing(tmp_path / "other.txt", "a", "b", "c")).parameters()
@@ -240,7 +238,7 @@ def test_a_wrong_list_is_refused_before_anything_runs(
 def test_a_file_of_several_columns_needs_a_name(tmp_path: Path) -> None:
     path = tmp_path / "l.csv"
     path.write_text("id,link\n1,a\n")
-    with pytest.raises(RecipeError, match="has columns id, link; say which: `entries`"):
+    with pytest.raises(RecipeError, match="has columns id, link; specify one as `entries`"):
         read(ListFile(file=str(path)))
     with pytest.raises(RecipeError, match=r"has no column 'lnk'; did you mean 'link'\?"):
         read(ListFile(file=str(path), entries="lnk"))
@@ -249,7 +247,7 @@ def test_a_file_of_several_columns_needs_a_name(tmp_path: Path) -> None:
         read(ListFile(file=str(tmp_path / "l.parquet")))
 
 
-def test_a_filter_has_something_to_judge_by() -> None:
+def test_a_filter_requires_a_condition() -> None:
     with pytest.raises(ValidationError, match="either `where` or `rules`"):
         Filter()
     with pytest.raises(ValidationError, match="either `where` or `rules`"):

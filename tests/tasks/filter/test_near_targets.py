@@ -1,4 +1,4 @@
-"""DataComp's image-based filter: rows of clusters that targets fall into."""
+"""DataComp's image-based filter: rows of clusters with targets."""
 
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def targets(folder: Path, rows: np.ndarray, type_: pa.DataType | None = None) ->
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_clusters_that_targets_fall_into_stay(tmp_path: Path, seed: int) -> None:
+def test_clusters_with_targets_are_kept(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     centroids = unit(rng.normal(size=(40, DIM)))
     wanted = rng.choice(40, 11, replace=False)
@@ -75,7 +75,7 @@ def test_the_clusters_that_targets_fall_into_stay(tmp_path: Path, seed: int) -> 
     assert notes == {"targets": 500, "unusable": 0, "clusters_near": int((nearest > 0).sum())}
 
 
-def test_a_cluster_needs_at_least_so_many(tmp_path: Path) -> None:
+def test_a_cluster_requires_a_minimum_of_targets(tmp_path: Path) -> None:
     centroids = np.eye(4, dtype=np.float32)
     stage = NearTargets(targets=targets(tmp_path, np.repeat(centroids[:3], [1, 2, 3], axis=0)), least=2)
     rows, _ = decided(stage, inputs_of(centroids, [0, 1, 2, 3]), tmp_path)
@@ -134,7 +134,7 @@ def available() -> dict[str, pa.Schema]:
     return {name: inputs.schema(name) for name in inputs.tables()}
 
 
-def test_what_is_missing_is_said(tmp_path: Path, available: dict[str, pa.Schema]) -> None:
+def test_missing_inputs_are_reported(tmp_path: Path, available: dict[str, pa.Schema]) -> None:
     good = targets(tmp_path, np.eye(DIM, dtype=np.float32))
     with pytest.raises(RecipeError, match="put a stage `use: cluster` before it"):
         NearTargets(targets=good).inputs({"embeddings": available["embeddings"]})
@@ -145,7 +145,7 @@ def test_what_is_missing_is_said(tmp_path: Path, available: dict[str, pa.Schema]
     with pytest.raises(RecipeError, match="vectors or images: clip; did you mean 'clip'"):
         NearTargets(targets=good, column="clop").inputs(available)
     (tmp_path / "other.parquet").write_text("nothing of the kind")
-    with pytest.raises(RecipeError, match="is no Parquet file"):
+    with pytest.raises(RecipeError, match="is not a Parquet file"):
         NearTargets(targets=str(tmp_path / "other.parquet")).inputs(available)
 
 
@@ -164,12 +164,12 @@ def test_vectors_of_another_width_are_refused(tmp_path: Path, available: dict[st
 def test_several_columns_need_a_name(tmp_path: Path, available: dict[str, pa.Schema]) -> None:
     path, rows = tmp_path / "two.parquet", lists(np.eye(DIM, dtype=np.float32), pa.float32())
     pq.write_table(pa.table({"a": rows, "b": rows}), path)
-    with pytest.raises(RecipeError, match="a, b; say which: `column`"):
+    with pytest.raises(RecipeError, match="a, b; specify one as `column`"):
         NearTargets(targets=str(path)).inputs(available)
     assert NearTargets(targets=str(path), column="b").inputs(available) == {"clusters": ("cluster",)}
 
 
-def test_the_fingerprint_has_the_content_and_not_the_place(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_content_and_not_on_path(tmp_path: Path) -> None:
     one = NearTargets(targets=targets(tmp_path, np.eye(DIM, dtype=np.float32)))
     moved = tmp_path / "moved.parquet"
     moved.write_bytes(Path(one.targets).read_bytes())

@@ -1,4 +1,4 @@
-"""Aesthetic V1 against torch's own linear layer, with made-up and with LAION's weights."""
+"""Aesthetic V1 against torch's linear layer, with random and with LAION's weights."""
 
 import os
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_another_width_is_refused_before_anything_runs(tmp_path: Path) -> None:
         stage.inputs({"embeddings": table.schema})
 
 
-def test_weights_of_something_else_are_one_line(tmp_path: Path) -> None:
+def test_wrong_weights_are_a_one_line_error(tmp_path: Path) -> None:
     path = saved(linear_layers((512, 1), [""]), tmp_path / "head.safetensors")
     stage = vectors_stage({"use": "aesthetic_v1", "weights": path})
     with pytest.raises(UserError, match=r"'aesthetic_v1': found linear layers 512->1, expected 768->1$"):

@@ -1,4 +1,4 @@
-"""Aesthetic V2, folded to one affine map, against the five layers that were published."""
+"""Aesthetic V2, folded to one affine map, against the five published layers."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ LAYERS = [f"layers.{n}." for n in (0, 2, 4, 6, 7)]
 
 
 def layered(path: str, vectors: np.ndarray) -> np.ndarray:
-    """Return float32 (n,) of the published net: `layers` is a Sequential, dropout at 1, 3 and 5."""
+    """Return float32 (n,) of the published network: `layers` is a Sequential, dropout at 1, 3 and 5."""
     import torch
     from torch.nn import Dropout, Linear, Sequential
 
@@ -61,7 +61,7 @@ def test_it_is_one_map_of_768_numbers(tmp_path: Path) -> None:
     assert map_.weight.shape == (1, 768)
 
 
-def test_a_layer_that_is_missing_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_layer_is_a_one_line_error(tmp_path: Path) -> None:
     state = linear_layers(WIDTHS, LAYERS)
     del state["layers.6.weight"]
     path = saved(state, tmp_path / "head.pt")

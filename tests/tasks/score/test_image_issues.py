@@ -1,4 +1,4 @@
-"""cleanvision's numbers. Those in PEER were computed by cleanvision 0.3.7 itself, on the files that `planted` makes."""
+"""cleanvision's numbers. Those in PEER were computed by cleanvision 0.3.7 on the files of `planted`."""
 
 from functools import cache
 from typing import Any
@@ -41,7 +41,7 @@ PEER = {
 
 @cache
 def planted() -> dict[str, bytes]:
-    """Return name -> the bytes of a file: lossless ones, so that every decoder gives the same pixels."""
+    """Return name -> the bytes of a lossless file, so that every decoder returns the same pixels."""
     rng = np.random.default_rng(7)
     noise = rng.integers(0, 256, (120, 160, 3), dtype=np.uint8)
     return {
@@ -91,14 +91,14 @@ def test_the_scores_are_cleanvisions() -> None:
         assert ours == pytest.approx(theirs, abs=1e-6), name
 
 
-def test_a_grey_picture_is_grey_however_it_is_stored() -> None:
-    """cleanvision 0.3.7 asks for Pillow's mode, and finds only what is stored with one channel."""
+def test_a_grey_picture_is_grey_in_any_mode() -> None:
+    """cleanvision 0.3.7 checks Pillow's mode, and finds only files with one channel."""
     grey = Image.fromarray(picture(210, 160, 4)).convert("L")
     rows = [measured(encoded(grey.convert(mode), "PNG")) for mode in ("L", "RGB")]
     assert scored(rows).column("grayscale_score").to_pylist() == [0, 0]
 
 
-def test_a_palette_and_transparency_are_measured_as_they_look() -> None:
+def test_palettes_and_transparency_are_measured_as_displayed() -> None:
     """cleanvision 0.3.7 takes a palette's indices for brightness, and colours under full transparency for visible."""
     pixels = picture(200, 150, 3)
     paletted = Image.fromarray(pixels).quantize(200)
@@ -110,7 +110,7 @@ def test_a_palette_and_transparency_are_measured_as_they_look() -> None:
     assert table.column("dark_score")[2].as_py() == pytest.approx(1)
 
 
-def test_a_missing_statistic_gives_null_and_touches_no_other_row() -> None:
+def test_a_missing_statistic_is_null_and_affects_no_other_row() -> None:
     row = measured(planted()["plain"])
     found = scored([row, row | {"blur": None, "greyscale": None, "brightness_p5": None}, row])
     assert found.column("blurry_score").is_null().to_pylist() == [False, True, False]
@@ -119,8 +119,8 @@ def test_a_missing_statistic_gives_null_and_touches_no_other_row() -> None:
     assert found.column("dark_score").null_count == found.column("odd_size_score").null_count == 0
 
 
-def test_sizes_where_half_of_the_set_has_one_size() -> None:
-    """The quartiles are equal: any other size is odd, whatever it is."""
+def test_odd_sizes_if_half_of_the_set_has_one_size() -> None:
+    """The quartiles are equal: any other size is odd."""
     found, threshold = odd_size(np.array([100.0, 100, 101, 250, 50]), 100, 100)
     assert threshold == 1
     assert found == pytest.approx([1, 1, 0.99, 0, 0.5])
@@ -128,7 +128,7 @@ def test_sizes_where_half_of_the_set_has_one_size() -> None:
     assert np.isnan(odd_size(np.array([3.0]), None, None)[0]).all()
 
 
-def test_a_colourless_spread_counts_from_018_on() -> None:
+def test_the_grey_histogram_contributes_above_018() -> None:
     row = measured(planted()["plain"]) | {"blur": 10.0}
     spreads = [-100 * np.log(1 - 0.18) - 1e-3, -100 * np.log(1 - 0.18) + 1e-3]
     rows = batch([row | {"histogram_std": spread} for spread in spreads])
@@ -137,7 +137,7 @@ def test_a_colourless_spread_counts_from_018_on() -> None:
     assert high == pytest.approx(1 - np.exp(-0.1) + 0.18, abs=1e-4)
 
 
-def test_it_makes_the_quartiles_first_and_needs_the_statistics() -> None:
+def test_quartiles_are_made_first_and_statistics_are_required() -> None:
     sizes, issues = ImageIssues(name="quality").expand()
     assert (sizes.table, issues.sides({})) == ("image_sizes", ("image_sizes",))
     assert sizes.name == "quality-sizes"

@@ -28,7 +28,7 @@ def test_quartiles_are_numpys(seed: int, count: int) -> None:
     assert quartiles(counts) == pytest.approx(tuple(expected), rel=1e-15)
 
 
-def test_counts_of_parts_merge_in_any_way() -> None:
+def test_counts_of_parts_merge_in_any_order() -> None:
     rng = np.random.default_rng(0)
     widths, heights = rng.integers(1, 9, (2, 500))
     reducer = SizeCounts()
@@ -50,6 +50,6 @@ def test_no_image_has_no_quartiles(tmp_path: Path) -> None:
     assert row == {"images": 0, "q1": None, "q3": None}
 
 
-def test_it_needs_images() -> None:
+def test_images_are_required() -> None:
     with pytest.raises(RecipeError, match="after `use: download`"):
         ImageSizes().inputs({})

@@ -30,11 +30,11 @@ def run(captions: Sequence[str | None], rows: int = 100) -> pa.Table:
     return pa.concat_tables(step(table.slice(i, rows) for i in range(0, len(captions), rows)))
 
 
-def test_it_is_the_model_that_fasttext_published() -> None:
+def test_the_model_is_fasttexts() -> None:
     assert hashlib.sha256(Path(model_path()).read_bytes()).hexdigest() == MODEL_SHA256
 
 
-def test_languages_are_told_apart() -> None:
+def test_languages_are_distinguished() -> None:
     found = run(list(SENTENCES.values()))
     assert found.column("language").to_pylist() == list(SENTENCES)
     assert all(0.5 < score <= 1 for score in found.column("language_score").to_pylist())
@@ -47,7 +47,7 @@ def test_line_breaks_are_spaces_and_nothing_else_is_changed() -> None:
     assert lower["language_score"] != joined["language_score"]
 
 
-def test_what_is_no_text_has_no_language() -> None:
+def test_missing_text_has_no_language() -> None:
     found = run([None, "", "  \n\t", SENTENCES["en"]])
     assert found.column("language").to_pylist() == [None, None, None, "en"]
     assert found.column("language_score").null_count == 3
@@ -56,14 +56,14 @@ def test_what_is_no_text_has_no_language() -> None:
 @pytest.mark.parametrize(
     "text", [b"caf\xe9 \xff", b"NUL \0 inside the text", b"x" * 300_000, "\ud800".encode("utf-8", "surrogatepass")]
 )
-def test_any_bytes_get_an_answer(text: bytes) -> None:
+def test_any_bytes_have_a_result(text: bytes) -> None:
     column = pa.chunked_array([pa.Array.from_buffers(pa.string(), 1, pa.array([text], pa.binary()).buffers())])
     languages, scores = identified(column, load())
     assert languages[0].is_valid
     assert 0 <= scores[0].as_py() <= 1
 
 
-def test_the_result_depends_on_no_batch_and_equal_texts_are_asked_once() -> None:
+def test_results_do_not_depend_on_batches_and_equal_texts_are_identified_once() -> None:
     captions = [*SENTENCES.values(), None, *SENTENCES.values()]
     assert run(captions).equals(run(captions, 3))
     asked = []
@@ -76,7 +76,7 @@ def test_no_rows() -> None:
     assert len(languages) == len(scores) == 0
 
 
-def test_a_column_that_is_not_there_or_is_no_text() -> None:
+def test_a_missing_column_and_one_that_is_not_text() -> None:
     with pytest.raises(RecipeError, match=r"no column 'captoin'; did you mean 'caption'\?"):
         Language(column="captoin").inputs({"source": SOURCE})
     with pytest.raises(RecipeError, match="is int64; expected text"):
@@ -85,12 +85,12 @@ def test_a_column_that_is_not_there_or_is_no_text() -> None:
     assert Language().output({}).names == ["sample_id", "language", "language_score"]
 
 
-def test_it_is_one_of_the_scorers_and_a_stage_of_its_own() -> None:
+def test_it_is_a_scorer_and_a_stage() -> None:
     (stage,) = Score(scorers=[{"use": "language", "column": "title"}]).expand()
     assert stage == Language(column="title")
     assert (stage.name, stage.table) == ("language", "languages")
 
 
-def test_nothing_that_could_download_is_loaded() -> None:
+def test_no_downloader_is_loaded() -> None:
     code = "import sys; from tasks.score.language import load; load(); print('robust_downloader' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,4 +1,4 @@
-"""The three NSFW heads against plain torch nets, in every layout that was published."""
+"""The three NSFW heads against plain torch networks, in every published layout."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ H14 = [f"layers.{n}." for n in (0, 3, 6, 9, 12, 15, 16)]
 
 
 def normalised_state(variant: str, layout: str) -> dict[str, Any]:
-    """Return a state dict as the torch copies of the autokeras models have it."""
+    """Return a state dict in the layout of the torch copies of the autokeras models."""
     import torch
 
     widths = WIDTHS[variant]
@@ -99,7 +99,7 @@ def test_h14(tmp_path: Path) -> None:
     check(saved(state, tmp_path / "h14.safetensors"), "h14", expected, table)
 
 
-def test_layers_sort_by_their_numbers_however_the_file_has_them(tmp_path: Path) -> None:
+def test_layers_are_sorted_by_their_numbers(tmp_path: Path) -> None:
     state = linear_layers(WIDTHS["h14"], H14, seed=1)
     shuffled = {key: state[key] for key in sorted(state)}  # layers.12 before layers.3
     paths = [saved(s, tmp_path / f"{i}.pt") for i, s in enumerate((state, shuffled))]
@@ -126,8 +126,8 @@ def test_another_variants_weights_are_refused(tmp_path: Path) -> None:
         Nsfw(weights=path).head({})
 
 
-def test_inputs_that_never_varied_are_refused(tmp_path: Path) -> None:
-    """They would turn every score into none."""
+def test_inputs_without_variance_are_refused(tmp_path: Path) -> None:
+    """They would make every score null."""
     state = normalised_state("b32", "linear")
     state["norm.variance"][3:5] = 0
     with pytest.raises(UserError, match="the variance of 2 inputs is not positive"):

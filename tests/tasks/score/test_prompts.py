@@ -1,4 +1,4 @@
-"""The vectors of labels: by the embedding's own encoder, plainly averaged or by ZPE's weights, and bad references."""
+"""The vectors of labels: by the encoder of the embedding, with equal or ZPE's weights, and bad references."""
 
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def test_a_plain_mean_over_the_templates(encoder: Encoder, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["none", "mean", "rows"])
-def test_zpe_is_the_formula_on_the_corpus_and_the_reference(encoder: Encoder, kind: str, tmp_path: Path) -> None:
+def test_zpe_equals_the_formula_on_the_corpus_and_the_reference(encoder: Encoder, kind: str, tmp_path: Path) -> None:
     table, texts = embeddings(encoder), text_vectors(encoder).astype(np.float64)
     images = unit(np.stack(table["clip"].to_pylist()))
     others = np.random.default_rng(3).normal(size=(60, 32)) - 0.3
@@ -97,7 +97,7 @@ def test_no_usable_image_gives_equal_weights(encoder: Encoder, tmp_path: Path) -
     np.testing.assert_allclose(np.stack(list(found.values())), text_vectors(encoder).mean(0), atol=1e-6)
 
 
-def test_weights_that_are_not_finite_are_one_line(
+def test_weights_that_are_not_finite_are_a_one_line_error(
     encoder: Encoder, tiny_clip: tuple[Path, Path], tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
@@ -110,7 +110,7 @@ def test_weights_that_are_not_finite_are_one_line(
         make(tmp_path, embeddings(sick))
 
 
-def test_it_reads_the_embeddings_only_for_zpe_and_models_only_where_the_recipe_trains(encoder: Encoder) -> None:
+def test_it_reads_embeddings_only_for_zpe_and_models_only_if_trained(encoder: Encoder) -> None:
     available = {"embeddings": embeddings(encoder, 1).schema}
     plain = PromptSet(name="a", labels=("x", "y"), templates=("{}",))
     fitted = plain.model_copy(update={"name": "b", "ensemble": "zpe"})
@@ -132,14 +132,14 @@ def test_mistakes_are_refused_before_anything_runs(encoder: Encoder, tmp_path: P
     with pytest.raises(RecipeError, match="no embedding column 'clop'; did you mean 'clip'"):
         Prompts(sets=(PromptSet(**texts, encoder="clop"),)).inputs(available)
     silent = {"embeddings": pa.schema([SAMPLE_ID, vector("clip", 32, "")])}
-    with pytest.raises(RecipeError, match="'clip' does not say which encoder made it"):
+    with pytest.raises(RecipeError, match="column 'clip' has no encoder"):
         Prompts(sets=(PromptSet(**texts),)).inputs(silent)
     lost = Prompts(sets=(PromptSet(**texts, reference={"weights": str(tmp_path / "gone.npy")}),))
     with pytest.raises(RecipeError, match=r"gone\.npy': no such file"):
         lost.inputs(available)
     with pytest.raises(ValidationError, match=r"the template 'a photo' has no \{\} for the label"):
         PromptSet(**(texts | {"templates": ("a photo",)}))
-    with pytest.raises(ValidationError, match="the label 'x' is there twice"):
+    with pytest.raises(ValidationError, match="the label 'x' is a duplicate"):
         PromptSet(**(texts | {"labels": ("x", "y", "x")}))
 
 

@@ -1,4 +1,4 @@
-"""The recipe's entry: which stages it stands for, and a whole build with every kind of scorer, which grows."""
+"""The recipe's entry: the stages that it expands to, and a whole build with every kind of scorer, which grows."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def stages(*scorers: dict[str, Any]) -> list[tuple[str, str]]:
     return [(type(stage).__name__, stage.name) for stage in Score.model_validate({"scorers": scorers}).expand()]
 
 
-def test_it_stands_for_the_stages_that_its_scorers_need() -> None:
+def test_it_expands_to_the_stages_that_its_scorers_require() -> None:
     assert stages(AESTHETIC) == [("ScoreVectors", "score")]
     assert stages(WATERMARK) == [("ScoreImages", "score")]
     assert stages(AESTHETIC, WATERMARK, TAG) == [
@@ -54,7 +54,7 @@ def test_it_reads_and_writes_what_its_stages_do() -> None:
 
 def test_mistakes_of_a_recipe() -> None:
     with pytest.raises(
-        ValidationError, match="two columns would be called 'aesthetic_v2': give the scorers other names"
+        ValidationError, match="two columns would be named 'aesthetic_v2': give the scorers other names"
     ):
         Score.model_validate({"scorers": [AESTHETIC, AESTHETIC]})
     with pytest.raises(ValidationError, match="weights from a URL need `sha256`"):
@@ -115,7 +115,7 @@ def test_a_build_with_every_kind_of_scorer_that_grows(tiny_clip: tuple[Path, Pat
     assert len(parts) == 3  # the pictures that were there are not read again, though the labels were fitted again
 
 
-def test_a_width_that_does_not_fit_stops_a_build_before_it_starts(tiny_clip: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_wrong_width_is_refused_before_a_build_starts(tiny_clip: tuple[Path, Path], tmp_path: Path) -> None:
     from catalog.errors import RecipeError
 
     (tmp_path / "pictures").mkdir()

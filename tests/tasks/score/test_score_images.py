@@ -1,4 +1,4 @@
-"""Scorers of pixels in one pass: rows come in order however they arrive, one decode serves all, bad images are null."""
+"""Scorers of pixels in one pass: rows are in order, one decode serves all scorers, bad images are null."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ def rows(images: list[bytes | None]) -> pa.Table:
     return pa.table({"sample_id": range(len(images)), "image": pa.array(images, pa.large_binary())})
 
 
-def test_how_rows_arrive_changes_no_bit_and_bad_images_are_null(weights: Path) -> None:
+def test_the_batches_change_no_bit_and_bad_images_are_null(weights: Path) -> None:
     images = [jpeg(64, 48, seed=i) if i % 3 else b"junk" for i in range(7)] + [None, b"", jpeg()[:500]]
     table = rows(images)
     whole = run(stage(weights, batch_size=4), table)
@@ -49,7 +49,7 @@ def test_one_decode_serves_every_scorer(weights: Path, monkeypatch: pytest.Monke
     np.testing.assert_array_equal(found["one"].to_numpy(), found["two"].to_numpy())
 
 
-def test_it_does_not_run_ahead_and_gives_on_what_the_input_raises(weights: Path) -> None:
+def test_prefetching_is_bounded_and_input_errors_are_raised(weights: Path) -> None:
     taken: list[int] = []
 
     def broken() -> Iterator[pa.Table]:

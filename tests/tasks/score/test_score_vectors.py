@@ -1,4 +1,4 @@
-"""All heads in one product: the same as each by itself, however batches are cut, and only where there is a vector."""
+"""All heads in one product: equal to each head alone, with any batches, and null for rows without a vector."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +40,7 @@ def scorers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     ]
 
 
-def test_together_is_as_each_by_itself(scorers: list[dict[str, Any]]) -> None:
+def test_all_heads_together_equal_each_alone(scorers: list[dict[str, Any]]) -> None:
     table, _ = rows(3000, l14=768, b32=512)
     together = run(vectors_stage(*scorers), table)
     assert together.schema.names[1:] == ["aesthetic_v1", "nsfw_b32", "aesthetic_v2", "nsfw_l14", "violence"]
@@ -52,7 +52,7 @@ def test_together_is_as_each_by_itself(scorers: list[dict[str, Any]]) -> None:
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_one_product_an_embedding_column(scorers: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_product_per_embedding_column(scorers: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     real = Stacked.__init__
 
@@ -69,7 +69,7 @@ def test_one_product_an_embedding_column(scorers: list[dict[str, Any]], monkeypa
 
 
 @pytest.mark.parametrize("cut", [1000, 8192, 777])
-def test_same_bytes_however_cut(scorers: list[dict[str, Any]], cut: int) -> None:
+def test_the_batches_change_no_byte(scorers: list[dict[str, Any]], cut: int) -> None:
     table, _ = rows(9000, l14=768, b32=512)
     stage = vectors_stage(*scorers)
     pieces = [table.slice(start, cut) for start in range(0, len(table), cut)]
@@ -87,7 +87,7 @@ def test_no_rows_and_no_vectors(scorers: list[dict[str, Any]]) -> None:
     assert found["sample_id"].to_pylist() == list(range(20))
 
 
-def test_a_scorer_that_names_no_column_means_the_first(scorers: list[dict[str, Any]]) -> None:
+def test_the_default_column_is_the_first(scorers: list[dict[str, Any]]) -> None:
     unnamed = {key: value for key, value in scorers[0].items() if key != "encoder"}
     mixed = vectors_stage(unnamed, scorers[1], scorers[2])
     table, _ = rows(50, l14=768, b32=512)
@@ -133,7 +133,7 @@ def test_mistakes_are_refused_before_anything_runs(scorers: list[dict[str, Any]]
         vectors_stage(scorers[0]).inputs({})
 
 
-def test_the_fingerprint_follows_the_weights_and_not_their_place(scorers: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_content_of_the_weights(scorers: list[dict[str, Any]], tmp_path: Path) -> None:
     moved, other = tmp_path / "moved.pt", tmp_path / "other.pt"
     moved.write_bytes(Path(scorers[0]["weights"]).read_bytes())
     saved(linear_layers((768, 1), [""], seed=9), other)

@@ -43,9 +43,9 @@ def test_the_file_says_how_wide_embeddings_must_be(tmp_path: Path) -> None:
 
 
 def test_mistakes_of_a_recipe(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="say either `weights` or `texts`, two prompts"):
+    with pytest.raises(ValidationError, match="specify either `weights` or `texts`"):
         Violence()
-    with pytest.raises(ValidationError, match="say either `weights` or `texts`, two prompts"):
+    with pytest.raises(ValidationError, match="specify either `weights` or `texts`"):
         Violence(weights="a.npy", texts=("a park", "a fight"))
     with pytest.raises(ValidationError, match="weights from a URL need `sha256`"):
         Violence(weights="https://example.org/a.npy")

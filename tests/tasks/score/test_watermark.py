@@ -1,4 +1,4 @@
-"""The watermark detector against its published loop, on pictures made here, with made-up weights."""
+"""The watermark detector against its published loop, on generated pictures, with random weights."""
 
 import io
 from collections.abc import Sequence
@@ -96,7 +96,7 @@ def test_the_published_names_of_the_weights(weights: Path) -> None:
     assert state["classifier.5.weight"].shape == (2, 256)
 
 
-def test_other_weights_are_one_line(tmp_path: Path) -> None:
+def test_wrong_weights_are_a_one_line_error(tmp_path: Path) -> None:
     import torch
 
     path = Path(saved({"fc.weight": torch.zeros(2, 3)}, tmp_path / "other.pt"))
@@ -104,6 +104,6 @@ def test_other_weights_are_one_line(tmp_path: Path) -> None:
         stage(path).open("cpu", {})
 
 
-def test_weights_that_are_not_there_are_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_missing_weights_are_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"gone\.pt': no such file"):
         stage(tmp_path / "gone.pt").inputs({"images": IMAGES})

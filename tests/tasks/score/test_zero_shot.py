@@ -1,4 +1,4 @@
-"""Zero-shot tags, from the recipe's words to columns, against plain softmax over open_clip's text vectors."""
+"""Zero-shot tags, from the recipe's texts to columns, against plain softmax over open_clip's text vectors."""
 
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def test_labels_and_probabilities_are_the_plain_ensembles(
         np.testing.assert_allclose(kept[name].to_numpy(), probabilities[:, number], atol=1e-5)
 
 
-def test_zpe_weighs_the_templates(world: tuple[pa.Table, np.ndarray, np.ndarray], tmp_path: Path) -> None:
+def test_zpe_weights_the_templates(world: tuple[pa.Table, np.ndarray, np.ndarray], tmp_path: Path) -> None:
     table, *_ = world
     plain, weighted = (score(table, tmp_path / e, ensemble=e) for e in ("mean", "zpe"))
     assert plain["tag_probability"].null_count == weighted["tag_probability"].null_count == 4
@@ -112,7 +112,7 @@ def test_mistakes_of_a_recipe(tmp_path: Path) -> None:
             Score.model_validate({"scorers": [scorer]}).expand()
 
     refused("scorer 'tag': cannot read .*none.txt', expected a text file", labels=str(tmp_path / "none.txt"))
-    refused("two columns would be called 'tag_x'", labels=["x", "X!"], each=True)
-    refused("two columns would be called 'tag_probability'", labels=["probability", "y"], each=True)
+    refused("two columns would be named 'tag_x'", labels=["x", "X!"], each=True)
+    refused("two columns would be named 'tag_probability'", labels=["probability", "y"], each=True)
     refused("at least 2 items", labels=["x"])
     refused("the template 'of' has no", templates=["of"])

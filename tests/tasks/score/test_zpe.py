@@ -1,4 +1,4 @@
-"""ZPE against the paper's formula written out, its exact property, and worlds in which the good templates are known."""
+"""ZPE against the paper's formula, its invariance, and synthetic data with known good templates."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from tasks.score._zpe import template_scores, template_weights
 
 
 def formula(logits: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Return s as the paper has it: logits (n, p, c), and the reference's (m, p, c), all in memory."""
+    """Return s by the paper's formula: logits (n, p, c), and the reference's (m, p, c), all in memory."""
     debiased = logits - (reference.mean(0) + logits.mean(0)) / 2
     return np.asarray(debiased.max(2).mean(0))
 
@@ -32,7 +32,7 @@ def test_scores_and_weights_are_the_formulas(block: int) -> None:
     assert weights.sum() == pytest.approx(1)
 
 
-def test_values_that_were_worked_out_by_hand() -> None:
+def test_values_computed_by_hand() -> None:
     # Two images, one template that tells them apart (logits +-1) and one that sees the same in both.
     images, prompts = np.array([[1.0], [-1.0]]), np.array([[[1.0], [-1.0]], [[0.0], [0.0]]])
     scores = ours(images, prompts, np.zeros(1), 1.0)
@@ -59,7 +59,7 @@ def world(seed: int, n: int = 400, classes: int = 10) -> tuple[np.ndarray, np.nd
 
 
 def as_features(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (images, prompts) whose inner products are these logits: every logit is a dimension of its own."""
+    """Return (images, prompts) whose inner products are these logits: every logit is a separate dimension."""
     n, p, c = logits.shape
     return logits.reshape(n, p * c), np.eye(p * c).reshape(p, c, p * c)
 
@@ -69,7 +69,7 @@ def accuracy(weights: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> flo
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_it_finds_the_informative_templates_where_loudness_does_not(seed: int) -> None:
+def test_it_finds_the_informative_templates_and_the_mean_logit_does_not(seed: int) -> None:
     logits, labels, informative = world(seed)
     images, prompts = as_features(logits)
     weights = template_weights(ours(images, prompts, images.mean(0), 1.0))
@@ -95,6 +95,6 @@ def test_a_constant_on_all_images_changes_nothing() -> None:
     assert np.abs(naive[0] - naive[1]).max() > 0.1
 
 
-def test_no_image_is_no_score() -> None:
+def test_no_image_raises() -> None:
     with pytest.raises(ValueError, match="expected one image vector at least, found none"):
         template_scores([], np.zeros((2, 3, 4), np.float32), np.zeros(4), 1.0)
