@@ -1,4 +1,4 @@
-"""What every kind of copy is judged by: which of several comes first, and the names of the verdicts."""
+"""The order of preference among copies, and the reasons of removed rows."""
 
 from typing import Final
 
@@ -16,29 +16,29 @@ FIRST: Final = "first"
 LARGEST: Final = "largest"
 RANDOM: Final = "random"
 SCORED: Final = ("images", "embeddings", "scores", "source")
-"""Tables that a rule takes a number from first, in this order; then come the other tables about samples."""
+"""Tables in which a rule's column is looked up first, in this order, before the other tables about samples."""
 JUDGED: Final = ("decisions", "clusters")
-"""Tables about samples whose numbers are no scores."""
+"""Tables about samples whose numbers are not scores."""
 
 REASONS: Final = (None, "duplicate_exact", "duplicate_pixels", "duplicate_perceptual", "duplicate_semantic")
-"""By code: 0 is kept; the others by strength, the strongest first."""
+"""By code: 0 is kept; then by strength, the strongest first."""
 EXACT, PIXELS, LOOKS, MEANING = range(1, len(REASONS))
 PIECE_ROWS: Final = 1 << 17
-"""Rows of one piece of `decisions`: text is made for so many rows at once."""
+"""Rows of one piece of `decisions`: evidence is made for this many rows at once."""
 
 
 class Best(Config):
-    """The copy with the highest number stays."""
+    """Keep the copy with the highest number."""
 
     best: str = Field(description="a column of numbers of any earlier table: aesthetic, clip_score, width, ...")
 
 
 Keep = str | Best
-"""Which of several copies comes first: first, largest, random, or a column, by its name or as {best: name}."""
+"""Which of several copies is preferred: first, largest, random, or a column, by its name or as {best: name}."""
 
 
 def order_columns(rule: Keep, available: Tables) -> Columns:
-    """Return the columns that an order rule reads. Raises RecipeError where there is no such column."""
+    """Return the columns that an order rule reads. Raises RecipeError if a column does not exist."""
     if rule in (FIRST, RANDOM):
         return {}
     if rule == LARGEST:
@@ -64,7 +64,7 @@ def _numbers(schema: pa.Schema) -> list[str]:
 
 
 def order_key(rule: Keep, inputs: Inputs, ids: np.ndarray, seed: int) -> np.ndarray:
-    """Return a key whose smallest comes first, (n,): larger images, or larger numbers, first; nulls and NaN last."""
+    """Return an ascending sort key, (n,): larger images, or larger numbers, first; nulls and NaN last."""
     if rule == FIRST:
         return np.zeros(len(ids), np.int8)  # sorts are stable, and rows are in sample_id order
     if rule == RANDOM:
@@ -81,14 +81,14 @@ def order_key(rule: Keep, inputs: Inputs, ids: np.ndarray, seed: int) -> np.ndar
 
 
 class Preference:
-    """Some of n rows, ranked by which one to keep: the first is preferred."""
+    """A ranking of some of n rows: the first is preferred."""
 
     def __init__(self, rows: np.ndarray, key: np.ndarray) -> None:
-        """`rows`: int64 (m,), ascending; `key`: (n,), smallest comes first, NaN last, ties by row."""
+        """`rows`: int64 (m,), ascending; `key`: (n,), smallest first, NaN last, ties by row."""
         self.row = rows[np.argsort(key[rows], kind="stable")]
         """int64 (m,): row at each rank."""
         self.rank = np.full(len(key), -1, np.int64)
-        """int64 (n,): rank of each row; -1 for rows that are not among them."""
+        """int64 (n,): rank of each row; -1 for other rows."""
         self.rank[self.row] = np.arange(len(self.row))
 
     def reversed(self) -> "Preference":

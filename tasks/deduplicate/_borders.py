@@ -1,13 +1,14 @@
-"""Copies on two sides of a cluster's border: which rows lie close enough to which other cluster, and their pairs.
+"""Copies across the borders of clusters: candidate rows near a border, and their cross-cell pairs.
 
-A cell holds the unit vectors that are nearer to its centroid c than to any other c'. With w = (c - c') / |c - c'|, the
-angle of x to the border of the two cells is a(x) = asin(w x), and two vectors are at least as far apart as these angles
-differ. So a copy of x within the angle t = acos(1 - epsilon) lies in c' only at a(y) >= a(x) - t; and as a(y) <= 0, the
-nearer of the two lies within t / 2. That one *visits* the other's cell, and is compared with all rows there (`_near`).
-The bound is certain, but wide in d dimensions: copies differ by a vector of length sqrt(2 epsilon) at most, in about a
-random direction, of which w shows one part in sqrt(d). The reach t = 4 sqrt(2 epsilon / d), four standard deviations of
-that, is what `likely` means; it lets a few rows visit instead of nearly all. Either way a row visits no more than the
-`count` nearest of the cells within reach, and `cut` counts the rows that would have had to visit more.
+A cell contains the unit vectors that are nearer to its centroid c than to any other c'. With w = (c - c') / |c - c'|,
+the angle of x to the border of the two cells is a(x) = asin(w x), and the angle between two vectors is at least the
+difference of their border angles. So a copy of x within the angle t = acos(1 - epsilon) is in c' only if
+a(y) >= a(x) - t; and as a(y) <= 0, the nearer of the two is within t / 2 of the border. That row is a *candidate* of
+the other cell (the *target cell*), and is compared with all rows of it (`_near`).
+The bound is certain, but loose in d dimensions: copies differ by a vector of length at most sqrt(2 epsilon), in about a
+random direction, whose component along w is about 1 / sqrt(d) of it. `likely` uses the reach t = 4 sqrt(2 epsilon / d),
+four standard deviations of that component, for which few rows are candidates instead of nearly all. In both cases a row
+is a candidate of at most the `count` nearest target cells within reach; `truncated` counts the rows with more.
 """
 
 import math
@@ -28,43 +29,43 @@ if TYPE_CHECKING:
     import torch
 
 SLACK: Final = 1e-3
-"""Added to each bound on a sine: covers float32 products, and cells that all but touch."""
-VISITORS: Final = 512
-HOSTS: Final = 2048
+"""Added to each bound on a sine, for rounding of float32 products and nearly identical centroids."""
+CANDIDATE_ROWS: Final = 512
+TARGET_ROWS: Final = 2048
 """Rows multiplied at once, of the two sides."""
 AHEAD: Final = 2
-"""Blocks whose pairs wait to be taken; where all rows are copies, one has 20 MB of them."""
+"""Blocks whose pairs are buffered; if all rows are copies, a block has 20 MB of them."""
 
 NEAREST: Final = 64
-"""Cells that a row may visit, of the likely reach: those whose centroids are nearest to its own cell's. More rows are
-then more cells, and no more work a row."""
+"""The maximum number of target cells of a row, for the likely reach: those whose centroids are nearest to its cell's.
+The work per row is thus independent of the number of cells."""
 DEVIATIONS: Final = 4.0
-"""Of how far copies lie apart across a border, for the likely reach."""
+"""Standard deviations of the distance of copies across a border, for the likely reach."""
 Reach = Literal["likely", "certain"]
 
 
 def angle(epsilon: float, dim: int, reach: Reach) -> float:
-    """Return how far two copies lie apart at right angles to a border, radians: at most, or as good as always."""
+    """Return the maximum distance of two copies perpendicular to a border, in radians: certain, or likely."""
     certain = math.acos(1 - epsilon)
     return certain if reach == "certain" else min(certain, DEVIATIONS * math.sqrt(2 * epsilon / dim))
 
 
 @dataclass(frozen=True)
-class _Visits:
-    """Which other cells the rows of one cell visit."""
+class _Candidates:
+    """The target cells of the rows of one source cell."""
 
-    visitor: np.ndarray
-    """int64 (v,): places."""
+    place: np.ndarray
+    """int64 (v,): candidates."""
     cell: np.ndarray
-    """int32 (v,)."""
-    strays: int
-    cut: int
+    """int32 (v,): the target cell of each."""
+    misassigned: int
+    truncated: int
 
 
 class Borders:
-    """Finds pairs across borders. `vectors`: (m, d), those of a cell lying together; places are rows of it.
+    """Finds cross-cell pairs. `vectors`: (m, d), grouped by cell; a *place* is a row index of them.
 
-    Memory: 12 bytes a visit, at most `count` a row; and a few blocks a core.
+    Memory: 12 bytes per candidate, at most `count` per row; and a few blocks per core.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Borders:
         device: str,
         folded: np.ndarray | None = None,
     ) -> None:
-        """`starts`: int64 (k + 1,), where each cell begins; `centroids`: float32 (k, d), unit rows; `folded`: the
+        """`starts`: int64 (k + 1,), the first place of each cell; `centroids`: float32 (k, d), unit rows; `folded`: the
         vectors by one `Fold`, float16 (m, w).
         """
         import torch
@@ -87,33 +88,34 @@ class Borders:
         self._threshold, self._angle = 1 - epsilon, angle(epsilon, vectors.shape[1], reach)
         self._centroids = torch.from_numpy(np.array(centroids, np.float32)).to(device)
         self._only_near = reach == "likely"
-        self.cut = 0
-        """Rows that had more cells within reach than they visit: 0 of a certain reach says that no pair is missed."""
-        self.strays = 0
-        """Rows that are nearer to another centroid than to their own: the bound does not hold for pairs of them."""
+        self.truncated = 0
+        """Rows with more target cells within reach than `count`: with the certain reach, 0 means that no pair is
+        missed."""
+        self.misassigned = 0
+        """Misassigned rows, which are nearer to another centroid: the bound does not hold for their pairs."""
         self.compared = 0
-        """Pairs that were multiplied so far."""
-        self._visit(count)
+        """The number of pairs multiplied so far."""
+        self._find_candidates(count)
 
     @property
-    def visits(self) -> int:
-        """How many visits there are."""
-        return len(self._visitor)
+    def candidates(self) -> int:
+        """The number of (candidate, target cell) pairs."""
+        return len(self._places)
 
-    def _visit(self, count: int) -> None:
-        visitors, cells = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    def _find_candidates(self, count: int) -> None:
+        places, cells = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
         every = range(len(self._starts) - 1)
-        for found in on_cores(lambda cell: self._visits_of(cell, count), every, self._device):
-            visitors.append(found.visitor)
+        for found in on_cores(lambda cell: self._candidates_of(cell, count), every, self._device):
+            places.append(found.place)
             cells.append(found.cell)
-            self.strays += found.strays
-            self.cut += found.cut
-        visitor, cell = np.concatenate(visitors), np.concatenate(cells)
+            self.misassigned += found.misassigned
+            self.truncated += found.truncated
+        place, cell = np.concatenate(places), np.concatenate(cells)
         order = np.argsort(cell, kind="stable")
-        self._visitor = visitor[order]
+        self._places = place[order]
         self._first = np.searchsorted(cell[order], np.arange(len(self._starts)))
 
-    def _visits_of(self, cell: int, count: int) -> _Visits:
+    def _candidates_of(self, cell: int, count: int) -> _Candidates:
         import torch
 
         start, stop = self._starts[cell], self._starts[cell + 1]
@@ -125,23 +127,23 @@ class Borders:
         most = min(count, len(others))
         apart = (2 - 2 * (centroids @ centroids[own])).clamp_min(0).sqrt_().clamp_min_(SLACK)
         places, cells = [], []
-        strays = cut = 0
+        misassigned = truncated = 0
         for begin in range(0, len(rows), step):
             near = rows[begin : min(begin + step, len(rows))] @ centroids.T
             sine = near[:, own : own + 1].clone().sub(near).div_(apart)
             sine[:, own] = torch.inf
-            strays += int((sine < -SLACK).any(dim=1).sum())
+            misassigned += int((sine < -SLACK).any(dim=1).sum())
             within = (sine <= reach).sum(dim=1)
-            cut += int((within > most).sum())
+            truncated += int((within > most).sum())
             some = within.nonzero().squeeze(1)
             lowest, at = sine[some].topk(most, dim=1, largest=False)
             row, column = (lowest <= reach).nonzero(as_tuple=True)
             places.append((some[row] + (start + begin)).cpu().numpy())
             cells.append(others[at[row, column]].to(torch.int32).cpu().numpy())
-        return _Visits(np.concatenate(places), np.concatenate(cells), strays, cut)
+        return _Candidates(np.concatenate(places), np.concatenate(cells), misassigned, truncated)
 
     def _others(self, cell: int) -> "torch.Tensor":
-        """Return the cells that rows of a cell may visit, itself among them: int64 (c,), ascending."""
+        """Return the possible target cells of a cell's rows, including the cell: int64 (c,), ascending."""
         import torch
 
         count = len(self._centroids)
@@ -151,39 +153,39 @@ class Borders:
         found: torch.Tensor = torch.unique(torch.cat([near, near.new_tensor([cell])]))
         return found
 
-    def pairs(self, visiting: np.ndarray | None = None, hosting: np.ndarray | None = None) -> Iterator[CosinePairs]:
-        """Yield (places of visitors, places of hosts, cosines) above 1 - epsilon; a pair that visits both ways comes
-        twice.
+    def pairs(self, sources: np.ndarray | None = None, targets: np.ndarray | None = None) -> Iterator[CosinePairs]:
+        """Yield (places of candidates, places in target cells, cosines) above 1 - epsilon; a pair is yielded
+        twice if each row is a candidate of the other's cell.
 
-        `visiting`, `hosting`: bool (m,), the rows that may be on either side; all where None.
+        `sources`, `targets`: bool (m,), the rows allowed on each side; None: all.
         """
-        meetings = self._meetings(visiting, hosting)
-        for guests, hosts, found in on_cores(self._meet, meetings, self._device, AHEAD):
-            self.compared += guests * hosts
+        blocks = self._blocks(sources, targets)
+        for candidates, rows, found in on_cores(self._compare, blocks, self._device, AHEAD):
+            self.compared += candidates * rows
             yield found
 
-    def _meetings(
-        self, visiting: np.ndarray | None, hosting: np.ndarray | None
+    def _blocks(
+        self, sources: np.ndarray | None, targets: np.ndarray | None
     ) -> Iterator[tuple[np.ndarray, slice | np.ndarray]]:
-        """Yield (places of visitors, places of hosts) to be compared: a block of either."""
+        """Yield (places of candidates, places in target cells) to compare, block by block."""
         for cell, (first, last) in enumerate(pairwise(self._first.tolist())):
-            guests = self._visitor[first:last]
-            if visiting is not None:
-                guests = guests[visiting[guests]]
+            candidates = self._places[first:last]
+            if sources is not None:
+                candidates = candidates[sources[candidates]]
             start, stop = self._starts[cell : cell + 2].tolist()
-            for begin in range(start, stop if len(guests) else start, HOSTS):
-                block = slice(begin, min(begin + HOSTS, stop))
-                whole = hosting is None or bool(hosting[block].all())
-                hosts = block if whole or hosting is None else begin + np.flatnonzero(hosting[block])
-                for at in range(0, len(guests), VISITORS):
-                    yield guests[at : at + VISITORS], hosts
+            for begin in range(start, stop if len(candidates) else start, TARGET_ROWS):
+                block = slice(begin, min(begin + TARGET_ROWS, stop))
+                whole = targets is None or bool(targets[block].all())
+                rows = block if whole or targets is None else begin + np.flatnonzero(targets[block])
+                for at in range(0, len(candidates), CANDIDATE_ROWS):
+                    yield candidates[at : at + CANDIDATE_ROWS], rows
 
-    def _meet(self, both: tuple[np.ndarray, slice | np.ndarray]) -> tuple[int, int, CosinePairs]:
-        """Return (number of visitors, of hosts, their pairs)."""
-        guests, hosts = (Near(self._vectors, self._folded, places, self._threshold, self._device) for places in both)
-        at, host, cosine = guests.pairs(slice(0, len(guests)), hosts, slice(0, len(hosts)))
+    def _compare(self, both: tuple[np.ndarray, slice | np.ndarray]) -> tuple[int, int, CosinePairs]:
+        """Return (number of candidates, number of rows of the target cell, their pairs)."""
+        candidates, rows = (Near(self._vectors, self._folded, places, self._threshold, self._device) for places in both)
+        at, other, cosine = candidates.pairs(slice(0, len(candidates)), rows, slice(0, len(rows)))
         self._release()
-        return len(guests), len(hosts), (guests.places[at], hosts.places[host], cosine)
+        return len(candidates), len(rows), (candidates.places[at], rows.places[other], cosine)
 
     def _release(self) -> None:
         release(self._vectors)

@@ -1,7 +1,7 @@
-"""Large clusters in cells: what makes comparing all rows of a cluster cost as much a row however many rows there are.
+"""Split large clusters into cells, so that the cost per row of comparing all rows does not grow with the cluster.
 
-A cluster above twice `CELL_ROWS` is cut into cells by a k-means of its own. Copies that lie on two sides of a cell's
-border are found as those of clusters are (`borders`).
+A cluster above twice `CELL_ROWS` is split by a separate k-means. Copies across a cell's border are found like those
+across clusters (`_borders`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,10 +19,10 @@ from tasks.vectors.nearest_centroid import assign
 CELL_ROWS: Final = 2048
 """Mean size of a cell."""
 LARGEST: Final = 1 << 20
-"""A cluster above it stays whole: it is held in memory while it is cut."""
+"""A larger cluster is not split, as it must be in memory for that."""
 LARGE: Final = 1 << 15
-"""Rows of a cell above which all cores work at it together: one a core would be too much memory, and the last of many
-would leave the others idle."""
+"""Cells above this are processed by all cores together: one per core would take too much memory, and leave cores idle
+at the end."""
 SAMPLE_PER_CENTROID: Final = 256
 ITERATIONS: Final = 8
 
@@ -30,10 +30,10 @@ ITERATIONS: Final = 8
 def split(
     rows: np.ndarray, vectors: np.ndarray, starts: np.ndarray, centroids: np.ndarray, seed: int, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut large clusters, moving their rows in place; return (starts int64 (c + 1,), centroids float32 (c, d)).
+    """Split large clusters in place; return (starts int64 (c + 1,), centroids float32 (c, d)).
 
-    `rows`: int64 (m,), `vectors`: (m, d), those of a cluster lying together, between `starts`, int64 (k + 1,). Within
-    a cell they keep their order. `centroids`: float32 (k, d), unit rows.
+    `rows`: int64 (m,), `vectors`: (m, d), grouped by cluster at `starts`, int64 (k + 1,). The order within a cell is
+    preserved. `centroids`: float32 (k, d), unit rows.
     """
     sizes = np.diff(starts)
     large = np.flatnonzero((sizes > 2 * CELL_ROWS) & (sizes <= LARGEST)).tolist()
@@ -59,9 +59,9 @@ def split(
 def shared(
     function: Callable[[Item], Result], items: Iterable[Item], size: Callable[[Item], int], device: str
 ) -> Iterator[Result]:
-    """Yield `function` of each item: first of those with more than `LARGE` rows, then of the others, one a core.
+    """Yield `function` of each item: first the items with more than `LARGE` rows, then the others, one per core.
 
-    `size`: rows of an item.
+    `size`: the number of rows of an item.
     """
     every = list(items)
     large = (item for item in every if size(item) > LARGE)

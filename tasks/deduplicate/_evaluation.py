@@ -1,4 +1,4 @@
-"""Evaluation sets: what they are compared by, read from Parquet files or made from their images, once."""
+"""Evaluation sets: their digests, hashes and vectors, read from Parquet files or computed once from their images."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from tasks.encoders.model import Model
 
 CHUNK_ROWS: Final = 1024
-"""Rows that are read, hashed and encoded before they are written down."""
+"""Rows that are read, hashed and encoded before each checkpoint."""
 HASHED_PX: Final = 256
-"""Longer side at which a picture is hashed, as `download` does it."""
+"""Longer side at which a picture is hashed, as in `download`."""
 GIVEN: Final = ("sha256", "pixels_sha256", "phash", "vector")
-"""What may be compared; `image` gives all of them."""
+"""The columns that can be compared; all of them can be computed from `image`."""
 
 
 class EvaluationSet(Config):
-    """One evaluation set: a Parquet file with a column of encoded images, or with what is made of them."""
+    """One evaluation set: a Parquet file with a column of encoded images, or with their digests, hashes or vectors."""
 
-    name: str = Field(min_length=1, description="how the evidence calls it")
+    name: str = Field(min_length=1, description="its name in the evidence")
     path: str = Field(description="a local Parquet file")
     image: str | None = Field(None, description="column of encoded images: bytes, or a struct with a field `bytes`")
     sha256: str | None = Field(None, description="column of the files' SHA-256, in hex")
@@ -46,16 +46,16 @@ class EvaluationSet(Config):
     @model_validator(mode="after")
     def _has_something(self) -> "EvaluationSet":
         if not self.columns():
-            raise ValueError(f"set {self.name!r}: say which column holds what: image, or any of {', '.join(GIVEN)}")
+            raise ValueError(f"set {self.name!r}: specify at least one column: image, or any of {', '.join(GIVEN)}")
         return self
 
     def columns(self) -> dict[str, str]:
-        """Return what is given -> the column that holds it."""
+        """Return field -> column of the file."""
         named = {name: getattr(self, name) for name in ("image", *GIVEN)}
         return {name: column for name, column in named.items() if column is not None}
 
     def check(self, asked: Sequence[str]) -> None:
-        """Raise RecipeError where the file or a column is not there, or nothing that is `asked` (of GIVEN) is given."""
+        """Raise RecipeError if the file or a column does not exist, or the set has none of `asked` (of GIVEN)."""
         schema = self._schema()
         for name, column in self.columns().items():
             if column not in schema.names:
@@ -82,7 +82,7 @@ class EvaluationSet(Config):
             raise RecipeError(f"set {self.name!r}: cannot read {self.path!r}: {why}")
 
     def parameters(self) -> dict[str, Any]:
-        """Return the fields, with the file by its content."""
+        """Return the fields, with the file by content."""
         self._check_file()
         return self.model_dump(mode="json") | {"path": digest_of(Path(self.path))}
 
@@ -110,7 +110,7 @@ def _fits(name: str, type_: pa.DataType) -> bool:
 
 @dataclass
 class Targets:
-    """What some evaluation images are compared by; (m, ...) each."""
+    """Digests, hashes and vectors of evaluation images; (m, ...) each."""
 
     bytes: np.ndarray
     """uint64 (m, 2): 128 bits of the SHA-256."""
@@ -123,7 +123,7 @@ class Targets:
     phash: np.ndarray
     """int64 (m,)."""
     has_phash: np.ndarray
-    """bool (m,): those of flat images say nothing."""
+    """bool (m,): false for flat images, whose hashes are meaningless."""
     vector: np.ndarray
     """float16 (m, d)."""
     has_vector: np.ndarray
@@ -131,7 +131,7 @@ class Targets:
 
     @classmethod
     def of(cls, count: int, dim: int) -> "Targets":
-        """Return images of which nothing is known."""
+        """Return images without any values."""
         words = (np.zeros((count, 2), np.uint64), np.zeros(count, bool))
         more = (
             np.zeros((count, 2), np.uint64),
@@ -143,35 +143,35 @@ class Targets:
 
     @classmethod
     def joined(cls, chunks: "Sequence[Targets]") -> "Targets":
-        """Return all images of several chunks, of which there is one at least."""
+        """Concatenate at least one chunk."""
         return cls(*(np.concatenate([getattr(chunk, f.name) for chunk in chunks]) for f in fields(cls)))
 
     def known(self) -> np.ndarray:
-        """Return which images can be compared by anything: bool (m,)."""
+        """Return which images have at least one value: bool (m,)."""
         return np.asarray(self.has_bytes | self.has_pixels | self.has_phash | self.has_vector)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The images of all sets, one after the other."""
+    """The images of all sets, concatenated."""
 
     targets: Targets
     set: np.ndarray
-    """int16 (m,): which set it is of."""
+    """int16 (m,): the set of each."""
     row: np.ndarray
     """int64 (m,): its row in the file, from 0."""
 
     def facts(self, number: int) -> dict[str, int]:
-        """Return how many images a set has, and how many of them say something."""
+        """Return how many images a set has, and how many of them have each value."""
         mine = self.set == number
         return {"images": int(mine.sum()), "usable": int(self.targets.known()[mine].sum())}
 
 
 def read(sets: Sequence[EvaluationSet], asked: Sequence[str], dim: int, model: "Model | None", run: Run) -> Evaluation:
-    """Return what the sets are compared by. `asked`: of GIVEN; `dim`: length of the vectors, 0 for none.
+    """Read the sets. `asked`: of GIVEN; `dim`: length of the vectors, 0 for none.
 
-    Every chunk that is done is written to the checkpoints, and not made again. Memory: 50 bytes and a vector an image.
-    Raises UserError where nothing of a set can be used.
+    Completed chunks are written to the checkpoints. Memory: 50 bytes and a vector per image. Raises UserError if no
+    image of a set is usable.
     """
     chunks, which, rows = [], [], []
     for number, one in enumerate(sets):
@@ -210,7 +210,7 @@ def _write(place: Path, targets: Targets) -> None:
 
 
 def _made(one: EvaluationSet, rows: pa.Table, asked: Sequence[str], dim: int, model: "Model | None") -> Targets:
-    """Return what a chunk is compared by: columns as they are given, the rest from the images."""
+    """Return the values of a chunk: from columns if the set has them, else from the images."""
     found = Targets.of(rows.num_rows, dim)
     given = {name: rows.column(column) for name, column in one.columns().items() if name in asked}
     if one.image is not None:
@@ -224,7 +224,7 @@ def _made(one: EvaluationSet, rows: pa.Table, asked: Sequence[str], dim: int, mo
     if "phash" in given:
         there = given["phash"].is_valid().to_numpy()
         found.phash = pc.fill_null(given["phash"], 0).to_numpy().astype(np.int64)
-        found.has_phash = there & perceptual.telling(found.phash)
+        found.has_phash = there & perceptual.is_meaningful(found.phash)
     if "vector" in given:
         _take_vectors(one, found, given["vector"], dim)
     return found
@@ -250,7 +250,7 @@ def _from_images(found: Targets, images: Sequence[bytes | None], wanted: Sequenc
 
 
 def _measure(found: Targets, at: int, data: bytes, wanted: Sequence[str]) -> None:
-    """Take an image's digests and hash; of what is no image, the digest of the bytes."""
+    """Compute an image's digests and hash; for bytes that are not an image, only their digest."""
     from tasks import images
 
     if "sha256" in wanted:

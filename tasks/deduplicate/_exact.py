@@ -1,4 +1,4 @@
-"""Copies that are the same file, or show the same pixels: equal digests of the bytes, or of what is decoded from them.
+"""Copies with the same file or the same pixels: equal digests of the bytes, or of the decoded picture.
 
 Digests are compared by their first 128 bits: among 10 thousand million rows, one false pair is expected once in 10^19.
 """
@@ -13,7 +13,7 @@ from catalog.inputs import Inputs
 
 BYTES: Final = "sha256"
 PIXELS: Final = "pixels_sha256"
-"""Columns of images: the digest of the file as it was received, and of the picture that it shows."""
+"""Columns of images: the digest of the file as received, and that of the decoded picture."""
 
 _NIBBLE = np.full(256, 255, np.uint8)
 _NIBBLE[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
@@ -30,7 +30,7 @@ def digests(inputs: Inputs, ids: np.ndarray, column: str = BYTES) -> tuple[np.nd
 
 
 def parse(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (words uint64 (n, 2), valid bool (n,)) of hex digests. What is not 64 hex digits is not valid."""
+    """Return (words uint64 (n, 2), valid bool (n,)) of hex digests. Valid digests have 64 hex digits."""
     words, valid = np.zeros((len(column), 2), np.uint64), np.zeros(len(column), bool)
     lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy()
     rows = np.flatnonzero(lengths == 64)
@@ -52,7 +52,7 @@ def _buffers(array: pa.Array | pa.ChunkedArray) -> list[memoryview]:
 def representatives(words: np.ndarray, key: np.ndarray) -> np.ndarray:
     """Return, for each row, the first row by `key` (ties: by place) among those with the same words: int64 (n,).
 
-    `words`: uint64 (n, 2); `key`: (n,). A row that is its own representative stays.
+    `words`: uint64 (n, 2); `key`: (n,). A row that is its own representative is kept.
     """
     if len(words) == 0:
         return np.empty(0, np.int64)

@@ -1,4 +1,4 @@
-"""Ties by meaning among all rows: cell after cell, and across their borders. A cell is a cluster, or a part of one."""
+"""Semantic ties among all rows: within cells, and across their borders. A cell is a cluster, or a part of one."""
 
 from collections.abc import Iterator
 from itertools import chain, pairwise
@@ -21,18 +21,19 @@ from tasks.vectors.mapped import gather, release
 from tasks.vectors.unit_rows import UnitRows
 
 MOST_PAIRS: Final = 1 << 25
-"""As many ties are held in memory, 20 bytes each; where there are more, they are found in rounds."""
+"""The maximum number of ties in memory, 20 bytes each; more are found in rounds."""
 FOLD_PAIRS: Final = 128
-"""Pairs a row from which vectors are folded: folding one costs as much as multiplying so many pairs in full."""
+"""Pairs per row above which vectors are folded: folding one costs as much as multiplying this many pairs in full."""
 Places = slice | np.ndarray
 """Places of one cluster: all of them, or int64 (m,), ascending."""
 
 
 class Meaning:
-    """Finds ties by meaning among n rows. Those that have a cluster and a vector lie on disk, by cluster and within it
-    in the order of preference; a *place* is a row's number there.
+    """Finds semantic ties among n rows. Rows with a cluster and a vector are stored on disk, by cluster and within it
+    in the order of preference; a *place* is a row's index there.
 
-    Memory: 40 bytes a row; for each core what `judge` takes for one cell (a large one is alone); what `Borders` takes.
+    Memory: 40 bytes per row; for each core that of `judge` for one cell (large cells are processed alone); and that of
+    `Borders`.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Meaning:
         self._borders = self._open_borders(centroids)
 
     def _divide(self, given: Clusters, clusters: np.ndarray) -> np.ndarray:
-        """Cut large clusters into cells, where borders are looked across; return the centroids: float32 (c, d)."""
+        """Split large clusters into cells if borders are compared; return the centroids: float32 (c, d)."""
         self._run.note(semantic_clusters=len(clusters))
         if self._config.borders == 0 or len(clusters) == 0:
             return np.empty((len(clusters), 0), np.float32)
@@ -71,7 +72,7 @@ class Meaning:
         return centroids
 
     def _fold(self) -> np.ndarray | None:
-        """Fold all vectors onto disk, float16 (m, w), where it costs less than it saves; None where it does not."""
+        """Fold all vectors to disk, float16 (m, w), if it saves more than it costs; else None."""
         sizes = np.diff(self._starts)
         pairs = int((sizes * (sizes - 1)).sum()) // 2
         if pairs < max(LEAST_PAIRS, FOLD_PAIRS * len(self._rows)):
@@ -100,7 +101,7 @@ class Meaning:
         config, run = self._config, self._run
         how = config.borders, config.epsilon, config.reach, run.device
         found = Borders(self._vectors, self._starts, centroids, *how, folded=self._folded)
-        run.note(border_visits=found.visits, border_rows_cut_short=found.cut, border_strays=found.strays)
+        run.note(border_visits=found.candidates, border_rows_cut_short=found.truncated, border_strays=found.misassigned)
         return found
 
     def _means(self) -> np.ndarray:
@@ -115,7 +116,7 @@ class Meaning:
 
     @property
     def across(self) -> bool:
-        """Whether ties across borders are looked for."""
+        """Whether ties across borders are searched for."""
         return self._borders is not None
 
     def compared(self) -> np.ndarray:
@@ -123,11 +124,11 @@ class Meaning:
         return np.asarray(self._place >= 0)
 
     def facts(self) -> dict[str, int]:
-        """Return what the search across borders multiplied so far."""
+        """Return counts of the search across borders so far."""
         return {} if self._borders is None else {"border_pairs": self._borders.compared}
 
     def before(self, among: np.ndarray | None = None) -> Ties:
-        """Return the most similar row before each that it is tied to, among rows int64 (k,) (all where None)."""
+        """Return the most similar preferred row that each row is tied to, among rows int64 (k,) (None: all)."""
         found = Ties.of(len(self._rank))
         for places, verdict in self._judged("order", among):
             self._offer(found, places, verdict)
@@ -137,7 +138,7 @@ class Meaning:
         return found
 
     def greedy(self) -> Ties:
-        """Return, for each row that goes by the greedy rule within its cluster, the most similar row that stays."""
+        """Return, for each row that the greedy rule removes within its cluster, the most similar row that is kept."""
         found = Ties.of(len(self._rank))
         for places, verdict in self._judged("greedy", None):
             self._offer(found, places, verdict)
@@ -160,7 +161,7 @@ class Meaning:
         return np.concatenate(links), found
 
     def near(self, among: np.ndarray) -> Pairs | None:
-        """Return all ties among some rows, int64 (k,); None where there are more than `MOST_PAIRS`."""
+        """Return all ties among some rows, int64 (k,); None if there are more than `MOST_PAIRS`."""
         held: list[Pairs] = []
         count = 0
         for pairs in self._all_pairs(among):
@@ -183,10 +184,10 @@ class Meaning:
             found.offer(rows, others, pairs.cosine)
 
     def cosines(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """Return the cosine of each pair of rows, int64 (m,) twice: float32 (m,), NaN where one has no place."""
+        """Return the cosine of each pair of rows, int64 (m,) twice: float32 (m,), NaN if one has no place."""
         one, other = self._place[rows], self._place[others]
         known = np.flatnonzero((one >= 0) & (other >= 0))
-        known = known[np.argsort(one[known], kind="stable")]  # the disk is read forwards
+        known = known[np.argsort(one[known], kind="stable")]  # read the disk sequentially
         found = np.full(len(rows), np.nan, np.float32)
         for begin in range(0, len(known), BLOCK_ROWS):
             at = known[begin : begin + BLOCK_ROWS]
@@ -205,7 +206,7 @@ class Meaning:
         return chosen
 
     def _by_cluster(self, chosen: np.ndarray | None) -> Iterator[Places]:
-        """Yield the places of each cluster, of those that are chosen."""
+        """Yield the chosen places of each cluster."""
         for start, stop in pairwise(self._starts.tolist()):
             whole = chosen is None or bool(chosen[start:stop].all())
             yield slice(start, stop) if whole or chosen is None else start + np.flatnonzero(chosen[start:stop])
@@ -226,16 +227,16 @@ class Meaning:
             self._run.progress(done, len(self._rows))
 
     def _offer(self, found: Ties, places: Places, verdict: Verdict) -> None:
-        """Note the ties of one cluster, whose rows have none yet."""
+        """Record the ties of one cluster, whose rows have none yet."""
         rows = self._rows[places]
         tied = np.flatnonzero(verdict.tied >= 0)
         found.partner[rows[tied]] = rows[verdict.tied[tied]]
         found.cosine[rows[tied]] = verdict.tied_cosine[tied]
 
-    def _across(self, visiting: np.ndarray | None, hosting: np.ndarray | None) -> Iterator[Pairs]:
+    def _across(self, sources: np.ndarray | None, targets: np.ndarray | None) -> Iterator[Pairs]:
         if self._borders is None:
             return
-        for one, other, cosine in self._borders.pairs(visiting, hosting):
+        for one, other, cosine in self._borders.pairs(sources, targets):
             yield self._ordered(self._rows[one], self._rows[other], cosine)
 
     def _ordered(self, one: np.ndarray, other: np.ndarray, cosine: np.ndarray) -> Pairs:
@@ -250,9 +251,9 @@ class Meaning:
         yield from self._across(chosen, chosen)
 
     def _products(self, mine: Places, theirs: Places) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield (row, other row, cosine) of the tied ones of two sets of one cluster's rows, block by block.
+        """Yield (row, other row, cosine) of the ties between two sets of one cluster's rows, block by block.
 
-        Where both are the same set, each pair comes once, and only blocks on and below the diagonal are multiplied.
+        If both are the same set, each pair is yielded once, and only blocks on and below the diagonal are multiplied.
         """
         one = self._near(mine)
         other = one if mine is theirs else self._near(theirs)
@@ -294,7 +295,7 @@ def _spilled(
 
 
 def _present(rows: np.ndarray, vectors: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Leave out rows without a usable vector, moving the others up in place."""
+    """Remove rows without a usable vector, in place."""
     if there.all():
         return rows, vectors
     present = np.flatnonzero(there)

@@ -1,14 +1,14 @@
-"""The one verdict: ties of all kinds make one graph, and one rule says which of its rows stay.
+"""The combined verdict: ties of all kinds form one graph, and one rule determines which of its rows are kept.
 
-Rows that are the same file, or the same pixels, are one node: they share a fate. Nodes are tied where they look the
-same or mean the same, and are settled in the order of preference:
+Rows with the same file, or the same pixels, are one node. Nodes are tied if they are perceptual or semantic copies, and
+are processed in the order of preference:
 
-- `order`: a node goes where any node before it is tied to it, also one that itself goes (SemDeDup's code).
-- `greedy`: a node goes only where a node that stays, and is before it, is tied to it.
-- `components`: the first node of each connected component stays.
+- `order`: a node is removed if any preferred node, removed or not, is tied to it (SemDeDup's code).
+- `greedy`: a node is removed only if a preferred node that is kept is tied to it.
+- `components`: the first node of each connected component is kept.
 
-With ties by meaning alone these are the rules of `semantic.judge`. Whatever the rule, a node that goes leads, tie by
-tie, to one node that stays and comes before all that it stands for.
+With only semantic ties these are the rules of `_semantic.judge`. With every rule, the ties of a removed node lead to
+one kept node, its representative, which is preferred to all nodes that it represents.
 """
 
 from dataclasses import dataclass, field
@@ -24,16 +24,16 @@ from tasks.deduplicate._ties import Pairs, Ties, roots
 
 @dataclass
 class Settled:
-    """What became of the nodes, among n rows."""
+    """The verdict on the nodes, among n rows."""
 
     count: int
     """n."""
     looks: np.ndarray = field(init=False)
-    """int64 (n,): a row that looks the same, for which it may go; -1 for none."""
+    """int64 (n,): a perceptual copy for which the row may be removed; -1 for none."""
     meaning: Ties = field(init=False)
-    """The most similar row that means the same, for which it may go."""
+    """The most similar semantic copy for which the row may be removed."""
     toward: np.ndarray = field(init=False)
-    """int64 (n,): where a row leads to, on the way to its representative; -1 where it stays, and for other rows."""
+    """int64 (n,): the next row on the path to its representative; -1 for kept rows, and rows that are not nodes."""
 
     def __post_init__(self) -> None:
         self.looks = np.full(self.count, -1, np.int64)
@@ -41,7 +41,7 @@ class Settled:
         self.toward = self.looks
 
     def follow(self) -> None:
-        """Let each row lead to the row that it is tied to: by looks before meaning."""
+        """Set the next row of each row to the row that it is tied to, perceptual before semantic."""
         self.toward = np.where(self.looks >= 0, self.looks, self.meaning.partner)
 
 
@@ -101,7 +101,7 @@ def _round(
     meaning: Meaning | None,
     near: Pairs | None,
 ) -> np.ndarray:
-    """Settle what can be settled of the rows that are open, int64 (m,); return those that still are.
+    """Decide the undecided rows, int64 (m,), that can be decided; return the rest.
 
     A row that is tied to no open row before it stays; a row that is tied to one that stays goes. `near`: all ties by
     meaning among open rows, where they fit into memory; else they are found again, in fewer rows each time.

@@ -1,10 +1,11 @@
-"""Pairs of rows with a cosine above a threshold, most of them ruled out at a fraction of the multiplications.
+"""Pairs of rows with a cosine above a threshold; most pairs are excluded at a fraction of the multiplications.
 
 A unit vector x is *folded* to (W' x, sqrt(1 - |W' x|^2)), with W a few orthonormal directions. That is a unit vector
-again, and by Cauchy and Schwarz no cosine falls: x y = (W' x)(W' y) + (the rest of x)(the rest of y), which is at most
-the product of the two folded ones. So a pair whose folded product is not above the threshold is none, for certain; the
-others are multiplied in full. How many those are depends on W and on the data, so both W and its width are fitted to
-pairs of rows as they will be compared: the directions in which these differ most, as many as cost least.
+again, and by Cauchy and Schwarz no cosine decreases: x y = (W' x)(W' y) + (the rest of x)(the rest of y), which is at
+most the product of the two folded ones. So a pair whose folded product is not above the threshold is excluded with
+certainty; the others are multiplied in full. Their number depends on W and on the data, so both W and its width are
+fitted to pairs of rows from the actual comparisons: the directions in which these differ most, as many as minimise the
+cost.
 """
 
 from dataclasses import dataclass
@@ -21,19 +22,20 @@ if TYPE_CHECKING:
     import torch
 
 SLACK: Final = 2e-3
-"""What rounding takes off a folded product at most: 2^-10 of each side (float16, and its length), 1e-5 of float32."""
+"""Upper bound of the rounding error of a folded product: 2^-10 of each side (float16, and its length), 1e-5 of
+float32."""
 REST: Final = 1e-6
 """Added to the square of the rest, so that cancellation in it never makes a product too small."""
 WIDTHS: Final = (32, 64, 96, 128, 192, 256)
 """Of folded vectors."""
 VERIFY: Final = 16_384
-"""Numbers that could be multiplied in the time that one pair takes that is not ruled out."""
+"""Cost of a pair that is not excluded, in multiplications."""
 FIT_PAIRS: Final = 4096
-"""Pairs that directions are fitted to; the width is chosen on as many others."""
+"""Pairs for fitting the directions; the width is chosen on as many others."""
 LEAST_PAIRS: Final = 1 << 25
 """Below it, all pairs are multiplied before directions are fitted."""
 DENSE: Final = 64
-"""Where more than one pair in so many is not ruled out, the whole block is multiplied in full."""
+"""If more than one pair in this many is not excluded, the whole block is multiplied in full."""
 PIECE_PAIRS: Final = 4096
 
 CosinePairs = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -49,7 +51,7 @@ class Fold:
 
     @classmethod
     def fit(cls, one: np.ndarray, other: np.ndarray, threshold: float, device: str) -> "Fold | None":
-        """Return what rules out pairs like (one, other), (m, d) each, at least cost; None where nothing pays."""
+        """Fit to pairs (one, other), (m, d) each, at minimal cost; None if folding does not pay."""
         import torch
 
         half = len(one) // 2
@@ -71,7 +73,7 @@ class Fold:
 
     @property
     def width(self) -> int:
-        """Return how many numbers a folded vector has."""
+        """Return the length of a folded vector."""
         return self.directions.shape[1] + 1
 
     def __call__(self, unit: "torch.Tensor") -> "torch.Tensor":
@@ -92,7 +94,7 @@ class Fold:
 
 
 class Near:
-    """Some rows, of which pairs above a threshold are wanted. Memory: their folded vectors, or `UnitRows`."""
+    """Rows to compare by a threshold on the cosine. Memory: their folded vectors, or `UnitRows`."""
 
     def __init__(
         self,
@@ -114,7 +116,7 @@ class Near:
 
     @classmethod
     def of(cls, vectors: np.ndarray, threshold: float, device: str) -> "Near":
-        """Return all rows (n, d), folded where that pays."""
+        """Return all rows (n, d), folded if that pays."""
         count = len(vectors)
         folded = None
         if count * (count - 1) // 2 >= LEAST_PAIRS:
@@ -135,9 +137,9 @@ class Near:
         return UnitRows(_some(self._vectors, self._range), self._device)
 
     def pairs(self, rows: slice, other: "Near", columns: slice | np.ndarray) -> CosinePairs:
-        """Return the pairs above the threshold of a range of rows and some rows of another: numbers are of each side.
+        """Return the pairs above the threshold between a range of rows and rows of another, as indices of each side.
 
-        A range with itself (`other` is this, `columns` equals `rows`) gives each pair once: the later row first.
+        A range with itself (`other` is this, `columns` equals `rows`) returns each pair once: the later row first.
         """
         itself = other is self and isinstance(columns, slice) and columns == rows
         number = np.arange(columns.start, columns.stop) if isinstance(columns, slice) else columns
@@ -174,7 +176,7 @@ class Near:
         return at.cpu().numpy() + rows.start, number[to.cpu().numpy()], cosine
 
     def _multiplied(self, one: "torch.Tensor", other: "torch.Tensor", itself: bool) -> "torch.Tensor":
-        """Return the products, in memory that the next call takes again: fresh pages cost as much as folded rows."""
+        """Return the products, in a buffer that the next call reuses: new pages cost as much as folded rows."""
         import torch
 
         size = len(one) * len(other)
@@ -200,7 +202,7 @@ def _chosen(rows: UnitRows, columns: slice | np.ndarray) -> "torch.Tensor":
 
 
 def _above(product: "torch.Tensor", threshold: float) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """Return (row, column) of what is above a threshold, row by row: int64 (m,) twice. Few rows have any."""
+    """Return (row, column) of the values above a threshold, row by row: int64 (m,) twice. Few rows have any."""
     if product.numel() == 0:
         none = product.nonzero()[:, 0]
         return none, none
@@ -210,7 +212,7 @@ def _above(product: "torch.Tensor", threshold: float) -> tuple["torch.Tensor", "
 
 
 def nearest(pairs: CosinePairs) -> CosinePairs:
-    """Return, of each row's pairs, the one with the highest cosine; of equals, the first."""
+    """Return each row's pair with the highest cosine; in a tie the first."""
     at, to, cosine = pairs
     if len(at) == 0:
         return pairs

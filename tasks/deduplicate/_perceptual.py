@@ -1,4 +1,4 @@
-"""Copies that look the same: perceptual hashes that differ in a few bits."""
+"""Perceptual copies: hashes that differ in a few bits."""
 
 import math
 from collections.abc import Iterator
@@ -21,27 +21,27 @@ LEAST_BITS: Final = 4
 BITS: Final = 64
 MOST_RADIUS: Final = 6
 MEMORY_MB: Final = 2000
-"""DuckDB's share while it joins; beyond it, it goes to disk."""
+"""DuckDB's memory limit for the join; beyond it, it spills to disk."""
 
 
 class Perceptual(Config):
-    """How copies by looks are found: 64-bit hashes within a Hamming radius, all pairs, none missed."""
+    """Settings of perceptual copies: 64-bit hashes within a Hamming radius; no pair is missed."""
 
-    radius: int = Field(3, ge=0, le=MOST_RADIUS, description="most bits of 64 that two copies differ in")
+    radius: int = Field(3, ge=0, le=MOST_RADIUS, description="maximum number of differing bits of 64")
 
 
 def hashes(inputs: Inputs, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (phash int64 (n,), which rows have one that says something, bool (n,))."""
+    """Return (phash int64 (n,), which rows have a meaningful one, bool (n,))."""
     found, known = np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
     for batch in inputs.batches({"images": ("phash",)}):
         at = np.searchsorted(ids, batch.column("sample_id").to_numpy())
         column = batch.column("phash")
         found[at] = pc.fill_null(column, 0).to_numpy()
         known[at] = column.is_valid().to_numpy()
-    return found, known & telling(found)
+    return found, known & is_meaningful(found)
 
 
-def telling(values: np.ndarray) -> np.ndarray:
+def is_meaningful(values: np.ndarray) -> np.ndarray:
     """Return which hashes, int64 (n,), are not those of flat images: bool (n,)."""
     bits = np.bitwise_count(values.view(np.uint64))
     result: np.ndarray = (bits >= LEAST_BITS) & (bits <= BITS - LEAST_BITS)

@@ -1,8 +1,8 @@
-"""Copies that mean the same: neighbours by cosine within a cluster (SemDeDup), and two stricter readings of it.
+"""Semantic copies: neighbours by cosine within a cluster (SemDeDup), and two variants of its rule.
 
-`clusters` takes clusters, or makes them; `judge` decides one cluster in blocks. Memory: one cluster's rows (or two
-blocks of a large one), one block of products. `_near` finds the pairs of a block, `_meaning` walks over all clusters,
-`borders` finds what lies across.
+`clusters` reads clusters, or makes them; `judge` processes one cluster in blocks. Memory: one cluster's rows (or two
+blocks of a large one), one block of products. `_near` finds the pairs of a block, `_meaning` iterates over all
+clusters, `_borders` finds pairs across clusters.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ Rule = Literal["order", "greedy", "components"]
 
 BLOCK_ROWS: Final = 1024
 CLUSTER_ROWS: Final = 4096
-"""Mean size of the clusters that it makes itself: below it, comparing all rows of a cluster costs little."""
+"""Mean size of the clusters that it makes: below it, comparing all rows of a cluster costs little."""
 MOST_CLUSTERS: Final = 50_000
 SAMPLE_PER_CENTROID: Final = 256
 ITERATIONS: Final = 10
@@ -36,20 +36,21 @@ EASY: Final = "easy"
 
 
 class Semantic(Config):
-    """How near-copies are found.
+    """Settings of semantic copies.
 
-    Rows are tied where their cosine is above 1 - epsilon, within a cluster and, with `borders`, across. Rules:
+    Rows are tied if their cosine is above 1 - epsilon, within a cluster and, with `borders`, across clusters. Rules:
 
-    - `order`: a row goes where any earlier row is tied to it, also one that itself goes (the published code).
-    - `greedy`: only earlier rows that stay count. Takes out a subset of `order`; a row that goes is tied to a row that
-      stays.
-    - `components`: one row, the first, stays of each connected component ("one per group", the paper's wording). Takes
-      out a superset of `order`; the representative may be less similar than 1 - epsilon.
+    - `order`: a row is removed if any earlier row, removed or not, is tied to it (the published code).
+    - `greedy`: a row is removed if an earlier row that is kept is tied to it. Removes a subset of `order`; every
+      removed row is tied to a kept one.
+    - `components`: the first row of each connected component is kept ("one per group", the paper's wording). Removes a
+      superset of `order`; the representative may be less similar than 1 - epsilon.
 
-    With `borders` and a likely reach, clusters above 4096 rows are cut into cells of about 2048 (`_cells`), so that the
-    cost of a row does not grow with the corpus.
-    The rule holds for ties by looks as well, where the stage has both (`_merge`). As published: `borders: 0`, no
-    perceptual copies, and neither `order` nor `keep`; clusters are then judged one by one, at n^2 / 2k products.
+    With `borders` and a likely reach, clusters above 4096 rows are split into cells of about 2048 (`_cells`), so that
+    the cost per row does not grow with the corpus.
+    If the stage also has perceptual copies, the rule applies to both kinds of ties (`_merge`). As published:
+    `borders: 0`, no perceptual copies, and neither `order` nor `keep`; clusters are then processed independently, at
+    n^2 / 2k products.
     Source: Abbas et al., SemDeDup, 2023 (arXiv 2303.09540), section 3 and algorithm A7; borders are ours.
     """
 
@@ -57,36 +58,36 @@ class Semantic(Config):
     epsilon: float = Field(0.05, gt=0, le=1, description="1 - the cosine above which two rows are copies")
     rule: Rule = Field("order", description="order (SemDeDup's code), greedy, or components")
     order: str | None = Field(
-        None, description="who comes first: hard (far from its centroid), easy, random, first, largest, or a column, "
-        "highest first; default: as `keep` says, else hard, as published"
+        None, description="preference: hard (far from its centroid), easy, random, first, largest, or a column, "
+        "highest first; default: `keep`, else hard, as published"
     )  # fmt: skip
     clusters: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
-        "auto", description="clusters to make; auto: those of an earlier `cluster`, else one for 4096 rows"
+        "auto", description="clusters to make; auto: those of an earlier `cluster`, else one per 4096 rows"
     )
     borders: int = Field(
-        2, ge=0, le=64, description="rows close to the border of their cluster are compared with so many of the "
-        "nearest other ones too; 0: only within a cluster, as published"
+        2, ge=0, le=64, description="rows near the border of their cluster are also compared with this many of "
+        "the nearest other clusters; 0: only within a cluster, as published"
     )  # fmt: skip
     reach: Reach = Field(
-        "likely", description="how close to a border: likely (where copies lie that differ in a random direction) or "
-        "certain (where any copy can lie, which may be nearly everywhere)"
+        "likely", description="how near to a border: likely (for copies that differ in a random direction) or "
+        "certain (for all copies, which may include nearly all rows)"
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """Which cluster each of n rows is in."""
+    """The cluster of each of n rows."""
 
     cluster: np.ndarray
-    """int32 (n,); -1 where it has none or is not asked for."""
+    """int32 (n,); -1 for rows without one, and rows that were not requested."""
     distance: np.ndarray
-    """float32 (n,): 1 - cosine to its centroid; NaN where it has none."""
+    """float32 (n,): 1 - cosine to its centroid; NaN without one."""
     centroids: np.ndarray | None
-    """float32 (k, d), unit rows; None where they are not known."""
+    """float32 (k, d), unit rows; None if they are unknown."""
 
 
 def clusters(inputs: Inputs, run: Run, config: Semantic, ids: np.ndarray, asked: np.ndarray) -> Clusters:
-    """Return the clusters of an earlier stage, or make some. `ids`: int64 (n,), ascending; `asked`: bool (n,)."""
+    """Return the clusters of an earlier stage, or make them. `ids`: int64 (n,), ascending; `asked`: bool (n,)."""
     column = vector_column({"embeddings": inputs.schema("embeddings")}, config.encoder)
     if config.clusters == "auto" and "clusters" in inputs:
         return _earlier_clusters(inputs, column, ids, asked)
@@ -125,7 +126,7 @@ def _earlier_clusters(inputs: Inputs, column: str, ids: np.ndarray, asked: np.nd
 def asked_vectors(
     inputs: Inputs, column: str, ids: np.ndarray, asked: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (rows int64 (m,), vectors (m, d)) of the rows that are asked for."""
+    """Yield (rows int64 (m,), vectors (m, d)) of the requested rows."""
     for sample_ids, vectors in inputs.vectors("embeddings", column):
         at = np.searchsorted(ids, sample_ids)
         wanted = asked[at]
@@ -134,30 +135,30 @@ def asked_vectors(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `judge` says of one cluster's rows, in their order."""
+    """The result of `judge` for one cluster's rows, in their order."""
 
     keep: np.ndarray
     """bool (n,)."""
     representative: np.ndarray
-    """int64 (n,): place of the row that stands for it; -1 where it stays."""
+    """int64 (n,): place of its representative; -1 for kept rows."""
     similarity: np.ndarray
-    """float32 (n,): cosine to it; NaN where it stays."""
+    """float32 (n,): cosine to the representative; NaN for kept rows."""
     tied: np.ndarray
-    """int64 (n,): place of the most similar row that it goes for; -1 for none. For `components`: of any that it is
-    tied to, so that the first of a component has one too; for the other rules: the representative."""
+    """int64 (n,): place of the most similar row for which it is removed; -1 for none. For `components`: the most
+    similar tied row, which the first of a component has too; for the other rules: the representative."""
     tied_cosine: np.ndarray
     """float32 (n,): cosine to that; NaN for none."""
 
 
 def judge(rows: np.ndarray, rule: Rule, epsilon: float, device: str = "cpu", block: int = BLOCK_ROWS) -> Verdict:
-    """Judge one cluster. `rows`: (n, d), float16 or float32, each with a direction, in the order of preference."""
+    """Apply a rule to one cluster. `rows`: (n, d), float16 or float32, each with a direction, in preference order."""
     return decide(Near.of(rows, 1 - epsilon, device), rule, block)
 
 
 def decide(near: Near, rule: Rule, block: int = BLOCK_ROWS) -> Verdict:
-    """Judge rows that are in the order of preference.
+    """Apply a rule to rows in the order of preference.
 
-    Compares each block of rows with the blocks before it only, and holds one product at a time: block x block.
+    Each block of rows is compared only with the blocks before it, with one product in memory: block x block.
     """
     if rule == "components":
         return _components(near, block)
@@ -169,7 +170,7 @@ def _spans(count: int, block: int) -> list[slice]:
 
 
 def _earlier(near: Near, block: int, kept_only: bool) -> Verdict:
-    """Compare each row with the earlier ones (all, or those that stay)."""
+    """Compare each row with the earlier ones (all, or only kept ones)."""
     tied = Ties.of(len(near))
     spans = _spans(len(near), block)
     for number, span in enumerate(spans):
@@ -187,10 +188,10 @@ def _earlier(near: Near, block: int, kept_only: bool) -> Verdict:
 
 
 def _first_of_each(own: CosinePairs, span: slice, out: np.ndarray) -> np.ndarray:
-    """Return which rows of a block stay under the greedy rule: bool (b,).
+    """Return which rows of a block the greedy rule keeps: bool (b,).
 
-    `own`: pairs of its rows; `out`: bool (b,), rows that are out already. Rows whose earlier neighbours are all settled
-    are settled at once: as many rounds as the longest chain of neighbours.
+    `own`: pairs of its rows; `out`: bool (b,), rows that are removed already. Rows whose earlier neighbours are all
+    decided are decided in one round: the number of rounds is the longest chain of neighbours.
     """
     late, early = own[0] - span.start, own[1] - span.start
     stays, unsettled = np.zeros_like(out), ~out
@@ -204,7 +205,7 @@ def _first_of_each(own: CosinePairs, span: slice, out: np.ndarray) -> np.ndarray
 
 
 def _components(near: Near, block: int) -> Verdict:
-    """Link neighbours into components; the first of each stays."""
+    """Link neighbours into components; keep the first of each."""
     count = len(near)
     spans = _spans(count, block)
     labels, tied = np.arange(count), Ties.of(count)
@@ -227,7 +228,7 @@ def _components(near: Near, block: int) -> Verdict:
 
 
 def _forest(late: np.ndarray, early: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
-    """Return as few pairs as link the same rows as those of a block do: int64 (m, 2), m below its two sides' sum."""
+    """Return a spanning forest of a block's pairs: int64 (m, 2), m below the sum of its two sides."""
     number = np.unique(np.r_[np.arange(columns.start, columns.stop), np.arange(rows.start, rows.stop)])
     first = roots(len(number), np.searchsorted(number, np.stack([late, early], axis=1)))
     linked = np.flatnonzero(first != np.arange(len(number)))
@@ -235,5 +236,5 @@ def _forest(late: np.ndarray, early: np.ndarray, rows: slice, columns: slice) ->
 
 
 def _link(labels: np.ndarray, held: list[np.ndarray]) -> np.ndarray:
-    """Return the first row of each row's component, where rows with one label, and pairs, are linked."""
+    """Return the first row of each row's component; rows with the same label, and pairs, are linked."""
     return roots(len(labels), np.concatenate([np.stack([np.arange(len(labels)), labels], axis=1), *held]))

@@ -1,6 +1,7 @@
-"""Vectors on disk in another order than they come in, written forwards: into buckets first, then bucket by bucket.
+"""Reorder vectors on disk with sequential writes: first into buckets, then bucket by bucket.
 
-Writing each row to its place in a map would touch every page several times, in any order, which takes a disk minutes.
+Writing each row directly to its place in a memory map would touch every page several times in random order, which takes
+minutes.
 """
 
 from collections.abc import Iterable
@@ -15,19 +16,19 @@ from tasks.vectors.mapped import release, usable
 
 BUCKET_BYTES: Final = 1 << 28
 MOST_BUCKETS: Final = 256
-"""Files that are open at once. Above 64 GB of vectors, buckets grow instead."""
+"""The maximum number of open files. Above 64 GB of vectors, buckets are larger."""
 
 USABLE_ROWS: Final = 2048
-"""Rows looked at at once: as float32 they stay in the cache, and take no fresh pages."""
+"""Rows that are checked at once: as float32 they fit into the cache, and need no new pages."""
 
 Placed = Iterable[tuple[np.ndarray, np.ndarray]]
 """Places int64 (m,), each of 0 .. rows - 1 at most once; vectors (m, d)."""
 
 
 def spill(placed: Placed, path: Path, rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Write vectors to their places; return (float16 (rows, d), a map; which have a direction, bool (rows,)).
+    """Write vectors to their places; return (float16 (rows, d), memory-mapped; which have a direction, bool (rows,)).
 
-    Memory: two buckets. While it works, the disk holds the vectors twice.
+    Memory: two buckets. Temporarily the vectors are on disk twice.
     """
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(max(rows, 1), dim))[:rows]
     there = np.zeros(rows, bool)

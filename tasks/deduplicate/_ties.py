@@ -1,4 +1,4 @@
-"""Ties between rows, as arrays: the nearest of each row, or all of them."""
+"""Ties between rows as arrays: the nearest of each row, or all of them."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from tasks.deduplicate._near import CosinePairs, nearest
 
 @dataclass
 class Ties:
-    """The most similar row that was found for each of n rows."""
+    """The most similar tied row of each of n rows."""
 
     partner: np.ndarray
     """int64 (n,): that row; -1 for none."""
@@ -18,21 +18,21 @@ class Ties:
 
     @classmethod
     def of(cls, count: int) -> "Ties":
-        """Return n rows without any."""
+        """Return n rows without ties."""
         return cls(np.full(count, -1, np.int64), np.full(count, np.nan, np.float32))
 
     def offer(self, rows: np.ndarray, partners: np.ndarray, cosine: np.ndarray) -> None:
-        """Take over what is more similar than before. Arrays (m,), rows in any order and any number of times.
+        """Update rows whose offered partner is more similar. Arrays (m,); rows in any order, with repetitions.
 
-        Of equals, the one that was offered first stays; within one call, the lowest row.
+        In a tie the partner that was offered first is kept; within one call, the lowest row.
         """
         order = np.lexsort((partners, -cosine, rows))
         order = order[np.r_[True, np.diff(rows[order]) != 0][: len(order)]]
-        more = order[~(cosine[order] <= self.cosine[rows[order]])]  # NaN: whatever comes is more
+        more = order[~(cosine[order] <= self.cosine[rows[order]])]  # NaN: any value is more
         self.partner[rows[more]], self.cosine[rows[more]] = partners[more], cosine[more]
 
     def offer_sorted(self, pairs: CosinePairs) -> None:
-        """Do the same with pairs whose rows ascend, and of one row the partners: faster."""
+        """Update as `offer`, faster, with pairs that are sorted by row and partner."""
         rows, partners, cosine = nearest(pairs)
         more = ~(cosine <= self.cosine[rows])
         self.partner[rows[more]], self.cosine[rows[more]] = partners[more], cosine[more]
@@ -40,7 +40,7 @@ class Ties:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Ties, one a line: (m,) each."""
+    """Ties as three arrays (m,)."""
 
     late: np.ndarray
     """int64: the row that comes later in the order of preference."""
@@ -51,7 +51,7 @@ class Pairs:
 
     @classmethod
     def joined(cls, some: "list[Pairs]") -> "Pairs":
-        """Return all pairs of several. No pairs where there are none."""
+        """Concatenate pairs."""
         empty = cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
         late, early, cosine = zip(*((p.late, p.early, p.cosine) for p in (empty, *some)), strict=True)
         return cls(np.concatenate(late), np.concatenate(early), np.concatenate(cosine))

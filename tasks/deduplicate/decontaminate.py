@@ -1,4 +1,4 @@
-"""`use: decontaminate`: take out rows that show what an evaluation set shows, by bytes, pixels, looks, or meaning."""
+"""`use: decontaminate`: remove copies of evaluation images: exact, of pixels, perceptual, or semantic."""
 
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -25,7 +25,7 @@ from tasks.vectors.unit_rows import UnitRows
 REASONS: Final = (
     None, "contaminated_exact", "contaminated_pixels", "contaminated_perceptual", "contaminated_semantic"
 )  # fmt: skip
-"""By code: 0 is kept; the others by strength, the strongest first."""
+"""By code: 0 is kept; then by strength, the strongest first."""
 EXACT, PIXELS, LOOKS, MEANING = range(1, len(REASONS))
 ROWS: Final = 8192
 TARGETS: Final = 16_384
@@ -41,19 +41,19 @@ class Matches:
     target: np.ndarray
     """int64: place among the evaluation images; -1 for none."""
     similarity: np.ndarray
-    """float32: cosine to it; 1 for the same bytes or pixels, NaN where it is not known."""
+    """float32: cosine to it; 1 for the same bytes or pixels, NaN if unknown."""
     bits: np.ndarray
-    """int8: bits that the hashes differ in."""
+    """int8: differing bits of the hashes."""
 
 
 class Decontaminate(TableStage):
-    """Takes out rows that duplicate any image of given evaluation sets; writes `decisions`.
+    """Remove rows that duplicate an image of the evaluation sets. Writes `decisions`.
 
-    A row goes by the strongest kind that ties it to an evaluation image: the same bytes, the same pixels, perceptual
-    hashes within `radius`, or a cosine above 1 - `epsilon`; its evidence names the set, and the row in it. Of several
-    images by one kind, the nearest is named, and of equals the first. Evaluation images are hashed as `download` does,
-    and encoded by the very encoder that made the column of vectors. What goes is
-    listed in `decisions`, by `reason like 'contaminated_%'`; no row of the dataset stands for it.
+    The reason of a row is the strongest kind that ties it to an evaluation image: the same bytes, the same pixels,
+    perceptual hashes within `radius`, or a cosine above 1 - `epsilon`; its evidence names the set, and the row in it:
+    the nearest image of that kind, and in a tie the first. Evaluation images are hashed as in `download`, and encoded
+    by the encoder that made the column of vectors. `reason like 'contaminated_%'` selects the removed rows in
+    `decisions`; they have no representative.
     """
 
     use: Literal["decontaminate"] = "decontaminate"
@@ -63,12 +63,12 @@ class Decontaminate(TableStage):
     thresholds = ("epsilon", "radius")
     sets: tuple[EvaluationSet, ...] = Field(min_length=1, description="the evaluation sets, as Parquet files")
     exact: bool = Field(True, description="the same file: equal SHA-256")
-    pixels: bool = Field(False, description="the same picture, whatever its metadata: equal digests of the pixels")
+    pixels: bool = Field(False, description="the same picture with any metadata: equal digests of the pixels")
     radius: int | None = Field(
-        3, ge=0, le=MOST_RADIUS, description="the same looks: most bits of 64 that the hashes differ in; null: not so"
+        3, ge=0, le=MOST_RADIUS, description="perceptual copies: maximum number of differing bits of 64; null: off"
     )
     epsilon: float | None = Field(
-        None, gt=0, le=1, description="the same meaning: 1 - the cosine above which a row goes; default: not so"
+        None, gt=0, le=1, description="semantic copies: 1 - the cosine above which a row is removed; default: off"
     )
     encoder: str = Field("", description="embedding column to compare by; default: the first one")
 
@@ -77,7 +77,7 @@ class Decontaminate(TableStage):
         names = [one.name for one in self.sets]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
-            raise ValueError(f"two sets are called {doubled[0]!r}: give them other names")
+            raise ValueError(f"two sets are named {doubled[0]!r}: give them other names")
         return self
 
     def inputs(self, available: Tables) -> Columns:
@@ -89,7 +89,7 @@ class Decontaminate(TableStage):
             column = vector_column(available, self.encoder)
             columns["embeddings"] = (column,)
             if self._encodes():
-                encoder_of(available["embeddings"], column)  # the vectors say which one made them
+                encoder_of(available["embeddings"], column)  # the metadata must have the encoder
         if not columns:
             raise RecipeError("decontaminate has nothing to do: exact and pixels are off, radius and epsilon are null")
         for one in self.sets:
@@ -97,7 +97,7 @@ class Decontaminate(TableStage):
         return columns
 
     def sides(self, available: Tables) -> tuple[str, ...]:
-        """Return the models where an encoder that the recipe trains embeds the evaluation sets."""
+        """Return `models` if the evaluation sets are embedded by an encoder that the recipe trains."""
         if self.epsilon is None or not self._encodes():
             return ()
         encoder = encoder_of(available["embeddings"], vector_column(available, self.encoder))
@@ -110,7 +110,7 @@ class Decontaminate(TableStage):
         return DECISIONS
 
     def parameters(self) -> dict[str, Any]:
-        """Return the fields, with the sets by the content of their files: moving one changes nothing."""
+        """Return the fields, with the sets' files by content: moving one changes nothing."""
         return super().parameters() | {"sets": [one.parameters() for one in self.sets]}
 
     def run(self, inputs: Inputs, run: Run) -> Batches:
@@ -129,7 +129,7 @@ class Decontaminate(TableStage):
         run.note(sets={one.name: evaluation.facts(at) | _named(counts[at]) for at, one in enumerate(self.sets)})
 
     def asked(self) -> tuple[str, ...]:
-        """Return what rows are compared by, of `GIVEN`."""
+        """Return the columns of `GIVEN` by which rows are compared."""
         wanted = (self.exact, self.pixels, self.radius is not None, self.epsilon is not None)
         return tuple(name for name, is_wanted in zip(GIVEN, wanted, strict=True) if is_wanted)
 
@@ -138,7 +138,7 @@ class Decontaminate(TableStage):
         return self.epsilon is not None and any(one.image is not None and one.vector is None for one in self.sets)
 
     def _reads(self, inputs: Inputs) -> Columns:
-        """Return the columns that rows are compared by."""
+        """Return the columns of the dataset by which rows are compared."""
         columns: Columns = {}
         images = tuple(name for name in self.asked() if name != "vector")
         if images:
@@ -213,7 +213,7 @@ class _Matcher:
         columns = (batch.column("phash") for batch in inputs.batches({"images": ("phash",)}))
         seen = [np.unique(column.drop_null().to_numpy()) for column in columns]
         values = np.unique(np.concatenate([np.empty(0, np.int64), *seen]))
-        values = values[perceptual.telling(values)]
+        values = values[perceptual.is_meaningful(values)]
         known = np.flatnonzero(self._targets.has_phash)
         others, first = np.unique(self._targets.phash[known], return_index=True)
         pairs = perceptual.between(values, others, self._stage.radius, self._run.scratch)
@@ -224,7 +224,7 @@ class _Matcher:
         return values[pairs[order, 0]], target[order], bits[order].astype(np.int8)
 
     def __call__(self, batch: pa.Table) -> Matches:
-        """Return what the rows of a batch duplicate, the strongest kind of each."""
+        """Return the matches of a batch's rows, each of the strongest kind."""
         count, stage = batch.num_rows, self._stage
         found = Matches(
             np.zeros(count, np.int8), np.full(count, -1, np.int64), np.full(count, np.nan, np.float32),
@@ -250,7 +250,7 @@ class _Matcher:
         values, target, bits = self._hashes
         if len(values) == 0:
             return
-        mine = pc.fill_null(column, 0).to_numpy()  # 0 is the hash of a flat image: never among the values
+        mine = pc.fill_null(column, 0).to_numpy()  # 0 is the hash of a flat image, which is never among the values
         at = np.minimum(np.searchsorted(values, mine), len(values) - 1)
         rows = np.flatnonzero(values[at] == mine)
         other = found.target[rows] != target[at[rows]]
@@ -285,7 +285,7 @@ _IMAGES: Final = ("sample_id", exact.BYTES, exact.PIXELS, "phash")
 
 
 class _Digests:
-    """Digests of evaluation images, to be looked up: the first of each, by its first word."""
+    """A look-up table of the digests of evaluation images: the first image of each, sorted by the first word."""
 
     def __init__(self, words: np.ndarray, known: np.ndarray) -> None:
         """`words`: uint64 (m, 2); `known`: bool (m,)."""
@@ -316,7 +316,7 @@ def _known(available: Tables, names: tuple[str, ...]) -> tuple[str, ...]:
     there = available["images"].names
     for name in names:
         if name not in there:
-            raise RecipeError(f"decontaminate reads images.{name}, which is not there{nearest(name, there)}")
+            raise RecipeError(f"decontaminate reads images.{name}, which does not exist{nearest(name, there)}")
     return names
 
 

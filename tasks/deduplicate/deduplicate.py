@@ -1,4 +1,4 @@
-"""`use: deduplicate`: leave one of each group of copies, by bytes, by pixels, by looks, or by meaning."""
+"""`use: deduplicate`: keep one of each group of copies: exact, of pixels, perceptual, or semantic."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,46 +40,46 @@ from tasks.vectors.columns import vector_column
 
 @dataclass
 class Verdicts:
-    """What became of each of n rows, in `sample_id` order."""
+    """The verdict on each of n rows, in `sample_id` order."""
 
     reason: np.ndarray
     """int8 (n,): index into `REASONS`; 0 is kept."""
     partner: np.ndarray
-    """int64 (n,): the row that it is tied to, by its content if there is one with the same; -1 where it stays."""
+    """int64 (n,): the row that it is tied to, by its content if another row has the same; -1 for kept rows."""
     content: np.ndarray
-    """int8 (n,): EXACT or PIXELS where it has the content of its partner; else 0."""
+    """int8 (n,): EXACT or PIXELS if it has the content of its partner; else 0."""
     tied: np.ndarray
-    """int64 (n,): the row that it, or the row with its content, is tied to by looks or meaning; -1 for none."""
+    """int64 (n,): the perceptual or semantic copy that it, or the row with its content, is tied to; -1 for none."""
     representative: np.ndarray
-    """int64 (n,): the row that stays for it; -1 where it stays."""
+    """int64 (n,): the row that is kept instead; -1 for kept rows."""
     similarity: np.ndarray
-    """float32 (n,): cosine to the representative; NaN where it stays, or is not known."""
+    """float32 (n,): cosine to the representative; NaN for kept rows, or if unknown."""
     bits: np.ndarray
-    """int8 (n,): bits that its perceptual hash differs in from the partner's; -1 where it looks like no other."""
+    """int8 (n,): differing bits of its perceptual hash and the partner's; -1 if it is no perceptual copy."""
     cosine: np.ndarray
-    """float32 (n,): to the row that means the same; NaN where there is none."""
+    """float32 (n,): cosine to its semantic copy; NaN for none."""
     meant: np.ndarray
-    """int64 (n,): that row; -1 for none."""
+    """int64 (n,): its semantic copy; -1 for none."""
     compared: np.ndarray
-    """bool (n,): whether it, or the row with the same content, was compared by meaning, where that was asked for."""
+    """bool (n,): whether it, or the row with the same content, was compared semantically, if configured."""
 
 
 class Deduplicate(TableStage):
-    """Takes out copies of four kinds in one verdict: the same file, the same pixels, the same looks, the same meaning.
+    """Remove copies of four kinds with one verdict: the same file, the same pixels, perceptual and semantic copies.
 
-    Rows with the same bytes or pixels are one: of each such set, the first by `keep` is judged for all. These are tied
-    to each other where they look the same or mean the same, and one rule says, over the ties of both kinds together,
-    which of them stay: `greedy` by looks alone (a row goes only where a row that stays is tied to it), else the `rule`
-    of `semantic`. Each row that goes
+    Rows with the same bytes or pixels are one node: the first of them by `keep` is compared for all. Nodes are tied if
+    they are perceptual or semantic copies, and one rule determines, over the ties of both kinds, which are kept:
+    `greedy` for perceptual ties alone (a row is removed only if a row that is kept is tied to it), else the `rule` of
+    `semantic`. Each removed row has
 
-    - has a `representative`, which stays and comes before it by `keep`: all rows with one representative are a group;
-    - has as `reason` the strongest kind that ties it to a row of its group: exact, pixels, perceptual, semantic; but
-      exact only where the representative has the same bytes, and pixels only where it has the same pixels: a copy of a
-      row that goes has the reason for which that row goes;
-    - says in its `evidence` to which row that is, if not to the representative, and what else ties it;
-    - has as `similarity` the cosine to the representative: 1 for the same file or pixels, null without vectors.
+    - a `representative`, which is kept and preferred by `keep`: all rows with one representative are a group;
+    - as `reason` the strongest kind that ties it to a row of its group: exact, pixels, perceptual, semantic; but exact
+      only if the representative has the same bytes, and pixels only if it has the same pixels: a copy of a removed row
+      has the reason of that row;
+    - in its `evidence` the row that it is tied to, if that is not the representative, and its other ties;
+    - as `similarity` the cosine to the representative: 1 for the same file or pixels, null without vectors.
 
-    Rows that a kind cannot judge (no digest, no hash, no embedding) are not tied by it.
+    Rows that cannot be compared by a kind (no digest, no hash, no embedding) are not tied by it.
     """
 
     version = 3
@@ -93,11 +93,11 @@ class Deduplicate(TableStage):
     seeded = True
     exact: bool = Field(True, description="the same file: equal SHA-256")
     pixels: bool = Field(False, description="the same picture, whatever its metadata: equal digests of the pixels")
-    perceptual: Perceptual | None = Field(None, description="the same looks: perceptual hashes within a radius")
-    semantic: Semantic | None = Field(None, description="the same meaning: neighbours by cosine within a cluster")
+    perceptual: Perceptual | None = Field(None, description="perceptual copies: hashes within a radius")
+    semantic: Semantic | None = Field(None, description="semantic copies: neighbours by cosine within a cluster")
     keep: Keep | None = Field(
-        None, description="which copy stays: first (lowest sample_id), largest (in pixels), random, or a column of "
-        "numbers, highest first, by name or as {best: name}; default: first, and hard where there are semantic ones"
+        None, description="which copy to keep: first (lowest sample_id), largest (in pixels), random, or a column of "
+        "numbers, highest first, by name or as {best: name}; default: first, or hard with `semantic`"
     )  # fmt: skip
 
     @model_validator(mode="after")
@@ -106,7 +106,7 @@ class Deduplicate(TableStage):
         keep = self.keep.best if isinstance(self.keep, Best) else self.keep
         if order is not None and keep is not None and keep != order:
             raise ValueError(
-                f"keep is {keep!r}, but semantic.order is {order!r}: one of a group comes first, so say one"
+                f"keep is {keep!r}, but semantic.order is {order!r}: a group has one order, so specify one of them"
             )
         return self
 
@@ -130,7 +130,7 @@ class Deduplicate(TableStage):
         return {table: tuple(names) for table, names in columns.items()}
 
     def sides(self, available: Tables) -> tuple[str, ...]:
-        """Return the centroids where it compares rows across the borders of clusters."""
+        """Return `centroids` if rows are compared across the borders of clusters."""
         reads_clusters = self._borders() and "clusters" in self.inputs(available)
         return ("centroids",) if reads_clusters and "centroids" in available else ()
 
@@ -141,7 +141,7 @@ class Deduplicate(TableStage):
         return DECISIONS
 
     def work(self, size: Size) -> float:
-        """Return the rows that are read; with `semantic`, the comparisons within clusters too.
+        """Return the rows that are read; with `semantic`, plus the comparisons within clusters.
 
         n rows in K clusters are n^2 / K comparisons (SemDeDup, section 3); reading a row costs as much as a hundred.
         """
@@ -202,7 +202,7 @@ class Deduplicate(TableStage):
     def _ordered(
         self, inputs: Inputs, run: Run, ids: np.ndarray, nodes: np.ndarray
     ) -> tuple[Preference, Meaning | None]:
-        """Return (the order of preference of some rows, bool (n,); what finds ties by meaning)."""
+        """Return (the order of preference of some rows, bool (n,); the finder of semantic ties)."""
         rule = self._order()
         key = None if rule is None else order_key(rule, inputs, ids, run.seed)
         if self.semantic is None:
@@ -245,7 +245,7 @@ class Deduplicate(TableStage):
         }
 
     def _evidence(self, ids: np.ndarray, verdicts: Verdicts, piece: slice, copies: np.ndarray) -> pa.Array:
-        """Return what is said of some rows: string (m,)."""
+        """Return the evidence of some rows: string (m,)."""
         reason, stands, content = verdicts.reason[piece], verdicts.representative[piece], verdicts.content[piece]
         epsilon = self.semantic.epsilon if self.semantic is not None else 0.0
         means = _joined(
@@ -276,7 +276,7 @@ def _known(available: Tables, names: list[str]) -> list[str]:
     for name in names:
         if name not in available["images"].names:
             raise RecipeError(
-                f"deduplicate reads images.{name}, which is not there{nearest(name, available['images'].names)}"
+                f"deduplicate reads images.{name}, which does not exist{nearest(name, available['images'].names)}"
             )
     return names
 
@@ -292,7 +292,7 @@ def _verdicts(
     """Return the verdicts.
 
     `content` int8 (n,): EXACT or PIXELS where a row has the content of the row `toward`, int64 (n,), -1 for none;
-    `nodes` bool (n,): judged for others.
+    `nodes` bool (n,): rows that represent their content.
     """
     tied = np.where(found.looks >= 0, found.looks, found.meaning.partner)
     end = _ends(np.where(nodes, found.toward, toward))
@@ -301,7 +301,7 @@ def _verdicts(
     gone = np.flatnonzero(nodes & (end >= 0))
     reason[gone] = np.where(found.looks[gone] >= 0, LOOKS, MEANING)
     twins = np.flatnonzero(~nodes)
-    # No stronger than what ties the row with its content: where that goes too, its representative has another content.
+    # Not stronger than the tie of the row with its content: if that is removed, the representative's content differs.
     reason[twins] = np.maximum(np.maximum(content[twins], content[toward[twins]]), reason[node[twins]])
     similarity = np.full(len(nodes), np.nan, np.float32)
     if meaning is not None:
@@ -321,9 +321,9 @@ def _verdicts(
 
 
 def _ends(toward: np.ndarray) -> np.ndarray:
-    """Return the row that each row leads to in the end, int64 (n,); -1 where it leads nowhere.
+    """Return the last row of each row's path, int64 (n,); -1 for rows without a path.
 
-    `toward`: int64 (n,), no cycles. As many steps as the logarithm of the longest way.
+    `toward`: int64 (n,), no cycles. The number of steps is the logarithm of the longest path.
     """
     here = np.arange(len(toward))
     end = np.where(toward < 0, here, toward)
@@ -333,14 +333,14 @@ def _ends(toward: np.ndarray) -> np.ndarray:
 
 
 def _leads(toward: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-    """Return the node that each row has the content of: int64 (n,). The way is two steps long: bytes, then pixels."""
+    """Return the node with each row's content: int64 (n,). The path has two steps: bytes, then pixels."""
     here = np.arange(len(toward))
     first = np.where(nodes, here, toward)
     return np.where(nodes[first], first, toward[first])
 
 
 def _who(ids: np.ndarray, verdicts: Verdicts, rows: np.ndarray, representatives: np.ndarray) -> pa.Array:
-    """Return how rows, int64 (m,), are called beside their representatives: string (m,)."""
+    """Return the description of rows, int64 (m,), relative to their representatives: string (m,)."""
     row = np.maximum(rows, 0)
     other = pc.if_else(pa.array(verdicts.reason[row] > 0), ", a copy itself", ", which stays too")
     return pc.if_else(pa.array(rows == representatives), "its representative", _joined(_text(ids[row]), other))

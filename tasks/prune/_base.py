@@ -18,20 +18,20 @@ from catalog.schema import DECISIONS
 from tasks.stage import Batches, Columns, Run, Tables, TableStage
 
 Which = Literal["hard", "easy"]
-"""Far from the centroid first, or near to it first."""
+"""Rows far from the centroid first, or rows near to it first."""
 
 PIECE_ROWS: Final = 1 << 17
 
 Evidence = Callable[[np.ndarray], pa.Array]
-"""Places of rows, int64 (m,) -> string (m,), what decided, as a sentence. Called piece by piece: the sentences of all
-rows at once would be the largest thing in memory."""
+"""Indices of rows, int64 (m,) -> string (m,), a sentence for each. Called for pieces of rows: the sentences of all rows
+at once would dominate memory."""
 Measured = Callable[[np.ndarray], dict[str, np.ndarray]]
-"""Places of rows, int64 (m,) -> the numbers in their evidence, by name: float64 (m,) each, NaN where there is none."""
+"""Indices of rows, int64 (m,) -> the numbers in their evidence, by name: float64 (m,) each, NaN for missing ones."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows that may be kept, in `sample_id` order."""
+    """The candidate rows, in `sample_id` order."""
 
     ids: np.ndarray
     """int64 (n,)."""
@@ -44,11 +44,11 @@ class Rows:
         return len(self.ids)
 
     def sizes(self, k: int | None = None) -> np.ndarray:
-        """Return the rows of each cluster: int64 (k,), or as far as there are any."""
+        """Return the number of rows of each cluster: int64 (k,); None: up to the last cluster with rows."""
         return np.bincount(self.cluster, minlength=k or 0).astype(np.int64)
 
     def ranks(self, key: np.ndarray) -> np.ndarray:
-        """Return each row's place in its cluster, from 0, by ascending `key` (n,), ties by sample_id: int64 (n,)."""
+        """Return each row's rank in its cluster, from 0, by ascending `key` (n,), ties by sample_id: int64 (n,)."""
         order = np.lexsort((key, self.cluster))  # stable, and the rows are in sample_id order
         starts = np.concatenate([[0], np.cumsum(self.sizes())])[:-1]
         ranks = np.empty(len(self), np.int64)
@@ -56,13 +56,13 @@ class Rows:
         return ranks
 
     def difficulty(self, which: Which) -> np.ndarray:
-        """Return the key whose smallest come first: float32 (n,)."""
+        """Return the ascending sort key: float32 (n,)."""
         return -self.distance if which == "hard" else self.distance
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a selector says of n rows."""
+    """The verdict of a selector on n rows."""
 
     keep: np.ndarray
     """bool (n,)."""
@@ -82,7 +82,7 @@ class Selector(TableStage):
     verdict = "keep"
     thresholds: ClassVar[tuple[str, ...]] = ("method",)
     absent: ClassVar[str] = "no_embedding"
-    """The reason of rows that are not `usable`."""
+    """The reason for rows that are not `usable`."""
     method: str
 
     def output(self, available: Tables) -> pa.Schema:
@@ -90,13 +90,13 @@ class Selector(TableStage):
 
     @abstractmethod
     def usable(self, rows: pa.Table) -> np.ndarray:
-        """Return which rows it can judge: bool (n,). Fractions are of those."""
+        """Return which rows have the required values: bool (n,). Fractions are of those."""
 
     @abstractmethod
     def judge(self, rows: pa.Table, pool: pa.Table, inputs: Inputs, run: Run) -> Selection:
         """Choose among `rows` (sample_id and the columns of `inputs`, in order). Fractions are of `pool`.
 
-        `pool` is `rows`, or has them all. `inputs` is for sides; none of its other rows count.
+        `pool` is `rows`, or a superset. `inputs` is for side tables only.
         """
 
     def run(self, inputs: Inputs, run: Run) -> Batches:
@@ -111,7 +111,7 @@ class Selector(TableStage):
             )
 
     def _sample_columns(self, inputs: Inputs) -> Columns:
-        """Return what it reads of every row, of the tables that there are."""
+        """Return the columns to read, of the available tables."""
         schemas = {name: inputs.schema(name) for name in inputs.tables()}
         return {name: c for name, c in self.inputs(schemas).items() if "sample_id" in schemas[name].names}
 
@@ -124,10 +124,10 @@ class Selector(TableStage):
 
 
 class ClusterSelector(Selector):
-    """Keeps floor(keep * n) of the n rows that have an embedding, or `keep_rows`; exactly that many.
+    """Keep exactly floor(keep * n) of the n rows that have an embedding, or `keep_rows`.
 
-    Rows without an embedding (null cluster) are out with `no_embedding`, and do not count in n. `keep_rows` above n
-    keeps all n.
+    Rows without an embedding (null cluster) are rejected with `no_embedding`, and do not count in n. `keep_rows` above
+    n keeps all n.
     """
 
     thresholds = ("keep", "keep_rows", "method")
@@ -175,7 +175,7 @@ class ClusterSelector(Selector):
 
 
 def part_of(count: int, keep: float | None, keep_rows: int | None) -> int:
-    """Return how many of `count` rows a fraction is, or `keep_rows` as far as there are so many."""
+    """Return how many of `count` rows to keep: a fraction, or at most `keep_rows`."""
     if keep_rows is not None:
         return min(keep_rows, count)
     # Decimal: 0.29 of 100 rows are 29, where floor(0.29 * 100) is 28
@@ -211,17 +211,17 @@ def scatter(chosen: Selection, usable: np.ndarray, otherwise: str) -> Selection:
 
 
 def always(text: str) -> Evidence:
-    """Return the evidence that says the same of every row."""
+    """Return constant evidence for every row."""
     return lambda places: pa.repeat(text, len(places))
 
 
 def sentence(*words: str | np.ndarray) -> pa.Array:
-    """Return one string a row of plain words and columns: `sentence("rank ", ranks, " of ", sizes)`."""
+    """Return one string per row from texts and columns: `sentence("rank ", ranks, " of ", sizes)`."""
     return pc.binary_join_element_wise(*(word if isinstance(word, str) else _text(word) for word in words), "")
 
 
 def sentences(*words: str | np.ndarray) -> Evidence:
-    """Return the evidence that says `sentence(*words)`, of the rows that it is asked about."""
+    """Return evidence from `sentence(*words)` of the requested rows."""
     return lambda places: sentence(*(word if isinstance(word, str) else word[places] for word in words))
 
 

@@ -30,7 +30,7 @@ _LABEL: Final = re.compile(r"[a-z0-9_-]+")
 
 @dataclass(frozen=True)
 class Said:
-    """What one member says of all n rows, also of those that it was not asked about."""
+    """The verdict of one member on all n rows, including those that it did not judge."""
 
     label: str
     seen: np.ndarray
@@ -38,18 +38,18 @@ class Said:
     keep: np.ndarray
     """bool (n,)."""
     evidence: Evidence
-    """Null where it was not asked."""
+    """Null for rows that it did not judge."""
     numbers: Measured
     nested: bool
-    """Whether it is a combination itself."""
+    """Whether the member is a combination."""
 
 
 class Combination(Selector):
-    """Combines the judgements of several selectors, each with its own `keep`; it takes none itself.
+    """Combine the verdicts of several selectors, each with its own `keep`; the combination has none.
 
-    The rows are read once for all members. A member is called by its `name`, or else by its method; its seed derives
-    from the stage's seed and that label. A row that is out has `pruned_<method>`; its evidence says which members kept
-    and which dropped it, and what each said:
+    The rows are read once for all members. A member's label is its `name`, by default its method; its seed is derived
+    from the stage's seed and that label. The reason of a rejected row is `pruned_<method>`; its evidence lists which
+    members keep and which drop it, with their evidence:
 
         score keeps: clip_score 0.31, rank 50 of 100 has 0.28; random drops: drawn as 51 of 100
 
@@ -57,14 +57,14 @@ class Combination(Selector):
     """
 
     seeded = True
-    of: tuple["AnyPrune", ...] = Field(description="the selectors that it combines, two or more")
+    of: tuple["AnyPrune", ...] = Field(description="the selectors to combine, two or more")
 
     @model_validator(mode="before")
     @classmethod
     def _no_keep_of_its_own(cls, data: Any) -> Any:
         said = sorted({"keep", "keep_rows", "threshold"} & set(data)) if isinstance(data, dict) else []
         if said:
-            raise RecipeError(f"a combination takes no `{said[0]}` of its own: put it into the entries of `of`")
+            raise RecipeError(f"a combination takes no `{said[0]}`: put it into the entries of `of`")
         return data
 
     @model_validator(mode="after")
@@ -73,13 +73,13 @@ class Combination(Selector):
             raise RecipeError(f"method {self.method} combines two or more selectors in `of`; found {len(self.of)}")
         for label, member in self.members():
             if not _LABEL.fullmatch(label):
-                raise RecipeError(f"a selector in `of` is called {label!r}; use a-z, 0-9, _ and - alone")
+                raise RecipeError(f"a selector in `of` is named {label!r}; use only a-z, 0-9, _ and -")
             if member.resources != Resources():
                 raise RecipeError(f"the selector {label!r} in `of` has `resources`: they belong to the stage around it")
             if getattr(member, "of", None) == "all":
                 raise RecipeError(
-                    f"the selector {label!r} is `of: all`, which a combination cannot say: use intersection (both "
-                    "fractions are of the same rows), or `of_total` of method then"
+                    f"the selector {label!r} is `of: all`, which a combination does not support: use intersection "
+                    "(both fractions are of the same rows), or `of_total` of method then"
                 )
         return self
 
@@ -87,7 +87,7 @@ class Combination(Selector):
         return self.model_copy(update={"of": tuple(member.reduced(rows, of) for member in self.of)})
 
     def members(self) -> list[tuple[str, Selector]]:
-        """Return the members with their labels; a label that comes again gets a number: score, score-2."""
+        """Return the members with their labels; a repeated label gets a number: score, score-2."""
         named = [member.method if member.name == member.use else member.name for member in self.of]
         seen: Counter[str] = Counter()
         labels = []
@@ -95,11 +95,11 @@ class Combination(Selector):
             seen[name] += 1
             labels.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
         if len(set(labels)) < len(labels):
-            raise RecipeError(f"two selectors in `of` are called {Counter(labels).most_common(1)[0][0]!r}: name them")
+            raise RecipeError(f"two selectors in `of` are named {Counter(labels).most_common(1)[0][0]!r}: name them")
         return list(zip(labels, self.of, strict=True))
 
     def inputs(self, available: Tables) -> Columns:
-        """Return what any member reads. Raises RecipeError where two read columns of one name from two tables."""
+        """Return what any member reads. Raises RecipeError if two read columns of one name from two tables."""
         columns: Columns = {}
         for _, member in self.members():
             for table, names in member.inputs(available).items():
@@ -124,7 +124,7 @@ class Combination(Selector):
         return np.ones(rows.num_rows, bool)
 
     def asked(self, place: int, rows: pa.Table, pool: pa.Table, inputs: Inputs, run: Run) -> Said:
-        """Return what member `place` says of `rows`, all of which it judges."""
+        """Return the verdict of member `place` on `rows`."""
         label, member = self.members()[place]
         mine = MemberRun(run, label)
         chosen = member.judge(rows, pool, inputs, mine)
@@ -134,10 +134,10 @@ class Combination(Selector):
 
 
 class Vote(Combination):
-    """Every member judges every row, with fractions of the same rows; what they say of a row decides on it."""
+    """Every member judges every row, with fractions of the same rows; their verdicts are combined row by row."""
 
     decide: ClassVar[np.ufunc]
-    """Of bool (n,), one a member."""
+    """The reduction of bool (n,), one per member."""
 
     def judge(self, rows: pa.Table, pool: pa.Table, inputs: Inputs, run: Run) -> Selection:
         said = [self.asked(place, rows, pool, inputs, run) for place in range(len(self.of))]
@@ -147,7 +147,7 @@ class Vote(Combination):
 
 
 def together(said: Sequence[Said]) -> Evidence:
-    """Return the evidence of all members that judged a row, in their order, joined by `; `."""
+    """Join the evidence of all members that judged a row, in their order, with `; `."""
 
     def of(places: np.ndarray) -> pa.Array:
         columns = [_with_label(one, places) for one in said]
@@ -175,14 +175,14 @@ def numbers_of(said: Sequence[Said]) -> Measured:
 def _with_label(said: Said, places: np.ndarray) -> pa.Array:
     verdict = np.where(said.keep[places], f"{said.label} keeps: ", f"{said.label} drops: ")
     text = said.evidence(places)
-    if said.nested:  # `; ` stands between the members of the outermost combination alone
+    if said.nested:  # `; ` separates only the members of the outermost combination
         text = pc.binary_join_element_wise("(", pc.replace_substring(text, "; ", " & "), ")", "")
     joined = pc.binary_join_element_wise(pa.array(verdict), text, "")
     return pc.if_else(pa.array(said.seen[places]), joined, pa.scalar(None, pa.string()))
 
 
 class MemberRun:
-    """The run of one member (`tasks.stage.Run`): its seed and its notes are its own, the rest is the stage's."""
+    """The run of one member (`tasks.stage.Run`): it has its own seed and notes, and shares the rest with the stage."""
 
     def __init__(self, run: Run, label: str) -> None:
         self.seed = derived_seed(run.seed, label)

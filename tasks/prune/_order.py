@@ -1,8 +1,8 @@
-"""Where the first n of any number of values end: an exact radix selection over parts, in bounded memory.
+"""Find the n-th smallest or largest value: an exact radix selection over parts, in bounded memory.
 
-A value becomes an unsigned whole number that sorts as it does. Its digits of 16 bits are counted one after the other,
-highest first: each pass says in which of 65,536 buckets the n-th value lies, so 2 passes find it among float32 and 4
-among int64 and float64. What is held is 65,536 counters, however many the values.
+A value is mapped to an unsigned integer with the same order. Its 16-bit digits are counted one after the other, highest
+first: each pass finds which of 65,536 buckets contains the n-th value, so float32 takes 2 passes, int64 and float64
+take 4. Memory is 65,536 counters, for any number of values.
 Source: radix selection, Alabi, Blanchard, Gordon and Steinbach, Fast k-selection algorithms for graphics processing
 units, JEA 2012, section 3.2 (there the order of bits of floats, too).
 """
@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 DIGIT_BITS: Final = 16
 BUCKETS: Final = 1 << DIGIT_BITS
 CHUNK: Final = 1 << 18
-"""Values counted at once: what is made of them stays in the processor's cache."""
+"""Values counted at once: temporary arrays fit into the processor's cache."""
 
 
 def numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (values: float32, float64 or int64 (n,); which of them are there: bool (n,)). NaN is not there.
+    """Return (values: float32, float64 or int64 (n,); which are valid: bool (n,)). Null and NaN are not valid.
 
-    Half floats become float32, decimals float64, whole numbers int64.
+    Half floats become float32, decimals float64, integers int64.
     """
     dtype = dtype_of(column.type)
     cast = pc.cast(column, pa.from_numpy_dtype(dtype))
@@ -35,7 +35,7 @@ def numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dtype_of(type_: pa.DataType) -> np.dtype:
-    """Return the type of the values that `numbers` makes of a column."""
+    """Return the type of the values that `numbers` returns for a column."""
     if pa.types.is_integer(type_):
         return np.dtype(np.int64)
     return np.dtype(np.float64 if pa.types.is_float64(type_) or pa.types.is_decimal(type_) else np.float32)
@@ -47,7 +47,7 @@ def key_bits(type_: pa.DataType) -> int:
 
 
 def keys(values: np.ndarray, lowest: bool) -> np.ndarray:
-    """Return whole numbers that sort as the values do, ascending if `lowest`, else descending: uint32 or uint64 (n,).
+    """Return integers with the order of the values, ascending if `lowest`, else descending: uint32 or uint64 (n,).
 
     `values`: float32, float64 or int64 (n,), no NaN. -0 and 0 are the same.
     """
@@ -63,26 +63,26 @@ def keys(values: np.ndarray, lowest: bool) -> np.ndarray:
 
 
 def value_of(key: int, dtype: np.dtype, lowest: bool) -> float | int:
-    """Return the value whose key it is: the inverse of `keys`."""
+    """Return the value of a key: the inverse of `keys`."""
     unsigned = np.dtype(f"u{dtype.itemsize}")
     sign = unsigned.type(1 << (8 * dtype.itemsize - 1))
     found = unsigned.type(key) if lowest else ~unsigned.type(key)
     if dtype.kind == "f" and not found & sign:
-        found = ~found ^ sign  # a negative number: all of its bits were turned
+        found = ~found ^ sign  # a negative number: all of its bits were inverted
     value: float | int = np.array(found ^ sign).view(dtype).item()
     return value
 
 
 @dataclass(frozen=True)
 class Digit:
-    """Counts one digit of the keys that begin with the digits found before. A `tasks.stage.Reducer`."""
+    """Counts one digit of the keys with a given prefix. A `tasks.stage.Reducer`."""
 
     column: str
     lowest: bool
     shift: int
     """Bits below the digit."""
     prefix: int | None = None
-    """The digits above it; None: it is the highest."""
+    """The digits above it; None for the highest."""
 
     def init(self) -> np.ndarray:
         return np.zeros(BUCKETS, np.int64)
@@ -92,7 +92,7 @@ class Digit:
         return self.count(state, values if there.all() else values[there])
 
     def count(self, state: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Return the state with some values in it, none of them NaN."""
+        """Return the state with values added, none of them NaN."""
         total: np.ndarray = state.copy()
         for start in range(0, len(values), CHUNK):
             found = keys(values[start : start + CHUNK], self.lowest)
@@ -112,22 +112,22 @@ class Digit:
 
 @dataclass(frozen=True)
 class Cut:
-    """Where the first rows end. A row is among them if its key is below `key`, or equals it and it is an early tie."""
+    """The cut-off of the first rows: a row is among them if its key is below `key`, or equal to it and an early tie."""
 
     key: int
     ties: int
-    """How many of the rows with this very key are among the first, by sample_id."""
+    """How many of the rows with this key are among the first, by sample_id."""
     total: int
     count: int
     """Rows that have a value."""
 
 
 Count = Callable[[Digit], np.ndarray]
-"""Gives how many values have each of the 65,536 values of a digit: int64."""
+"""Returns the count of each of the 65,536 values of a digit: int64."""
 
 
 def find_cut(column: str, lowest: bool, bits: int, total: Callable[[int], int], count: Count) -> Cut:
-    """Return where the first `total(n)` of n values end, counting digit by digit with `count`."""
+    """Return the cut-off of the first `total(n)` of n values, counting digit by digit with `count`."""
     digit = Digit(column, lowest, bits - DIGIT_BITS)
     counts = count(digit)
     n = int(counts.sum())
@@ -147,7 +147,7 @@ def find_cut(column: str, lowest: bool, bits: int, total: Callable[[int], int], 
 
 
 class Taker:
-    """Says of one batch after the other, in `sample_id` order, which rows are before a cut."""
+    """Determines for successive batches, in `sample_id` order, which rows are before a cut-off."""
 
     def __init__(self, cut: Cut) -> None:
         self._cut = cut

@@ -17,7 +17,7 @@ Projection = Literal["additive", "proportional"]
 
 
 class Density(ClusterSelector):
-    """Gives every cluster a quota by its complexity, and keeps that many of its rows.
+    """Give every cluster a quota by its complexity, and keep that many of its rows.
 
     Complexity of cluster j: C_j = d_intra,j * d_inter,j, the mean distance of its rows to its centroid times the mean
     distance of its centroid to the nearest `neighbours` others. Quotas: the point nearest to softmax(C / temperature)
@@ -118,7 +118,7 @@ def quotas(
     target, ...), for one scalar, which lies between two neighbouring points where a bound starts or stops to bind;
     the integer optimum lies between its floor and its ceiling, and takes the cheapest units. Ties: the lower index.
 
-    `target`: float (k,), >= 0 if proportional; `lower`, `upper`: integers (k,). Raises UserError where no x will do.
+    `target`: float (k,), >= 0 if proportional; `lower`, `upper`: integers (k,). Raises UserError if no x will do.
     Not a rounding of a solver's answer: the total is exact.
     Source: the KKT conditions of the quadratic programme in Abbas et al. 2024, appendix (there solved by OSQP).
     """

@@ -1,4 +1,4 @@
-"""`method: hierarchical`: flatten the long tail, by sharing the rows out evenly over a hierarchy of clusters."""
+"""`method: hierarchical`: flatten the long tail by balanced sampling over a hierarchy of clusters."""
 
 from itertools import count
 from typing import Literal
@@ -14,16 +14,16 @@ from tasks.vectors import random_keys as draw
 
 
 class Hierarchical(ClusterSelector):
-    """Balanced sampling, from the top of the hierarchy down: every cluster gets as much as the others, if it has it.
+    """Balanced sampling from the top of the hierarchy down: every cluster gets an equal share, up to its size.
 
-    The total is shared out over the clusters of the top level, what each of them gets over its children, and so on to
-    the leaves (`cut`): the largest m such that min(m, size) rows of each are not too many, and one row more of as many
-    clusters, drawn by the seed, as are missing. Sizes are the rows that may be kept, not those of the training.
-    Reads the table `hierarchy` where there is one; without it, it is one cut over the clusters.
+    The total is distributed over the clusters of the top level, the share of each over its children, and so on to the
+    leaves (`cut`): the largest m such that min(m, size) rows of each do not exceed the share, and one more row of
+    clusters sampled by the seed for the rest. Sizes count the candidate rows, not those of the training. Reads the
+    table `hierarchy` if it exists; without it, there is one cut over the clusters.
 
     Source: Vo et al., Automatic data curation for self-supervised learning: a clustering-based approach, TMLR 2024
-    (arXiv 2405.15613), section 3.3. No row is taken twice: there is no multiplier, which there copies rows of small
-    clusters. Not density: complexity plays no part, and a leaf's nearest rows come first.
+    (arXiv 2405.15613), section 3.3. No row is taken twice: the paper's multiplier, which copies rows of small
+    clusters, is omitted. Not density: complexity is not used, and a leaf's nearest rows come first.
     """
 
     method: Literal["hierarchical"] = "hierarchical"
@@ -64,7 +64,7 @@ class Hierarchical(ClusterSelector):
 def share_out(levels: list[np.ndarray], sizes: np.ndarray, total: int, seed: int) -> np.ndarray:
     """Return how many rows each leaf gets: int64 (leaves,); they sum to min(total, sum(sizes)).
 
-    `levels`: the cluster that each leaf is below, int64 (leaves,), a level each: the leaves' own first, the top last.
+    `levels`: the ancestor of each leaf, int64 (leaves,), one array per level: the leaves' own first, the top last.
     `sizes`: int64 (leaves,), rows in each leaf.
     """
     budget, group = np.array([total], np.int64), np.zeros(len(sizes), np.int64)  # one root above the top
@@ -78,10 +78,11 @@ def share_out(levels: list[np.ndarray], sizes: np.ndarray, total: int, seed: int
 
 
 def cut(sizes: np.ndarray, group: np.ndarray, budget: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Return how many rows each cluster gets, of what its group has: int64 (k,). No loop over groups; O(k log k).
+    """Return each cluster's share of its group's budget: int64 (k,). No loop over groups; O(k log k).
 
-    In a group with budget T, the largest whole m with sum(min(m, size)) <= T; each gets min(m, size), and the rest goes
-    one by one to the clusters with size > m that have the smallest keys. Where T is the sum or more, all of it.
+    In a group with budget T, m is the largest integer with sum(min(m, size)) <= T; each cluster gets min(m, size), and
+    the rest is given one by one to the clusters with size > m that have the smallest keys. If T is at least the sum,
+    every cluster gets its size.
 
     `sizes`: int64 (k,); `group`: int64 (k,), 0 .. g - 1; `budget`: int64 (g,); `keys`: uint64 (k,), no two alike.
     """
@@ -91,9 +92,9 @@ def cut(sizes: np.ndarray, group: np.ndarray, budget: np.ndarray, keys: np.ndarr
     members = np.bincount(of, minlength=groups)
     start = np.cumsum(members) - members
     before = np.cumsum(size) - size
-    before = before - before[np.minimum(start, len(size) - 1)][of]  # rows of the smaller ones of its group
-    larger = members[of] - (np.arange(len(size)) - start[of])  # of its size or larger, itself too
-    whole = before + size * larger <= budget[of]  # m reaches its size, so all of it is taken
+    before = before - before[np.minimum(start, len(size) - 1)][of]  # rows of the smaller clusters of its group
+    larger = members[of] - (np.arange(len(size)) - start[of])  # clusters of its size or larger, including itself
+    whole = before + size * larger <= budget[of]  # m is at least its size, so all of it is taken
     full = np.bincount(of, weights=whole, minlength=groups).astype(np.int64)
     taken = np.bincount(of, weights=np.where(whole, size, 0), minlength=groups).astype(np.int64)
     open_ = np.maximum(members - full, 1)
@@ -109,9 +110,9 @@ def cut(sizes: np.ndarray, group: np.ndarray, budget: np.ndarray, keys: np.ndarr
 
 
 def _levels(inputs: Inputs, leaves: np.ndarray) -> list[np.ndarray]:
-    """Return the leaves, and what each is below, level by level (see `share_out`).
+    """Return the leaves and their ancestors, level by level (see `share_out`).
 
-    Raises UserError where a cluster has no place in the hierarchy.
+    Raises UserError if a cluster has no place in the hierarchy.
     """
     found = [leaves.astype(np.int64)]
     if "hierarchy" not in inputs:
@@ -119,7 +120,7 @@ def _levels(inputs: Inputs, leaves: np.ndarray) -> list[np.ndarray]:
     table = inputs.sql("select level, cluster, parent from hierarchy order by level, cluster")
     level, cluster = (table.column(name).to_numpy().astype(np.int64) for name in ("level", "cluster"))
     parent = table.column("parent").fill_null(-1).to_numpy().astype(np.int64)
-    for number in count(1):  # until the top, whose clusters have no parent
+    for number in count(1):  # up to the top, whose clusters have no parent
         mine = level == number
         at, there = _look_up(cluster[mine], found[-1])
         if not there.all():
@@ -135,11 +136,11 @@ def _levels(inputs: Inputs, leaves: np.ndarray) -> list[np.ndarray]:
             orphan = int(found[-1][np.argmax(above < 0)])
             raise UserError(f"the hierarchy's cluster {orphan} at level {number} has no parent, but others have")
         found.append(above)
-    raise AssertionError("a level that is not there is refused")
+    raise AssertionError("a level that does not exist is refused")
 
 
 def _look_up(known: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (place of each wanted number among the ascending known ones, whether it is there)."""
+    """Return (index of each wanted number among the ascending known ones, whether it exists)."""
     if len(known) == 0:
         return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
     at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)

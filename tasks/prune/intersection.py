@@ -8,10 +8,10 @@ from tasks.prune._combine import Vote
 
 
 class Intersection(Vote):
-    """Keeps a row where every member keeps it. Every member judges every row; fractions are of the same rows.
+    """Keep a row if every member keeps it. Every member judges every row; fractions are of the same rows.
 
-    As many rows as the members' choices share: of members that keep 0.3 and 0.5, often about 0.15. For a total that is
-    known beforehand, use `method: then`.
+    The number of rows is that of the intersection: for members that keep 0.3 and 0.5, often about 0.15. For a total
+    that is known in advance, use `method: then`.
     """
 
     method: Literal["intersection"] = "intersection"

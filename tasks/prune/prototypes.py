@@ -11,12 +11,12 @@ from tasks.stage import Run
 
 
 class Prototypes(ClusterSelector):
-    """Ranks rows by 1 - cosine to the centroid of their cluster, with a floor for every cluster.
+    """Rank rows by 1 - cosine to the centroid of their cluster, with a floor for every cluster.
 
     Each of the K clusters that have rows keeps at least min(size, int(total / K * balance)) of its first rows; the rest
     of the total is filled by rank over all clusters, ties by sample_id.
     Source: Sorscher et al., Beyond neural scaling laws, NeurIPS 2022 (arXiv 2206.14486), section 5, self-supervised
-    prototypes; the balance score r = 0.5 is theirs (appendix). Not k-medoids: the prototype is a mean, no row.
+    prototypes; the balance score r = 0.5 is theirs (appendix). Not k-medoids: the prototype is a mean and not a row.
     """
 
     method: Literal["prototypes"] = "prototypes"

@@ -12,10 +12,10 @@ from tasks.vectors import random_keys as draw
 
 
 class Random(ClusterSelector):
-    """Keeps a uniform sample without replacement: the rows with the smallest keys of the seed and their sample_id.
+    """Keep a uniform sample without replacement: the rows with the smallest keys of the seed and their sample_id.
 
-    Where there are clusters, it chooses among the same rows as the other methods, those with an embedding, so that arms
-    of an experiment differ in the choice alone; where there are none, among all. A smaller `keep` keeps a subset.
+    If there are clusters, it samples from the same rows as the other methods, those with an embedding, so that arms of
+    an experiment differ only in the selection; otherwise from all rows. A smaller `keep` keeps a subset.
     """
 
     method: Literal["random"] = "random"

@@ -1,4 +1,4 @@
-"""`method: score`: keep the top fraction by any score, or what reaches a threshold."""
+"""`method: score`: keep the top fraction by any score, or the rows that reach a threshold."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,15 +18,15 @@ from tasks.stage import Batches, Columns, Run, Tables
 
 
 class Score(Selector):
-    """Ranks rows by one column: the highest first, or the lowest; ties by sample_id.
+    """Rank rows by one column: the highest first, or the lowest; ties by sample_id.
 
     Keeps exactly floor(keep * n) of the n rows that have a score, or `keep_rows`, or every row whose score is at least
-    (`lowest`: at most) `threshold`. Rows without a score (null, NaN) are out with `no_score`. With `of: all`, n counts
-    every row of the column's table that has a score, also rows that an earlier stage rejected, and of the first rows
-    those stay that are still there: a fraction of the pool before other filters, as DataComp's.
+    (`lowest`: at most) `threshold`. Rows without a score (null, NaN) are rejected with `no_score`. With `of: all`, n
+    counts every row of the column's table that has a score, including rows that an earlier stage rejected; of the first
+    rows, those that have not been rejected are kept: a fraction of the pool before other filters, as in DataComp.
 
-    What it holds is counters and a batch (`of: all`: a part), however many the rows (`_order.py`). A combination reads
-    the rows of all its members into memory.
+    Memory is counters and a batch (`of: all`: a part), for any number of rows (`_order.py`). A combination reads the
+    rows of all its members into memory.
     Source: the CLIP-score filter of Gadre et al., DataComp, NeurIPS 2023 (arXiv 2304.14108), section 3.4. Its code
     keeps one row more than the fraction, and every tie.
     """
@@ -34,7 +34,7 @@ class Score(Selector):
     method: Literal["score"] = "score"
     absent: ClassVar[str] = "no_score"
     thresholds = ("keep", "keep_rows", "method", "threshold")
-    column: str = Field("clip_score", description="a number of any earlier table; where two have it: table.column")
+    column: str = Field("clip_score", description="a numeric column of an earlier table, if ambiguous as table.column")
     lowest: bool = Field(False, description="keep the rows with the lowest scores")
     keep: float | None = Field(None, gt=0, le=1, description="fraction to keep of the rows with a score")
     keep_rows: int | None = Field(None, gt=0, description="rows to keep, instead of a fraction")
@@ -42,7 +42,7 @@ class Score(Selector):
         None, allow_inf_nan=False, description="keep scores of at least this (lowest: at most), instead of a fraction"
     )
     of: Literal["alive", "all"] = Field(
-        "alive", description="what a fraction is of: rows that are still there, or all that were scored"
+        "alive", description="the rows of which a fraction is taken: those not rejected, or all with a score"
     )
 
     @model_validator(mode="after")
@@ -52,7 +52,7 @@ class Score(Selector):
             found = " and ".join(said) or "none of them"
             raise RecipeError(f"method score takes one of `keep`, `keep_rows` and `threshold`; found {found}")
         if self.of == "all" and self.threshold is not None:
-            raise RecipeError("method score: a threshold is not a fraction `of: all`; leave one of them out")
+            raise RecipeError("method score: `threshold` cannot be combined with `of: all`; remove one of them")
         return self
 
     def inputs(self, available: Tables) -> Columns:
@@ -73,7 +73,7 @@ class Score(Selector):
         return self.column.rpartition(".")[2]
 
     def _place(self, available: Tables) -> tuple[str, str]:
-        """Return the table and the column. Raises RecipeError where no table has it, or several have."""
+        """Return the table and the column. Raises RecipeError if no table has it, or several have it."""
         table, _, name = self.column.rpartition(".")
         scored = {t: s for t, s in available.items() if "sample_id" in s.names and t != "decisions"}
         found = [t for t, s in scored.items() if name in s.names and name != "sample_id" and table in ("", t)]
@@ -103,7 +103,7 @@ class Score(Selector):
         return Selection(keep, self._evidence(values, there, keep, limit), _measured(values, there, limit))
 
     def run(self, inputs: Inputs, run: Run) -> Batches:
-        """Yield decisions batch by batch, after two passes that count (four where the numbers have 64 bits)."""
+        """Yield decisions batch by batch, after two counting passes (four for 64-bit numbers)."""
         table, name = self._place({t: inputs.schema(t) for t in inputs.tables()})
         count = partial(self._count, table, inputs, run)
         limit = self._limit(inputs.schema(table).field(name).type, count, self._part_of, run)
@@ -141,7 +141,7 @@ class Score(Selector):
         return state
 
     def _in_order(self, table: str, inputs: Inputs) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """Yield all rows that count in `sample_id` order, and which of them are alive: bool (n,)."""
+        """Yield all scored rows in `sample_id` order, and which of them have not been rejected: bool (n,)."""
         if self.of == "alive":
             for batch in inputs.batches({table: (self._name,)}):
                 yield batch, np.ones(batch.num_rows, bool)
@@ -161,7 +161,7 @@ class Score(Selector):
 
 
 class _Limit:
-    """Says which rows are in: those before a cut, or up to a threshold. Asked in `sample_id` order, for the ties."""
+    """Determines which rows are kept: those before a cut-off, or up to a threshold. Called in `sample_id` order."""
 
     def __init__(self, lowest: bool, cut: Cut | None = None, threshold: float = 0.0) -> None:
         self._lowest = lowest
@@ -170,18 +170,18 @@ class _Limit:
         self._taker = Taker(cut) if cut else None
 
     def __call__(self, values: np.ndarray, there: np.ndarray) -> np.ndarray:
-        """Return which rows are in: bool (n,). `values`: float32, float64 or int64 (n,)."""
+        """Return which rows are kept: bool (n,). `values`: float32, float64 or int64 (n,)."""
         keep = np.zeros(len(values), bool)
         if self._taker is not None:
             keep[there] = self._taker(keys(values[there], self._lowest))
             return keep
-        # a float32 column knows 0.7 as a float32: compare with that, as SQL does
+        # compare in the column's precision: 0.7 as float32 for a float32 column, as in SQL
         limit = values.dtype.type(self._threshold) if values.dtype.kind == "f" else self._threshold
         keep[there] = values[there] <= limit if self._lowest else values[there] >= limit
         return keep
 
     def is_last(self, values: np.ndarray) -> np.ndarray:
-        """Return which values are the very last that is in: bool (n,)."""
+        """Return which values equal the last kept value: bool (n,)."""
         if self._cut is None or self._cut.total == 0:
             return np.zeros(len(values), bool)
         found: np.ndarray = values == value_of(self._cut.key, values.dtype, self._lowest)
@@ -197,7 +197,7 @@ class _Limit:
         return facts
 
     def words(self, dtype: np.dtype) -> str:
-        """Return what a value is held against."""
+        """Return the description of the limit."""
         if self._cut is None:
             return f", threshold {self._threshold:g}"
         if self._cut.total == 0:
@@ -217,7 +217,7 @@ def _measured(values: np.ndarray, there: np.ndarray, limit: _Limit) -> Measured:
 
 
 def _scored(part: Inputs, table: str, column: str) -> pa.Table:
-    """Return sample_id and one column of a part's rows, rejected ones too."""
+    """Return sample_id and one column of a part's rows, including rejected ones."""
     return part.sql(f"select sample_id, {identifier(column)} from {identifier(table)}")
 
 

@@ -1,4 +1,4 @@
-"""`method: then`: let one selector choose among what the one before it left."""
+"""`method: then`: apply selectors in sequence, each to the rows that the previous one kept."""
 
 from dataclasses import replace
 from typing import Literal
@@ -14,16 +14,15 @@ from tasks.stage import Run
 
 
 class Then(Combination):
-    """Applies its members one after the other, each to the rows that the one before kept.
+    """Apply the members in sequence, each to the rows that the previous one kept.
 
-    A fraction is of what was left; with `of_total`, of the rows that came in: [0.6, 0.3] then keeps 0.3 of all, not
-    0.18. What the last member keeps is exactly what it says, as far as so many rows are left. It is what stages in a
-    row would do, but reads the rows once and gives one decision. Sizes and complexities of concepts are those of the
-    rows that were left.
+    A fraction is of the remaining rows; with `of_total`, of the input rows: [0.6, 0.3] then keeps 0.3 of all, not 0.18.
+    The last member keeps exactly its number of rows, if that many remain. The result is that of separate stages, but
+    rows are read once, and have one decision. Sizes and complexities of concepts are those of the remaining rows.
     """
 
     method: Literal["then"] = "then"
-    of_total: bool = Field(False, description="fractions are of the rows that came in, not of what was left")
+    of_total: bool = Field(False, description="fractions are of the input rows, not of the remaining rows")
 
     def judge(self, rows: pa.Table, pool: pa.Table, inputs: Inputs, run: Run) -> Selection:
         left = np.ones(rows.num_rows, bool)

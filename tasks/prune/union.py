@@ -8,9 +8,9 @@ from tasks.prune._combine import Vote
 
 
 class Union(Vote):
-    """Keeps a row where at least one member keeps it. Every member judges every row; fractions are of the same rows.
+    """Keep a row if at least one member keeps it. Every member judges every row; fractions are of the same rows.
 
-    As many rows as the members' choices have in all: at least as many as the largest keeps, at most their sum.
+    The number of rows is that of the union: at least that of the largest member, at most their sum.
     """
 
     method: Literal["union"] = "union"

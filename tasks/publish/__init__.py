@@ -1,4 +1,4 @@
-"""The `publish` family: what a version publishes, the manifest of kept rows. Every build ends with it."""
+"""The `publish` family: the manifest of kept rows, which a version publishes. Every build ends with it."""
 
 from tasks.publish.samples import Samples
 

@@ -1,4 +1,4 @@
-"""The published manifest: one row for each sample that is still in, with all that is known about it but its vectors."""
+"""The published manifest: one row for each kept sample, with all of its columns except vectors."""
 
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
@@ -10,10 +10,10 @@ from tasks.stage import Batches, Columns, MapStage, Step, Tables
 
 
 class Samples(MapStage):
-    """Join source, images, scores and clusters of the rows that are in.
+    """Join source, images, scores and clusters of the kept rows.
 
-    It copies no image byte: shard, byte_offset and byte_size say where they are. A column of the source that is called
-    like one of ours, but for case (LAION's WIDTH), stays in `source` alone: SQL could not tell them apart.
+    It copies no image bytes: shard, byte_offset and byte_size locate them. A column of the source whose name differs
+    from one of ours only by case (LAION's WIDTH) is in `source` only: SQL could not distinguish them.
     """
 
     use: Literal["samples"] = "samples"

@@ -1,4 +1,4 @@
-"""The `report` family: the data card of a dataset: what came in, what was kept, why, and how it looks.
+"""The `report` family: the data card of a dataset: input rows, kept rows, reasons, and pictures.
 
 `report` makes the card as data, one small table; `_page` renders it as one HTML file.
 """

@@ -1,4 +1,4 @@
-"""What every section of the card is written with: an entry, and the tables that there happen to be."""
+"""The base of all sections of the card: an entry, and the available tables."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from catalog.inputs import Inputs
 from catalog.rejection import REJECTING, rejects_sql
 
 TEXT_LIMIT: Final = 400
-"""Characters of a caption, URL or evidence that the card keeps: one may be megabytes long."""
+"""Maximum characters of a caption, URL or evidence on the card: one may be megabytes long."""
 
 
 FAILED: Final = rejects_sql("status")
@@ -18,7 +18,7 @@ REJECTED: Final = rejects_sql("keep")
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the card, before it has a position: its section, what it says, and the sample it pictures."""
+    """One row of the card, without its position: its section, its content, and the sample of its picture."""
 
     section: str
     content: dict[str, Any]
@@ -26,11 +26,10 @@ class Entry:
 
 
 class ReportTables:
-    """The tables that a card is written from. Any of them may be missing; the sections test which there are.
+    """The tables of a card. Any of them may be missing; the sections check which are available.
 
-    `gone` is SQL for the sample_ids that failed to download, that some stage rejected or that were taken down (ids may
-    repeat), `taken` for those that were taken down (where source has a url), `base` the table that has a row for every
-    sample.
+    `gone` is SQL for the sample_ids that failed to download, that a stage rejected or that were taken down (ids may
+    repeat), `taken` for those that were taken down (if source has a url), `base` the table with a row for every sample.
     """
 
     def __init__(self, inputs: Inputs, stages: Sequence[str] = ()) -> None:
@@ -46,11 +45,11 @@ class ReportTables:
         self.gone = self.gone or "select null::bigint as sample_id where false"
 
     def has(self, table: str, *columns: str) -> bool:
-        """Return whether there is such a table, with all these columns."""
+        """Return whether a table with these columns exists."""
         return table in self._inputs and all(column in self._inputs.schema(table).names for column in columns)
 
     def rows(self, query: str) -> list[dict[str, Any]]:
-        """Run a query whose result is small."""
+        """Run a query with a small result."""
         rows: list[dict[str, Any]] = self._inputs.sql(query).to_pylist()
         return rows
 
@@ -60,13 +59,13 @@ class ReportTables:
         return sorted(rows, key=lambda row: self._place.get(row["stage"], len(self._place)))
 
     def number(self, query: str) -> int:
-        """Run a query that gives one number; null counts as 0."""
+        """Run a query with one number as result; null counts as 0."""
         (row,) = self.rows(query)
         (value,) = row.values()
         return int(value or 0)
 
     def captions(self, sample_ids: Iterable[int]) -> dict[int, str]:
-        """Return the captions of some samples, cut to what a card keeps; samples without one are left out."""
+        """Return the captions of some samples, truncated for the card, without samples that have none."""
         if not self.has("source", "caption"):
             return {}
         query = f"""select sample_id, left(caption, {TEXT_LIMIT}) as caption from source
@@ -75,12 +74,12 @@ class ReportTables:
 
 
 def id_list(sample_ids: Iterable[int]) -> str:
-    """Return integers as the inside of a SQL `in (...)`; of none, a null, which nothing is in."""
+    """Return integers for an SQL `in (...)`; null if there are none, which matches nothing."""
     return ", ".join(str(int(sample_id)) for sample_id in sample_ids) or "null"
 
 
 def drawn(seed: int) -> str:
-    """Return SQL that orders samples at random, the same way for the same seed on every machine.
+    """Return SQL that orders samples randomly, with the same order for the same seed on every machine.
 
     MD5 and not DuckDB's `hash`, which may change with its version.
     """

@@ -1,4 +1,4 @@
-"""The geometry of the card's charts, as SVG path data. Text stays outside of the SVG, so a chart may be stretched.
+"""The geometry of the card's charts, as SVG path data. Text is outside of the SVG, so a chart can be stretched.
 
 Coordinates are those of a 100 by 100 box, y downwards.
 """
@@ -9,21 +9,21 @@ from math import log10
 from typing import Any, Final
 
 MAIN: Final = 72.0
-"""How wide the ribbon is where all rows are in; the rest is room for what leaves it."""
+"""The width of the ribbon for all rows; the rest is space for the rejected rows."""
 
 
 @dataclass(frozen=True)
 class Ribbon:
-    """One step of the funnel: the part of the stream that goes on, and the part that turns off to the right."""
+    """One step of the funnel: the kept part of the stream, and the rejected part, which turns to the right."""
 
     kept: str
     out: str
     share: float
-    """Rows kept over all rows that came in, 0..1."""
+    """Rows kept over all input rows, 0..1."""
 
 
 def ribbon(seen: int, kept: int, total: int) -> Ribbon:
-    """Return one step, as tall as its text; steps below each other join to one stream."""
+    """Return one step, as tall as its text; consecutive steps join to one stream."""
     top = MAIN * seen / total if total else 0.0
     bottom = MAIN * kept / total if total else 0.0
     stays = f"M0 0H{bottom:.2f}V100H0Z" if kept else ""

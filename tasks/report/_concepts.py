@@ -1,4 +1,4 @@
-"""The clusters as concepts: a name from their captions, how much of each is left, what lies at the centre."""
+"""The clusters as concepts: a name from their captions, the share that is kept, pictures at the centre."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,9 @@ from tasks.report._pictures import describe
 NAMED: Final = 1000
 """Clusters that compete for words; the largest ones."""
 CAPTIONS: Final = 64
-"""Captions of a cluster that its name is made from: those nearest to its centroid."""
+"""Captions for the name of a cluster: those nearest to its centroid."""
 NEAREST: Final = 4
-"""Pictures of a concept, at its centre, and where the table `concepts` knows them as many at its edge."""
+"""Pictures of a concept at its centre, and, if the table `concepts` has them, at its edge."""
 CURVE_POINTS: Final = 200
 _SANE: Final = "isfinite(distance) and abs(distance) <= 1e6"
 COLUMNS: Final = ("intra", "inter", "name_caption", "name_label", "label_cosine", "nearest", "farthest")
@@ -27,8 +27,8 @@ COLUMNS: Final = ("intra", "inter", "name_caption", "name_label", "label_cosine"
 def concepts(tables: ReportTables, limit: int) -> Iterator[Entry]:
     """Yield the sections `balance` (one entry), `concept` (the `limit` largest) and `concept_image`.
 
-    Names, spread and pictures come from the table `concepts` where there is one, and are found here otherwise. What is
-    kept is counted here in either case: stages after `concepts` may have rejected more.
+    Names, distances and pictures come from the table `concepts` if it exists, and are computed here otherwise. Kept
+    rows are counted here in both cases: stages after `concepts` may have rejected more.
     """
     if not tables.has("clusters", "cluster", "distance"):
         return
@@ -46,7 +46,7 @@ def concepts(tables: ReportTables, limit: int) -> Iterator[Entry]:
     for cluster, one in pictured.items():
         for sample_id in one.nearest:
             yield Entry("concept_image", described[sample_id] | {"cluster": cluster}, sample_id)
-    for cluster, one in pictured.items():  # last: they are the first to go where the pictures become too many
+    for cluster, one in pictured.items():  # last: they are the first to be dropped if there are too many pictures
         for sample_id in one.farthest:
             yield Entry("concept_image", described[sample_id] | {"cluster": cluster, "at": "edge"}, sample_id)
 
@@ -86,7 +86,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _ids(listed: list[int | None] | None) -> list[int]:
-    """Return the samples of a list that may be null, or have nulls in it."""
+    """Return the samples of a list that may be null, or contain nulls."""
     return [sample_id for sample_id in listed or () if sample_id is not None]
 
 
@@ -101,7 +101,7 @@ def _sizes(tables: ReportTables) -> list[dict[str, Any]]:
     """Return size, rows kept and mean distance of every cluster, the largest first.
 
     The mean is a sum of integers (millionths): a sum of floats would depend on the order of DuckDB's threads. Distances
-    that are no number (of a vector with NaN in it) are in no mean; it is null where all are.
+    that are not finite (of a vector with NaN) are excluded; the mean is null if all are.
     """
     query = f"""select cluster, count(*) as size,
             count(*) filter (where sample_id not in ({tables.gone})) as kept,
@@ -126,7 +126,7 @@ def _balance(sizes: Sequence[dict[str, Any]]) -> Entry:
 
 
 def _nearest(tables: ReportTables, clusters: Sequence[int]) -> dict[int, list[int]]:
-    """Return the samples nearest to the centroids, nearest first: a bounded heap a cluster, no sort of all rows."""
+    """Return the samples nearest to the centroids, nearest first, by one bounded heap per cluster."""
     query = f"""select cluster, min({{'distance': distance, 'id': sample_id}}, {CAPTIONS}) as nearest
         from clusters where cluster in ({id_list(clusters)}) and distance is not null group by cluster"""
     found = {row["cluster"]: [near["id"] for near in row["nearest"]] for row in tables.rows(query)}

@@ -1,4 +1,4 @@
-"""What each pruning did to the concepts and to their tail, also what each member of a combination did."""
+"""The coverage of concepts and of their tail by each pruning stage, and by each member of a combination."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,25 +12,24 @@ from tasks.concepts.coverage import TAIL, Coverage
 from tasks.report._base import REJECTED, Entry, ReportTables
 
 BINS: Final = 120
-"""Steps of the picture: neighbours in size are drawn as one where there are more concepts."""
+"""Maximum steps of the picture: with more concepts, neighbours in size are merged."""
 LISTED: Final = 200
-"""Concepts whose numbers the card keeps, the largest; the picture has all."""
+"""Concepts whose numbers are on the card, the largest; the picture has all."""
 NAMED: Final = 4
-"""Concepts shown by name: those that kept most, and least."""
+"""Concepts shown by name: those with the largest and smallest kept share."""
 NAMED_ROWS: Final = 10
-"""A concept of fewer rows is never shown by name: its share says little."""
+"""Concepts with fewer rows are never shown by name: their share is not significant."""
 
 COMBINATIONS: Final = ("pruned_union", "pruned_intersection", "pruned_then")
-"""Reasons of stages that combine selectors. Asked of stages without numbers alone: their parts are of a release before
-`decisions.numbers`."""
+"""Reasons of stages that combine selectors, for parts that were made before `decisions.numbers` existed."""
 _VERDICT: Final = "split_part({0}, '.', 1) || '.keep' = {0}"
-"""Whether the name of a number says that a member kept a row (`tasks/prune/_combine.py`), not a member of a member."""
+"""Whether the name of a number is a member's verdict (`tasks/prune/_combine.py`), not that of a nested member."""
 
 
 def coverages(tables: ReportTables) -> Iterator[Entry]:
-    """Yield the section `coverage`: an entry a pruning stage, in the order they ran, then its members'.
+    """Yield the section `coverage`: an entry for each pruning stage, in the order they ran, then its members'.
 
-    A stage that ran before the clusters were made has none: no cluster knows the rows that it dropped. A combination
+    A stage that ran before the clusters were made has none: the rows that it rejected have no cluster. A combination
     whose decisions have no numbers has `numbers_missing`, and no entries of members.
     """
     if not (tables.has("clusters", "cluster") and tables.has("decisions", "stage", "keep", "reason")):
@@ -44,7 +43,7 @@ def coverages(tables: ReportTables) -> Iterator[Entry]:
 
 
 def facts(found: Coverage) -> dict[str, Any]:
-    """Return what the card says of one choice: totals, the tail, evenness, the picture's steps, and concepts by size.
+    """Return the content of an entry: totals, the tail, evenness, the picture's steps, and concepts by size.
 
     `skyline` are steps from the largest concepts to the smallest: `rows` before, `kept` of them. `concepts` are
     [cluster, rows before, kept] of the largest; `most` and `least` those with the largest and smallest kept share.
@@ -125,13 +124,13 @@ def _extremes(found: Coverage, order: np.ndarray) -> dict[str, list[list[int]]]:
 
 @dataclass(frozen=True)
 class Skyline:
-    """The picture, in a box of 100 by 100, y downwards: as wide as its rows before, as high as the share kept."""
+    """The picture, in a box of 100 by 100, y downwards: width is rows before, height is the share kept."""
 
     path: str
     level: float
-    """The share kept of all, in hundredths: where a choice that takes no notice of concepts would be everywhere."""
+    """The share kept of all, in hundredths: the height of a selection that is independent of concepts."""
     tail: float
-    """How wide the tail is, in hundredths; it lies at the right."""
+    """The width of the tail, in hundredths, at the right."""
 
 
 def skyline(row: dict[str, Any]) -> Skyline:

@@ -1,4 +1,4 @@
-"""How many rows came in, how many each stage rejected and why, how many are left."""
+"""The numbers of input rows, of rows that each stage rejected by reason, and of kept rows."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -8,16 +8,16 @@ from catalog.takedown.ledger import REASON
 from tasks.report._base import FAILED, REJECTED, TEXT_LIMIT, Entry, ReportTables, cut
 
 KEPT_REASONS: Final = 50
-"""Reasons of a step that the card keeps, the commonest: a list of words may give 100,000 of them."""
+"""Reasons of a step on the card, the most frequent: a list of words may have 100,000 of them."""
 STEPS: Final = 200
-"""Stages whose decisions the card shows, those that saw most rows."""
+"""Stages on the card: those with the most input rows."""
 
 Reasons = list[dict[str, Any]]
 _TAKEN: Final = "select count(*) from ({})"
 
 
 def funnel(tables: ReportTables) -> Iterator[Entry]:
-    """Yield one entry a step: stage, rows seen, kept and rejected, and the commonest reasons.
+    """Yield one entry per step: stage, rows seen, kept and rejected, and the most frequent reasons.
 
     Steps are in the order in which the stages ran. Stages whose place is not known come last, those that saw most rows
     first, as a stage judges every row that was kept when it ran.
@@ -36,7 +36,7 @@ def funnel(tables: ReportTables) -> Iterator[Entry]:
 
 
 def summary(tables: ReportTables, title: str, description: str) -> Entry:
-    """Return the one entry of the first screen: rows, rows kept, and what else is known about them."""
+    """Return the entry of the first screen: rows, rows kept, and other totals."""
     rows = tables.number(f"select count(*) from {tables.base}") if tables.base else 0
     gone = tables.number(f"select count(distinct sample_id) from ({tables.gone})")
     facts: dict[str, Any] = {"title": title, "description": description, "rows": rows, "kept": rows - gone}

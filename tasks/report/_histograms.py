@@ -1,4 +1,4 @@
-"""How the numbers of a dataset are distributed, before and after: bounded memory, two scans a number.
+"""Distributions of a dataset's numbers, before and after: bounded memory, two scans per number.
 
 A first query finds the ends, a second counts FINE bins of equal width; what the card shows (32 bins between the
 0.5th and the 99.5th percentile, medians) is added up from these counts. Where a few values lie so far out that all
@@ -21,9 +21,9 @@ from tasks.stage import Tables
 FINE: Final = 4096
 BINS: Final = 32
 TAIL: Final = 0.005
-"""Share of rows left out of the drawing at either end (and counted beside it)."""
+"""Share of rows at either end that is not drawn, and counted separately."""
 ENOUGH: Final = 8 * BINS
-"""Fine bins that must hold all but the tails."""
+"""Minimum number of fine bins between the tails."""
 ZOOMS: Final = 3
 """How often they are counted again where they do not; each time makes bins up to FINE times as narrow."""
 
@@ -32,7 +32,7 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of every row of a table: its name, the SQL that gives it, its unit."""
+    """A number of every row of a table: its name, its SQL, its unit."""
 
     table: str
     name: str
@@ -57,7 +57,7 @@ MEASURES: Final = (  # sizes as received: the stored ones are set by `download`
 
 
 def measures(tables: Tables) -> list[Measure]:
-    """Return what can be measured in these tables: the fixed list, and every column that is a score."""
+    """Return the measures of the available tables: the fixed list, and every score column."""
     fixed = [
         measure
         for measure in MEASURES
@@ -73,7 +73,7 @@ def measures(tables: Tables) -> list[Measure]:
 
 
 def histograms(tables: ReportTables, measured: list[Measure]) -> Iterator[Entry]:
-    """Yield the section `histogram`: one entry a measure that has any number in it."""
+    """Yield the section `histogram`: one entry for each measure with any number."""
     for measure in measured:
         if (found := _count(tables, measure)) is not None:
             yield Entry("histogram", {"name": measure.name, "table": measure.table, "unit": measure.unit} | found)
@@ -112,21 +112,21 @@ def _fine(tables: ReportTables, values: str, low: float, high: float, step: floa
 
 
 def _step(low: float, high: float, whole: bool) -> float:
-    """Return the width of a fine bin. That of whole numbers is whole, so that no bin holds more of them than others."""
+    """Return the width of a fine bin. It is an integer for integers, so that every bin covers as many values."""
     if whole:
         return float(max(1, -(-(high - low + 1) // FINE)))
     return (high - low) / FINE or 1.0
 
 
 def _middle(fine: Counts) -> tuple[int, int]:
-    """Return the first and the last of the bins that hold all but the tails, and the median of the kept rows."""
+    """Return the first and the last bin between the tails, and the median of the kept rows."""
     places = [_place(fine[0], share) for share in (TAIL, 1 - TAIL)]
     places += [_place(fine[1], 0.5)] if fine[1].any() else []
     return min(places), max(places)
 
 
 def _coarse(fine: Counts, low: float, step: float) -> dict[str, Any]:
-    """Add fine bins up to at most BINS that hold all but the tails of all rows."""
+    """Sum fine bins to at most BINS between the tails of all rows."""
     first, last = (_place(fine[0], share) for share in (TAIL, 1 - TAIL))
     width = -(-(last - first + 1) // BINS)
     bins = -(-(last - first + 1) // width)

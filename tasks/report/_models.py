@@ -8,16 +8,16 @@ from catalog.duck import identifier
 from tasks.report._base import Entry, ReportTables
 
 MODELS: Final = 100
-"""Models that the card tells, in the order of their names."""
+"""Maximum number of models on the card, in the order of their names."""
 LOSSES: Final = 1000
-"""Losses of a model that the card keeps, at equal steps."""
+"""Losses of a model on the card, at equal steps."""
 METRICS_CHARS: Final = 20_000
-"""Metrics of more characters are cut to `loss`."""
+"""Longer metrics are reduced to `loss`."""
 SHOWN: Final = ("name", "family", "sha256", "licence", "metrics")
 
 
 def models(tables: ReportTables) -> Iterator[Entry]:
-    """Yield the section `model`: what is said of each model, without its weights. `metrics.loss` is a list, by step."""
+    """Yield the section `model`: the columns of each model, without its weights. `metrics.loss` is a list, by step."""
     if not tables.has("models", "name"):
         return
     columns = ", ".join(identifier(name) for name in SHOWN if tables.has("models", name))

@@ -1,7 +1,7 @@
-"""Draw a card as one HTML file that needs nothing else: no script, no font, no request.
+"""Render a card as one self-contained HTML file: no script, no font, no request.
 
-All text is escaped, cleaned of what is invisible or changes the direction of what follows, and cut to length;
-a Content-Security-Policy forbids scripts and requests beside that. Charts are SVG, drawn here.
+All text is escaped, stripped of invisible characters and direction overrides, and truncated; in addition a
+Content-Security-Policy forbids scripts and requests. Charts are SVG.
 """
 
 import json
@@ -36,7 +36,7 @@ class Section:
 
     @property
     def only(self) -> Row:
-        """Return the section's one row; an empty one where there is none."""
+        """Return the section's only row; an empty one if there is none."""
         return self.rows[0] if self.rows else {}
 
 
@@ -107,7 +107,7 @@ def _sections(card: pa.Table) -> dict[str, Section]:
 
 
 def _grouped(rows: Sequence[Row], *keys: str) -> list[tuple[tuple[Any, ...], list[Row]]]:
-    """Return rows in runs that have the same values of `keys`."""
+    """Group consecutive rows with the same values of `keys`."""
     return [(key, list(run)) for key, run in groupby(rows, lambda row: tuple(row.get(k) for k in keys))]
 
 

@@ -1,4 +1,4 @@
-"""Which samples are shown: some of those that came in, some that are left, some of every reason to be out."""
+"""The samples on the card: random ones of the input, random ones of the kept rows, and some of every reason."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -6,7 +6,7 @@ from typing import Any, Final
 from tasks.report._base import FAILED, REJECTED, TEXT_LIMIT, Entry, ReportTables, drawn, id_list
 
 REASONS: Final = 12
-"""Reasons that the card pictures, the commonest first."""
+"""Reasons with pictures on the card, the most frequent first."""
 SHOWN_PER_REASON: Final = 6
 EQUAL_PAIRS: Final = 2
 
@@ -14,7 +14,7 @@ EQUAL_PAIRS: Final = 2
 def grids(tables: ReportTables, samples: int, seed: int) -> Iterator[Entry]:
     """Yield the sections `before`, `after` and `rejected`: `samples` pictures each, drawn with one seed.
 
-    All three follow the same random order, so what is in both grids stands in the same order in both.
+    All three have the same random order, so samples in both grids are in the same order.
     """
     if not tables.has("images", "status"):
         return
@@ -44,10 +44,10 @@ def describe(tables: ReportTables, sample_ids: set[int]) -> dict[int, dict[str, 
 
 
 def pairs(tables: ReportTables, limit: int) -> Iterator[Entry]:
-    """Yield the section `pair`: a rejected sample and the one that stands for it, with similarity and reason.
+    """Yield the section `pair`: a rejected sample and its representative, with similarity and reason.
 
-    Every reason gives its least similar pairs, which show whether the threshold is right; of pairs that are equal
-    (similarity 1), two are enough.
+    For every reason these are the least similar pairs, which show whether the threshold is right, and two pairs with
+    similarity 1.
     """
     if not tables.has("decisions", "representative", "similarity"):
         return
@@ -71,7 +71,7 @@ def _ids(tables: ReportTables, query: str) -> list[int]:
 
 
 def _rejected(tables: ReportTables, samples: int, seed: int) -> list[int]:
-    """Return samples of the commonest reasons, as many of each, reason by reason."""
+    """Return samples of the most frequent reasons, equally many of each, reason by reason."""
     if not tables.has("decisions"):
         return []
     query = f"""with counted as (

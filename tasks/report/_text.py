@@ -1,4 +1,4 @@
-"""How the card writes numbers, and how it takes the harm out of other people's text."""
+"""Format numbers and sanitise text for the card."""
 
 import json
 import unicodedata
@@ -12,15 +12,15 @@ SHOWN_CHARS: Final = 160
 _INVISIBLE: Final = {"Cc", "Cf", "Cs", "Co", "Cn"}
 """Control, format (bidirectional overrides among them), surrogate, private and unassigned characters."""
 _JOINERS: Final = {"\u200c", "\u200d"}
-"""Format characters that scripts and emoji need."""
+"""Format characters that scripts and emoji require."""
 
 _MAGIC: Final = ((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"RIFF", "webp"))
 
 
 def clean(text: object, limit: int = SHOWN_CHARS) -> str:
-    """Return text that is safe to set beside other text: one line, nothing invisible, at most `limit` characters.
+    """Return text as one line without invisible characters, with at most `limit` characters.
 
-    It does not escape HTML: the template does, everywhere.
+    It does not escape HTML: the template escapes everything.
     """
     head = str(text)[: 4 * limit]
     visible = "".join(
@@ -33,7 +33,7 @@ def clean(text: object, limit: int = SHOWN_CHARS) -> str:
 
 
 def code(text: object, limit: int = 50_000) -> str:
-    """Return text of several lines (a recipe) without what is invisible, but for its line ends and tabs."""
+    """Return text of several lines (a recipe) without invisible characters, except line ends and tabs."""
     kept = (char for char in str(text)[:limit] if char in "\n\t" or unicodedata.category(char) not in _INVISIBLE)
     return "".join(kept)
 
@@ -54,7 +54,7 @@ def compact(number: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Return 0.361 as 36.1 %. Never rounds to 0 or 100 what is not."""
+    """Return 0.361 as 36.1 %. Only exactly 0 and 1 are shown as 0 % and 100 %."""
     if share is None:
         return "–"
     if 0 < share < 0.0005:
@@ -85,7 +85,7 @@ def duration(seconds: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return a measured value with four digits at most: 0.2941, 12.8, 1,024."""
+    """Return a measured value with at most four digits: 0.2941, 12.8, 1,024."""
     if value is None:
         return "–"
     if not isfinite(value):
@@ -101,7 +101,7 @@ def moment(time: object) -> str:
 
 
 def note(fact: object) -> str:
-    """Return what a stage noted: a number, a word, the ends of a long list of numbers, or else JSON."""
+    """Format a note of a stage: a number, a word, the ends of a long list of numbers, or else JSON."""
     if isinstance(fact, float):
         return number(fact)
     if isinstance(fact, int) and not isinstance(fact, bool):
@@ -112,6 +112,6 @@ def note(fact: object) -> str:
 
 
 def data_uri(image: bytes | None) -> str:
-    """Return a picture as a `data:` URI; empty where it is none that browsers show."""
+    """Return a picture as a `data:` URI; empty if browsers do not support its format."""
     kind = next((name for magic, name in _MAGIC if (image or b"").startswith(magic)), "")
     return f"data:image/{kind};base64,{b64encode(image or b'').decode()}" if kind else ""

@@ -7,15 +7,15 @@ from catalog.inputs import Inputs
 
 SIDE_PX: Final = 160
 BUDGET_BYTES: Final = 3_000_000
-"""Of all pictures of a card together; base64 makes four thirds of it."""
+"""The limit of all pictures of a card together; base64 adds a third."""
 FETCHED_AT_ONCE: Final = 16
-"""Images in memory at once, as they are stored: each may be megabytes."""
+"""Encoded images in memory at once: each may be megabytes."""
 
 
 def thumbnails(inputs: Inputs, sample_ids: Sequence[int]) -> dict[int, bytes]:
     """Return a small picture of each sample, in the order given, until the budget is spent.
 
-    Samples without bytes, or whose bytes do not decode, have none. Raises DamagedError where a shard is damaged.
+    Samples without bytes, or whose bytes do not decode, are skipped. Raises DamagedError if a shard is damaged.
     """
     from tasks.images import decode_fault
 
@@ -35,7 +35,7 @@ def thumbnails(inputs: Inputs, sample_ids: Sequence[int]) -> dict[int, bytes]:
 
 
 def thumbnail(data: bytes, side_px: int = SIDE_PX) -> bytes | None:
-    """Return encoded image bytes as a WebP that fits into a square; None where they do not decode."""
+    """Return encoded image bytes as a WebP that fits into a square; None if they cannot be decoded."""
     from tasks.images import ImageError, decode, encode, inspect, resize
 
     try:

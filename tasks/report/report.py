@@ -1,18 +1,18 @@
-"""`use: report`: the data card as a table, one row a fact or picture. `tasks.report._page` draws it.
+"""`use: report`: the data card as a table, one row per fact or picture. `tasks.report._page` renders it.
 
 Sections, each in `position` order, `content` being JSON:
 
     summary         rows, kept, kept_bytes, concepts, title, description
-    funnel          a step each: stage, seen, kept, rejected, the commonest reasons (reason, rows, example), other_rows
-    before, after   samples of what came in, and of what is left: caption, kept, stage, reason, evidence
-    rejected        samples of the commonest reasons to be out
-    concept         a cluster each: cluster, size, kept, mean_distance, terms; after `use: concepts` intra, inter, label
-    concept_image   the samples nearest to the concepts' centroids; after `use: concepts` the farthest too (at: edge)
+    funnel          per step: stage, seen, kept, rejected, the most frequent reasons (reason, rows, example), other_rows
+    before, after   samples of the input, and of the kept rows: caption, kept, stage, reason, evidence
+    rejected        samples of the most frequent reasons
+    concept         per cluster: cluster, size, kept, mean_distance, terms; after `use: concepts` intra, inter, label
+    concept_image   the samples nearest to the concepts' centroids; after `use: concepts` also the farthest (at: edge)
     balance         effective number of clusters and size by rank, before and after
-    coverage        a pruning each, and each member of a combination: what it did to the concepts and their tail;
-                    numbers_missing where the members cannot be shown, as the decisions have no numbers
-    histogram       a number each: edges, all, left, below, above, min, max, median, median_kept
-    pair            two rows a pair of near-duplicates: who stands for whom, similarity, reason
+    coverage        per pruning stage, and member of a combination: coverage of the concepts and their tail;
+                    numbers_missing if the members cannot be shown, as the decisions have no numbers
+    histogram       per measure: edges, all, left, below, above, min, max, median, median_kept
+    pair            two rows per pair of near-duplicates: representative, similarity, reason
     model           name, family, licence, metrics
 
 The table is a function of its inputs and the seed: the same bytes on every run.
@@ -58,11 +58,11 @@ READ: Final[Columns] = {
     "concepts": ("cluster", "intra", "inter", "name_caption", "name_label", "label_cosine", "nearest", "farthest"),
     "models": ("name", "family", "sha256", "licence", "metrics"),
 }
-"""What a card can say something about, where it is there. Scores (by role) come on top."""
+"""The columns that a card can show, if they exist, in addition to scores (by role)."""
 
 
 class Report(TableStage):
-    """Write the data card. Works after any stages: what is not there is left out of the card."""
+    """Write the data card. Works after any stages: sections without data are omitted."""
 
     version = 3
     table: ClassVar[str] = "report"
@@ -79,7 +79,7 @@ class Report(TableStage):
     pairs: int = Field(12, ge=0, le=48, description="near-duplicate pairs shown")
 
     def inputs(self, available: Tables) -> Columns:
-        """Return every column that the card can show, of the tables that there are."""
+        """Return every column that the card can show, of the available tables."""
         columns = {
             table: tuple(name for name in names if name in available[table].names)
             for table, names in READ.items()
@@ -89,7 +89,7 @@ class Report(TableStage):
             have = columns.get(measure.table, ())
             columns[measure.table] = have + tuple(name for name in measure.needs if name not in have)
         if not columns:
-            raise RecipeError("report: no stage before it writes a table that a card can show (source, images, ...)")
+            raise RecipeError("report: no earlier stage writes a table that a card can show (source, images, ...)")
         return columns
 
     def output(self, available: Tables) -> pa.Schema:
@@ -97,7 +97,7 @@ class Report(TableStage):
         return CARD
 
     def work(self, size: Size) -> float:
-        """Return 1: the pictures are a sample, and reading columns takes little time beside drawing them."""
+        """Return 1: the pictures are a sample, and reading columns takes little time compared to that."""
         return 1.0
 
     def run(self, inputs: Inputs, run: Run) -> Batches:

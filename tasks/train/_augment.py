@@ -6,9 +6,9 @@ if TYPE_CHECKING:
     import torch
 
 AREA: Final = (0.5, 1.0)
-"""Share of the picture that a view shows."""
+"""The range of the share of the picture in a view."""
 ASPECT: Final = 0.25
-"""A view's log aspect ratio lies within this."""
+"""The maximum absolute log aspect ratio of a view."""
 BRIGHTNESS: Final = 0.2
 TINT: Final = 0.06
 """Added to each channel, of a range of 0..1."""
@@ -17,8 +17,8 @@ TINT: Final = 0.06
 def random_views(pictures: "torch.Tensor", side_px: int, generator: "torch.Generator") -> "torch.Tensor":
     """Return float32 (n, 3, side_px, side_px) in about 0..1 of uint8 (n, 3, height, width).
 
-    One bilinear resampling does crop, stretch and mirror. All chance comes from `generator` (on the CPU), so the
-    views are the same on every device, up to rounding.
+    Crop, stretch and mirror are one bilinear resampling. All random numbers come from `generator` (on the CPU), so the
+    views are equal on every device, up to rounding.
     """
     import torch
     from torch.nn import functional

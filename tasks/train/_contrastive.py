@@ -1,4 +1,4 @@
-"""The contrastive loss of CLIP, where one caption may fit several images of a batch."""
+"""The contrastive loss of CLIP for batches in which several images may have the same caption."""
 
 from typing import TYPE_CHECKING
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
 def contrastive_loss(
     images: "torch.Tensor", texts: "torch.Tensor", scale: "torch.Tensor", caption_ids: "torch.Tensor"
 ) -> "torch.Tensor":
-    """Return the symmetric InfoNCE loss of unit vectors (n, d) and (n, d); `caption_ids`: int64 (n,), equal where
-    captions are equal.
+    """Return the symmetric InfoNCE loss of unit vectors (n, d) and (n, d); `caption_ids`: int64 (n,), equal for equal
+    captions.
 
-    Every image with the same caption is a positive, with equal weight: small corpora repeat captions, and calling
-    such pairs negatives would push apart what belongs together. With distinct captions it is CLIP's loss exactly.
+    Every image with the same caption is a positive, with equal weight: small corpora repeat captions, and treating such
+    pairs as negatives would separate matching pairs. With distinct captions it is exactly CLIP's loss.
     Source: CLIP, arXiv:2103.00020, figure 3; the soft targets as in SupCon, Khosla et al., arXiv:2004.11362, eq. 2.
     """
     from torch.nn.functional import log_softmax

@@ -1,4 +1,4 @@
-"""The training pairs: every picture decoded once, to a memory map; every caption as token numbers."""
+"""The training pairs: every picture is decoded once, to a memory map."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,15 +24,15 @@ class Pairs:
     """uint8 (n, side, side, 3), on disk."""
     captions: list[str]
     skipped: dict[str, int]
-    """Rows that gave no pair, by reason: undecodable, no_caption."""
+    """Rows without a pair, by reason: undecodable, no_caption."""
 
     def __len__(self) -> int:
         return len(self.captions)
 
 
 def read_pairs(inputs: Inputs, folder: Path, side_px: int, threads: int) -> Pairs:
-    """Decode every alive image that has a caption to side_px x side_px (squeezed, not cropped: the caption is about
-    the whole picture). Memory is bounded: pictures go to `folder/pictures.npy`."""
+    """Decode every image with a caption, of rows not rejected, to side_px x side_px (squeezed, not cropped: the caption
+    describes the whole picture). Memory is bounded: pictures are written to `folder/pictures.npy`."""
     from tasks.images import decode_fault
 
     rows = inputs.rows()

@@ -1,11 +1,11 @@
 """`train_clip`: a small CLIP, trained on the recipe's own image-caption pairs.
 
-It is for corpora where no pretrained model may or can be used, and for the demo: thousands of pairs, minutes on a
-CPU. It is not a way to train a large CLIP: one process, one device.
+It is for corpora for which no pretrained model is permitted or available, and for the demo: thousands of pairs, minutes
+on a CPU. It is not for training a large CLIP: it runs in one process, on one device.
 
-Everything is a function of the seed and the step: the order of an epoch, the views of a batch. So a training that
-was killed goes on from its checkpoint and ends with the same weights, bit for bit, on the same machine with the same
-number of threads (another number of threads sums in another order).
+The order of an epoch and the views of a batch are functions of the seed and the step. So a training run that was killed
+resumes from its checkpoint and ends with the same weights, bit for bit, on the same machine with the same number of
+threads (another number of threads sums in another order).
 
 Source: CLIP, Radford et al., ICML 2021, arXiv:2103.00020, sections 2.3 to 2.5.
 """
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
     import torch
 
 SMALL_CLIP: Final = Path(__file__).parent / "small_clip.json"
-"""A ResNet of 1.3 million weights on 64 x 64 pixels: of the small vision towers tried, the best for its CPU time."""
+"""A ResNet of 1.3 million weights on 64 x 64 pixels: of the small vision towers tried, the best per CPU time."""
 MARGIN: Final = 9 / 8
-"""Pictures are kept this much larger than the model's input, so that crops lose little."""
+"""Pictures are stored this much larger than the model's input, so that crops lose little resolution."""
 MAX_SCALE: Final = 100.0
 """CLIP's limit of the logit scale."""
 TRAINING_WORK: Final = 3
-"""Training on a picture takes so many times as long as decoding it (SMALL_CLIP, one core: 8.8 ms and 2.9 ms)."""
+"""Time to train on a picture relative to decoding it (SMALL_CLIP, one core: 8.8 ms and 2.9 ms)."""
 LOSS_EVERY: Final = 10
 """Steps between two points of the loss curve."""
 
 
 class TrainClip(TableStage):
-    """Writes one row of `models`: safetensors weights, and the configuration that rebuilds the model.
+    """Train a small CLIP. Writes one row of `models`: safetensors weights, and the configuration of the model.
 
-    Rows without a caption or a decodable image are left out, and counted. Raises UserError where fewer than two
-    pairs are left.
+    Rows without a caption or a decodable image are skipped, and counted. Raises UserError if fewer than two pairs
+    remain.
     """
 
     table: ClassVar[str] = "models"
@@ -62,14 +62,14 @@ class TrainClip(TableStage):
     seeded: ClassVar[bool] = True
 
     use: Literal["train_clip"] = "train_clip"
-    model_name: str = Field("small-clip", min_length=1, description="how later stages call it (`trained: small-clip`)")
+    model_name: str = Field("small-clip", min_length=1, description="its name for later stages (`trained: small-clip`)")
     config: str | dict[str, Any] | None = Field(
         None, description="an open_clip configuration: a model name, a JSON file, or inline; default: a small ResNet"
     )
     steps: int = Field(100, gt=0, description="batches to train on")
     batch_size: int = Field(128, gt=1)
-    learning_rate: float = Field(2e-3, gt=0, description="AdamW's, at its highest")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the rate rises; then a cosine")
+    learning_rate: float = Field(2e-3, gt=0, description="AdamW's maximum")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a linearly rising rate; then a cosine")
     weight_decay: float = Field(0.1, ge=0)
     vocabulary: int = Field(4096, gt=0, description="words of the tokenizer, the most frequent ones")
     checkpoint_every_s: float = Field(30, ge=0, description="seconds between two checkpoints; 0: every step")
@@ -85,7 +85,7 @@ class TrainClip(TableStage):
         return {"images": ("image",), "source": ("caption",)}
 
     def output(self, available: Tables) -> pa.Schema:
-        """Return MODELS; the metadata of `weights` says the model's name and `embed_dim`, for the stages after it."""
+        """Return MODELS; the metadata of `weights` has the model's name and `embed_dim`, for later stages."""
         at = MODELS.get_field_index("weights")
         known = MODELS.field(at).metadata | {
             b"model": self.model_name,
@@ -94,7 +94,7 @@ class TrainClip(TableStage):
         return MODELS.set(at, MODELS.field(at).with_metadata(known))
 
     def parameters(self) -> dict[str, Any]:
-        """Return the fields, with the configuration's content for its name; without how often it is saved."""
+        """Return the fields, with the configuration by content, without the checkpoint interval."""
         return super().parameters() | {"config": self._described(), "checkpoint_every_s": None}
 
     def work(self, size: Size) -> float:
@@ -111,7 +111,7 @@ class TrainClip(TableStage):
         described = self._described()
         pairs = read_pairs(inputs, run.scratch, round(MARGIN * _image_side(described)), threads)
         if len(pairs) < 2:
-            raise UserError(f"train_clip: {len(pairs)} usable image-caption pairs, at least 2 are needed")
+            raise UserError(f"train_clip: {len(pairs)} usable image-caption pairs, at least 2 are required")
         text = described["text_cfg"]
         tokenizer = WordTokenizer.of(pairs.captions, self.vocabulary, text.get("context_length", 77))
         config = described | {"text_cfg": text | {"vocab_size": tokenizer.vocab_size}}
@@ -152,7 +152,7 @@ def _image_side(config: ModelConfig) -> int:
 
 @contextmanager
 def _deterministic(threads: int) -> Iterator[None]:
-    """Give torch a fixed number of threads and deterministic algorithms; put everything back afterwards."""
+    """Set a fixed number of threads and deterministic algorithms of torch; restore the settings afterwards."""
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; products differ without it
@@ -169,7 +169,7 @@ def _deterministic(threads: int) -> Iterator[None]:
 
 @dataclass
 class _Training:
-    """The state of a training: what a checkpoint holds, and what makes a step."""
+    """The state of a training run, with its checkpoints and steps."""
 
     stage: TrainClip
     config: ModelConfig
@@ -202,7 +202,7 @@ class _Training:
         self._caption_ids = np.unique(self._tokens, axis=0, return_inverse=True)[1].reshape(-1)
 
     def finish(self) -> None:
-        """Go on from the last checkpoint, if there is one, to the last step."""
+        """Resume from the last checkpoint, if there is one, and train to the last step."""
         self._resume()
         saved_at = time.monotonic()
         while self.done < self.stage.steps:
@@ -284,7 +284,7 @@ def learning_rate_at(step: int, steps: int, warmup: float) -> float:
 
 
 def batch_rows(rows: int, batch_size: int, step: int, seed: int) -> np.ndarray:
-    """Return the rows of one step, int64: every epoch is a new permutation, cut in batches; the rest is left out."""
+    """Return the rows of one step, int64: every epoch is a new permutation, split into batches; the rest is dropped."""
     size = min(batch_size, rows)
     epoch, place = divmod(step, rows // size)
     order = np.random.default_rng([seed & 0xFFFFFFFFFFFFFFFF, epoch]).permutation(rows)

@@ -166,7 +166,7 @@ def test_invalid_labels(tiny_clip: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=r"the template 'a photo' lacks \{\}"):
         Concepts(labels=("cat",), templates=("a photo",))
     tables = with_embeddings(world(), tiny_clip)
-    with pytest.raises(UserError, match="of encoder 'clip' have 32 numbers, the centroids 8: say in `encoder`"):
+    with pytest.raises(UserError, match="of encoder 'clip' have 32 numbers, the centroids 8: specify the clustered"):
         described(tables, tmp_path, labels=["cat"])
     with pytest.raises(RecipeError, match="has no encoder: run `embed` again"):
         Concepts(labels=("cat",)).inputs({"clusters": CLUSTERS, "embeddings": pa.schema([vector("clip", 8, "")])})

@@ -64,7 +64,7 @@ def test_the_bound_is_exact_where_no_row_is_cut_short(seed: int, epsilon: float)
     rows, starts, centroids = straddling(seed, 12)
     borders = Borders(rows.astype(np.float32), starts, centroids, 11, epsilon, "certain", "cpu")
     true = whole(rows, starts, epsilon)
-    assert (borders.cut, borders.strays) == (0, 0)
+    assert (borders.truncated, borders.misassigned) == (0, 0)
     assert len(true) > 100
     assert found_by(borders) == true
 
@@ -81,7 +81,7 @@ def test_two_cells_a_row_find_nearly_all(seed: int) -> None:
         assert found <= true
         recall[count] = len(found) / len(true)
         assert borders.compared < 0.5 * len(rows) * (len(rows) - 1)  # below the whole product
-        if borders.cut == 0:
+        if borders.truncated == 0:
             assert found == true
     assert recall[1] > 0.9
     assert recall[2] > 0.98
@@ -115,11 +115,11 @@ def test_cosines_and_who_may_take_part() -> None:
     rows, starts, centroids = straddling(7, 10)
     borders = Borders(rows.astype(np.float32), starts, centroids, 9, 0.05, "certain", "cpu")
     rng = np.random.default_rng(0)
-    visiting, hosting = rng.random(len(rows)) < 0.5, rng.random(len(rows)) < 0.5
+    sources, targets = rng.random(len(rows)) < 0.5, rng.random(len(rows)) < 0.5
     count = 0
-    for one, other, cosine in borders.pairs(visiting, hosting):
-        assert visiting[one].all()
-        assert hosting[other].all()
+    for one, other, cosine in borders.pairs(sources, targets):
+        assert sources[one].all()
+        assert targets[other].all()
         np.testing.assert_allclose(cosine, (rows[one] * rows[other]).sum(axis=1), atol=1e-6)
         count += len(one)
     assert count > 20
@@ -137,7 +137,7 @@ def test_cells_that_touch_and_rows_that_strayed() -> None:
     assert {(i, i + 20) for i in range(20)} <= found_by(borders)
     far = np.concatenate([centre, -centre])
     borders = Borders(rows.astype(np.float32), np.array([0, 20, 40]), far, 1, 0.01, "certain", "cpu")
-    assert borders.strays == 20
+    assert borders.misassigned == 20
     assert {(i, i + 20) for i in range(20)} <= found_by(borders)
 
 
@@ -200,8 +200,8 @@ def test_how_the_work_is_shared_among_cores_changes_nothing(
     ways = [(1, 1 << 15, 512, 2048), (3, 1 << 15, 31, 77), (2, 100, 512, 9)]
     for at, (cores, large, visitors, hosts) in enumerate(ways):
         monkeypatch.setattr("tasks.deduplicate._cells.LARGE", large)
-        monkeypatch.setattr("tasks.deduplicate._borders.VISITORS", visitors)
-        monkeypatch.setattr("tasks.deduplicate._borders.HOSTS", hosts)
+        monkeypatch.setattr("tasks.deduplicate._borders.CANDIDATE_ROWS", visitors)
+        monkeypatch.setattr("tasks.deduplicate._borders.TARGET_ROWS", hosts)
         torch.set_num_threads(cores)
         try:
             run = LocalRun(tmp_path / str(at))

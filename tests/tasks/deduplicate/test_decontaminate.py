@@ -105,7 +105,7 @@ def embedded(vectors: np.ndarray, **metadata: str) -> pa.Table:
 
 
 def test_meaning_by_the_column_s_own_encoder(tmp_path: Path, tiny_clip: tuple[Path, Path]) -> None:
-    """The evaluation images go through the encoder that made the column; a bad one is passed over."""
+    """The evaluation images go through the encoder that made the column; a bad one is skipped."""
     config, weights = tiny_clip
     encoder = Encoder(name="clip", model=str(config), pretrained=str(weights))
     secret = [encoded(photo(i), quality=95) for i in range(3)]
@@ -212,7 +212,7 @@ def test_the_content_of_the_sets_is_in_the_fingerprint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"path": "nowhere.parquet"}, r"set 's': cannot read 'nowhere\.parquet': it is not there"),
+        ({"path": "nowhere.parquet"}, r"set 's': cannot read 'nowhere\.parquet': it does not exist"),
         ({"path": __file__}, "is not a readable Parquet file"),
         ({"image": "imag"}, r"has no column 'imag'; did you mean 'image'\?"),
         ({"image": None, "phash": "image"}, "column 'image' is binary, expected 64-bit integers"),
