@@ -111,7 +111,7 @@ class TrainClip(TableStage):
         described = self._described()
         pairs = read_pairs(inputs, run.scratch, round(MARGIN * _image_side(described)), threads)
         if len(pairs) < 2:
-            raise UserError(f"train_clip: {len(pairs)} usable image-caption pairs, at least 2 are required")
+            raise UserError(f"train_clip: {len(pairs)} usable image-caption pairs, at least 2 are needed")
         text = described["text_cfg"]
         tokenizer = WordTokenizer.of(pairs.captions, self.vocabulary, text.get("context_length", 77))
         config = described | {"text_cfg": text | {"vocab_size": tokenizer.vocab_size}}

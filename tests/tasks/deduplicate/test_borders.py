@@ -1,4 +1,4 @@
-"""Copies across borders: what is planted there is found, as the whole product finds it, and at what cost."""
+"""Copies across borders: planted pairs are found, against the full product, and the cost."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.helpers import LocalRun
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1, as they are after a trip through float16."""
+    """Rows of length 1, rounded through float16."""
     half = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16).astype(np.float64)
     return half / np.linalg.norm(half, axis=1, keepdims=True)
 
@@ -60,7 +60,7 @@ def found_by(borders: Borders) -> set[tuple[int, int]]:
 
 @pytest.mark.parametrize("epsilon", [0.01, 0.05, 0.2])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_bound_is_exact_where_no_row_is_cut_short(seed: int, epsilon: float) -> None:
+def test_the_bound_is_exact_if_no_row_is_truncated(seed: int, epsilon: float) -> None:
     rows, starts, centroids = straddling(seed, 12)
     borders = Borders(rows.astype(np.float32), starts, centroids, 11, epsilon, "certain", "cpu")
     true = whole(rows, starts, epsilon)
@@ -70,8 +70,8 @@ def test_the_bound_is_exact_where_no_row_is_cut_short(seed: int, epsilon: float)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_two_cells_a_row_find_nearly_all(seed: int) -> None:
-    """Recall of pairs that straddle borders: none by clusters alone, nearly all with the two nearest other cells."""
+def test_two_target_cells_per_row_find_nearly_all_pairs(seed: int) -> None:
+    """Recall of cross-cell pairs: none by clusters alone, nearly all with the two nearest target cells."""
     rows, starts, centroids = straddling(seed, 40)
     true = whole(rows, starts, 0.02)
     recall = {}
@@ -91,7 +91,7 @@ def test_two_cells_a_row_find_nearly_all(seed: int) -> None:
 @pytest.mark.parametrize(("dim", "share"), [(24, 0.8), (256, 0.1)])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_likely_reach_finds_copies_at_a_fraction_of_the_cost(seed: int, dim: int, share: float) -> None:
-    """Copies that differ in a random direction, which is what planted ones do, wherever they lie."""
+    """Planted copies differ in a random direction, at any place."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(300, dim))[rng.integers(0, 300, 4000)] + 1.5 * rng.normal(size=(4000, dim))
     rows[1::2] = rows[::2] + 0.35 * rng.normal(size=(2000, dim))
@@ -111,7 +111,7 @@ def test_the_likely_reach_finds_copies_at_a_fraction_of_the_cost(seed: int, dim:
     assert cost["likely"] < share * cost["certain"]
 
 
-def test_cosines_and_who_may_take_part() -> None:
+def test_cosines_and_allowed_rows() -> None:
     rows, starts, centroids = straddling(7, 10)
     borders = Borders(rows.astype(np.float32), starts, centroids, 9, 0.05, "certain", "cpu")
     rng = np.random.default_rng(0)
@@ -125,8 +125,8 @@ def test_cosines_and_who_may_take_part() -> None:
     assert count > 20
 
 
-def test_cells_that_touch_and_rows_that_strayed() -> None:
-    """Two equal centroids, and rows given to the wrong cell: found all the same, and counted."""
+def test_identical_cells_and_misassigned_rows() -> None:
+    """With two equal centroids, and rows in the wrong cell, pairs are found, and the rows counted."""
     rng = np.random.default_rng(0)
     centre = unit(rng.normal(size=(1, 8)))
     rows = unit(np.repeat(centre + 0.2 * rng.normal(size=(20, 8)), 2, axis=0))
@@ -162,7 +162,7 @@ def inputs_of(seed: int, with_centroids: bool) -> tuple[Inputs, np.ndarray, np.n
 @pytest.mark.parametrize("rule", ["order", "greedy", "components"])
 @pytest.mark.parametrize("seed", range(2))
 def test_the_stage_equals_one_cluster(tmp_path: Path, seed: int, rule: str, with_centroids: bool) -> None:
-    """With borders, many clusters give what one gives; without, they miss what was planted."""
+    """With borders, many clusters give the result of one cluster; without, planted pairs are missed."""
     inputs, rows, _ = inputs_of(seed, with_centroids)
     kept, missed = {}, 0
     for name, more in (
@@ -188,7 +188,7 @@ def test_the_stage_equals_one_cluster(tmp_path: Path, seed: int, rule: str, with
 
 
 @pytest.mark.parametrize("rule", ["order", "greedy", "components"])
-def test_how_the_work_is_shared_among_cores_changes_nothing(
+def test_the_distribution_of_work_over_cores_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
 ) -> None:
     inputs, _, _ = inputs_of(3, with_centroids=True)

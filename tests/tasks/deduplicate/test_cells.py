@@ -1,4 +1,4 @@
-"""Large clusters in cells: the same copies are found, at a cost that grows with the rows."""
+"""Large clusters in cells: the same copies are found, at a cost that is linear in the rows."""
 
 import itertools
 from pathlib import Path
@@ -48,7 +48,7 @@ def removed(inputs: Inputs, folder: Path, borders: int) -> tuple[set[int], dict[
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_cells_find_what_the_whole_product_finds(tmp_path: Path, seed: int) -> None:
+def test_cells_find_the_pairs_of_the_full_product(tmp_path: Path, seed: int) -> None:
     inputs, copies = world(seed)
     whole, all_pairs = removed(inputs, tmp_path / "whole", borders=0)
     cells, some = removed(inputs, tmp_path / "cells", borders=2)
@@ -59,7 +59,7 @@ def test_cells_find_what_the_whole_product_finds(tmp_path: Path, seed: int) -> N
     assert some["semantic_pairs"] + some["border_pairs"] < 0.6 * all_pairs["semantic_pairs"]
 
 
-def test_small_clusters_and_huge_ones_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_clusters_and_huge_ones_are_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(9000, 8)).astype(np.float16)
     starts, centroids = np.array([0, 3000, 9000]), rng.normal(size=(2, 8)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Evaluation images that leaked into a dataset: each way of leaking is found, named and taken out, and nothing else."""
+"""Evaluation images in a dataset: each kind of copy is found, reported and removed, and nothing else."""
 
 import hashlib
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def photo(seed: int) -> Any:
 
 
 def images_of(data: list[bytes]) -> pa.Table:
-    """Return `images` as `download` would write it, as far as it is compared."""
+    """Return the compared columns of `images`, as written by `download`."""
     headers = [pictures.inspect(d) for d in data]
     return pa.table(
         {
@@ -65,7 +65,7 @@ def run_of(stage: Decontaminate, inputs: Inputs, folder: Path) -> tuple[pa.Table
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_bytes_pixels_and_looks(tmp_path: Path, seed: int, nested: bool) -> None:
+def test_exact_pixel_and_perceptual_copies(tmp_path: Path, seed: int, nested: bool) -> None:
     first = seed * 100
     secret = [encoded(photo(first + i), "PNG") for i in range(4)]
     again = encoded(photo(first + 1), "PNG", compress_level=1)  # other bytes, the same pixels
@@ -104,7 +104,7 @@ def embedded(vectors: np.ndarray, **metadata: str) -> pa.Table:
     return pa.table([np.arange(len(vectors)) * 2, half], schema=pa.schema([SAMPLE_ID, field]))
 
 
-def test_meaning_by_the_column_s_own_encoder(tmp_path: Path, tiny_clip: tuple[Path, Path]) -> None:
+def test_semantic_copies_by_the_encoder_of_the_column(tmp_path: Path, tiny_clip: tuple[Path, Path]) -> None:
     """The evaluation images go through the encoder that made the column; a bad one is skipped."""
     config, weights = tiny_clip
     encoder = Encoder(name="clip", model=str(config), pretrained=str(weights))
@@ -131,10 +131,10 @@ def test_meaning_by_the_column_s_own_encoder(tmp_path: Path, tiny_clip: tuple[Pa
 
 @pytest.mark.parametrize("targets", [7, 16_384])
 @pytest.mark.parametrize("seed", range(2))
-def test_columns_that_are_given_against_the_whole_product(
+def test_given_columns_against_the_full_product(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, targets: int
 ) -> None:
-    """Hashes and vectors from files, two sets: every row by its definition, however the blocks are cut."""
+    """Hashes and vectors from files, two sets: every row by its definition, with any blocks."""
     monkeypatch.setattr("tasks.deduplicate.decontaminate.TARGETS", targets)
     monkeypatch.setattr("tasks.deduplicate.decontaminate.ROWS", 37)
     rng = np.random.default_rng(seed)
@@ -172,8 +172,8 @@ def test_columns_that_are_given_against_the_whole_product(
     assert notes["sets"]["s1"]["images"] == 20
 
 
-def test_what_is_done_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks that a killed run wrote are read; a half-written one is not taken for one."""
+def test_completed_chunks_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of a killed run are read; a partially written one is ignored."""
     monkeypatch.setattr("tasks.deduplicate._evaluation.CHUNK_ROWS", 2)
     secret = [encoded(photo(i), quality=95) for i in range(5)]
     path = write_set(tmp_path / "eval.parquet", secret)
@@ -219,7 +219,7 @@ def test_the_content_of_the_sets_is_in_the_fingerprint(tmp_path: Path) -> None:
         ({"image": None, "vector": "vector"}, "set 's' gives vector, but rows are compared by sha256, phash"),
     ],
 )
-def test_sets_that_do_not_fit(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_invalid_sets(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = tmp_path / "eval.parquet"
     made = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(2, np.float32)), 2)
     pq.write_table(pa.table({"image": pa.array([b"x"]), "vector": made}), path)
@@ -231,9 +231,9 @@ def test_sets_that_do_not_fit(tmp_path: Path, change: dict[str, Any], message: s
 def test_other_mistakes(tmp_path: Path) -> None:
     path = write_set(tmp_path / "eval.parquet", [None, b"not an image"])
     one = {"name": "s", "path": str(path), "image": "image"}
-    with pytest.raises(ValidationError, match="two sets are called 's'"):
+    with pytest.raises(ValidationError, match="two sets are named 's'"):
         Decontaminate.model_validate({"sets": [one, one]})
-    with pytest.raises(ValidationError, match="say which column holds what"):
+    with pytest.raises(ValidationError, match="specify at least one column"):
         Decontaminate.model_validate({"sets": [{"name": "s", "path": str(path)}]})
     with pytest.raises(RecipeError, match="nothing to do"):
         Decontaminate.model_validate({"sets": [one], "exact": False, "radius": None}).inputs({"images": IMAGES})

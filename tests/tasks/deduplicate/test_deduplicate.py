@@ -1,4 +1,4 @@
-"""The stage as a whole: one verdict over all kinds, against its definition; recipes, and inputs that have nothing."""
+"""The stage: one verdict over all kinds, against its definition; recipes, and empty inputs."""
 
 import hashlib
 import re
@@ -30,7 +30,7 @@ def world() -> Inputs:
 
 
 @pytest.mark.parametrize("rule", ["order", "greedy", "components"])
-def test_kinds_one_after_the_other(tmp_path: Path, rule: str) -> None:
+def test_kinds_in_order(tmp_path: Path, rule: str) -> None:
     stage = Deduplicate.model_validate({"keep": "clip_score", "semantic": {"rule": rule}})
     run = LocalRun(tmp_path)
     table = pa.concat_tables(stage.run(world(), run))
@@ -98,7 +98,7 @@ def test_same_bytes_twice(tmp_path: Path) -> None:
 
 
 def graph(seed: int, n: int = 240) -> tuple[Inputs, dict[str, np.ndarray]]:
-    """Return rows whose copies of four kinds overlap at random, and what they were made from.
+    """Return rows with randomly overlapping copies of four kinds, and their origins.
 
     Pixels decide hash and vector, bytes decide pixels; vectors lie in a few clumps, hashes in chains of near ones.
     """
@@ -127,7 +127,7 @@ def graph(seed: int, n: int = 240) -> tuple[Inputs, dict[str, np.ndarray]]:
 
 
 def by_definition(facts: dict[str, np.ndarray], rule: str, kinds: set[str]) -> np.ndarray:
-    """Return which rows stay, row by row: bool (n,). Ties of all kinds, in the order of the score."""
+    """Return which rows are kept, row by row: bool (n,). Ties of all kinds, in the order of the score."""
     n = len(facts["score"])
     order = sorted(range(n), key=lambda i: (-facts["score"][i], i))
     first: dict[tuple[str, int], int] = {}
@@ -170,10 +170,10 @@ KINDS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("kinds", KINDS, ids=lambda kinds: "+".join(kinds))
 @pytest.mark.parametrize("rule", ["order", "greedy", "components"])
 @pytest.mark.parametrize("seed", range(3))
-def test_one_verdict_is_what_it_says(
+def test_the_verdict_equals_its_definition(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, rule: str, kinds: dict[str, Any], held: bool
 ) -> None:
-    """Which rows stay is as defined; whatever goes, leads to one that stays, comes first, and is truly tied."""
+    """Kept rows are as defined; every removed row has a preferred kept representative, to which it is tied."""
     if not held:
         monkeypatch.setattr("tasks.deduplicate._meaning.MOST_PAIRS", 0)
     inputs, facts = graph(seed)
@@ -202,7 +202,7 @@ def test_one_verdict_is_what_it_says(
 
 
 def check_ties(facts: dict[str, np.ndarray], table: pa.Table, gone: np.ndarray, stands: np.ndarray) -> None:
-    """Each reason holds between the row and the one that its evidence names; content, with the representative too."""
+    """Each reason is true for the row and the one in its evidence; for equal content also for the representative."""
     reasons, evidence = table["reason"].to_pylist(), table["evidence"].to_pylist()
     for i, representative in zip(gone.tolist(), stands.tolist(), strict=True):
         shown = evidence[i].split("; ")
@@ -230,8 +230,8 @@ def check_ties(facts: dict[str, np.ndarray], table: pa.Table, gone: np.ndarray, 
             assert near[reasons[i].removeprefix("duplicate_")], evidence[i]
 
 
-def test_evidence_names_all_that_ties(tmp_path: Path) -> None:
-    """0 stays; 1 looks like it and means the same; 2 is 1's file; 3 shows 1's pixels; 4 means 1, but not 0."""
+def test_evidence_lists_all_ties(tmp_path: Path) -> None:
+    """0 is kept; 1 is its perceptual and semantic copy; 2 is 1's file; 3 has 1's pixels; 4 is tied to 1, not to 0."""
     angle = np.deg2rad([0, 10, 10, 10, 20])
     vectors = pa.array(np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float16).tolist(),
                        pa.list_(pa.float16(), 2))  # fmt: skip
@@ -264,7 +264,7 @@ def test_evidence_names_all_that_ties(tmp_path: Path) -> None:
     assert similarity[4] == pytest.approx(np.cos(np.deg2rad(20)), abs=1e-3)
 
 
-def test_by_the_paper_with_everything_else_off(tmp_path: Path) -> None:
+def test_the_published_method_with_everything_else_off(tmp_path: Path) -> None:
     """No other kind, no borders: each cluster by the published rule, hardest first."""
     rng = np.random.default_rng(4)
     rows = (rng.normal(size=(6, 5))[rng.integers(0, 6, 400)] + 0.3 * rng.normal(size=(400, 5))).astype(np.float16)
@@ -287,22 +287,22 @@ def test_by_the_paper_with_everything_else_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", ["clip_score", {"best": "clip_score"}])
-def test_the_best_by_name_either_way(tmp_path: Path, keep: Any) -> None:
+def test_the_best_copy_by_both_forms_of_keep(tmp_path: Path, keep: Any) -> None:
     stage = Deduplicate.model_validate({"keep": keep})
     assert stage.inputs({"images": IMAGES, "embeddings": EMBEDDINGS})["embeddings"] == ("clip_score",)
     table = pa.concat_tables(stage.run(world(), LocalRun(tmp_path)))
     assert table["keep"].to_pylist() == [False, True, True, True]
 
 
-def test_two_orders_contradict_each_other() -> None:
+def test_contradictory_orders_are_refused() -> None:
     with pytest.raises(
-        ValidationError, match=r"keep is 'largest', but semantic\.order is 'hard': one of a group comes"
+        ValidationError, match=r"keep is 'largest', but semantic\.order is 'hard': a group has one"
     ):
         Deduplicate.model_validate({"keep": "largest", "semantic": {"order": "hard"}})
     Deduplicate.model_validate({"keep": {"best": "clip_score"}, "semantic": {"order": "clip_score"}})
 
 
-def test_the_best_copy_is_told_by_any_table_of_scores() -> None:
+def test_the_order_may_come_from_any_table_of_scores() -> None:
     rows = pa.schema([("sample_id", pa.int64()), ("watermark", pa.float32()), ("label", pa.string())])
     available = {"images": IMAGES, "image_scores": rows, "clusters": CLUSTERS}
     assert order_columns(Best(best="watermark"), available) == {"image_scores": ("watermark",)}

@@ -1,4 +1,4 @@
-"""The same file: grouping by digest against a dictionary, and which copy stays."""
+"""Exact copies: grouping by digest against a dictionary, and which copy is kept."""
 
 import hashlib
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_parse_reads_the_first_16_bytes() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_one_of_each_stays(tmp_path: Path, seed: int) -> None:
+def test_one_of_each_is_kept(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     contents: list[int | None] = rng.integers(0, 60, 200).tolist()
     contents[7] = contents[9] = None

@@ -1,4 +1,4 @@
-"""Folded vectors rule out no pair that is near: against all pairs multiplied in full, whatever the data."""
+"""Folded vectors exclude no pair above the threshold, against all pairs multiplied in full."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,7 +55,7 @@ def folded_by(fold: Fold, rows: np.ndarray) -> np.ndarray:
     share=st.floats(0, 1),
     spread=st.sampled_from([1e-3, 0.1, 1.0, 10.0]),
 )
-def test_folding_lets_no_cosine_fall(seed: int, dim: int, share: float, spread: float) -> None:
+def test_folding_decreases_no_cosine(seed: int, dim: int, share: float, spread: float) -> None:
     rows = planted(seed, 40, dim, spread)
     fold = fold_of(seed, dim, 2 + int(share * (dim - 1)))
     folded = unit(folded_by(fold, rows))
@@ -65,7 +65,7 @@ def test_folding_lets_no_cosine_fall(seed: int, dim: int, share: float, spread: 
 
 @pytest.mark.parametrize("epsilon", [1e-3, 0.02, 0.1, 0.6, 1.0])
 @pytest.mark.parametrize("width", [4, 12, 40])
-def test_pairs_are_those_of_the_whole_product(width: int, epsilon: float) -> None:
+def test_pairs_are_those_of_the_full_product(width: int, epsilon: float) -> None:
     """In blocks, with itself and with others, by range and by number; also where hardly a pair is ruled out."""
     rows = planted(width)
     folded = folded_by(fold_of(1, 48, width), rows)
@@ -97,7 +97,7 @@ def test_pairs_are_those_of_the_whole_product(width: int, epsilon: float) -> Non
     assert near.pairs(slice(0, 400), other, some[:0])[0].size == 0
 
 
-def test_the_clusterof_each_row_and_the_first_of_equals() -> None:
+def test_the_nearest_of_each_row_and_the_first_of_equals() -> None:
     at = np.array([2, 2, 2, 5, 7, 7])
     to = np.array([0, 1, 3, 4, 2, 6])
     cosine = np.array([0.96, 0.99, 0.99, 0.97, 0.98, 0.97], np.float32)
@@ -124,7 +124,7 @@ def test_directions_are_those_in_which_rows_differ() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_large_cluster_is_judged_alike(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_cluster_has_the_same_verdict(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = planted(3, 2500, 192)
     plain = judge(rows, rule, 0.05, block=300)
     widths: list[int] = []
@@ -204,7 +204,7 @@ def inputs_of(world: dict[str, Any]) -> Inputs:
 
 
 def fold_all(patch: pytest.MonkeyPatch) -> None:
-    """Fold even what is too small to gain by it."""
+    """Fold even if it does not pay."""
     patch.setattr("tasks.deduplicate._meaning.LEAST_PAIRS", 1)
     patch.setattr("tasks.deduplicate._meaning.FOLD_PAIRS", 0)
     patch.setattr("tasks.deduplicate._near.WIDTHS", (2, 3, 5))
@@ -216,7 +216,7 @@ def fold_all(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("folds", [False, True])
 @settings(max_examples=25, deadline=None)
 @given(world=worlds())
-def test_the_stage_is_what_its_rule_says(folds: bool, rule: Rule, borders: int, world: dict[str, Any]) -> None:
+def test_the_stage_equals_its_rule(folds: bool, rule: Rule, borders: int, world: dict[str, Any]) -> None:
     """Each cluster alone; and, where clusters are cells of centroids, with all cells in a certain reach, all pairs."""
     usable, cluster, epsilon = world["usable"], world["cluster"], world["epsilon"]
     cosine = np.full((len(usable), len(usable)), np.nan)
@@ -252,7 +252,7 @@ def test_the_stage_is_what_its_rule_says(folds: bool, rule: Rule, borders: int, 
     )
 
 
-def test_the_stage_folds_where_it_pays() -> None:
+def test_the_stage_folds_if_it_pays() -> None:
     """With many pairs it folds, and notes the width; what stays is what the whole product says."""
     count, dim = 9000, 192
     rows = planted(1, count, dim)

@@ -1,4 +1,4 @@
-"""The same looks: every pair of hashes within the radius, against all pairs."""
+"""Perceptual copies: every pair of hashes within the radius, against all pairs."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_pairs_misses_none(radius: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_greedy_by_looks(tmp_path: Path, seed: int) -> None:
+def test_greedy_on_perceptual_copies(tmp_path: Path, seed: int) -> None:
     values = near_hashes(seed)
     values[[3, 5]] = [0, 0]  # flat images: not judged
     size = np.random.default_rng(seed).integers(1, 100, len(values)).astype(np.int32)

@@ -154,7 +154,7 @@ def test_clusters_of_an_earlier_stage_and_broken_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", ["hard", "easy", "random", "first"])
-def test_order_decides_who_stays(tmp_path: Path, order: str) -> None:
+def test_the_order_determines_the_kept_row(tmp_path: Path, order: str) -> None:
     rng = np.random.default_rng(5)
     rows = rng.normal(size=(1, 16)) + 0.02 * rng.normal(size=(60, 16))  # all copies of each other
     inputs = Inputs.of(embeddings=embeddings(rows))
@@ -173,7 +173,7 @@ def test_order_decides_who_stays(tmp_path: Path, order: str) -> None:
         assert kept == 0
 
 
-def test_streaming_beyond_what_is_held_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streaming_gives_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = clumps(1, 300)
     held = [judge(rows, rule, 0.04, block=64) for rule in RULES]
     monkeypatch.setattr("tasks.vectors.unit_rows.HELD_BYTES", 0)

@@ -120,7 +120,7 @@ def test_evidence_says_what_decided(tmp_path: Path) -> None:
     assert none["evidence"].to_pylist()[0] == "clip_score 0.1, 0 rows are to be kept in all"
 
 
-def test_threshold_is_in_and_of_the_columns_own_precision(tmp_path: Path) -> None:
+def test_threshold_is_inclusive_and_in_the_precision_of_the_column(tmp_path: Path) -> None:
     inputs = Inputs.of(embeddings=scored([0.7, 0.69, 0.71, None]))  # float32(0.7) < 0.7
     table = decide(Score(threshold=0.7), inputs, tmp_path)
     assert table["keep"].to_pylist() == [True, False, True, False]
@@ -152,7 +152,7 @@ class PartsRun(LocalRun):
 
 @pytest.mark.parametrize("of", ["alive", "all"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_parts_change_nothing_and_the_pool_is_what_was_said(tmp_path: Path, seed: int, of: str) -> None:
+def test_parts_change_nothing_and_the_pool_is_as_configured(tmp_path: Path, seed: int, of: str) -> None:
     """Of 300 rows in 4 parts, a third is out already: `alive` ranks the others, `all` all, and keeps who is left."""
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 20, 300) / 32
@@ -215,7 +215,7 @@ def test_wrong_columns(column: str, message: str) -> None:
     [
         ({}, "one of `keep`, `keep_rows` and `threshold`; found none of them"),
         ({"keep": 0.3, "threshold": 0.28}, "found keep and threshold"),
-        ({"threshold": 0.28, "of": "all"}, "a threshold is not a fraction"),
+        ({"threshold": 0.28, "of": "all"}, "`threshold` cannot be combined with"),
         ({"threshold": float("nan")}, "finite"),
     ],
 )

@@ -92,7 +92,7 @@ def test_a_row_that_no_member_keeps_is_out(tmp_path: Path) -> None:
     assert len(kept(table)) == 2  # members of one method draw with seeds of their own
 
 
-def test_a_nested_combination_speaks_in_brackets(tmp_path: Path) -> None:
+def test_evidence_of_a_nested_combination_is_in_brackets(tmp_path: Path) -> None:
     inner = {"method": "then", "of": [{"method": "random", "keep": 1.0}, {"method": "score", "keep": 1.0}]}
     table = decide(make(method="union", of=[inner, {"method": "random", "keep": 1.0}]), world(1), tmp_path)
     (said,) = table["evidence"].to_pylist()
@@ -125,13 +125,13 @@ TWO = [{"method": "random", "keep": 0.5}, {"method": "score", "keep": 0.5}]
     [
         ({}, "Field required"),
         ({"of": TWO[:1]}, "combines two or more selectors in `of`; found 1"),
-        ({"of": TWO, "keep": 0.5}, "takes no `keep` of its own: put it into the entries of `of`"),
+        ({"of": TWO, "keep": 0.5}, "takes no `keep`: put it into the entries of `of`"),
         ({"of": [{"method": "random"}, TWO[1]]}, "found neither"),
         ({"of": [{"method": "dense", "keep": 0.5}, TWO[1]]}, "'density', 'hierarchical'"),
-        ({"of": [TWO[0], TWO[1] | {"of": "all"}]}, "'score' is `of: all`, which a combination cannot say"),
+        ({"of": [TWO[0], TWO[1] | {"of": "all"}]}, "'score' is `of: all`, which a combination does not support"),
         ({"of": [TWO[0] | {"resources": {"cpus": 2}}, TWO[1]]}, "'random' in `of` has `resources`"),
         ({"of": [TWO[0] | {"name": "a; b"}, TWO[1]]}, "called 'a; b'; use a-z"),
-        ({"of": [TWO[0] | {"name": "x-2"}, *[TWO[1] | {"name": "x"}] * 2]}, "two selectors in `of` are called 'x-2'"),
+        ({"of": [TWO[0] | {"name": "x-2"}, *[TWO[1] | {"name": "x"}] * 2]}, "two selectors in `of` are named 'x-2'"),
     ],
 )
 def test_wrong_combinations(method: str, fields: dict[str, object], message: str) -> None:
@@ -140,7 +140,7 @@ def test_wrong_combinations(method: str, fields: dict[str, object], message: str
 
 
 def test_a_combination_survives_its_own_dump() -> None:
-    """Labels are in evidence and seeds: they must not hang on which fields were said aloud."""
+    """Labels are in evidence and seeds: they must not depend on which fields were set explicitly."""
     stage = Union(of=(Random(keep=0.5), Then(of=(Score(keep=0.5), Random(keep=0.5, name="second")))))
     again = Union.model_validate(stage.model_dump())
     assert again == stage

@@ -89,5 +89,5 @@ def test_it_reads_scores_by_role_and_no_weights_or_vectors(photos: Gallery) -> N
 
 
 def test_a_recipe_with_nothing_to_show_is_refused() -> None:
-    with pytest.raises(RecipeError, match="no stage before it"):
+    with pytest.raises(RecipeError, match="no earlier stage"):
         Report().inputs({})
