@@ -130,7 +130,7 @@ TWO = [{"method": "random", "keep": 0.5}, {"method": "score", "keep": 0.5}]
         ({"of": [{"method": "dense", "keep": 0.5}, TWO[1]]}, "'density', 'hierarchical'"),
         ({"of": [TWO[0], TWO[1] | {"of": "all"}]}, "'score' is `of: all`, which a combination does not support"),
         ({"of": [TWO[0] | {"resources": {"cpus": 2}}, TWO[1]]}, "'random' in `of` has `resources`"),
-        ({"of": [TWO[0] | {"name": "a; b"}, TWO[1]]}, "called 'a; b'; use a-z"),
+        ({"of": [TWO[0] | {"name": "a; b"}, TWO[1]]}, "named 'a; b'; use only a-z"),
         ({"of": [TWO[0] | {"name": "x-2"}, *[TWO[1] | {"name": "x"}] * 2]}, "two selectors in `of` are named 'x-2'"),
     ],
 )
