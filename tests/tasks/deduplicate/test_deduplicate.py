@@ -295,9 +295,7 @@ def test_the_best_copy_by_both_forms_of_keep(tmp_path: Path, keep: Any) -> None:
 
 
 def test_contradictory_orders_are_refused() -> None:
-    with pytest.raises(
-        ValidationError, match=r"keep is 'largest', but semantic\.order is 'hard': a group has one"
-    ):
+    with pytest.raises(ValidationError, match=r"keep is 'largest', but semantic\.order is 'hard': a group has one"):
         Deduplicate.model_validate({"keep": "largest", "semantic": {"order": "hard"}})
     Deduplicate.model_validate({"keep": {"best": "clip_score"}, "semantic": {"order": "clip_score"}})
 
