@@ -35,7 +35,6 @@ SOURCE_NOTES = "source"
 """Among the notes of a part of the source: what became of its values, a list of (count, what, example)."""
 LOST = "lost:"
 """What a reason of a retry begins with that means no reason: rows whose shard is lost (`flows.build.mend`)."""
-"""The folder of a dataset where its stages keep what is not part of it."""
 
 
 class MapFunction(Protocol):
