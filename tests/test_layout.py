@@ -3,7 +3,6 @@
 import ast
 import importlib
 import importlib.util
-import re
 import subprocess
 import sys
 import tomllib
@@ -54,16 +53,7 @@ def test_a_stage_is_in_the_file_of_its_name() -> None:
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_every_method_has_a_test_of_its_name(method: Path) -> None:
-    folder = ROOT / "tests" / method.parent
-    assert (folder / f"test_{method.name}").exists() or _is_tested_by_name(method, folder), f"no test for {method}"
-
-
-def _is_tested_by_name(method: Path, folder: Path) -> bool:
-    """Say whether a test file of the family imports the module: helpers of a method need no file of their own."""
-    dotted = ".".join(method.with_suffix("").parts)
-    parent, _, name = dotted.rpartition(".")
-    pattern = re.compile(rf"(from|import) {re.escape(dotted)}\b|from {re.escape(parent)} import [^\n]*\b{name}\b")
-    return any(pattern.search(p.read_text()) for p in folder.glob("test_*.py"))
+    assert (ROOT / "tests" / method.parent / f"test_{method.name}").exists(), f"no test for {method}"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

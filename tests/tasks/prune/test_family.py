@@ -1,6 +1,7 @@
 """What every selector must do, whatever it selects by."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from catalog.errors import RecipeError
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, DECISIONS
 from tasks.cluster.centroids import centroids_table
+from tasks.prune import AnyPrune
 from tests.helpers import check_numbers
 from tests.tasks.prune.worlds import decide, make, world
 
@@ -30,6 +32,12 @@ MEMBERS_OF = {"then": ["random", "score"], "union": ["random", "few"], "intersec
 NUMBERS = DECISIONS.field("numbers").type
 EXACT = METHODS[:6]
 BY_CLUSTER = METHODS[:4]
+
+
+def test_every_selector_is_here() -> None:
+    """A selector that the family registers is tested by this file: it has fields in `FIELDS`."""
+    selectors = get_args(get_args(AnyPrune)[0])
+    assert sorted(METHODS) == sorted(selector.model_fields["method"].default for selector in selectors)
 
 
 @pytest.mark.parametrize("method", METHODS)
