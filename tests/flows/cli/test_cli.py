@@ -135,7 +135,7 @@ def test_a_retry_says_what_it_made(built: Web, run: Run, prefect_server: str) ->
     facts = json.loads(out)
     assert (code, facts["version"], facts["rows_tried"]) == (0, "web@3", 1)
     assert facts["parts_made"] >= 2  # the images of that row's part, and what reads them
-    assert "1 row of 1 part to try again; with what depends on them, " in err
+    assert "1 row of 1 part to retry; with all parts that depend on them, " in err
 
 
 def test_gc_shows_before_it_deletes(built: Web, run: Run) -> None:

@@ -38,6 +38,8 @@ def perfect(truth: pa.Table) -> Tables:
     representative: dict[int, int] = {}
     files: dict[str, int] = {}
 
+    names = ("sample_id", "stage", "keep", "reason", "evidence", "representative", "similarity")
+
     def decide(sample_id: int, stage: str, reason: str | None, stands: int | None = None) -> None:
         decisions.append((sample_id, stage, reason is None, reason, None, stands, None if stands is None else 0.99))
 
@@ -69,9 +71,7 @@ def perfect(truth: pa.Table) -> Tables:
         "images": pa.table(
             {"sample_id": ids, "status": ["failed" if reason else "success" for reason in reasons], "reason": reasons}
         ),
-        "decisions": pa.Table.from_pylist(
-            [dict(zip(DECISIONS.names, row, strict=True)) for row in decisions], schema=DECISIONS
-        ),
+        "decisions": pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in decisions], schema=DECISIONS),
         "clusters": pa.table(
             {"sample_id": [at for at, _ in seen], "cluster": [concepts.index(row["concept"]) for _, row in seen]}
         ),

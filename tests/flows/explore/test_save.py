@@ -240,7 +240,7 @@ def test_the_command_line(built: Built, run: Run, tmp_path: Path, monkeypatch: p
         code, out, err = run(command, "few", *at)
         assert code == 0, err
     for wrong, expected in (
-        (["search", "web"], "say one of"),
+        (["search", "web"], "give one of"),
         (["search", "web", "--like", "x"], "--like"),
         (["search", "web", "--text", "a", "--where", "nonsense = 1"], "no column 'nonsense'"),
         (["search", "few@7", "--text", "a"], "no version 7"),

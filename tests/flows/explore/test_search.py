@@ -246,7 +246,7 @@ def test_a_searcher_goes_on_with_what_it_has_opened(
     monkeypatch.setattr(searching, "connect", connecting)
     with Searcher(birds.catalog, "birds") as searcher:
         assert [searcher.search(one) for one in [*asked, *asked]] == [*each, *each]
-        with pytest.raises(UserError, match="of the column 'clip'; found 'clip_text'"):
+        with pytest.raises(UserError, match="reads the column 'clip'; found 'clip_text'"):
             searcher.search(Query(like=1, column="clip_text"))
     assert sorted(loads) == ["duckdb", "index"]
 
