@@ -41,7 +41,7 @@ def actions_of(entry: bytes, strict: bool = False) -> list[dict[str, Any]]:
         try:
             action = json.loads(line) if line.strip() else {}
             if not isinstance(action, dict):
-                raise ValueError("a line is no object")
+                raise ValueError("a line is not an object")
             found.append(action)
         except ValueError:
             if strict:

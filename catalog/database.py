@@ -236,7 +236,7 @@ def attach(connection: "duckdb.DuckDBPyConnection", dataset: Dataset, version: V
         _show(
             connection,
             dataset,
-            f"{identifier(schema)}.{identifier(name)}",
+            identifier(schema, name),
             columns,
             parts,
             version.tables[table].uniform,
@@ -247,13 +247,13 @@ def attach(connection: "duckdb.DuckDBPyConnection", dataset: Dataset, version: V
             _show(
                 connection,
                 dataset,
-                f"{identifier(schema)}.{identifier(table)}",
+                identifier(schema, table),
                 columns,
                 parts,
                 not delta.is_widened(columns),
             )
     for name, query_text in views.items():
-        connection.execute(f"create view {identifier(schema)}.{identifier(name)} as {query_text}")
+        connection.execute(f"create view {identifier(schema, name)} as {query_text}")
 
 
 def _views(schema: str, schemas: Mapping[str, pa.Schema], version: Version) -> dict[str, str]:
@@ -306,7 +306,7 @@ def _scores(schema: str, schemas: Mapping[str, pa.Schema]) -> str | None:
             taken.update(fresh)
             listed = ", ".join(identifier(name) for name in ["sample_id", *fresh])
             shown = SCORES_TABLE if every else table
-            sources[table] = f"(select {listed} from {identifier(schema)}.{identifier(shown)})"
+            sources[table] = f"(select {listed} from {identifier(schema, shown)})"
     if not sources or list(sources) == ["scores"]:
         return None
     first, *others = sources.values()
@@ -327,7 +327,7 @@ def _verdicts(schema: str, schemas: Mapping[str, pa.Schema], version: Version) -
         (literal(_maker(version, "source")), literal(TAKEN_DOWN), "null", "null", "null"),
     )
     if {"status", "reason"} <= set(schemas.get("images", pa.schema([])).names):
-        joins += f" left join {identifier(schema)}.images i using (sample_id)"
+        joins += f" left join {identifier(schema, 'images')} i using (sample_id)"
         maker = _maker(version, "images", "images")
         detail = 'i."detail"' if "detail" in schemas["images"].names else "null"
         failed = f"(i.sample_id is not null and {rejects_sql('status', 'i.status')})"
@@ -342,7 +342,7 @@ def _verdicts(schema: str, schemas: Mapping[str, pa.Schema], version: Version) -
     ]
     out = " or ".join(condition for condition, _ in cases)
     columns = f"s.sample_id, {url} as url, not ({out}) as keep, {', '.join(picked)}"
-    return f"select {columns} from {identifier(schema)}.source s{joins}"
+    return f"select {columns} from {identifier(schema, 'source')} s{joins}"
 
 
 def _maker(version: Version, table: str, default: str = "") -> str:
@@ -353,7 +353,7 @@ def _maker(version: Version, table: str, default: str = "") -> str:
 def _rejected(schema: str, version: Version) -> str:
     """Return SQL for what was rejected: one row a sample."""
     columns = ", ".join(("sample_id", *_JUDGED))
-    rejected = f"select {columns} from {identifier(schema)}.decisions where {rejects_sql('keep')}"
+    rejected = f"select {columns} from {identifier(schema, 'decisions')} where {rejects_sql('keep')}"
     if any(s.get("table") == "decisions" for s in version.stages):
         return rejected
     return f"select distinct on (sample_id) * from ({rejected}) order by sample_id, stage"  # who knows who wrote it

@@ -230,6 +230,6 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def identifier(name: str) -> str:
-    """Return the name of a schema, a table or a column as a quoted SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
+def identifier(*names: str) -> str:
+    """Return the name of a schema, a table or a column as a quoted SQL identifier; several names joined by dots."""
+    return ".".join('"' + name.replace('"', '""') + '"' for name in names)

@@ -12,13 +12,13 @@ the two. That is not damage. Taking the lease of a dataset copies the missing co
 
 import base64
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from catalog.commits import actions_of
 from catalog.errors import BuildError, NotFoundError, damaged
 from catalog.seal import opened_json, sealed_json
 from catalog.storage import Storage
@@ -120,10 +120,7 @@ def read(storage: Storage, path: str) -> Copies:
 
 def added(entry: bytes) -> Iterator[str]:
     """Yield the names of the parts that a commit adds. Raises ValueError if it is not a commit."""
-    for line in entry.splitlines():
-        action = json.loads(line) if line.strip() else {}
-        if not isinstance(action, dict):
-            raise ValueError("a line is not an object")
+    for action in actions_of(entry, strict=True):
         if add := action.get("add"):
             yield str(add["path"])
 

@@ -1,9 +1,7 @@
 """CONTRIBUTING.md: the worked example is carried out, block by block, in a copy of the tree."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.pictures import jpeg
+from tests.tree_copy import ROOT, copy_tree, run
 
-ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 PYTHON = [block for language, block in BLOCKS if language == "python"]
@@ -23,10 +21,7 @@ UNION = "AnyPrune = Annotated[\n    "
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """Return a copy of the tree in which steps 1 to 3 have been carried out."""
-    copy = tmp_path / "espalier"
-    for name in ("flows", "tasks", "catalog", "configs", "tests"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "benchmarks"))
-    shutil.copy(ROOT / "pyproject.toml", copy)
+    copy = copy_tree(tmp_path / "espalier")
     for path, text in FILES.items():
         assert not (copy / path).exists(), f"the example adds {path}, which is there already"
         (copy / path).write_text(text)
@@ -38,16 +33,6 @@ def tree(tmp_path: Path) -> Path:
     after = before.replace("\nfrom tasks.", f"\n{line}from tasks.", 1).replace(UNION, f"{UNION}{name} | ")
     registry.write_text(after)
     return copy
-
-
-def run(tree: Path, *words: str) -> str:
-    """Return what a Python command prints in the copy."""
-    environment = os.environ | {"PYTHONPATH": str(tree)}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=tree, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_the_example_is_a_file_a_name_and_a_test() -> None:

@@ -4,19 +4,14 @@ Each is added to a copy of the tree; the copy's own tests must pass, and a recip
 """
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.pictures import jpeg
+from tests.tree_copy import copy_tree, run
 
-ROOT = Path(__file__).parents[1]
-FOLDERS = ("flows", "tasks", "catalog", "configs", "tests")
 SCHEMA = "configs/recipe.schema.json"
 """Generated from the models by `espalier schema`: nobody edits it."""
 
@@ -250,10 +245,7 @@ print([list(row.values()) for row in scored + judged])
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy of the tree with all of the methods added, and the schema generated again."""
-    copy = tmp_path_factory.mktemp("tree")
-    for name in FOLDERS:
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "benchmarks"))
-    shutil.copy(ROOT / "pyproject.toml", copy)
+    copy = copy_tree(tmp_path_factory.mktemp("tree"))
     for addition in ADDITIONS:
         before = contents(copy)
         addition.add(copy)
@@ -266,16 +258,6 @@ def contents(tree: Path) -> dict[str, bytes]:
     """Return relative path -> bytes of every file of Python and data in a tree."""
     files = (path for path in tree.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {str(path.relative_to(tree)): path.read_bytes() for path in files}
-
-
-def run(tree: Path, *words: str) -> str:
-    """Return what a Python command prints in the copy."""
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=tree, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_their_tests_and_the_tests_of_all_methods_pass(tree: Path) -> None:

@@ -462,7 +462,7 @@ def _every_row(dataset: Dataset, version: Version) -> str:
             continue
         names = [f.name for f in schema if f.name.lower() not in taken and role(f) != "vector"]
         taken |= {name.lower() for name in names}
-        columns += [f"{identifier(table)}.{identifier(name)}" for name in names]
+        columns += [identifier(table, name) for name in names]
         joins += (
             "" if table == TABLE else f"\nleft join {identifier(table)} on {identifier(table)}.{KEY} = {TABLE}.{KEY}"
         )

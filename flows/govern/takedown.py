@@ -246,17 +246,17 @@ def _carry_group(held: _Held, root: Dataset) -> Record:
             own = _pending(member)
             words = words.joined(words_of(member, own.ids)) if own is not None else words
     traces.overwrite(words)
-    records: dict[str, Record] = {}
+    done: dict[str, Record] = {}
     for name in others:
         member = held.catalog.dataset(name)
         pending = _pending(member)
         if pending is not None and pending.id == order.id:
-            records[name] = _carry_out(held, member, words)
+            done[name] = _carry_out(held, member, words)
         else:
-            records[name] = dict(next(r for r in Ledger.read(member.storage).records if r.get("id") == order.id))
+            done[name] = dict(next(r for r in Ledger.read(member.storage).records if r.get("id") == order.id))
     summary = {
         name: {k: record[k] for k in ("samples", "rows", "versions", "files", "shards", "index", "published")}
-        for name, record in records.items()
+        for name, record in done.items()
     }
     return _carry_out(held, root, words, others=summary)
 

@@ -31,6 +31,12 @@ LARGE: Final = 768
 """Width of the second embedding column, `l14`: that of the scorers whose weights are published."""
 
 
+def name_of(model: type[Stage]) -> str:
+    """Return the name of a stage: its use, or use/method where it has a method."""
+    names = (str(model.model_fields[field].default) for field in ("use", "method") if field in model.model_fields)
+    return "/".join(names)
+
+
 @dataclass(frozen=True)
 class World:
     """Tables that stages read, and the storage that holds their image bytes."""

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from catalog.schema import CLUSTERS, DECISIONS, IMAGES, SAMPLE_ID, SOURCE, role,
 from flows.recipe.recipe import stage_models
 from tasks.sources import Source
 from tasks.stage import MapStage, Stage, TableStage
+from tests.tasks.members import name_of
 
 ENCODER = '{"name": "clip", "model": "ViT-B-32", "pretrained": "random"}'
 EMBEDDINGS = pa.schema([SAMPLE_ID, vector("clip", 8, "", encoder=ENCODER), score("clip_score", "clip", 1, "")])
@@ -43,10 +45,14 @@ ABOUT_SAMPLES = {"images", "embeddings", "clusters", "decisions", "scores", "ima
 
 
 def minimal(model: type[Stage]) -> Stage:
-    """Return a stage with as little said as possible."""
+    """Return a stage with only the fields that it requires."""
     fields = {"path": "somewhere"} if issubclass(model, Source) else {}
-    use, method = (str(model.model_fields[f].default) if f in model.model_fields else "" for f in ("use", "method"))
-    return model.model_validate(fields | MINIMAL.get(f"{use}/{method}", MINIMAL.get(use, {})))
+    return model.model_validate(fields | fields_of(name_of(model), MINIMAL))
+
+
+def fields_of(name: str, table: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a stage by its name; those of its use where its method has none of its own."""
+    return table.get(name, table.get(name.partition("/")[0], {}))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -24,14 +24,14 @@ from tasks.score.nsfw import WIDTHS as NSFW
 from tasks.score.watermark import network
 from tasks.sources import Source
 from tasks.stage import MapStage, Stage
-from tests.tasks.members import KEY, LARGE, ROWS, World, make_world
+from tests.tasks.members import KEY, LARGE, World, make_world, name_of
 from tests.tasks.score.embeddings import linear_layers, saved
+from tests.tasks.test_contracts import MINIMAL, fields_of
 
 Fields = dict[str, dict[str, Any]]
 
 FOUND: tuple[type[Stage], ...] = (*stage_models(), Samples)
 STAGES = [model for model in FOUND if not issubclass(model, Source)]
-BY_METHOD = "method"
 
 
 def uses(union: Any) -> set[str]:
@@ -44,14 +44,8 @@ def uses(union: Any) -> set[str]:
 SCORERS = sorted(uses(AnyScorer))
 
 
-def key_of(model: type[Stage]) -> str:
-    """Return the name of a stage: its use, and its method where it has one."""
-    use = str(model.model_fields["use"].default)
-    return f"{use}/{model.model_fields[BY_METHOD].default}" if BY_METHOD in model.model_fields else use
-
-
-MEMBERS = [*map(key_of, STAGES), *(f"score: {use}" for use in SCORERS)]
-MODELS: Mapping[str, type[Stage]] = {key_of(model): model for model in STAGES}
+MEMBERS = [*map(name_of, STAGES), *(f"score: {use}" for use in SCORERS)]
+MODELS: Mapping[str, type[Stage]] = {name_of(model): model for model in STAGES}
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +66,7 @@ def fields(tmp_path_factory: pytest.TempPathFactory, tiny_clip: tuple[Path, Path
     heads = _heads(folder)
     texts = {"texts": ["a park", "a fight"], "encoder": "clip"}
     return {
+        **MINIMAL,
         "download": {"image_size": 32},
         "embed": {"encoders": [encoder]},
         "filter": {"where": "width >= 2 and length(caption) >= 18"},
@@ -81,12 +76,10 @@ def fields(tmp_path_factory: pytest.TempPathFactory, tiny_clip: tuple[Path, Path
         "cluster": {"k": 3, "encoder": "clip"},
         "hierarchy": {"levels": [2]},
         "centroids": {"k": 3, "encoder": "clip"},
-        "prompts": {"sets": [{"name": "animal", "labels": ["cat", "dog"], "templates": ["a photo of a {}"]}]},
         "train_clip": {"steps": 2, "batch_size": 4, "config": config, "vocabulary": 20},
         "report": {"samples": 3, "pairs": 2},
         **{f"prune/{method}": {"of": selectors} for method in ("union", "intersection", "then")},
         "prune/score": {"column": "brightness", "keep": 0.5},
-        "prune": {"keep": 0.5},
         "score_vectors": {"scorers": [{"use": "aesthetic_v1", **heads["score: aesthetic_v1"]}]},
         "score_images": {"scorers": [watermark]},
         "score": {"scorers": [{"use": "violence", **texts}]},
@@ -111,11 +104,10 @@ def _heads(folder: Path) -> Fields:
 
 def members_of(name: str, fields: Fields) -> tuple[Stage, ...]:
     """Return the stages that an entry of a recipe with this member stands for."""
-    use, _, scorer = name.partition(": ")
+    scorer = name.partition(": ")[2]
     if scorer:
         return MODELS["score"].model_validate({"scorers": [{"use": scorer, **fields.get(name, {})}]}).expand()
-    given = fields.get(name, fields.get(use.partition("/")[0], {}))
-    return MODELS[name].model_validate(given).expand()
+    return MODELS[name].model_validate(fields_of(name, fields)).expand()
 
 
 Case = Callable[[World], World]
@@ -206,4 +198,3 @@ def test_the_members_are_those_of_the_unions() -> None:
     """So that none of the tests above runs on nothing."""
     assert len(MEMBERS) == len(set(MEMBERS)) > 25
     assert {"download", "embed", "filter", "deduplicate", "prune/density", "score: watermark"} <= {*MEMBERS}
-    assert ROWS > 20
