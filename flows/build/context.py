@@ -8,7 +8,7 @@ from flows.build.progress import Display
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What belongs to one run of a build, beside what it builds (`flows.build.spec.BuildSpec`).
+    """What belongs to one run of a build, in addition to its `flows.build.spec.BuildSpec`.
 
     Capture it in the closure of a Prefect flow or task; it is never a parameter of one: Prefect traverses and records
     parameters.

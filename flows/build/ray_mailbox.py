@@ -1,7 +1,7 @@
-"""What a worker of Ray leaves for the driver while it works or before it ends: its progress, or the limit it passed.
+"""Values that a Ray worker leaves for the driver while it works or before it ends: its progress, or a limit it passed.
 
-Ray's internal key-value store would need no process of its own, but it is no public API. A value that is lost together
-with its node is no harm: progress is reported again, and a part that passed a limit passes it again.
+Ray's internal key-value store would need no separate process, but it is not a public API. Losing a value together with
+its node does no harm: progress is reported again, and a part that passed a limit passes it again.
 """
 
 from typing import Any, Final
@@ -11,7 +11,7 @@ ANSWER_S: Final = 10.0
 
 
 class Mailbox:
-    """Keeps the last value of each key, in an actor beside the driver. Picklable: workers put, the driver reads."""
+    """Holds the last value of each key, in an actor on the driver's node. Picklable: workers put, the driver reads."""
 
     def __init__(self) -> None:
         import ray

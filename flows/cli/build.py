@@ -61,7 +61,7 @@ def plan(
     as_json: AsJson = False,
     probe: Annotated[
         int | None,
-        typer.Option(metavar="ROWS", help="build so many rows (1000, say) for real and estimate the whole from them"),
+        typer.Option(metavar="ROWS", help="build this many rows (such as 1000) and estimate the whole build from them"),
     ] = None,
     executor: Annotated[Executor, typer.Option(help="where a probe's parts are made")] = Executor.RAY,
 ) -> None:

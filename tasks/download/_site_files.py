@@ -118,7 +118,7 @@ class MemoryCache(Generic[T]):
         return entry[0]
 
     def put(self, origin: str, value: T | FetchError, characters: int, until: float) -> None:
-        """Store `value`, parsed from so many characters, until a time (seconds since 1970)."""
+        """Store `value`, parsed from this many characters, until a time (seconds since 1970)."""
         self._drop(origin)
         self._entries[origin] = (value, characters, until)
         self._text += characters
