@@ -26,7 +26,7 @@ def test_parts_are_those_that_were_added_and_not_removed() -> None:
     [
         (b"", "it is empty"),
         (b'{"add"', "Expecting ':' delimiter"),
-        (b"[1]", "a line is no object"),
+        (b"[1]", "a line is not an object"),
         (b"\xff\xff", "can.t decode"),
     ],
 )
