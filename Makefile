@@ -37,8 +37,9 @@ format: setup ## let ruff format and mend what it can
 bench: setup ## every benchmark, ours beside its peer; writes tests/benchmarks/results.json
 	@$(BIN)/python tests/benchmarks/run.py
 
-schema: setup ## write configs/recipe.schema.json
+schema: setup ## write configs/recipe.schema.json, and the record of defaults that a test compares with
 	@$(BIN)/espalier schema > configs/recipe.schema.json
+	@$(BIN)/python -m tests.tasks.test_defaults
 
 clean: ## remove everything that was made here
 	rm -rf .venv .venv-fetch datasets build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

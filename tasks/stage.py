@@ -17,13 +17,16 @@ none of them is in a fingerprint.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar, get_args, get_origin
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 from catalog.inputs import Inputs
+from tasks.first_fields import FIRST_FIELDS
 
 Tables = Mapping[str, pa.Schema]
 """The tables that earlier stages write, by name, with their schemas."""
@@ -45,6 +48,44 @@ class Config(BaseModel):
     """Base of whatever a recipe may say: frozen; unknown keys, and numbers that are infinite or none, are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fields as JSON values, in the form that fingerprints are made of.
+
+        A field is omitted at its default, so that a later version can add optional fields to any configuration
+        without a change of fingerprints. Fields that name the kind of a configuration (`use`, `method`: literals of
+        one value) are never omitted, nor are those of `FIRST_FIELDS`.
+        """
+        return dict(_pruned(self, self.model_dump(mode="json")))
+
+    def _counts(self, name: str, info: FieldInfo) -> bool:
+        """Return whether a field is among the settings."""
+        return name in _first_fields(type(self)) or self._differs(name, info)
+
+    def _differs(self, name: str, info: FieldInfo) -> bool:
+        """Return whether a field differs from its default. Discriminators always do: they select the class."""
+        if get_origin(info.annotation) is Literal and len(get_args(info.annotation)) == 1:
+            return True
+        return bool(getattr(self, name) != info.get_default(call_default_factory=True, validated_data={}))
+
+
+def _pruned(value: Any, dumped: Any) -> Any:
+    """Return the JSON of a value without the fields of configurations that do not count."""
+    if isinstance(value, Config):
+        fields = type(value).model_fields.items()
+        return {name: _pruned(getattr(value, name), dumped[name]) for name, info in fields if value._counts(name, info)}
+    if isinstance(value, Mapping):
+        return {key: _pruned(one, dumped[key]) for key, one in zip(dumped, value.values(), strict=True)}
+    if isinstance(value, list | tuple):
+        return [_pruned(one, its) for one, its in zip(value, dumped, strict=True)]
+    return dumped
+
+
+@cache
+def _first_fields(model: type[Config]) -> frozenset[str]:
+    """Return the fields of a class that are part of fingerprints even at their default."""
+    bases = [f"{base.__module__.removeprefix('tasks.')}.{base.__name__}" for base in model.__mro__]
+    return frozenset(name for base in bases for name in FIRST_FIELDS.get(base, "").split())
 
 
 class Resources(Config):
@@ -126,8 +167,8 @@ class Stage(Config, ABC):
         return (self,)
 
     def parameters(self) -> dict[str, Any]:
-        """Return what the fingerprint is made of: every field but those that change no result."""
-        return self.model_dump(mode="json", exclude={"resources"})
+        """Return what the stage contributes to its fingerprints: its settings without those that change no result."""
+        return {name: value for name, value in self.settings().items() if name != "resources"}
 
     @property
     def fails_rows(self) -> bool:

@@ -84,7 +84,7 @@ class EvaluationSet(Config):
     def parameters(self) -> dict[str, Any]:
         """Return the fields, with the file by content."""
         self._check_file()
-        return self.model_dump(mode="json") | {"path": digest_of(Path(self.path))}
+        return self.settings() | {"path": digest_of(Path(self.path))}
 
 
 EXPECTED: Final = {

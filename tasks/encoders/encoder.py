@@ -102,7 +102,7 @@ class Encoder(Config):
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters that determine its vectors, with local files by content."""
-        found = self.model_dump(mode="json")
+        found = self.settings()
         for key in ("model", "pretrained"):
             if found[key] is not None and found[key] != RANDOM:
                 found[key] = _content(found[key])

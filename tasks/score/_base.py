@@ -53,7 +53,7 @@ class Scorer(Config, ABC):
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters that determine its scores, with weights by content, not by path."""
-        found = self.model_dump(mode="json") | {"version": self.version}
+        found = self.settings() | {"version": self.version}
         if isinstance(self, Weights):
             found |= {"weights": self.digest(), "sha256": None}
         return found

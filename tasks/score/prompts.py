@@ -98,7 +98,7 @@ class PromptSet(Ensemble):
     def parameters(self) -> dict[str, Any]:
         """Return the parameters that determine the vectors, with the reference by content."""
         reference = None if self.reference is None else self.reference.digest()
-        return self.model_dump(mode="json") | {"reference": reference}
+        return self.settings() | {"reference": reference}
 
 
 class Prompts(TableStage):

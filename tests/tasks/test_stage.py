@@ -1,12 +1,18 @@
 """What stages declare about themselves: how their work grows, how a probe reduces them, which rows they keep."""
 
+import importlib
+import json
+from typing import Literal
+
 import pytest
+from pydantic import Field
 
 from flows.recipe.recipe import stage_models
 from tasks.cluster import Cluster
 from tasks.deduplicate import Deduplicate
+from tasks.first_fields import FIRST_FIELDS
 from tasks.prune import Random, Union
-from tasks.stage import Size, Stage
+from tasks.stage import Config, Size, Stage
 from tasks.train import TrainClip
 from tests.tasks.test_contracts import AVAILABLE, minimal, targets
 
@@ -110,3 +116,59 @@ def test_settings_for_many_rows_shrink_with_them() -> None:
     members = Union(of=(Random(keep_rows=5000), Random(name="other", keep=0.5))).reduced(100, 10_000).of
     assert members == (Random(keep_rows=50), Random(name="other", keep=0.5))
     assert [TrainClip(steps=6000).reduced(rows, 10_000).steps for rows in (1, 100, 5000)] == [1, 60, 3000]
+
+
+class Left(Config):
+    """One of two configurations that have the same fields."""
+
+    method: Literal["left"] = "left"
+    size: int = 1
+
+
+class Right(Config):
+    """The other one."""
+
+    method: Literal["right"] = "right"
+    size: int = 1
+
+
+class Holder(Config):
+    """A configuration that is younger than the first parts."""
+
+    use: Literal["holder"] = "holder"
+    wide: bool = False
+    listed: tuple[Left | Right, ...] = ()
+    named: dict[str, Left | Right] = Field({})
+    one: Left | Right = Left()
+
+
+def test_settings_omit_defaults_but_never_what_kind_a_configuration_is() -> None:
+    assert Holder().settings() == {"use": "holder"}
+    found = Holder(wide=True, listed=(Left(), Right(size=2)), named={"a": Right()}, one=Right()).settings()
+    assert found == {
+        "use": "holder",
+        "wide": True,
+        "listed": [{"method": "left"}, {"method": "right", "size": 2}],
+        "named": {"a": {"method": "right"}},
+        "one": {"method": "right"},
+    }
+
+
+def test_configurations_that_differ_have_different_settings() -> None:
+    kinds = [Left(), Right(), Left(size=2), Right(size=2)]
+    all_of_them = [Holder(listed=(a, b), one=c) for a in kinds for b in kinds for c in kinds]
+    assert len({json.dumps(holder.settings()) for holder in all_of_them}) == len(all_of_them)
+
+
+@pytest.mark.parametrize("model", stage_models(), ids=lambda model: model.__name__)
+def test_first_fields_are_in_settings_even_at_their_default(model: type[Stage]) -> None:
+    """So parts that were made when settings were all fields keep their names."""
+    for stage in declared(model):
+        assert json.dumps(stage.settings()) == json.dumps(stage.model_dump(mode="json"))
+
+
+def test_first_fields_name_classes_and_fields_that_exist() -> None:
+    for place, fields in FIRST_FIELDS.items():
+        module, _, name = place.rpartition(".")
+        model = getattr(importlib.import_module(f"tasks.{module}"), name)
+        assert set(fields.split()) <= set(model.model_fields), place

@@ -4,11 +4,14 @@ The golden values change only together with the `version`, the fields or the def
 in CHANGELOG.md. What a stage declares about itself (its work, its thresholds) is in no fingerprint.
 """
 
+import json
 from pathlib import Path
 
 from catalog.dataset import Catalog
 from flows.build.plan import make_plan
 from flows.recipe.recipe import parse
+from tests.pictures import jpeg
+from tests.tree_copy import copy_tree, run
 
 RECIPE = """
 dataset: golden
@@ -65,3 +68,47 @@ def test_a_plan_has_the_fingerprints_that_it_always_had(tmp_path: Path) -> None:
     recipe = parse(RECIPE.format(folder=tmp_path))
     plan = make_plan(recipe, Catalog(tmp_path / "catalog", create=None).dataset("golden"))
     assert {s.stage.name: [p.fingerprint[:12] for p in s.parts] for s in plan.stages} == GOLDEN
+
+
+SMALL = """
+dataset: small
+source: {use: folder, path: pictures}
+stages:
+  - {use: download}
+  - {use: deduplicate, perceptual: {radius: 2}}
+"""
+ADDED = {
+    "tasks/stage.py": (
+        "    resources: Resources = Resources()\n",
+        "    batch_rows: int = Field(1024, gt=0",  # of Resources
+    ),
+    "tasks/sources/_base.py": ("    rows_per_part: int = Field(",),
+    "tasks/download/_base.py": ("    max_pixels: int",),
+    "tasks/deduplicate/_perceptual.py": ("    radius: int = Field",),
+}
+"""Files, and the fields before which one is added: to all stages, and to configurations in them at each depth."""
+
+
+def test_an_optional_field_that_is_added_makes_nothing_again(tmp_path: Path) -> None:
+    tree = copy_tree(tmp_path / "tree")
+    (tree / "pictures").mkdir()
+    for number in range(3):
+        (tree / "pictures" / f"{number}.jpg").write_bytes(jpeg(40, 40, number))
+    (tree / "recipe.yaml").write_text(SMALL)
+    command = ["-m", "flows.cli"]
+    where = ["recipe.yaml", "--catalog", "datasets"]
+    run(tree, *command, "build", *where, "--executor", "inline")
+
+    for name, fields in ADDED.items():
+        text = (tree / name).read_text()
+        for before in fields:
+            assert text.count(before) == 1, (name, before)
+            text = text.replace(before, f"    added_later: bool = False\n{before}")
+        (tree / name).write_text(text)
+    plan = json.loads(run(tree, *command, "plan", *where, "--json"))
+    assert {stage["status"] for stage in plan} == {"cached"}
+
+    for place in ("download.added_later", "deduplicate.added_later", "deduplicate.perceptual.added_later"):
+        plan = json.loads(run(tree, *command, "plan", *where, "--json", "--set", f"{place}=true"))
+        status = {stage["stage"]: stage["status"] for stage in plan}
+        assert status[place.partition(".")[0]] == "to run"
