@@ -46,7 +46,7 @@ def record_of(model: type[Stage]) -> Record:
     return {"version": model.version, "defaults": defaults}
 
 
-def subclasses(model: type[Stage]) -> set[type[Stage]]:
+def subclasses(model: type) -> set[type]:
     """Return all subclasses of a class."""
     return {one for child in model.__subclasses__() for one in (child, *subclasses(child))}
 
