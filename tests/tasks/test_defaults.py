@@ -46,7 +46,7 @@ def record_of(model: type[Stage]) -> Record:
     return {"version": model.version, "defaults": defaults}
 
 
-def subclasses(model: type) -> set[type]:
+def subclasses(model: type[Any]) -> set[type[Any]]:
     """Return all subclasses of a class."""
     return {one for child in model.__subclasses__() for one in (child, *subclasses(child))}
 
