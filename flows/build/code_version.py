@@ -12,34 +12,35 @@ ROOT: Final = Path(__file__).parents[2]
 DIRTY: Final = "+dirty"
 """What follows the commit where a tracked file differs from it."""
 
-_TIMEOUT_S: Final = 5.0
+TIMEOUT_S: Final = 5.0
 _DIGITS: Final = 12
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
-def code_version(root: Path = ROOT) -> str:
+def code_version(root: Path = ROOT, timeout_s: float = TIMEOUT_S) -> str:
     """Return `0.1.0+g0123456789ab`, with `+dirty` where tracked files were changed; `0.1.0` where there is no checkout.
 
     Only a checkout of Espalier itself counts: not a repository that an installation happens to lie in. Where there is
-    no `git` command, or it takes longer than 5 s, git's files say the commit, and nothing says whether it is dirty.
+    no `git` command, or it takes longer than `timeout_s`, the commit is read from git's files, and `+dirty` is never
+    added.
     """
-    found = commit_of(root) if (root / ".git").exists() else None
+    found = commit_of(root, timeout_s) if (root / ".git").exists() else None
     return installed_version("espalier") + (f"+g{found}" if found else "")
 
 
-def commit_of(root: Path) -> str | None:
+def commit_of(root: Path, timeout_s: float = TIMEOUT_S) -> str | None:
     """Return the first digits of the checked-out commit and perhaps DIRTY; None if it is unknown."""
-    return _asked(root) or _read(root)
+    return _asked(root, timeout_s) or _read(root)
 
 
-def _asked(root: Path) -> str | None:
+def _asked(root: Path, timeout_s: float) -> str | None:
     """Ask git for the commit and the changed files, in one command."""
     words = ["git", "-C", str(root), "--no-optional-locks", "status", "--porcelain=v2", "--branch"]
     words.append("--untracked-files=no")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(  # noqa: S603  # git, wherever the user's PATH has it
-            words, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
+            words, env=environment, capture_output=True, text=True, timeout=timeout_s, check=True
         )
     except (OSError, ValueError, subprocess.SubprocessError):
         return None

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -28,8 +29,8 @@ RECIPE = SHIPPED / "demo.yaml"
 KEEP = 0.5
 
 
-def run(catalog: str | None, rows: int, executor: str, as_json: bool) -> int:
-    """Run the demo; return the exit code: 0 if every check passed."""
+def run(catalog: str | None, rows: int, executor: str, as_json: bool, recipe: Path = RECIPE) -> int:
+    """Run the demo by a recipe; return the exit code: 0 if every check passed."""
     check_rows(rows)
     began_s = time.monotonic()
     show = RichDisplay()
@@ -41,7 +42,7 @@ def run(catalog: str | None, rows: int, executor: str, as_json: bool) -> int:
         show.message(f"planting {rows:,} pictures and every hazard of a crawl, served at {base_url}")
         plan = plant(folder, rows, base_url=base_url)
         os.environ |= {"ESPALIER_DEMO_URLS": str(plan.urls), "ESPALIER_DEMO_HOST": base_url.removeprefix("http://")}
-        spec = BuildSpec.read(RECIPE, catalog=uri, executor=executor)
+        spec = BuildSpec.read(recipe, catalog=uri, executor=executor)
         outcome = up_to_date(spec)
         if outcome is None:
             outcome = build_under_prefect(spec, BuildContext(show))

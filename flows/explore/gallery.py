@@ -29,9 +29,9 @@ BUDGET_BYTES: Final = 12_000_000
 _FETCHED_AT_ONCE: Final = 16
 
 
-def render(found: Found, dataset: Dataset) -> str:
+def render(found: Found, dataset: Dataset, budget_bytes: int = BUDGET_BYTES) -> str:
     """Return the page."""
-    images = pictures(found, dataset)
+    images = pictures(found, dataset, budget_bytes)
     return template(Path(__file__).with_name("gallery.html.j2")).render(
         title=text.clean(_title(found), 200),
         version=found.version.label,
@@ -53,7 +53,7 @@ def show_page(page: str, path: str | None, browse: bool) -> None:
         raise UserError(f"no browser to open {path!r} with")
 
 
-def pictures(found: Found, dataset: Dataset) -> dict[int, bytes]:
+def pictures(found: Found, dataset: Dataset, budget_bytes: int = BUDGET_BYTES) -> dict[int, bytes]:
     """Return a small WebP of each hit that has image bytes, best first, until the byte budget is spent."""
     if "images" not in found.version.tables:
         return {}
@@ -67,7 +67,7 @@ def pictures(found: Found, dataset: Dataset) -> dict[int, bytes]:
         rows = lookup.rows_of(dataset.storage, paths, some, PLACE_NAMES)
         for sample_id, data in zip(rows.column(lookup.KEY).to_pylist(), reader.read(rows), strict=True):
             small = thumbnail(data, SIDE_PX) if data is not None else None
-            if small is not None and spent + len(small) <= BUDGET_BYTES:
+            if small is not None and spent + len(small) <= budget_bytes:
                 made[sample_id] = small
                 spent += len(small)
     return made

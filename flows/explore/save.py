@@ -49,7 +49,13 @@ _COPIED_AT_ONCE: Final = 256
 _IMAGE: Final = field("image", pa.large_binary(), "encoded image", "image")
 
 
-def save(catalog: Catalog, found: Found, name: str, message: Callable[[str], object] = lambda line: None) -> Version:
+def save(
+    catalog: Catalog,
+    found: Found,
+    name: str,
+    message: Callable[[str], object] = lambda line: None,
+    shard_rows: int = SHARD_ROWS,
+) -> Version:
     """Publish search results as the dataset `name`; return the version.
 
     Raises UserError if there are no results, if they may include rejected rows, if rows were taken down (in the dataset
@@ -58,7 +64,7 @@ def save(catalog: Catalog, found: Found, name: str, message: Callable[[str], obj
     """
     _check(catalog, found, name)
     dataset = catalog.dataset(name)
-    work = _Saving(catalog.existing(found.version.dataset), found, dataset)
+    work = _Saving(catalog.existing(found.version.dataset), found, dataset, shard_rows)
     with hold(dataset, wait_s=None) as lease:
         check_none_pending(dataset)
         before = set(dataset.storage.list())
@@ -116,6 +122,7 @@ class _Saving:
     source: Dataset
     found: Found
     target: Dataset
+    shard_rows: int
 
     @property
     def sample_ids(self) -> np.ndarray:
@@ -213,10 +220,10 @@ class _Saving:
         return fingerprint_of("save", self.source.name, table, self._paths(table), sample_ids.tolist())
 
     def _images(self) -> TableState:
-        """Copy bytes, a shard for every 10,000 rows; return the images table."""
+        """Copy bytes, a shard for every `shard_rows` rows; return the images table."""
         ids = self.sample_ids
         self._check_shards()
-        chunks = [ids[start : start + SHARD_ROWS] for start in range(0, len(ids), SHARD_ROWS)]
+        chunks = [ids[start : start + self.shard_rows] for start in range(0, len(ids), self.shard_rows)]
         written = [self._shard(number, chunk) for number, chunk in enumerate(chunks)]
         schema = lookup.schema_of(self.target.storage, [part.path for part in written])
         return TableState(schema, written)
@@ -283,8 +290,9 @@ class _Saving:
         if not about_samples:
             yield from (read_parquet(self.source.storage, path) for path in paths)
             return
-        for start in range(0, len(self.sample_ids), SHARD_ROWS):
-            yield lookup.rows_of(self.source.storage, paths, self.sample_ids[start : start + SHARD_ROWS], schema.names)
+        for start in range(0, len(self.sample_ids), self.shard_rows):
+            ids = self.sample_ids[start : start + self.shard_rows]
+            yield lookup.rows_of(self.source.storage, paths, ids, schema.names)
 
 
 def _replaced(rows: pa.Table, places: pa.Table) -> pa.Table:

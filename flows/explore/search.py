@@ -11,7 +11,7 @@ index probes N / A times as many lists. Parts that the index lacks are searched 
 not belong to the version are dropped. DuckDB runs only if there is a `where`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,18 +25,18 @@ from catalog import lookup
 from catalog.database import connect, query
 from catalog.dataset import Catalog, Dataset
 from catalog.duck import Limits, identifier
-from catalog.errors import NotFoundError, QueryError, UserError
+from catalog.errors import QueryError, UserError
 from catalog.inputs import read_parquet
 from catalog.lookup import KEY, among
 from catalog.schema import role
 from catalog.user_file import unreadable
 from catalog.version import Version
 from catalog.wording import amount
+from flows.explore._rows import Rows, first
 from flows.explore.stored_index import TABLE, Kept, best_device, embedding_column, kept
 from tasks.encoders.encoder import encoder_of
 from tasks.index.tune import RESCORED
-from tasks.index.vector_index import VectorIndex, unit_rows
-from tasks.vectors.mapped import usable
+from tasks.index.vector_index import VectorIndex
 
 if TYPE_CHECKING:
     import duckdb
@@ -44,16 +44,26 @@ if TYPE_CHECKING:
 WHERE_LIMITS: Final = Limits(600, 8000, "; simplify --where")
 """Limits of the statement that selects eligible rows."""
 MAX_IMAGE_BYTES: Final = 256 << 20
-EXACT_ROWS: Final = 10_000
-"""Up to this many eligible rows, an exact comparison is as fast as the index."""
-EXACT_SHARE: Final = 0.01
-SELECTED_ROWS: Final = 2_000_000
-"""Most eligible rows of a faiss selector: each costs about 50 bytes of memory, and 50 ns a query."""
-SELECTED_SHARE: Final = 0.25
-"""From this share of eligible rows on, it is cheaper to fetch too many results and drop some."""
 _MOST_FETCHED: Final = 100_000
 _FIRST_FETCH: Final = 3
 """The number of near-duplicates is unknown: fetch this many times `top`, then twice as many, and so on."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The numbers of eligible rows at which the method changes. Only tests use others than the defaults."""
+
+    exact_rows: int = 10_000
+    """Up to this many eligible rows, an exact comparison is as fast as the index."""
+    exact_share: float = 0.01
+    """The same, as a share of all rows."""
+    selected_rows: int = 2_000_000
+    """Most eligible rows of a faiss selector: each costs about 50 bytes of memory, and 50 ns a query."""
+    selected_share: float = 0.25
+    """From this share of eligible rows on, it is cheaper to fetch too many results and drop some."""
+
+
+THRESHOLDS: Final = Thresholds()
 
 
 @dataclass(frozen=True)
@@ -127,14 +137,16 @@ class Found:
         }
 
 
-def search(catalog: Catalog, label: str, asked: Query, device: str | None = None) -> Found:
+def search(
+    catalog: Catalog, label: str, asked: Query, device: str | None = None, thresholds: Thresholds = THRESHOLDS
+) -> Found:
     """Return the nearest samples of `DATASET[@N]`, nearest first, ties by sample_id.
 
     Raises UserError if there are no embeddings, no such column or sample, or if the image cannot be read, and
     QueryError if `where` is not a condition over the columns of `samples`.
     """
     asked.check()
-    with Searcher(catalog, label, asked.column, device) as searcher:
+    with Searcher(catalog, label, asked.column, device, thresholds) as searcher:
         return searcher.search(asked)
 
 
@@ -145,12 +157,19 @@ class Searcher:
     reused until `close`. A searcher does not notice a later take-down or a new index: open another one.
     """
 
-    def __init__(self, catalog: Catalog, label: str, column: str = "", device: str | None = None) -> None:
-        self._catalog, self._device = catalog, device
+    def __init__(
+        self,
+        catalog: Catalog,
+        label: str,
+        column: str = "",
+        device: str | None = None,
+        thresholds: Thresholds = THRESHOLDS,
+    ) -> None:
+        self._catalog, self._device, self._thresholds = catalog, device, thresholds
         self.version = catalog.resolve(label)
         self._dataset = catalog.existing(self.version.dataset)
         self.column = embedding_column(self._dataset, self.version, column)
-        self._rows = _Rows(self._dataset, self.version, self.column)
+        self._rows = Rows(self._dataset, self.version, self.column)
 
     def __enter__(self) -> Self:
         return self
@@ -171,7 +190,7 @@ class Searcher:
         if asked.column not in ("", self.column):
             raise UserError(f"this searcher reads the column {self.column!r}; found {asked.column!r}")
         allowed = self._allowed(asked)
-        finder = _Finder(self._rows, self._index, self._vector(asked), allowed, asked.exact)
+        finder = _Finder(self._rows, self._index, self._vector(asked), allowed, asked.exact, self._thresholds)
         ids, scores, copies = _distinct(finder, asked) if asked.unique is not None else finder.best(asked.wanted)
         ids, scores, copies = _without(asked.like, ids, scores, copies, asked.top)
         known = self._described(ids)
@@ -243,51 +262,6 @@ class Searcher:
         return dict(zip(rows.column(KEY).to_pylist(), zip(*columns, strict=True), strict=True))
 
 
-class _Rows:
-    """The vectors of one column in one version."""
-
-    def __init__(self, dataset: Dataset, version: Version, column: str) -> None:
-        self.dataset, self.version, self.column = dataset, version, column
-
-    @cached_property
-    def paths(self) -> list[str]:
-        return [part.path for part in self.dataset.files(self.version, TABLE)]
-
-    @property
-    def rows(self) -> int:
-        return self.version.tables[TABLE].rows
-
-    @cached_property
-    def _parts(self) -> lookup.Parts:
-        return lookup.Parts(self.dataset.storage, self.paths)
-
-    def of(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (ids ascending, float32 unit rows) of the samples that have a vector."""
-        ids, vectors = lookup.vectors_of(self._parts, self.column, sample_ids)
-        good = usable(vectors)
-        return ids[good], unit_rows(vectors[good])
-
-    def one(self, sample_id: int) -> np.ndarray:
-        """Return the vector of one sample, float32 (d,), of length 1. Raises NotFoundError."""
-        possible = self.paths and 0 <= sample_id < 1 << 63
-        vectors = self.of(np.array([sample_id]))[1] if possible else np.empty((0, 0), np.float32)
-        if not len(vectors):
-            raise NotFoundError(f"{self.version.label} has no sample {sample_id} with a vector in {self.column!r}")
-        return np.asarray(vectors[0])
-
-    def nearest(
-        self, vector: np.ndarray, k: int, allowed: np.ndarray | None, paths: Iterable[str]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return (ids, cosines) of the k nearest rows of some parts, exactly: block by block."""
-        best = (np.empty(0, np.int64), np.empty(0, np.float32))
-        for path in paths:
-            for ids, vectors in lookup.blocks(self.dataset.storage, path, self.column, allowed):
-                good = usable(vectors)
-                scores = unit_rows(vectors[good]) @ vector
-                best = _first(np.concatenate([best[0], ids[good]]), np.concatenate([best[1], scores]), k)
-        return best
-
-
 class _Opened:
     """A stored index, loaded on first use."""
 
@@ -305,9 +279,15 @@ class _Finder:
     """Finds the rows nearest to one vector; `how` describes the method that was used."""
 
     def __init__(
-        self, rows: _Rows, opened: _Opened | None, vector: np.ndarray, allowed: np.ndarray | None, exact: bool
+        self,
+        rows: Rows,
+        opened: _Opened | None,
+        vector: np.ndarray,
+        allowed: np.ndarray | None,
+        exact: bool,
+        thresholds: Thresholds,
     ) -> None:
-        self._rows, self._vector, self._allowed = rows, vector, allowed
+        self._rows, self._vector, self._allowed, self._thresholds = rows, vector, allowed, thresholds
         self._opened: _Opened | None = None
         self.how = self._choose(opened, exact)
 
@@ -327,12 +307,12 @@ class _Finder:
 
     def _choose(self, opened: _Opened | None, exact: bool) -> str:
         """Open the index if the search uses it; return a description of the method."""
-        rows, count = self._rows, self._count
+        rows, count, limits = self._rows, self._count, self._thresholds
         if exact:
             return f"exact, {amount(count, 'row')}"
         if opened is None:
             return f"exact, {amount(count, 'row')}: {rows.column!r} has no index (`espalier index {rows.dataset.name}`)"
-        if count <= max(EXACT_ROWS, EXACT_SHARE * rows.rows):
+        if count <= max(limits.exact_rows, limits.exact_share * rows.rows):
             return f"exact, {amount(count, 'row')}: so few need no index"
         if self._strange(opened) and self._allowed is None:
             return f"exact, {amount(count, 'row')}: the index has parts that {rows.version.label} has not"
@@ -353,7 +333,7 @@ class _Finder:
             ids, vectors = self._rows.of(ids)
             scores = vectors @ self._vector
         beside = self._rows.nearest(self._vector, k, self._allowed, fresh)
-        ids, scores = _first(np.concatenate([ids, beside[0]]), np.concatenate([scores, beside[1]]), k)
+        ids, scores = first(np.concatenate([ids, beside[0]]), np.concatenate([scores, beside[1]]), k)
         if len(ids) < k:
             self.how = "exact: the index found too few"
             return self._exactly(k)
@@ -370,7 +350,8 @@ class _Finder:
             allowed = np.delete(allowed, slice(begin, end))
         share = min(max(len(allowed), 1) / max(index.rows, 1), 1.0)
         wide = min(int(effort / share), max(index.most_effort, effort))
-        if share < SELECTED_SHARE and len(allowed) <= SELECTED_ROWS:
+        limits = self._thresholds
+        if share < limits.selected_share and len(allowed) <= limits.selected_rows:
             return self._ask(index, k, wide, allowed)
         fetch = int(k / share * (1 if share == 1 else 2))
         while True:
@@ -421,15 +402,6 @@ def _leaders(vectors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndar
         leader[row:][near] = row
         chosen.append(row)
     return np.array(chosen, np.int64), leader
-
-
-def _first(ids: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best, best first, ties by id."""
-    if len(ids) > 4 * k:
-        least = np.partition(scores, len(scores) - k)[len(scores) - k]
-        ids, scores = ids[scores >= least], scores[scores >= least]
-    order = np.lexsort((ids, -scores))[:k]
-    return ids[order], scores[order]
 
 
 def _without(
@@ -483,7 +455,7 @@ def _read_image(path: str | None) -> bytes:
         raise UserError(f"cannot read the image {path!r}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _model(rows: _Rows, device: str | None) -> Any:
+def _model(rows: Rows, device: str | None) -> Any:
     """Load the encoder that made the column."""
     from tasks.encoders.model import load
 

@@ -24,19 +24,21 @@ WRITER_S: Final = 1.0
 _WANTED: Final = "url, sample_id or sha256"
 
 
-def read_names(path: str, columns: Sequence[str] = ()) -> Names:
+def read_names(
+    path: str, columns: Sequence[str] = (), max_bytes: int = MAX_BYTES, max_header_bytes: int = MAX_HEADER_BYTES
+) -> Names:
     """Return the rows that a file lists in columns url, sample_id and sha256 of Parquet, or of CSV (TSV) with a header.
 
     `columns` maps kinds to column names, like `url=image_link`; other columns are then ignored. Raises UserError if the
     file cannot be read, has no header or no such column, or lists no row; if a line has another number of fields than
-    the header; or if a value is not of the kind of its column.
+    the header; if a value is not of the kind of its column; or if text is longer than the two limits.
     """
     asked = _asked(columns)
     is_parquet = path.lower().endswith((".parquet", ".pq"))
     if (why := unreadable(path)) and (is_parquet or why != PIPE):
         raise UserError(f"cannot read {path!r}: {why}")
     try:
-        found = _of_parquet(path, asked) if is_parquet else _of_text(path, asked)
+        found = _of_parquet(path, asked) if is_parquet else _of_text(path, asked, max_bytes, max_header_bytes)
     except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
         if isinstance(error, EspalierError):
             raise
@@ -78,8 +80,8 @@ def _of_parquet(path: str, asked: Mapping[str, str]) -> dict[str, list[str]]:
     return {kind: [str(v) for v in rows.column(name).to_pylist() if v is not None] for kind, name in wanted.items()}
 
 
-def _of_text(path: str, asked: Mapping[str, str]) -> dict[str, list[str]]:
-    text = _text(path)
+def _of_text(path: str, asked: Mapping[str, str], max_bytes: int, max_header_bytes: int) -> dict[str, list[str]]:
+    text = _text(path, max_bytes, max_header_bytes)
     first = text.partition("\n")[0]
     separator = "\t" if "\t" in first else ","
     rows = [row for row in csv.reader(StringIO(text), delimiter=separator) if row]
@@ -97,7 +99,7 @@ def _of_text(path: str, asked: Mapping[str, str]) -> dict[str, list[str]]:
     return {kind: [row[at] for row in rows[1:]] for kind, at in wanted.items()}
 
 
-def _text(path: str) -> str:
+def _text(path: str, max_bytes: int, max_header_bytes: int) -> str:
     """Return the text of a file, or of a pipe that has a writer (`--file <(...)`).
 
     Raises UserError if its first line, or the whole text, is too long: endless input would fill the memory."""
@@ -105,12 +107,12 @@ def _text(path: str) -> str:
     with os.fdopen(descriptor, "rb") as file:
         data = _first_of_pipe(path, descriptor) if stat.S_ISFIFO(os.fstat(descriptor).st_mode) else b""
         os.set_blocking(descriptor, True)
-        data += file.readline(MAX_HEADER_BYTES - len(data))
-        if len(data) == MAX_HEADER_BYTES and not data.endswith(b"\n"):
-            raise UserError(f"{path} has a first line of more than {MAX_HEADER_BYTES:,} bytes; expected a header")
-        data += file.read(MAX_BYTES - len(data) + 1)
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path} is longer than {MAX_BYTES >> 20} MB; split it, or write Parquet")
+        data += file.readline(max_header_bytes - len(data))
+        if len(data) == max_header_bytes and not data.endswith(b"\n"):
+            raise UserError(f"{path} has a first line of more than {max_header_bytes:,} bytes; expected a header")
+        data += file.read(max_bytes - len(data) + 1)
+    if len(data) > max_bytes:
+        raise UserError(f"{path} is longer than {max_bytes >> 20} MB; split it, or write Parquet")
     return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 

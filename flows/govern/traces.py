@@ -17,31 +17,32 @@ from catalog.errors import BuildError
 from catalog.takedown.scrub import Words, variants
 from flows.schedule.prefect_server import state_folder
 
-_WAIT_S: Final = 30.0
-_AT_ONCE: Final = 4 << 20
+WAIT_S: Final = 30.0
+"""How long to wait for a database that another process has locked."""
+PIECE_BYTES: Final = 4 << 20
 """Bytes of a file in memory at once."""
 _LOGS: Final = (".log", ".out", ".err", ".txt", ".json")
 _SQLITE: Final = b"SQLite format 3\0"
 
 
-def overwrite(words: Words) -> list[str]:
+def overwrite(words: Words, wait_s: float = WAIT_S, piece_bytes: int = PIECE_BYTES) -> list[str]:
     """Erase the words in this user's state folder and in Ray's logs; return the files that contained one.
 
-    Raises BuildError if Prefect's database remains locked or cannot be read.
+    Raises BuildError if Prefect's database remains locked for `wait_s` or cannot be read.
     """
     spelled = sorted({v.encode("utf-8", "surrogatepass") for word in words.needles for v in variants(word)}, key=len)
     if not spelled:
         return []
     changed = []
     for path in _files():
-        if not _holds(path, spelled):
+        if not _holds(path, spelled, piece_bytes):
             continue
         if _is_database(path):
-            _clean_database(path, words)
+            _clean_database(path, words, wait_s)
         elif path.name.endswith(("-wal", "-shm")) and _is_database(Path(str(path)[:-4])):
-            _clean_database(Path(str(path)[:-4]), words)
+            _clean_database(Path(str(path)[:-4]), words, wait_s)
         else:
-            _overwrite(path, spelled)
+            _overwrite(path, spelled, piece_bytes)
         changed.append(str(path))
     return changed
 
@@ -60,16 +61,16 @@ def _files() -> Iterator[Path]:
             yield path
 
 
-def _holds(path: Path, spelled: Iterable[bytes]) -> bool:
-    return any(any(word in piece for word in spelled) for _, piece in _pieces(path, max(map(len, spelled))))
+def _holds(path: Path, spelled: Iterable[bytes], size: int) -> bool:
+    return any(any(word in piece for word in spelled) for _, piece in _pieces(path, size, max(map(len, spelled))))
 
 
-def _pieces(path: Path, overlap: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, bytes) blocks of a file that overlap by the given number of bytes."""
+def _pieces(path: Path, size: int, overlap: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, bytes) blocks of `size` of a file, each preceded by the last `overlap` bytes before it."""
     try:
         with path.open("rb") as file:
             at, kept = 0, b""
-            while piece := file.read(_AT_ONCE):
+            while piece := file.read(size):
                 yield at - len(kept), kept + piece
                 at += len(piece)
                 kept = (kept + piece)[-overlap:]
@@ -85,18 +86,18 @@ def _is_database(path: Path) -> bool:
         return False
 
 
-def _overwrite(path: Path, spelled: list[bytes]) -> None:
+def _overwrite(path: Path, spelled: list[bytes], size: int) -> None:
     """Overwrite the words in a file with placeholders of the same length, the longest word first."""
     places = {
         offset + at: len(word)
-        for offset, piece in _pieces(path, max(map(len, spelled)))
+        for offset, piece in _pieces(path, size, max(map(len, spelled)))
         for word in spelled  # the longest last, so that it wins where two begin at the same offset
         for at in _each(piece, word)
     }
     with path.open("r+b") as file:
-        for at, size in places.items():
+        for at, length in places.items():
             file.seek(at)
-            file.write(b"*" * size)
+            file.write(b"*" * length)
         file.flush()
         os.fsync(file.fileno())
 
@@ -108,10 +109,10 @@ def _each(piece: bytes, word: bytes) -> Iterator[int]:
         at = piece.find(word, at + 1)
 
 
-def _clean_database(path: Path, words: Words) -> None:
+def _clean_database(path: Path, words: Words, wait_s: float) -> None:
     """Replace the words in every text of a SQLite database and in its free pages."""
     try:
-        with closing(sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)) as database:
+        with closing(sqlite3.connect(path, timeout=wait_s, isolation_level=None)) as database:
             database.execute("pragma secure_delete = on")
             tables = database.execute("select name from sqlite_master where type = 'table'").fetchall()
             database.execute("begin immediate")

@@ -105,7 +105,7 @@ class Centroids(Training, TableStage):
         """Return the rows that are read, and the comparisons of training rows with centroids in all updates."""
         return size.rows * READ_WORK + min(self._wanted(size.rows), size.rows) * size.clusters * self.niter
 
-    def run(self, inputs: Inputs, run: Run) -> Batches:
+    def run(self, inputs: Inputs, run: Run, criterion_rows: int = _auto.SAMPLE_ROWS) -> Batches:
         embeddings = inputs.schema("embeddings")
         column = vector_column({"embeddings": embeddings}, self.encoder)
         dim = width(embeddings, column)
@@ -127,7 +127,7 @@ class Centroids(Training, TableStage):
             run.note(training_rows=0)
             yield centroids_table(np.empty((0, dim), np.float32), np.empty(0, np.int64))
             return
-        fit = self._fit(rows, self._chosen(ids, rows, run), run)
+        fit = self._fit(rows, self._chosen(ids, rows, run, criterion_rows), run)
         run.note(**fit.facts())
         yield centroids_table(fit.centroids, fit.sizes)
 
@@ -136,12 +136,12 @@ class Centroids(Training, TableStage):
             return alive
         return max(self.train or SAMPLE_PER_CENTROID * self.most, self.most)
 
-    def _chosen(self, ids: np.ndarray, rows: np.ndarray, run: Run) -> int:
-        """Return k, chosen from the grid if there is one."""
+    def _chosen(self, ids: np.ndarray, rows: np.ndarray, run: Run, most: int) -> int:
+        """Return k, chosen from the grid, if there is one, by at most `most` rows."""
         grid = self.grid
         if grid is None:
             return self.most
-        few = np.sort(np.argsort(draw.keys(ids, run.seed), kind="stable")[: _auto.SAMPLE_ROWS])
+        few = np.sort(np.argsort(draw.keys(ids, run.seed), kind="stable")[:most])
         k, found = _auto.choose(gather(rows, few), grid, seed=run.seed, device=run.device)
         run.note(
             k=k, criterion=grid.criterion, criterion_rows=len(few), criterion_by_k=[[k, v] for k, v in found.items()]

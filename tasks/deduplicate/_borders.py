@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
+from tasks.deduplicate._limits import LIMITS, Limits
 from tasks.deduplicate._near import CosinePairs, Near
 from tasks.vectors.core_pool import on_cores
 from tasks.vectors.mapped import release
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 SLACK: Final = 1e-3
 """Added to each bound on a sine, for rounding of float32 products and nearly identical centroids."""
-CANDIDATE_ROWS: Final = 512
-TARGET_ROWS: Final = 2048
-"""Rows multiplied at once, of the two sides."""
 AHEAD: Final = 2
 """Blocks whose pairs are buffered; if all rows are copies, a block has 20 MB of them."""
 
@@ -78,6 +76,7 @@ class Borders:
         reach: Reach,
         device: str,
         folded: np.ndarray | None = None,
+        limits: Limits = LIMITS,
     ) -> None:
         """`starts`: int64 (k + 1,), the first place of each cell; `centroids`: float32 (k, d), unit rows; `folded`: the
         vectors by one `Fold`, float16 (m, w).
@@ -85,6 +84,7 @@ class Borders:
         import torch
 
         self._vectors, self._folded, self._starts, self._device = vectors, folded, starts, device
+        self._limits = limits
         self._threshold, self._angle = 1 - epsilon, angle(epsilon, vectors.shape[1], reach)
         self._centroids = torch.from_numpy(np.array(centroids, np.float32)).to(device)
         self._only_near = reach == "likely"
@@ -120,7 +120,7 @@ class Borders:
 
         start, stop = self._starts[cell], self._starts[cell + 1]
         reach = float(np.sin(self._angle / 2)) + SLACK
-        rows = UnitRows(self._vectors[start:stop], self._device)
+        rows = UnitRows(self._vectors[start:stop], self._device, self._limits.held_bytes)
         others = self._others(cell)
         centroids, own = self._centroids[others], int((others == cell).nonzero())
         step = block_rows(len(others))
@@ -168,21 +168,23 @@ class Borders:
         self, sources: np.ndarray | None, targets: np.ndarray | None
     ) -> Iterator[tuple[np.ndarray, slice | np.ndarray]]:
         """Yield (places of candidates, places in target cells) to compare, block by block."""
+        at_once, rows_at_once = self._limits.candidate_rows, self._limits.target_rows
         for cell, (first, last) in enumerate(pairwise(self._first.tolist())):
             candidates = self._places[first:last]
             if sources is not None:
                 candidates = candidates[sources[candidates]]
             start, stop = self._starts[cell : cell + 2].tolist()
-            for begin in range(start, stop if len(candidates) else start, TARGET_ROWS):
-                block = slice(begin, min(begin + TARGET_ROWS, stop))
+            for begin in range(start, stop if len(candidates) else start, rows_at_once):
+                block = slice(begin, min(begin + rows_at_once, stop))
                 whole = targets is None or bool(targets[block].all())
                 rows = block if whole or targets is None else begin + np.flatnonzero(targets[block])
-                for at in range(0, len(candidates), CANDIDATE_ROWS):
-                    yield candidates[at : at + CANDIDATE_ROWS], rows
+                for at in range(0, len(candidates), at_once):
+                    yield candidates[at : at + at_once], rows
 
     def _compare(self, both: tuple[np.ndarray, slice | np.ndarray]) -> tuple[int, int, CosinePairs]:
         """Return (number of candidates, number of rows of the target cell, their pairs)."""
-        candidates, rows = (Near(self._vectors, self._folded, places, self._threshold, self._device) for places in both)
+        how = self._threshold, self._device, self._limits
+        candidates, rows = (Near(self._vectors, self._folded, places, *how) for places in both)
         at, other, cosine = candidates.pairs(slice(0, len(candidates)), rows, slice(0, len(rows)))
         self._release()
         return len(candidates), len(rows), (candidates.places[at], rows.places[other], cosine)

@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from tasks.deduplicate._limits import LIMITS, Limits
 from tasks.streams.ordered_map import Item, Result
 from tasks.vectors import kmeans
 from tasks.vectors.core_pool import on_cores
@@ -20,23 +21,27 @@ CELL_ROWS: Final = 2048
 """Mean size of a cell."""
 LARGEST: Final = 1 << 20
 """A larger cluster is not split, as it must be in memory for that."""
-LARGE: Final = 1 << 15
-"""Cells above this are processed by all cores together: one per core would take too much memory, and leave cores idle
-at the end."""
 SAMPLE_PER_CENTROID: Final = 256
 ITERATIONS: Final = 8
 
 
 def split(
-    rows: np.ndarray, vectors: np.ndarray, starts: np.ndarray, centroids: np.ndarray, seed: int, device: str
+    rows: np.ndarray,
+    vectors: np.ndarray,
+    starts: np.ndarray,
+    centroids: np.ndarray,
+    seed: int,
+    device: str,
+    limits: Limits = LIMITS,
+    largest: int = LARGEST,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split large clusters in place; return (starts int64 (c + 1,), centroids float32 (c, d)).
 
     `rows`: int64 (m,), `vectors`: (m, d), grouped by cluster at `starts`, int64 (k + 1,). The order within a cell is
-    preserved. `centroids`: float32 (k, d), unit rows.
+    preserved. `centroids`: float32 (k, d), unit rows. Clusters of more than `largest` rows are not split.
     """
     sizes = np.diff(starts)
-    large = np.flatnonzero((sizes > 2 * CELL_ROWS) & (sizes <= LARGEST)).tolist()
+    large = np.flatnonzero((sizes > 2 * CELL_ROWS) & (sizes <= largest)).tolist()
     found = {cluster: (sizes[cluster : cluster + 1], centroids[cluster : cluster + 1]) for cluster in range(len(sizes))}
 
     def cut(cluster: int) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
@@ -51,21 +56,25 @@ def split(
         count = np.bincount(cell, minlength=len(fitted))
         return cluster, (count[count > 0], fitted[count > 0])
 
-    found.update(shared(cut, large, lambda cluster: int(sizes[cluster]), device))
+    found.update(shared(cut, large, lambda cluster: int(sizes[cluster]), device, limits))
     counts, centres = zip(*found.values(), strict=True)
     return np.r_[0, np.cumsum(np.concatenate(counts))], np.concatenate(centres)
 
 
 def shared(
-    function: Callable[[Item], Result], items: Iterable[Item], size: Callable[[Item], int], device: str
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    size: Callable[[Item], int],
+    device: str,
+    limits: Limits = LIMITS,
 ) -> Iterator[Result]:
-    """Yield `function` of each item: first the items with more than `LARGE` rows, then the others, one per core.
+    """Yield `function` of each item: first the large items, then the others, one per core.
 
     `size`: the number of rows of an item.
     """
     every = list(items)
-    large = (item for item in every if size(item) > LARGE)
-    small = (item for item in every if size(item) <= LARGE)
+    large = (item for item in every if size(item) > limits.large_cell_rows)
+    small = (item for item in every if size(item) <= limits.large_cell_rows)
     return chain(map(function, large), on_cores(function, small, device))
 
 

@@ -167,15 +167,22 @@ class Evaluation:
         return {"images": int(mine.sum()), "usable": int(self.targets.known()[mine].sum())}
 
 
-def read(sets: Sequence[EvaluationSet], asked: Sequence[str], dim: int, model: "Model | None", run: Run) -> Evaluation:
+def read(
+    sets: Sequence[EvaluationSet],
+    asked: Sequence[str],
+    dim: int,
+    model: "Model | None",
+    run: Run,
+    chunk_rows: int = CHUNK_ROWS,
+) -> Evaluation:
     """Read the sets. `asked`: of GIVEN; `dim`: length of the vectors, 0 for none.
 
-    Completed chunks are written to the checkpoints. Memory: 50 bytes and a vector per image. Raises UserError if no
-    image of a set is usable.
+    Completed chunks of `chunk_rows` are written to the checkpoints. Memory: 50 bytes and a vector per image. Raises
+    UserError if no image of a set is usable.
     """
     chunks, which, rows = [], [], []
     for number, one in enumerate(sets):
-        mine = list(_chunks(one, number, asked, dim, model, run))
+        mine = list(_chunks(one, number, asked, dim, model, run, chunk_rows))
         known = sum(int(chunk.known().sum()) for chunk in mine)
         if known == 0:
             raise UserError(f"set {one.name!r}: no row of {one.path} has anything to compare by ({', '.join(asked)})")
@@ -187,12 +194,18 @@ def read(sets: Sequence[EvaluationSet], asked: Sequence[str], dim: int, model: "
 
 
 def _chunks(
-    one: EvaluationSet, number: int, asked: Sequence[str], dim: int, model: "Model | None", run: Run
+    one: EvaluationSet,
+    number: int,
+    asked: Sequence[str],
+    dim: int,
+    model: "Model | None",
+    run: Run,
+    chunk_rows: int,
 ) -> Iterator[Targets]:
     columns = list(dict.fromkeys(one.columns().values()))
     with pq.ParquetFile(one.path) as file:
         done = 0
-        for at, batch in enumerate(file.iter_batches(CHUNK_ROWS, columns=columns)):
+        for at, batch in enumerate(file.iter_batches(chunk_rows, columns=columns)):
             place = run.checkpoints / f"set-{number}-{at}.npz"
             if not place.exists():
                 _write(place, _made(one, pa.table(batch), asked, dim, model))

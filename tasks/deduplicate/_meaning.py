@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -11,7 +10,8 @@ from catalog.inputs import Inputs
 from tasks.deduplicate._base import Preference
 from tasks.deduplicate._borders import Borders
 from tasks.deduplicate._cells import shared, split
-from tasks.deduplicate._near import FIT_PAIRS, LEAST_PAIRS, Fold, Near
+from tasks.deduplicate._limits import LIMITS, Limits
+from tasks.deduplicate._near import FIT_PAIRS, Fold, Near
 from tasks.deduplicate._semantic import BLOCK_ROWS, Clusters, Rule, Semantic, Verdict, asked_vectors, decide
 from tasks.deduplicate._spill import spill
 from tasks.deduplicate._ties import Pairs, Ties, roots
@@ -20,10 +20,6 @@ from tasks.vectors.columns import vector_column, width
 from tasks.vectors.mapped import gather, release
 from tasks.vectors.unit_rows import UnitRows
 
-MOST_PAIRS: Final = 1 << 25
-"""The maximum number of ties in memory, 20 bytes each; more are found in rounds."""
-FOLD_PAIRS: Final = 128
-"""Pairs per row above which vectors are folded: folding one costs as much as multiplying this many pairs in full."""
 Places = slice | np.ndarray
 """Places of one cluster: all of them, or int64 (m,), ascending."""
 
@@ -37,11 +33,18 @@ class Meaning:
     """
 
     def __init__(
-        self, inputs: Inputs, run: Run, config: Semantic, ids: np.ndarray, given: Clusters, order: Preference
+        self,
+        inputs: Inputs,
+        run: Run,
+        config: Semantic,
+        ids: np.ndarray,
+        given: Clusters,
+        order: Preference,
+        limits: Limits = LIMITS,
     ) -> None:
         """`ids`: int64 (n,), ascending."""
         column = vector_column({"embeddings": inputs.schema("embeddings")}, config.encoder)
-        self._run, self._config, self._rank = run, config, order.rank
+        self._run, self._config, self._rank, self._limits = run, config, order.rank, limits
         rows = order.row[given.cluster[order.row] >= 0]
         rows = rows[np.argsort(given.cluster[rows], kind="stable")]
         vectors, there = _spilled(inputs, run.scratch / "vectors.npy", column, ids, rows)
@@ -66,16 +69,15 @@ class Meaning:
         centroids = self._means() if given.centroids is None else given.centroids[clusters]
         if self._config.reach == "certain":
             return centroids
-        self._starts, centroids = split(
-            self._rows, self._vectors, self._starts, centroids, self._run.seed, self._run.device
-        )
+        how = self._run.seed, self._run.device, self._limits
+        self._starts, centroids = split(self._rows, self._vectors, self._starts, centroids, *how)
         return centroids
 
     def _fold(self) -> np.ndarray | None:
         """Fold all vectors to disk, float16 (m, w), if it saves more than it costs; else None."""
         sizes = np.diff(self._starts)
         pairs = int((sizes * (sizes - 1)).sum()) // 2
-        if pairs < max(LEAST_PAIRS, FOLD_PAIRS * len(self._rows)):
+        if pairs < max(self._limits.least_folded_pairs, self._limits.folded_pairs_per_row * len(self._rows)):
             return None
         rng = np.random.default_rng(self._run.seed)
         one = np.sort(rng.integers(0, len(self._rows), 2 * FIT_PAIRS))
@@ -83,7 +85,7 @@ class Meaning:
         other = self._starts[cell] + rng.integers(0, sizes[cell])
         differ = rng.permutation(np.flatnonzero(one != other))
         left, right = (gather(self._vectors, side[differ]) for side in (one, other))
-        fold = Fold.fit(left, right, 1 - self._config.epsilon, self._run.device)
+        fold = Fold.fit(left, right, 1 - self._config.epsilon, self._run.device, self._limits)
         self._run.note(semantic_folded_width=0 if fold is None else fold.width)
         if fold is None:
             return None
@@ -93,14 +95,15 @@ class Meaning:
         return folded
 
     def _near(self, places: Places) -> Near:
-        return Near(self._vectors, self._folded, places, 1 - self._config.epsilon, self._run.device)
+        how = 1 - self._config.epsilon, self._run.device, self._limits
+        return Near(self._vectors, self._folded, places, *how)
 
     def _open_borders(self, centroids: np.ndarray) -> Borders | None:
         if self._config.borders == 0 or len(centroids) < 2:
             return None
         config, run = self._config, self._run
         how = config.borders, config.epsilon, config.reach, run.device
-        found = Borders(self._vectors, self._starts, centroids, *how, folded=self._folded)
+        found = Borders(self._vectors, self._starts, centroids, *how, folded=self._folded, limits=self._limits)
         run.note(border_visits=found.candidates, border_rows_cut_short=found.truncated, border_strays=found.misassigned)
         return found
 
@@ -161,13 +164,13 @@ class Meaning:
         return np.concatenate(links), found
 
     def near(self, among: np.ndarray) -> Pairs | None:
-        """Return all ties among some rows, int64 (k,); None if there are more than `MOST_PAIRS`."""
+        """Return all ties among some rows, int64 (k,); None if there are too many for memory (`Limits`)."""
         held: list[Pairs] = []
         count = 0
         for pairs in self._all_pairs(among):
             held.append(pairs)
             count += len(pairs.late)
-            if count > MOST_PAIRS:
+            if count > self._limits.pairs_in_memory:
                 return None
         return Pairs.joined(held)
 
@@ -221,7 +224,7 @@ class Meaning:
 
         done = 0
         cells = (places for places in self._by_cluster(self._chosen(among)) if _size(places))
-        for places, verdict in shared(judge, cells, _size, self._run.device):
+        for places, verdict in shared(judge, cells, _size, self._run.device, self._limits):
             yield places, verdict
             done += len(verdict.keep)
             self._run.progress(done, len(self._rows))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from tasks.deduplicate._limits import LIMITS, Limits
 from tasks.vectors.mapped import gather, release
 from tasks.vectors.nearest_centroid import block_rows
 from tasks.vectors.unit_rows import UnitRows
@@ -26,14 +27,8 @@ SLACK: Final = 2e-3
 float32."""
 REST: Final = 1e-6
 """Added to the square of the rest, so that cancellation in it never makes a product too small."""
-WIDTHS: Final = (32, 64, 96, 128, 192, 256)
-"""Of folded vectors."""
-VERIFY: Final = 16_384
-"""Cost of a pair that is not excluded, in multiplications."""
 FIT_PAIRS: Final = 4096
 """Pairs for fitting the directions; the width is chosen on as many others."""
-LEAST_PAIRS: Final = 1 << 25
-"""Below it, all pairs are multiplied before directions are fitted."""
 DENSE: Final = 64
 """If more than one pair in this many is not excluded, the whole block is multiplied in full."""
 PIECE_PAIRS: Final = 4096
@@ -50,7 +45,9 @@ class Fold:
     """float32 (d, w - 1), orthonormal columns."""
 
     @classmethod
-    def fit(cls, one: np.ndarray, other: np.ndarray, threshold: float, device: str) -> "Fold | None":
+    def fit(
+        cls, one: np.ndarray, other: np.ndarray, threshold: float, device: str, limits: Limits = LIMITS
+    ) -> "Fold | None":
         """Fit to pairs (one, other), (m, d) each, at minimal cost; None if folding does not pay."""
         import torch
 
@@ -62,12 +59,12 @@ class Fold:
         _, vectors = torch.linalg.eigh(apart.T @ apart)
         directions = vectors.flip(1)  # the largest first
         best, cost = None, one.shape[1] / 2
-        for width in WIDTHS:
+        for width in limits.folded_widths:
             if width >= cost:
                 break
             fold = cls(directions[:, : width - 1].contiguous())
             product = (fold(left[half:]) * fold(right[half:])).sum(dim=1)
-            this = width + VERIFY * float((product > threshold - SLACK).float().mean())
+            this = width + limits.verify_cost * float((product > threshold - SLACK).float().mean())
             best, cost = (fold, this) if this < cost else (best, cost)
         return best
 
@@ -103,38 +100,40 @@ class Near:
         places: slice | np.ndarray,
         threshold: float,
         device: str,
+        limits: Limits = LIMITS,
     ) -> None:
         """`vectors`: (n, d), each row with a direction; `folded`: float16 (n, w) by one `Fold`, or None: all pairs are
         multiplied in full; `places`: which rows, int64 (m,) or a range.
         """
         self._vectors, self._device, self.threshold = vectors, device, threshold
+        self._held_bytes = limits.held_bytes
         self.places: np.ndarray = np.arange(places.start, places.stop) if isinstance(places, slice) else places
         """int64 (m,): which of the rows (n, d) these are."""
         self._range = places
-        self._folded = None if folded is None else UnitRows(_some(folded, places), device)
+        self._folded = None if folded is None else UnitRows(_some(folded, places), device, self._held_bytes)
         self._product: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, vectors: np.ndarray, threshold: float, device: str) -> "Near":
+    def of(cls, vectors: np.ndarray, threshold: float, device: str, limits: Limits = LIMITS) -> "Near":
         """Return all rows (n, d), folded if that pays."""
         count = len(vectors)
         folded = None
-        if count * (count - 1) // 2 >= LEAST_PAIRS:
+        if count * (count - 1) // 2 >= limits.least_folded_pairs:
             rng = np.random.default_rng(0)
             one, other = rng.integers(0, count, (2, 2 * FIT_PAIRS))
             differ = one != other
-            fold = Fold.fit(vectors[one[differ]], vectors[other[differ]], threshold, device)
+            fold = Fold.fit(vectors[one[differ]], vectors[other[differ]], threshold, device, limits)
             if fold is not None:
                 folded = np.empty((count, fold.width), np.float16)
                 fold.write(vectors, folded, device)
-        return cls(vectors, folded, slice(0, count), threshold, device)
+        return cls(vectors, folded, slice(0, count), threshold, device, limits)
 
     def __len__(self) -> int:
         return len(self.places)
 
     @cached_property
     def _unit(self) -> UnitRows:
-        return UnitRows(_some(self._vectors, self._range), self._device)
+        return UnitRows(_some(self._vectors, self._range), self._device, self._held_bytes)
 
     def pairs(self, rows: slice, other: "Near", columns: slice | np.ndarray) -> CosinePairs:
         """Return the pairs above the threshold between a range of rows and rows of another, as indices of each side.

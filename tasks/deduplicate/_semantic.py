@@ -15,6 +15,7 @@ from pydantic import Field
 
 from catalog.inputs import Inputs, as_matrix
 from tasks.deduplicate._borders import Reach
+from tasks.deduplicate._limits import LIMITS, Limits
 from tasks.deduplicate._near import CosinePairs, Near
 from tasks.deduplicate._ties import Ties, roots
 from tasks.stage import Config, Run
@@ -150,9 +151,16 @@ class Verdict:
     """float32 (n,): cosine to that; NaN for none."""
 
 
-def judge(rows: np.ndarray, rule: Rule, epsilon: float, device: str = "cpu", block: int = BLOCK_ROWS) -> Verdict:
+def judge(
+    rows: np.ndarray,
+    rule: Rule,
+    epsilon: float,
+    device: str = "cpu",
+    block: int = BLOCK_ROWS,
+    limits: Limits = LIMITS,
+) -> Verdict:
     """Apply a rule to one cluster. `rows`: (n, d), float16 or float32, each with a direction, in preference order."""
-    return decide(Near.of(rows, 1 - epsilon, device), rule, block)
+    return decide(Near.of(rows, 1 - epsilon, device, limits), rule, block)
 
 
 def decide(near: Near, rule: Rule, block: int = BLOCK_ROWS) -> Verdict:

@@ -25,14 +25,16 @@ Placed = Iterable[tuple[np.ndarray, np.ndarray]]
 """Places int64 (m,), each of 0 .. rows - 1 at most once; vectors (m, d)."""
 
 
-def spill(placed: Placed, path: Path, rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+def spill(
+    placed: Placed, path: Path, rows: int, dim: int, bucket_bytes: int = BUCKET_BYTES
+) -> tuple[np.ndarray, np.ndarray]:
     """Write vectors to their places; return (float16 (rows, d), memory-mapped; which have a direction, bool (rows,)).
 
-    Memory: two buckets. Temporarily the vectors are on disk twice.
+    Memory: two buckets of `bucket_bytes`. Temporarily the vectors are on disk twice.
     """
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(max(rows, 1), dim))[:rows]
     there = np.zeros(rows, bool)
-    size = max(BUCKET_BYTES // (2 * dim), -(-rows // MOST_BUCKETS), 1)
+    size = max(bucket_bytes // (2 * dim), -(-rows // MOST_BUCKETS), 1)
     record = np.dtype([("place", np.int64), ("vector", np.float16, (dim,))])
     buckets = [path.with_suffix(f".{number}") for number in range(-(-rows // size))]
     with ExitStack() as stack:

@@ -14,7 +14,7 @@ from catalog.inputs import Inputs, as_matrix
 from catalog.schema import DECISIONS
 from tasks.deduplicate import _exact as exact
 from tasks.deduplicate import _perceptual as perceptual
-from tasks.deduplicate._evaluation import GIVEN, Evaluation, EvaluationSet, read
+from tasks.deduplicate._evaluation import CHUNK_ROWS, GIVEN, Evaluation, EvaluationSet, read
 from tasks.deduplicate._perceptual import MOST_RADIUS
 from tasks.encoders.encoder import encoder_of
 from tasks.stage import Batches, Columns, Run, Tables, TableStage
@@ -113,12 +113,15 @@ class Decontaminate(TableStage):
         """Return the fields, with the sets' files by content: moving one changes nothing."""
         return super().parameters() | {"sets": [one.parameters() for one in self.sets]}
 
-    def run(self, inputs: Inputs, run: Run) -> Batches:
-        evaluation = self._read(inputs, run)
-        matcher = _Matcher(self, evaluation, inputs, run)
+    def run(
+        self, inputs: Inputs, run: Run, *, rows: int = ROWS, targets: int = TARGETS, chunk_rows: int = CHUNK_ROWS
+    ) -> Batches:
+        """Yield the decisions. `rows` and `targets` are multiplied at once; `chunk_rows`: see `_evaluation.read`."""
+        evaluation = self._read(inputs, run, chunk_rows)
+        matcher = _Matcher(self, evaluation, inputs, run, targets)
         counts = np.zeros((len(self.sets), len(REASONS)), np.int64)
         done, total = 0, inputs.rows()
-        for batch in inputs.batches(self._reads(inputs), ROWS):
+        for batch in inputs.batches(self._reads(inputs), rows):
             found = matcher(batch)
             of = found.target >= 0
             np.add.at(counts, (evaluation.set[found.target[of]], found.reason[of]), 1)
@@ -150,7 +153,7 @@ class Decontaminate(TableStage):
     def _column(self, inputs: Inputs) -> str:
         return vector_column({"embeddings": inputs.schema("embeddings")}, self.encoder)
 
-    def _read(self, inputs: Inputs, run: Run) -> Evaluation:
+    def _read(self, inputs: Inputs, run: Run, chunk_rows: int) -> Evaluation:
         dim, model = 0, None
         if self.epsilon is not None:
             column = self._column(inputs)
@@ -160,7 +163,7 @@ class Decontaminate(TableStage):
 
                 sides = {"models": inputs.whole("models")} if "models" in inputs else {}
                 model = load(encoder_of(inputs.schema("embeddings"), column), run.device, sides)
-        return read(self.sets, self.asked(), dim, model, run)
+        return read(self.sets, self.asked(), dim, model, run, chunk_rows)
 
     def _decisions(self, ids: pa.ChunkedArray, found: Matches, evaluation: Evaluation) -> pa.Table:
         reason = pa.array(REASONS, pa.string()).take(pa.array(found.reason))
@@ -198,8 +201,10 @@ class Decontaminate(TableStage):
 class _Matcher:
     """Finds the evaluation image that each row of a batch duplicates."""
 
-    def __init__(self, stage: Decontaminate, evaluation: Evaluation, inputs: Inputs, run: Run) -> None:
-        self._stage, self._targets, self._run = stage, evaluation.targets, run
+    def __init__(
+        self, stage: Decontaminate, evaluation: Evaluation, inputs: Inputs, run: Run, targets_at_once: int
+    ) -> None:
+        self._stage, self._targets, self._run, self._at_once = stage, evaluation.targets, run, targets_at_once
         targets = evaluation.targets
         self._bytes = _Digests(targets.bytes, targets.has_bytes)
         self._pixels = _Digests(targets.pixels, targets.has_pixels)
@@ -269,8 +274,8 @@ class _Matcher:
         rows, unit = present[good], UnitRows(vectors[good], self._run.device)[0 : int(good.sum())]
         best = torch.full((len(rows),), 1 - self._stage.epsilon, device=unit.device)
         at = torch.full((len(rows),), -1, dtype=torch.int64, device=unit.device)
-        for start in range(0, len(self._units), TARGETS):
-            stop = min(start + TARGETS, len(self._units))
+        for start in range(0, len(self._units), self._at_once):
+            stop = min(start + self._at_once, len(self._units))
             value, place = (unit @ self._units[start:stop].T).max(dim=1)
             more = value > best
             best[more], at[more] = value[more], place[more] + start

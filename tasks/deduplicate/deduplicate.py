@@ -30,6 +30,7 @@ from tasks.deduplicate._base import (
     order_columns,
     order_key,
 )
+from tasks.deduplicate._limits import LIMITS, Limits
 from tasks.deduplicate._meaning import Meaning
 from tasks.deduplicate._merge import Settled, settle
 from tasks.deduplicate._perceptual import Looks, Perceptual
@@ -154,9 +155,9 @@ class Deduplicate(TableStage):
     def sampling_caveats(self) -> tuple[str, ...]:
         return ("a sample holds fewer copies than the whole: the build may keep fewer rows than forecast",)
 
-    def run(self, inputs: Inputs, run: Run) -> Batches:
+    def run(self, inputs: Inputs, run: Run, limits: Limits = LIMITS) -> Batches:
         ids = inputs.ids()
-        verdicts = self._judge(inputs, run, ids)
+        verdicts = self._judge(inputs, run, ids, limits)
         counts = np.bincount(verdicts.reason, minlength=len(REASONS)).tolist()
         run.note(rows=len(ids), **{reason or "kept": n for reason, n in zip(REASONS, counts, strict=True)})
         yield from self._decisions(ids, verdicts)
@@ -171,10 +172,10 @@ class Deduplicate(TableStage):
         order = self.semantic.order or self.keep or HARD
         return None if order in (HARD, EASY) else order
 
-    def _judge(self, inputs: Inputs, run: Run, ids: np.ndarray) -> Verdicts:
+    def _judge(self, inputs: Inputs, run: Run, ids: np.ndarray, limits: Limits) -> Verdicts:
         content, toward = self._same_content(inputs, run, ids)
         nodes = toward < 0
-        order, meaning = self._ordered(inputs, run, ids, nodes)
+        order, meaning = self._ordered(inputs, run, ids, nodes, limits)
         looks = None
         if self.perceptual is not None:
             hash_, known = perceptual.hashes(inputs, ids)
@@ -200,7 +201,7 @@ class Deduplicate(TableStage):
         return reason, toward
 
     def _ordered(
-        self, inputs: Inputs, run: Run, ids: np.ndarray, nodes: np.ndarray
+        self, inputs: Inputs, run: Run, ids: np.ndarray, nodes: np.ndarray, limits: Limits
     ) -> tuple[Preference, Meaning | None]:
         """Return (the order of preference of some rows, bool (n,); the finder of semantic ties)."""
         rule = self._order()
@@ -212,7 +213,7 @@ class Deduplicate(TableStage):
         if key is None:
             key = given.distance if self.semantic.order == EASY else -given.distance
         order = Preference(np.flatnonzero(nodes), key)
-        return order, Meaning(inputs, run, self.semantic, ids, given, order)
+        return order, Meaning(inputs, run, self.semantic, ids, given, order, limits)
 
     def _decisions(self, ids: np.ndarray, verdicts: Verdicts) -> Iterator[pa.Table]:
         at = verdicts.representative

@@ -44,7 +44,7 @@ Place = tuple[str, int]
 
 
 class _Host:
-    def __init__(self, place: Place, at_once: int) -> None:
+    def __init__(self, place: Place, at_once: int, first_probe_s: float) -> None:
         self.name = f"{place[0]}:{place[1]}"
         self.slots = asyncio.Semaphore(at_once)
         self.users = 0
@@ -63,6 +63,7 @@ class _Host:
         self.misses = 0
         self.last_miss = ""
         # suspension
+        self.first_probe_s = first_probe_s
         self.probe_at = 0.0
         self.probe_pause_s = 0.0
 
@@ -144,7 +145,7 @@ class Turn:
     def _suspend(self) -> None:
         host = self._host
         if host.suspended and time.monotonic() >= host.probe_at:
-            host.probe_pause_s = min(max(FIRST_PROBE_S, 2 * host.probe_pause_s), LONGEST_PAUSE_S)
+            host.probe_pause_s = min(max(host.first_probe_s, 2 * host.probe_pause_s), LONGEST_PAUSE_S)
             host.probe_at = time.monotonic() + host.probe_pause_s
 
 
@@ -152,14 +153,22 @@ class Hosts:
     """The hosts with requests. Hosts without requests or failures are dropped.
 
     `crawl_wait_s`: longest wait for a turn that a Crawl-delay asks for. `wait_s`: all pauses of one host together.
-    `backoff_s`: the first pause if a host refuses without Retry-After.
+    `backoff_s`: the first pause if a host refuses without Retry-After. `first_probe_s`: the first suspension of a host.
     """
 
-    def __init__(self, per_host: int, crawl_wait_s: float, wait_s: float, backoff_s: float) -> None:
+    def __init__(
+        self,
+        per_host: int,
+        crawl_wait_s: float,
+        wait_s: float,
+        backoff_s: float,
+        first_probe_s: float = FIRST_PROBE_S,
+    ) -> None:
         self._per_host = per_host
         self._crawl_wait_s = crawl_wait_s
         self._wait_s = wait_s
         self._backoff_s = backoff_s
+        self._first_probe_s = first_probe_s
         self._hosts: dict[Place, _Host] = {}
 
     @asynccontextmanager
@@ -173,7 +182,7 @@ class Hosts:
         """
         host = self._hosts.get(place)
         if host is None:
-            host = self._hosts[place] = _Host(place, self._per_host)
+            host = self._hosts[place] = _Host(place, self._per_host, self._first_probe_s)
         host.users += 1
         try:
             async with host.slots:

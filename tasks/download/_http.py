@@ -32,7 +32,7 @@ from tasks.download._addresses import (
 from tasks.download._base import LocalFile, Outcome, Request, Settings
 from tasks.download._budget import ByteBudget, Holding, NoRoomError
 from tasks.download._headers import cut_short, decompressed, encodings, opted_out, retry_after_s
-from tasks.download._hosts import LONGEST_PAUSE_S, Hosts, Place, Turn
+from tasks.download._hosts import FIRST_PROBE_S, LONGEST_PAUSE_S, Hosts, Place, Turn
 from tasks.download._permission import Memory, Permission
 from tasks.download._picture import PictureMaker, begins_as_picture, read_local
 from tasks.download._reasons import FetchError, of_status
@@ -57,18 +57,27 @@ T = TypeVar("T")
 
 
 class HttpEngine:
-    """The built-in fetcher. `cpus` threads decode; `resolver` replaces the system's, for tests."""
+    """The built-in fetcher. `cpus` threads decode; bodies and images in memory have at most `budget_bytes`.
 
-    def __init__(self, settings: Settings, cpus: int = 1, resolver: AbstractResolver | None = None) -> None:
-        self._settings = settings
-        self._cpus = cpus
-        self._resolver = resolver
-        self._memory = Memory()
+    `resolver`, `budget_bytes` and `first_probe_s` (see `Hosts`) are other than the defaults only in tests.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        cpus: int = 1,
+        resolver: AbstractResolver | None = None,
+        *,
+        budget_bytes: int = BUDGET_BYTES,
+        first_probe_s: float = FIRST_PROBE_S,
+    ) -> None:
+        memory = Memory()
+        self._open = partial(_Fetcher, settings, cpus, resolver, memory, budget_bytes, first_probe_s)
 
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Outcome]:
         """See `Engine.outcomes`."""
         waiting: deque[Future[Outcome]] = deque()
-        with _Fetcher(self._settings, self._cpus, self._resolver, self._memory) as fetcher:
+        with self._open() as fetcher:
             for row, request in enumerate(requests):
                 while waiting and (len(waiting) >= WINDOW_ROWS or fetcher.budget.exhausted or waiting[0].done()):
                     yield fetcher.take(row - len(waiting), waiting.popleft())
@@ -87,8 +96,16 @@ def _tls() -> ssl.SSLContext:
 class _Fetcher:
     """The event loop, its session and its limits, for one run over requests."""
 
-    def __init__(self, settings: Settings, cpus: int, resolver: AbstractResolver | None, memory: Memory) -> None:
-        self.budget = ByteBudget(BUDGET_BYTES)
+    def __init__(
+        self,
+        settings: Settings,
+        cpus: int,
+        resolver: AbstractResolver | None,
+        memory: Memory,
+        budget_bytes: int,
+        first_probe_s: float,
+    ) -> None:
+        self.budget = ByteBudget(budget_bytes)
         self._settings = settings
         self._allowed = AllowedHosts(settings.allow_hosts)
         self._pictures = PictureMaker(settings)
@@ -99,7 +116,8 @@ class _Fetcher:
         self._thread = threading.Thread(target=self._loop.run_forever, name="download", daemon=True)
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._site_slots = asyncio.Semaphore(settings.concurrency)  # separate: waiters may hold one of the others
-        self._hosts = Hosts(settings.per_host, settings.crawl_wait_s, settings.host_wait_s, settings.backoff_s)
+        waits_s = settings.crawl_wait_s, settings.host_wait_s, settings.backoff_s, first_probe_s
+        self._hosts = Hosts(settings.per_host, *waits_s)
         self._permission = Permission(settings, self._allowed, memory, self._site_file, self._decoders)
         self._resolver = resolver
 

@@ -42,7 +42,7 @@ from tasks.download._reasons import FetchError, of_status
 from tasks.files.cache import cache_folder
 
 RELEASE: Final = "1.47.0"
-_SHARD_ROWS: Final = 250
+SHARD_ROWS: Final = 250
 _INSTALL_LIMIT_S: Final = 1800.0
 _START_S: Final = 120.0
 _RESOLVER_THREADS: Final = 32
@@ -53,12 +53,18 @@ _log = logging.getLogger(__name__)
 
 
 class Img2datasetEngine:
-    """Runs img2dataset once for each call, over all its requests. `limit_s` is its time limit."""
+    """Runs img2dataset once for each call, over all its requests. `limit_s` is its time limit.
 
-    def __init__(self, settings: Settings, cpus: int = 1, limit_s: float | None = None) -> None:
+    Rows of a shard of `shard_rows` that was not finished by then count as not attempted.
+    """
+
+    def __init__(
+        self, settings: Settings, cpus: int = 1, limit_s: float | None = None, shard_rows: int = SHARD_ROWS
+    ) -> None:
         self._settings = settings
         self._cpus = cpus
         self._limit_s = limit_s
+        self._shard_rows = shard_rows
         self._pictures = PictureMaker(settings)
 
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Outcome]:
@@ -93,7 +99,8 @@ class Img2datasetEngine:
         pq.write_table(table, folder / "urls.parquet")
         log = folder / "log.txt"
         with log.open("wb") as sink:
-            ended = _run_limited(self._arguments(folder), sink, self._limit_s or self._patience_s(len(asked)))
+            limit_s = self._limit_s or self._patience_s(len(asked))
+            ended = _run_limited(fetch_python(), self._arguments(folder), sink, limit_s)
         if ended and not any((folder / "out").glob("*_stats.json")) and ended != "limit":
             lines = log.read_text(errors="replace").strip().splitlines()
             raise BuildError(f"img2dataset {RELEASE} did not run: {lines[-1] if lines else ended}")
@@ -107,7 +114,7 @@ class Img2datasetEngine:
             "output_folder": str(folder / "out"),
             "output_format": "webdataset",
             "save_additional_columns": ["row"],
-            "number_sample_per_shard": _SHARD_ROWS,
+            "number_sample_per_shard": self._shard_rows,
             "processes_count": self._cpus,
             "thread_count": s.concurrency,
             "image_size": s.image_size,
@@ -231,10 +238,10 @@ def _verdict(place: tuple[str, int]) -> tuple[str, str] | None:
 # ---- the subprocess
 
 
-def _run_limited(arguments: dict[str, Any], sink: Any, limit_s: float) -> str:
+def _run_limited(python: Path, arguments: dict[str, Any], sink: Any, limit_s: float) -> str:
     """Run img2dataset; return "" for success, "limit", or its exit status. No child process is left running."""
     process = subprocess.Popen(  # noqa: S603  (our own interpreter, no shell)
-        [str(fetch_python()), "-I", "-W", "ignore", "-c", _MAIN],
+        [str(python), "-I", "-W", "ignore", "-c", _MAIN],
         stdin=subprocess.PIPE,
         stdout=sink,
         stderr=subprocess.STDOUT,
@@ -253,20 +260,20 @@ def _run_limited(arguments: dict[str, Any], sink: Any, limit_s: float) -> str:
         process.wait()
 
 
-def fetch_python() -> Path:
-    """Return the Python of img2dataset's environment, which is created if it is missing.
+def fetch_python(release: str = RELEASE) -> Path:
+    """Return the Python of the environment of a release of img2dataset, which is created if it is missing.
 
     It is `.venv-fetch` next to the current environment, or in the user's cache folder if that is read-only;
     `ESPALIER_FETCH_ENV` overrides it. Raises BuildError.
     """
     folder = _environment_folder()
-    ready = folder / f"img2dataset-{RELEASE}"
+    ready = folder / f"img2dataset-{release}"
     if not ready.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_name(folder.name + ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # several actors may be here at once
             if not ready.exists():
-                _make_environment(folder)
+                _make_environment(folder, release)
                 ready.touch()
     return folder / "bin" / "python"
 
@@ -281,17 +288,17 @@ def _environment_folder() -> Path:
     return cache_folder("venv-fetch")
 
 
-def _make_environment(folder: Path) -> None:
-    _log.warning("creating the environment of img2dataset %s in %s: once, a few minutes", RELEASE, folder)
+def _make_environment(folder: Path, release: str) -> None:
+    _log.warning("creating the environment of img2dataset %s in %s: once, a few minutes", release, folder)
     python = folder / "bin" / "python"
     for command in (
         [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [str(python), "-m", "pip", "install", "--quiet", f"img2dataset=={RELEASE}"],
+        [str(python), "-m", "pip", "install", "--quiet", f"img2dataset=={release}"],
     ):
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_LIMIT_S, check=False)  # noqa: S603
         except subprocess.TimeoutExpired as error:
-            raise BuildError(f"img2dataset {RELEASE} was not installed within {_INSTALL_LIMIT_S:.0f} s") from error
+            raise BuildError(f"img2dataset {release} was not installed within {_INSTALL_LIMIT_S:.0f} s") from error
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise BuildError(f"img2dataset {RELEASE} cannot be installed: {last}")
+            raise BuildError(f"img2dataset {release} cannot be installed: {last}")

@@ -54,10 +54,14 @@ class SiteFile(NamedTuple):
 
 
 class DiskCache:
-    """Files on disk, one for each origin, in one folder. Failures to read or write are ignored: it is only a cache."""
+    """At most `most` files on disk, one for each origin, in one folder.
 
-    def __init__(self, folder: Path) -> None:
+    Failures to read or write are ignored: it is only a cache.
+    """
+
+    def __init__(self, folder: Path, most: int = MOST_ON_DISK) -> None:
         self._folder = folder
+        self._most = most
         self._room: int | None = None
 
     def read(self, origin: str) -> SiteFile | None:
@@ -76,7 +80,7 @@ class DiskCache:
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             if self._room is None:
-                self._room = MOST_ON_DISK - self._sweep()
+                self._room = self._most - self._sweep()
             if self._room > 0:
                 temporary.write_text(json.dumps(file._asdict()), encoding="utf-8")
                 temporary.replace(path)

@@ -17,7 +17,7 @@ from tasks.download._reasons import REASONS
 from tasks.stage import Batches, Columns, MapStage, Step, Tables
 
 _PIECE_ROWS: Final = 1000
-_PIECE_BYTES: Final = 64 << 20
+PIECE_BYTES: Final = 64 << 20
 _LOCAL: Final = tuple(f.name for f in LOCAL)
 _FAULT: Final = tuple(f.name for f in FAULT)
 
@@ -84,12 +84,15 @@ class Download(Settings, MapStage):
         polite = self.engine == "http"
         return said | {"respect_robots": polite and self.obeys_robots, "respect_tdm": polite and self.obeys_tdm}
 
-    def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
-        """Return the step. The engine's connections are open for the duration of a part."""
+    def open(self, device: str, sides: Mapping[str, pa.Table], piece_bytes: int = PIECE_BYTES) -> Step:
+        """Return the step. A piece of its table ends with the image that reaches `piece_bytes`.
+
+        The engine's connections are open for the duration of a part.
+        """
         engine = self._engine()
 
         def step(batches: Iterator[pa.Table]) -> Batches:
-            reader = _Rows(batches, self.verify_hash.column if self.verify_hash else None)
+            reader = _Rows(batches, self.verify_hash.column if self.verify_hash else None, piece_bytes)
             return reader.pieces(engine.outcomes(reader.requests()))
 
         return step
@@ -111,9 +114,10 @@ class _Rows:
     Captions are never converted to Python strings, so bytes of any encoding pass unchanged.
     """
 
-    def __init__(self, batches: Iterator[pa.Table], digest: str | None) -> None:
+    def __init__(self, batches: Iterator[pa.Table], digest: str | None, piece_bytes: int) -> None:
         self._batches = batches
         self._digest = digest
+        self._piece_bytes = piece_bytes
         self._waiting: list[pa.Table] = []
 
     def requests(self) -> Iterator[Request]:
@@ -141,7 +145,7 @@ class _Rows:
         for outcome in outcomes:
             ready.append(outcome)
             size += len(outcome.image or b"")
-            if len(ready) >= _PIECE_ROWS or size >= _PIECE_BYTES:
+            if len(ready) >= _PIECE_ROWS or size >= self._piece_bytes:
                 yield self._piece(ready)
                 ready, size = [], 0
         if ready:

@@ -109,8 +109,8 @@ class Filter(MapStage):
             raise RecipeError(f"a filter has {len(found):,} conditions; expected at most {MAX_CONDITIONS}")
         return found
 
-    def inputs(self, available: Tables) -> Columns:
-        """Return the columns of the conditions, after binding them to the tables' types."""
+    def inputs(self, available: Tables, bind_s: float = BIND_S) -> Columns:
+        """Return the columns of the conditions, after binding each to the tables' types within `bind_s`."""
         names = _Names(available)
         conditions = self.conditions()
         asked: list[Words | Listed] = [*self.words.values(), *self.lists]
@@ -120,7 +120,7 @@ class Filter(MapStage):
         places = dict.fromkeys([*(names.place(path) for c in conditions for path in c.conjunct.paths), *looked_up])
         read = [place for place in places if place[1] != "sample_id"]
         _distinct(read)
-        _bind(conditions, names.types(read), self.name)
+        _bind(conditions, names.types(read), self.name, bind_s)
         columns: Columns = {}
         for table, column in read:
             columns[table] = (*columns.get(table, ()), column)
@@ -277,11 +277,11 @@ def _named(stage: str, predicate: str) -> str:
     return f"stage {stage!r}: the filter {shorten(predicate)}"
 
 
-def _bind(conditions: list[Condition], found: pa.Schema, stage: str) -> None:
+def _bind(conditions: list[Condition], found: pa.Schema, stage: str, bind_s: float) -> None:
     """Raise RecipeError if DuckDB cannot bind a condition, or it is not boolean."""
     import duckdb
 
-    limits = Limits(BIND_S, MEMORY_MB, "; its constants cost too much")
+    limits = Limits(bind_s, MEMORY_MB, "; its constants cost too much")
     with connect() as connection:
         for condition in conditions:
             named = f"the filter {shorten(condition.conjunct.text)}"

@@ -89,13 +89,13 @@ class NearTargets(TableStage):
         self._field()
         return super().parameters() | {"targets": digest_of(Path(self.targets))}
 
-    def run(self, inputs: Inputs, run: Run) -> Batches:
+    def run(self, inputs: Inputs, run: Run, read_rows: int = _READ_ROWS) -> Batches:
         centroids = inputs.whole("centroids")
         names = np.asarray(centroids.column("cluster").to_numpy(), np.int64)
         assigner = Assigner(as_matrix(centroids.column("centroid")), run.device)
         fell = np.zeros(int(names.max(initial=-1)) + 1, np.int64)
         unusable = 0
-        for vectors in self._vectors(inputs, run):
+        for vectors in self._vectors(inputs, run, read_rows):
             at, _ = assigner(vectors)
             unusable += int((at < 0).sum())
             np.add.at(fell, names[at[at >= 0]], 1)
@@ -138,13 +138,13 @@ class NearTargets(TableStage):
             )
         return chosen[0]
 
-    def _vectors(self, inputs: Inputs, run: Run) -> Iterator[np.ndarray]:
+    def _vectors(self, inputs: Inputs, run: Run, read_rows: int) -> Iterator[np.ndarray]:
         """Yield the targets' vectors, float32 (n, d); not normalised, NaN for missing ones."""
         field = self._field()
         model: Model | None = None
         with pq.ParquetFile(self.targets) as file:
             total, done = file.metadata.num_rows, 0
-            for batch in file.iter_batches(_READ_ROWS, columns=[field.name]):
+            for batch in file.iter_batches(read_rows, columns=[field.name]):
                 column = batch.column(0)
                 if _is_image(field.type):
                     model = model or self._model(inputs, run)

@@ -34,16 +34,18 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(rows)
 
 
-def unit_blocks(sample_ids: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (ids int64 (m,), float32 (m, d) unit rows) of (n,) and (n, d), at most 16,384 at once.
+def unit_blocks(
+    sample_ids: np.ndarray, vectors: np.ndarray, block_rows: int = BLOCK
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (ids int64 (m,), float32 (m, d) unit rows) of (n,) and (n, d), at most `block_rows` at once.
 
     Rows without a direction are skipped.
     """
-    for start in range(0, len(vectors), BLOCK):
-        rows = vectors[start : start + BLOCK].astype(np.float32)
+    for start in range(0, len(vectors), block_rows):
+        rows = vectors[start : start + block_rows].astype(np.float32)
         squared = np.einsum("ij,ij->i", rows, rows)
         good = np.isfinite(squared) & (squared > 0)
-        ids = sample_ids[start : start + BLOCK]
+        ids = sample_ids[start : start + block_rows]
         if not good.all():
             ids, rows, squared = ids[good], rows[good], squared[good]
         rows /= np.sqrt(squared)[:, None]

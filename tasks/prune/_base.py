@@ -99,13 +99,13 @@ class Selector(TableStage):
         `pool` is `rows`, or a superset. `inputs` is for side tables only.
         """
 
-    def run(self, inputs: Inputs, run: Run) -> Batches:
+    def run(self, inputs: Inputs, run: Run, piece_rows: int = PIECE_ROWS) -> Batches:
         rows = inputs.table(self._sample_columns(inputs))
         chosen = self.judge(rows, rows, inputs, run)
         usable = self.usable(rows)
         ids = rows.column("sample_id").to_numpy()
-        for start in range(0, len(ids), PIECE_ROWS):
-            places = np.arange(start, min(start + PIECE_ROWS, len(ids)))
+        for start in range(0, len(ids), piece_rows):
+            places = np.arange(start, min(start + piece_rows, len(ids)))
             yield self._decisions(
                 ids[places], chosen.keep[places], usable[places], chosen.evidence(places), chosen.numbers(places)
             )

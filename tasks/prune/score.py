@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from catalog.duck import identifier
 from catalog.errors import RecipeError, nearest
 from catalog.inputs import Inputs
-from tasks.prune._base import Evidence, Measured, Selection, Selector, batches_of, fewer, part_of, sentence
+from tasks.prune._base import PIECE_ROWS, Evidence, Measured, Selection, Selector, batches_of, fewer, part_of, sentence
 from tasks.prune._order import Count, Cut, Digit, Taker, dtype_of, find_cut, key_bits, keys, numbers, value_of
 from tasks.stage import Batches, Columns, Run, Tables
 
@@ -102,8 +102,8 @@ class Score(Selector):
         keep = limit(values, there)
         return Selection(keep, self._evidence(values, there, keep, limit), _measured(values, there, limit))
 
-    def run(self, inputs: Inputs, run: Run) -> Batches:
-        """Yield decisions batch by batch, after two counting passes (four for 64-bit numbers)."""
+    def run(self, inputs: Inputs, run: Run, piece_rows: int = PIECE_ROWS) -> Batches:
+        """Yield decisions, at most `piece_rows` at once, after two counting passes (four for 64-bit numbers)."""
         table, name = self._place({t: inputs.schema(t) for t in inputs.tables()})
         count = partial(self._count, table, inputs, run)
         limit = self._limit(inputs.schema(table).field(name).type, count, self._part_of, run)
@@ -111,12 +111,12 @@ class Score(Selector):
         for batch, alive in self._in_order(table, inputs):
             values, there = numbers(batch.column(name))
             keep = limit(values, there)
-            places = np.flatnonzero(alive)
-            ids = batch.column("sample_id").to_numpy()[places]
-            evidence = self._evidence(values, there, keep, limit)(places)
-            found = _measured(values, there, limit)(places)
-            yield self._decisions(ids, keep[places], there[places], evidence, found)
-            seen, kept = seen + len(places), kept + int(keep[places].sum())
+            mine, ids = np.flatnonzero(alive), batch.column("sample_id").to_numpy()
+            evidence, found = self._evidence(values, there, keep, limit), _measured(values, there, limit)
+            for start in range(0, len(mine), piece_rows):
+                places = mine[start : start + piece_rows]
+                yield self._decisions(ids[places], keep[places], there[places], evidence(places), found(places))
+            seen, kept = seen + len(mine), kept + int(keep[mine].sum())
         run.note(rows=seen, kept=kept)
 
     def _part_of(self, count: int) -> int:

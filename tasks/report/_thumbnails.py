@@ -12,7 +12,7 @@ FETCHED_AT_ONCE: Final = 16
 """Encoded images in memory at once: each may be megabytes."""
 
 
-def thumbnails(inputs: Inputs, sample_ids: Sequence[int]) -> dict[int, bytes]:
+def thumbnails(inputs: Inputs, sample_ids: Sequence[int], budget_bytes: int = BUDGET_BYTES) -> dict[int, bytes]:
     """Return a small picture of each sample, in the order given, until the budget is spent.
 
     Samples without bytes, or whose bytes do not decode, are skipped. Raises DamagedError if a shard is damaged.
@@ -27,7 +27,7 @@ def thumbnails(inputs: Inputs, sample_ids: Sequence[int]) -> dict[int, bytes]:
         small = thumbnail(data)
         if small is None:
             inputs.check_stored(sample_id, decode_fault)
-        if small is None or spent + len(small) > BUDGET_BYTES:
+        if small is None or spent + len(small) > budget_bytes:
             continue
         made[sample_id] = small
         spent += len(small)

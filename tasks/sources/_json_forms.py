@@ -13,19 +13,32 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 from catalog.errors import UserError
 from tasks.sources._json import MAX_OBJECT_BYTES
 from tasks.sources._text import utf8_of
 
-MAX_LISTS_BYTES: Final = 512 << 20
-"""A file of lists is read into memory, and may not be larger. SBU's has 140 MB."""
-_CHUNK_BYTES: Final = 1 << 20
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _ARRAY: Final = re.compile(rb"\s*\[\s*[{\]]")
 _Bytes = BinaryIO | io.BufferedIOBase
 _DECODE: Final = json.JSONDecoder(strict=False).raw_decode
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes of what is in memory at once. Only tests use others than the defaults."""
+
+    object_bytes: int = MAX_OBJECT_BYTES
+    """A longer line or object is malformed."""
+    lists_bytes: int = 512 << 20
+    """A file of lists is read into memory, and may not be larger. SBU's has 140 MB."""
+    chunk_bytes: int = 1 << 20
+    """What is read at once of an array, or of concatenated values."""
+
+
+LIMITS: Final = Limits()
 
 
 class _Object(dict[str, Any]):
@@ -40,7 +53,7 @@ class _Object(dict[str, Any]):
 _DECODE_WHOLE: Final = json.JSONDecoder(strict=False, object_pairs_hook=_Object).raw_decode
 
 
-def objects(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
+def objects(uri: str, file: io.BufferedReader, limits: Limits = LIMITS) -> Iterator[bytes]:
     """Yield the JSON text of every row of a file, as bytes. A line that is too long yields text that is not JSON.
 
     Raises UserError if a file of another form than lines cannot be parsed to its end.
@@ -48,11 +61,11 @@ def objects(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
     head = file.peek(1 << 16)
     first, newline, _ = head.lstrip().partition(b"\n")
     if _ARRAY.match(head):
-        yield from _values(uri, file, array=True)
+        yield from _values(uri, file, limits, array=True)
     elif not first.startswith(b"{") or (newline and _is_object(first)):
-        yield from _lines_or_lists(uri, file)
+        yield from _lines_or_lists(uri, file, limits)
     else:
-        yield from _long(uri, file)
+        yield from _long(uri, file, limits)
 
 
 def _is_object(line: bytes) -> bool:
@@ -62,8 +75,8 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _lines_or_lists(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
-    lines = _lines(file)
+def _lines_or_lists(uri: str, file: io.BufferedReader, limits: Limits) -> Iterator[bytes]:
+    lines = _lines(file, limits)
     first = next(lines, None)
     if first is None:
         return
@@ -78,9 +91,9 @@ def _lines_or_lists(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
     yield from lines
 
 
-def _long(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
+def _long(uri: str, file: io.BufferedReader, limits: Limits) -> Iterator[bytes]:
     """Read a file whose first line is not an object: the object has several lines, is long, or is malformed."""
-    data, most = file.read(MAX_OBJECT_BYTES), MAX_OBJECT_BYTES
+    data, most = file.read(limits.object_bytes), limits.object_bytes
     while True:
         text = data.decode("utf-8", "surrogateescape")
         try:
@@ -88,10 +101,10 @@ def _long(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
             break
         except (ValueError, RecursionError) as error:
             place = getattr(error, "pos", 0)
-            if most == MAX_LISTS_BYTES or len(text) - place > _CHUNK_BYTES or not file.peek(1):
-                yield from _lines(io.BufferedReader(_Joined(data, file)))
+            if most == limits.lists_bytes or len(text) - place > limits.chunk_bytes or not file.peek(1):
+                yield from _lines(io.BufferedReader(_Joined(data, file)), limits)
                 return
-        most = MAX_LISTS_BYTES
+        most = limits.lists_bytes
         data += file.read(most - len(data))
     if not text[end:].strip() and not file.peek(1):
         yield from _of_lists(uri, value) if _is_lists(value) else [utf8_of(text.strip())]
@@ -100,7 +113,7 @@ def _long(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
     del text, value
     joined = io.BufferedReader(_Joined(data, file))
     del data
-    yield from _values(uri, joined, array=False) if several else _lines(joined)
+    yield from _values(uri, joined, limits, array=False) if several else _lines(joined, limits)
 
 
 class _Joined(io.RawIOBase):
@@ -119,13 +132,14 @@ class _Joined(io.RawIOBase):
         return len(data)
 
 
-def _lines(file: _Bytes) -> Iterator[bytes]:
+def _lines(file: _Bytes, limits: Limits) -> Iterator[bytes]:
     """Yield the lines that are not blank; for a line that is too long, its beginning, which is not JSON."""
-    while line := file.readline(MAX_OBJECT_BYTES):
-        if len(line) == MAX_OBJECT_BYTES and not line.endswith(b"\n"):
-            while (rest := file.readline(MAX_OBJECT_BYTES)) and not rest.endswith(b"\n"):
+    most = limits.object_bytes
+    while line := file.readline(most):
+        if len(line) == most and not line.endswith(b"\n"):
+            while (rest := file.readline(most)) and not rest.endswith(b"\n"):
                 pass
-            yield line[:200] + b" ... (longer than %d bytes)" % MAX_OBJECT_BYTES
+            yield line[:200] + b" ... (longer than %d bytes)" % most
         elif line.strip():
             yield line
 
@@ -154,7 +168,7 @@ def _of_lists(uri: str, lists: _Object) -> Iterator[bytes]:
         yield utf8_of(json.dumps(dict(zip(lists, items, strict=True)), ensure_ascii=False))
 
 
-def _values(uri: str, file: _Bytes, array: bool) -> Iterator[bytes]:
+def _values(uri: str, file: _Bytes, limits: Limits, array: bool) -> Iterator[bytes]:
     """Yield the elements of an array, or concatenated values."""
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     text, at, place, ended, opened = "", 0, 0, False, not array
@@ -175,11 +189,11 @@ def _values(uri: str, file: _Bytes, array: bool) -> Iterator[bytes]:
             continue
         if ended and not array and at == len(text):
             return
-        if ended or len(text) - at > MAX_OBJECT_BYTES:
+        if ended or len(text) - at > limits.object_bytes:
             shown = " ".join(text[at : at + 40].split())
             found = f"{shown!r}" if shown else "its end"
             raise UserError(f"{uri}: no JSON value from character {place + at:,} on: found {found}")
-        data = file.read(_CHUNK_BYTES)
+        data = file.read(limits.chunk_bytes)
         place, text, at = place + at, text[at:] + decode.decode(data, final=not data), 0
         ended = not data
 

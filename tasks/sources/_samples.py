@@ -83,10 +83,10 @@ def scattered(file: pa.NativeFile, uri: str, notes: Notes) -> Keys:
     return frozenset(again)
 
 
-def samples(file: pa.NativeFile, uri: str, apart: Keys, notes: Notes) -> Iterator[Sample]:
+def samples(file: pa.NativeFile, uri: str, apart: Keys, notes: Notes, max_late: int = MAX_LATE) -> Iterator[Sample]:
     """Yield the samples of a tar: those with adjacent members in order, then the others.
 
-    Raises UserError if too many members are separated from others of their sample.
+    Raises UserError if more than `max_late` members are separated from others of their sample.
     """
     late: dict[str, list[list[_NamedMember]]] = {}
     count = 0
@@ -96,9 +96,9 @@ def samples(file: pa.NativeFile, uri: str, apart: Keys, notes: Notes) -> Iterato
             if hash(run[0].key) in apart:
                 late.setdefault(run[0].key, []).append(run)
                 count += len(run)
-                if count > MAX_LATE:
+                if count > max_late:
                     raise UserError(
-                        f"{uri}: more than {MAX_LATE:,} files are not next to others of their sample; sort it by name"
+                        f"{uri}: more than {max_late:,} files are not next to others of their sample; sort it by name"
                     )
             else:
                 yield from _of_run(run, file, notes)

@@ -31,12 +31,8 @@ from tasks.sources._files import COMPRESSED, FileKind, open_text
 from tasks.sources._tabular import FileFacts, Tabular
 from tasks.sources._text import as_text, cleaned, utf8_of
 
-MAX_FIELD_CHARS: Final = 16 << 20
-"""A longer field counts as an unclosed quote: the line is malformed, and reading continues with the next one."""
 _END: Final = "\0\x03\0"
 """Appended after the last line, to detect whether a quote is still open."""
-SAMPLE_ROWS: Final = 10_000
-"""The number of rows of a file from which its columns' types are guessed."""
 
 
 class Csv(Tabular):
@@ -51,6 +47,11 @@ class Csv(Tabular):
     version: ClassVar[int] = 4
     kind: ClassVar[FileKind] = FileKind(tuple(s + c for s in (".csv", ".tsv") for c in ("", *COMPRESSED)))
 
+    max_field_chars: ClassVar[int] = 16 << 20
+    """A longer field counts as an unclosed quote: the line is malformed, and reading continues with the next one."""
+    sample_rows: ClassVar[int] = 10_000
+    """The number of rows of a file from which its columns' types are guessed."""
+
     use: Literal["csv"] = "csv"
     delimiter: str | None = Field(None, min_length=1, max_length=1, description="default: tab for .tsv, else comma")
     quoting: bool = Field(True, description='false: `"` is an ordinary character (Conceptual Captions)')
@@ -58,7 +59,7 @@ class Csv(Tabular):
 
     def look(self, uri: str) -> FileFacts:
         with self._records(uri) as (names, records):
-            first = list(islice(records, SAMPLE_ROWS))
+            first = list(islice(records, self.sample_rows))
             rows = len(first) + sum(1 for _ in records)
         texts = _as_text([r for r in first if len(r) == len(names)], names)
         columns = pa.schema([(n, self._type(n, cleaned(texts.column(n)))) for n in names])
@@ -85,7 +86,7 @@ class Csv(Tabular):
         """Open a file; yield its column names and its records, both empty for an empty file."""
         with open_text(uri) as file, io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="") as text:
             quoting: Any = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
-            csv.field_size_limit(MAX_FIELD_CHARS)  # a setting of the process; nothing else here reads CSV
+            csv.field_size_limit(self.max_field_chars)  # a setting of the process; nothing else here reads CSV
             lines = _Lines(text)
             reader = csv.reader(lines, delimiter=self._delimiter(uri), quoting=quoting)
             records = _tolerant(reader, lines)
@@ -130,8 +131,8 @@ def _tolerant(reader: Iterator[list[str]], lines: _Lines) -> Iterator[list[str]]
     """Yield records; blank lines are skipped.
 
     A quote that is never closed would silently include all following lines in its field. It is detected by `_END` in
-    that field, or by a field of more than `MAX_FIELD_CHARS`. Only the line in which the quote begins is malformed; the
-    others are read again.
+    that field, or by a field of more than `Csv.max_field_chars`. Only the line in which the quote begins is malformed;
+    the others are read again.
     """
     while True:
         lines.held.clear()

@@ -21,7 +21,7 @@ from tasks.sources._columns import (
 )
 from tasks.sources._files import COMPRESSED, FileKind, open_text
 from tasks.sources._json import SAMPLE_OBJECTS, TEXTS, columns_of, extract
-from tasks.sources._json_forms import objects
+from tasks.sources._json_forms import LIMITS, Limits, objects
 from tasks.sources._tabular import FileFacts, Tabular
 from tasks.sources._text import FLAWS_AT, Flaws
 
@@ -37,12 +37,16 @@ class Jsonl(Tabular):
     version: ClassVar[int] = 3
     kind: ClassVar[FileKind] = FileKind(tuple(s + c for s in (".jsonl", ".ndjson", ".json") for c in ("", *COMPRESSED)))
 
+    sample_objects: ClassVar[int] = SAMPLE_OBJECTS
+    """The number of objects of a file from which its columns are taken."""
+    limits: ClassVar[Limits] = LIMITS
+
     use: Literal["jsonl"] = "jsonl"
 
     def look(self, uri: str) -> FileFacts:
         with open_text(uri) as file:
-            rows = objects(uri, file)
-            first = list(islice(rows, SAMPLE_OBJECTS))
+            rows = objects(uri, file, self.limits)
+            first = list(islice(rows, self.sample_objects))
             columns = self._columns(columns_of(first), uri)
             count = len(first) + sum(1 for _ in rows)
         if count and not len(columns):
@@ -61,7 +65,7 @@ class Jsonl(Tabular):
     def stream(self, uri: str, row: int, layout: Layout) -> Iterator[pa.Table]:
         wanted = pa.schema([_read_as(f, layout) for f in layout.wanted()])
         with open_text(uri) as file:
-            for texts in _pieces(objects(uri, file)):
+            for texts in _pieces(objects(uri, file, self.limits)):
                 yield _read(texts, wanted)
 
 

@@ -16,10 +16,9 @@ import numpy as np
 
 from catalog.errors import UserError
 from catalog.wording import amount
-from tasks.vectors import unit_rows
 from tasks.vectors.mapped import gather
 from tasks.vectors.nearest_centroid import nearest_blocks
-from tasks.vectors.unit_rows import UnitRows
+from tasks.vectors.unit_rows import HELD_BYTES, UnitRows
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +29,7 @@ Init = Literal["random", "k-means++"]
 SEEDING_ROUNDS: Final = 128
 """k-means++ draws its rows in this many rounds: one row a round up to this k."""
 SEEDING_ROWS_PER_CENTROID: Final = 64
-"""k-means++ draws from a sample of this many rows a centroid, at most as many as `unit_rows.HELD_BYTES` can hold."""
+"""k-means++ draws from a sample of this many rows a centroid, at most as many as `held_bytes` can hold."""
 
 
 @dataclass(frozen=True)
@@ -66,34 +65,47 @@ def fit(
     device: str = "cpu",
     engine: Engine = "auto",
     init: Init = "random",
+    held_bytes: int = HELD_BYTES,
 ) -> Fit:
     """Fit k unit centroids to rows (n, d), float16 or float32, each with a direction.
 
     Starts from k distinct rows, random ones or those of `plus_plus`; stops after `niter` updates, or when none changes
     anything. Both engines get the same start and give the same things; `auto` is torch, which reads mapped rows block
     by block and needs no second CUDA runtime on a GPU; faiss holds all rows in memory as float32
-    (`tests/benchmarks/bench_kmeans.py` compares their speed). Raises UserError where k is above n.
+    (`tests/benchmarks/bench_kmeans.py` compares their speed). `held_bytes`: see `UnitRows`. Raises UserError where k is
+    above n.
     """
     if k > len(rows):
         raise UserError(f"k is {k}, but only {amount(len(rows), 'row has', 'rows have')} a usable embedding: lower k")
     rng = np.random.default_rng(seed)
-    start = plus_plus(rows, k, rng, device) if init == "k-means++" else np.sort(rng.choice(len(rows), k, replace=False))
+    if init == "k-means++":
+        start = plus_plus(rows, k, rng, device, held_bytes=held_bytes)
+    else:
+        start = np.sort(rng.choice(len(rows), k, replace=False))
     if engine == "faiss":
         return _fit_faiss(rows, start, niter, seed, device)
-    return _fit_torch(rows, start, niter, rng, device)
+    return _fit_torch(rows, start, niter, rng, device, held_bytes)
 
 
-def plus_plus(rows: np.ndarray, k: int, rng: np.random.Generator, device: str = "cpu") -> np.ndarray:
+def plus_plus(
+    rows: np.ndarray,
+    k: int,
+    rng: np.random.Generator,
+    device: str = "cpu",
+    *,
+    rows_per_centroid: int = SEEDING_ROWS_PER_CENTROID,
+    held_bytes: int = HELD_BYTES,
+) -> np.ndarray:
     """Return k distinct rows that lie far apart: int64 (k,), ascending. k-means++ in at most `SEEDING_ROUNDS` rounds.
 
     Each round draws rows with a chance in proportion to their distance, 1 - cosine (half of the squared Euclidean one
     of unit vectors), to the nearest row drawn before; up to k = `SEEDING_ROUNDS` it is one row a round: k-means++
     itself. Together they cost as much as one pass of Lloyd's loop. Draws from a uniform sample of the rows where they
-    are many (`SEEDING_ROWS_PER_CENTROID`, `unit_rows.HELD_BYTES`). No local trials: not the greedy variant.
+    are many (`rows_per_centroid`, `held_bytes`). No local trials: not the greedy variant.
     """
-    most = max(k, min(SEEDING_ROWS_PER_CENTROID * max(k, SEEDING_ROUNDS), unit_rows.HELD_BYTES // (4 * rows.shape[1])))
+    most = max(k, min(rows_per_centroid * max(k, SEEDING_ROUNDS), held_bytes // (4 * rows.shape[1])))
     pool = np.arange(len(rows)) if len(rows) <= most else np.sort(rng.choice(len(rows), most, replace=False))
-    unit = UnitRows(rows if len(pool) == len(rows) else gather(rows, pool), device)
+    unit = UnitRows(rows if len(pool) == len(rows) else gather(rows, pool), device, held_bytes)
     taken = np.zeros(len(pool), bool)
     distance = np.ones(len(pool), np.float32)
     left = k
@@ -138,10 +150,12 @@ def between(centroids: np.ndarray, neighbours: int) -> np.ndarray:
     return mean
 
 
-def _fit_torch(rows: np.ndarray, start: np.ndarray, niter: int, rng: np.random.Generator, device: str) -> Fit:
+def _fit_torch(
+    rows: np.ndarray, start: np.ndarray, niter: int, rng: np.random.Generator, device: str, held_bytes: int
+) -> Fit:
     import torch
 
-    unit = UnitRows(rows, device)
+    unit = UnitRows(rows, device, held_bytes)
     centroids = UnitRows(gather(rows, start), device)[0 : len(start)].clone()
     objective: list[float] = []
     repairs: list[int] = []

@@ -28,11 +28,11 @@ def release(rows: np.ndarray) -> None:
         base.madvise(mmap.MADV_DONTNEED)
 
 
-def gather(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Return the rows `at`, int64 (m,), of a map (n, d): (m, d). The map is released after each `PIECE_ROWS` rows."""
+def gather(rows: np.ndarray, at: np.ndarray, piece_rows: int = PIECE_ROWS) -> np.ndarray:
+    """Return the rows `at`, int64 (m,), of a map (n, d): (m, d). The map is released after each `piece_rows` rows."""
     found = np.empty((len(at), *rows.shape[1:]), rows.dtype)
-    for begin in range(0, len(at), PIECE_ROWS):
-        piece = slice(begin, begin + PIECE_ROWS)
+    for begin in range(0, len(at), piece_rows):
+        piece = slice(begin, begin + piece_rows)
         found[piece] = rows[at[piece]]
         release(rows)
     return found

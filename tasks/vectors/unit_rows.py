@@ -19,9 +19,10 @@ class UnitRows:
     `rows`: (n, d), float16 or float32, in memory or mapped. A row without a direction (`mapped.usable`) becomes NaN.
     """
 
-    def __init__(self, rows: np.ndarray, device: str) -> None:
+    def __init__(self, rows: np.ndarray, device: str, held_bytes: int = HELD_BYTES) -> None:
+        """Convert all rows now if they have at most `held_bytes` as float32."""
         self._rows, self._device = rows, device
-        self._held = self._load(0, len(rows)) if rows.size * 4 <= HELD_BYTES else None
+        self._held = self._load(0, len(rows)) if rows.size * 4 <= held_bytes else None
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -23,7 +23,7 @@ import torch
 from threadpoolctl import threadpool_info
 
 from tasks.streams.ordered_map import ordered_map
-from tasks.vectors import kmeans, unit_rows
+from tasks.vectors import kmeans
 from tasks.vectors.nearest_centroid import BLOCK, Assigner
 
 
@@ -98,16 +98,13 @@ def peak(rows: int, k: int, dim: int, niter: int, repeats: int, threads: int, si
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder, "rows.npy"), data)
         mapped = np.load(Path(folder, "rows.npy"), mmap_mode="r")
-        held, module = unit_rows.HELD_BYTES, vars(unit_rows)
-        module["HELD_BYTES"] = 0
-        assigner = Assigner(kmeans.fit(mapped[: 4 * k], k, niter=1).centroids)
+        assigner = Assigner(kmeans.fit(mapped[: 4 * k], k, niter=1, held_bytes=0).centroids)
         for seed in range(repeats):
             gemm = 2 * side**3 * 1e-9 / timed(lambda: torch.mm(square, square, out=into))[0]
             bare = work * (niter + 1) / timed(lambda: products(unit, unit[:k], niter + 1))[0]
-            cpu, _, fit = timed(partial(kmeans.fit, mapped, k, niter=niter, seed=seed))
+            cpu, _, fit = timed(partial(kmeans.fit, mapped, k, niter=niter, seed=seed, held_bytes=0))
             nearest = work / timed(lambda: assigner(data))[0]
             rates.append((gemm, bare, nearest, work * len(fit.objective) / cpu))
-        module["HELD_BYTES"] = held
     limit, bare, nearest, whole = (statistics.median(rate[arm] for rate in rates) for arm in range(4))
     return {
         "name": f"k-means {rows} x {dim} from a map, k={k}, threads={threads}: share of the machine's product",

@@ -127,8 +127,7 @@ def test_a_git_that_hangs(checkout: Path, tmp_path: Path, monkeypatch: pytest.Mo
     (folder / "git").write_text("#!/bin/sh\nexec sleep 9999\n")
     (folder / "git").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr("flows.build.code_version._TIMEOUT_S", 0.2)
-    assert code_version(checkout) == before
+    assert code_version(checkout, timeout_s=0.2) == before
 
 
 def test_this_checkout() -> None:

@@ -17,16 +17,15 @@ def test_a_small_demo_finds_what_was_planted(
 ) -> None:
     quick = tmp_path / "demo.yaml"
     quick.write_text(demo.RECIPE.read_text().replace("steps: 200", "steps: 8").replace("k: 60", "k: 12"))
-    monkeypatch.setattr(demo, "RECIPE", quick)
     for name in ("ESPALIER_DEMO_URLS", "ESPALIER_DEMO_HOST"):
         monkeypatch.setenv(name, "set by the demo")
     catalog = str(tmp_path / "catalog")
-    demo.run(catalog, 300, "inline", as_json=True)
+    demo.run(catalog, 300, "inline", as_json=True, recipe=quick)
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
     assert len(checks) == 11
     for name, check in checks.items():
         assert check["passed"] or name in LEARNT, check
-    demo.run(catalog, 300, "inline", as_json=False)  # everything is cached now
+    demo.run(catalog, 300, "inline", as_json=False, recipe=quick)  # everything is cached now
     facts = capsys.readouterr().out
     for word in ("Scoreboard", "of 11 checks passed", "Look at the report", "espalier errors demo"):
         assert word in facts

@@ -7,7 +7,6 @@ import pytest
 
 from catalog.dataset import Catalog
 from catalog.errors import UserError
-from flows.explore import gallery
 from flows.explore.gallery import pictures, render, show_page
 from flows.explore.search import Query, search
 from tests.browser import look, needs_browser
@@ -33,16 +32,18 @@ def test_the_page_is_harmless(built: Built, tmp_path: Path) -> None:  # noqa: F8
 
 def test_pictures_end_with_the_budget(
     built: Built,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     catalog = Catalog(built.catalog)
     found = search(catalog, "web", Query(text="a bird", top=9))
     every = pictures(found, catalog.dataset("web"))
     assert set(every) == {hit.sample_id for hit in found.hits}
-    monkeypatch.setattr(gallery, "BUDGET_BYTES", sum(map(len, every.values())) // 2)
-    assert 0 < len(pictures(found, catalog.dataset("web"))) < 9
-    assert "no picture" in render(found, catalog.dataset("web"))
+    budget = sum(map(len, every.values())) // 2
+    some = pictures(found, catalog.dataset("web"), budget)
+    assert 0 < len(some) < 9
+    assert sum(map(len, some.values())) <= budget
+    assert render(found, catalog.dataset("web"), budget).count("no picture") == 9 - len(some)
+    assert "no picture" not in render(found, catalog.dataset("web"))
     with pytest.raises(UserError, match="cannot write"):
         show_page("", str(tmp_path / "no" / "page.html"), False)
 

@@ -17,7 +17,6 @@ from catalog.parts import PartWriter
 from catalog.storage import Storage
 from flows.build.build import build_here
 from flows.build.spec import BuildSpec
-from flows.explore import search as searching
 from flows.explore.save import save
 from flows.explore.search import Query, search
 from tests.flows.conftest import Run, Web
@@ -97,15 +96,12 @@ def test_words_and_pictures_are_encoded_as_the_column_was(built: Built, tmp_path
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_result_becomes_a_dataset(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_becomes_a_dataset(built: Built) -> None:
     import webdataset
 
-    from flows.explore import save as saving
-
-    monkeypatch.setattr(saving, "SHARD_ROWS", 4)
     catalog = Catalog(built.catalog)
     found = search(catalog, "web", Query(text="picture 3 of a", top=6, where="width >= 10"))
-    version = save(catalog, found, "few")
+    version = save(catalog, found, "few", shard_rows=4)
     ids = sorted(hit.sample_id for hit in found.hits)
     assert version.label == "few@1"
     original = {table: state.rows for table, state in catalog.resolve("web").tables.items()}
@@ -232,10 +228,11 @@ def test_the_command_line(built: Built, run: Run, tmp_path: Path, monkeypatch: p
     assert "saved 3 samples as few@1" in err
     assert "web@1, clip: " in err
     assert page.read_text().count("data:image/webp") == 3
-    monkeypatch.setattr(searching, "EXACT_ROWS", 0)
     code, out, err = run("search", "web", "--text", "a bird", "--top", "3", "--json", *at)
     facts = json.loads(out)
-    assert (facts["how"], len(facts["hits"]), facts["query"]["text"]) == ("index Flat, 15 rows", 3, "a bird")
+    assert (facts["how"], len(facts["hits"]), facts["query"]["text"]) == (
+        "exact, 15 rows: so few need no index", 3, "a bird",
+    )  # fmt: skip
     for command in ("versions", "show", "errors", "report"):
         code, out, err = run(command, "few", *at)
         assert code == 0, err

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from catalog.errors import NotFoundError, QueryError, UserError
 from catalog.storage import Storage
 from flows.explore import search as searching
 from flows.explore.index import budget_of, forget, update
-from flows.explore.search import Found, Query, Searcher, search
+from flows.explore.search import Found, Query, Searcher, Thresholds, search
 from flows.explore.stored_index import Kept
 from tasks.index.choose import Budget
 from tasks.index.vector_index import VectorIndex
@@ -28,11 +29,8 @@ def birds(tmp_path: Path) -> Planted:
     return Planted(tmp_path)
 
 
-@pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use the index for however few rows."""
-    monkeypatch.setattr(searching, "EXACT_ROWS", 0)
-    monkeypatch.setattr(searching, "EXACT_SHARE", 0.0)
+EAGER = Thresholds(exact_rows=0, exact_share=0.0)
+"""Use the index for however few rows."""
 
 
 def ids_of(found: Found) -> list[int]:
@@ -62,12 +60,12 @@ def test_without_an_index_it_is_exact_and_says_so(birds: Planted, like: int) -> 
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw", "ivfpq", "opq"])
-def test_with_an_index(birds: Planted, eager: None, kind: str) -> None:
+def test_with_an_index(birds: Planted, kind: str) -> None:
     update(birds.dataset, birds.publish(range(3)), "clip", budget_of(kind, 100, 0.99))
     hits = right = 0
     for like in range(0, 300, 75):
-        found = search(birds.catalog, "birds", Query(like=like))
-        exact = search(birds.catalog, "birds", Query(like=like, exact=True))
+        found = search(birds.catalog, "birds", Query(like=like), thresholds=EAGER)
+        exact = search(birds.catalog, "birds", Query(like=like, exact=True), thresholds=EAGER)
         assert found.how.startswith("index ")
         assert len(found.hits) == 20
         hits += len(set(ids_of(found)) & set(ids_of(exact)))
@@ -79,12 +77,12 @@ def test_with_an_index(birds: Planted, eager: None, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [None, "flat", "ivf", "hnsw", "ivfpq"])
 @pytest.mark.parametrize("where", ["row % 100 == 3", "row % 2 == 0", "part == 2", "row < 5"])
-def test_a_filter_leaves_the_results_full(birds: Planted, eager: None, kind: str | None, where: str) -> None:
+def test_a_filter_leaves_the_results_full(birds: Planted, kind: str | None, where: str) -> None:
     version = birds.publish(range(3))
     if kind:
         update(birds.dataset, version, "clip", budget_of(kind, 100, 0.99))
     sql = where.replace("row", "width").replace("part", "(sample_id >> 24)").replace("==", "=")
-    found = search(birds.catalog, "birds", Query(like=7, where=sql, top=8))
+    found = search(birds.catalog, "birds", Query(like=7, where=sql, top=8), thresholds=EAGER)
     wanted = expected(birds, range(3), 7, 8, where)
     if kind == "ivfpq":
         assert len(found.hits) == len(wanted)
@@ -101,12 +99,12 @@ def test_a_rare_filter_compares_its_rows_alone(birds: Planted) -> None:
     assert found.searched == 9
 
 
-def test_more_rows_than_can_be_selected(birds: Planted, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_rows_than_can_be_selected(birds: Planted) -> None:
     update(birds.dataset, birds.publish(range(3)), "clip", budget_of("flat", 100, 1))
-    monkeypatch.setattr(searching, "SELECTED_ROWS", 10)
+    few = replace(EAGER, selected_rows=10)
     for where in ("row % 3 == 1", "part == 1", "row % 90 == 8"):
         sql = where.replace("row", "width").replace("part", "(sample_id >> 24)").replace("==", "=")
-        found = search(birds.catalog, "birds", Query(like=7, where=sql))
+        found = search(birds.catalog, "birds", Query(like=7, where=sql), thresholds=few)
         assert ids_of(found) == expected(birds, range(3), 7, 20, where)
 
 
@@ -137,44 +135,44 @@ def test_what_was_rejected_is_not_shown(birds: Planted) -> None:
         assert ids_of(search(birds.catalog, "birds", Query(like=1, all=True)))[0] == nearest
 
 
-def test_parts_beside_the_index_are_searched_too(birds: Planted, eager: None) -> None:
+def test_parts_beside_the_index_are_searched_too(birds: Planted) -> None:
     update(birds.dataset, birds.publish(range(2)), "clip", budget_of("flat", 100, 1))
     birds.publish(range(4))
-    found = search(birds.catalog, "birds", Query(like=5))
+    found = search(birds.catalog, "birds", Query(like=5), thresholds=EAGER)
     assert ids_of(found) == expected(birds, range(4), 5, 20)
     assert found.how == "index Flat, 1,200 rows, and 2 parts beside it exactly"
 
 
-def test_another_version_is_searched_as_it_was(birds: Planted, eager: None) -> None:
+def test_another_version_is_searched_as_it_was(birds: Planted) -> None:
     birds.publish(range(2))
     update(birds.dataset, birds.publish([0, 2]), "clip", budget_of("flat", 100, 1))
-    assert ids_of(search(birds.catalog, "birds@1", Query(like=5))) == expected(birds, [0, 1], 5, 20)
-    assert ids_of(search(birds.catalog, "birds@2", Query(like=5))) == expected(birds, [0, 2], 5, 20)
-    everything = search(birds.catalog, "birds@1", Query(like=5, all=True))
+    assert ids_of(search(birds.catalog, "birds@1", Query(like=5), thresholds=EAGER)) == expected(birds, [0, 1], 5, 20)
+    assert ids_of(search(birds.catalog, "birds@2", Query(like=5), thresholds=EAGER)) == expected(birds, [0, 2], 5, 20)
+    everything = search(birds.catalog, "birds@1", Query(like=5, all=True), thresholds=EAGER)
     assert ids_of(everything) == expected(birds, [0, 1], 5, 20)
     assert "has parts that birds@1 has not" in everything.how
 
 
-def test_rows_that_were_taken_down_are_not_found(birds: Planted, eager: None) -> None:
+def test_rows_that_were_taken_down_are_not_found(birds: Planted) -> None:
     update(birds.dataset, birds.publish(range(2)), "clip", IVF)
     gone = frozenset(expected(birds, range(2), 5, 3))
     birds.publish(range(2), without=gone, attempt=1)
     left = [i for i in expected(birds, range(2), 5, 40) if i not in gone][:20]
-    assert ids_of(search(birds.catalog, "birds", Query(like=5))) == left
+    assert ids_of(search(birds.catalog, "birds", Query(like=5), thresholds=EAGER)) == left
     forget(birds.dataset, np.array(sorted(gone)))
-    assert ids_of(search(birds.catalog, "birds", Query(like=5))) == left
+    assert ids_of(search(birds.catalog, "birds", Query(like=5), thresholds=EAGER)) == left
     made = update(birds.dataset, birds.dataset.version(), "clip", IVF)
     assert made.facts["rows"] == 600 - len(gone)
-    assert ids_of(search(birds.catalog, "birds", Query(like=5))) == left
+    assert ids_of(search(birds.catalog, "birds", Query(like=5), thresholds=EAGER)) == left
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_near_duplicates_stand_for_each_other(birds: Planted, eager: None, indexed: bool) -> None:
+def test_near_duplicates_stand_for_each_other(birds: Planted, indexed: bool) -> None:
     version = birds.publish(range(3))
     if indexed:
         update(birds.dataset, version, "clip", budget_of("flat", 100, 1))
     threshold = 0.75
-    found = search(birds.catalog, "birds", Query(like=4, unique=threshold, top=15))
+    found = search(birds.catalog, "birds", Query(like=4, unique=threshold, top=15), thresholds=EAGER)
     ids, pictures, _ = birds.all(range(3))
     order = [4, *expected(birds, range(3), 4, 899)]
     rows = pictures[np.searchsorted(ids, order)]
@@ -184,7 +182,7 @@ def test_near_duplicates_stand_for_each_other(birds: Planted, eager: None, index
             leaders.append(row)
     assert ids_of(found) == [order[leader] for leader in leaders[1:16]]
     assert sum(hit.copies for hit in found.hits) > 0
-    every = search(birds.catalog, "birds", Query(like=4, unique=-0.99, top=5))
+    every = search(birds.catalog, "birds", Query(like=4, unique=-0.99, top=5), thresholds=EAGER)
     assert every.hits == []
 
 
@@ -225,12 +223,10 @@ def test_mistakes_are_one_line(birds: Planted, tmp_path: Path) -> None:
     assert Storage.open(birds.catalog.uri).exists(f"birds/{birds.dataset.files(version, 'samples')[0].path}")
 
 
-def test_a_searcher_goes_on_with_what_it_has_opened(
-    birds: Planted, eager: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_searcher_goes_on_with_what_it_has_opened(birds: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     update(birds.dataset, birds.publish(range(3)), "clip", IVF)
     asked = [Query(like=7), Query(like=40, where="width % 2 = 0"), Query(like=7, all=True), Query(like=9, exact=True)]
-    each = [search(birds.catalog, "birds", one) for one in asked]
+    each = [search(birds.catalog, "birds", one, thresholds=EAGER) for one in asked]
     loads: list[str] = []
     load = Kept.load
 
@@ -244,7 +240,7 @@ def test_a_searcher_goes_on_with_what_it_has_opened(
 
     monkeypatch.setattr(Kept, "load", loading)
     monkeypatch.setattr(searching, "connect", connecting)
-    with Searcher(birds.catalog, "birds") as searcher:
+    with Searcher(birds.catalog, "birds", thresholds=EAGER) as searcher:
         assert [searcher.search(one) for one in [*asked, *asked]] == [*each, *each]
         with pytest.raises(UserError, match="reads the column 'clip'; found 'clip_text'"):
             searcher.search(Query(like=1, column="clip_text"))
@@ -258,13 +254,13 @@ def test_no_condition_needs_no_duckdb(birds: Planted, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("kind", [None, "flat", "ivf", "hnsw", "ivfpq"])
-def test_more_results_than_rows_are_all_rows(birds: Planted, eager: None, kind: str | None) -> None:
+def test_more_results_than_rows_are_all_rows(birds: Planted, kind: str | None) -> None:
     version = birds.publish(range(3))
     if kind:
         update(birds.dataset, version, "clip", budget_of(kind, 100, 0.9))
-    found = search(birds.catalog, "birds", Query(like=7, top=10**9))
+    found = search(birds.catalog, "birds", Query(like=7, top=10**9), thresholds=EAGER)
     assert sorted(ids_of(found)) == [i for i in birds.all(range(3))[0] if i != 7]
-    some = search(birds.catalog, "birds", Query(like=7, top=10**9, where="width % 3 = 0"))
+    some = search(birds.catalog, "birds", Query(like=7, top=10**9, where="width % 3 = 0"), thresholds=EAGER)
     assert ids_of(some) == expected(birds, range(3), 7, 10**9, "row % 3 == 0")
 
 

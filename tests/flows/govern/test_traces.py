@@ -9,7 +9,6 @@ import pytest
 
 from catalog.errors import BuildError
 from catalog.takedown.scrub import Words
-from flows.govern import traces
 from flows.govern.traces import overwrite
 
 WORDS = Words(frozenset(["http://host.example/a.jpg"]), frozenset(), frozenset(['Jane Doe\'s "house", Köln']))
@@ -74,19 +73,17 @@ def test_logs_keep_their_size(state: Path) -> None:
         assert b"a.jpg" not in data
 
 
-def test_words_across_two_pieces_are_found(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traces, "_AT_ONCE", 16)
+def test_words_across_two_pieces_are_found(state: Path) -> None:
     (state / "server.log").write_bytes(b"x" * 10 + b"http://host.example/a.jpg" + b"y" * 40)
-    overwrite(WORDS)
+    overwrite(WORDS, piece_bytes=16)
     assert (state / "server.log").read_bytes() == b"x" * 10 + b"*" * 25 + b"y" * 40
 
 
-def test_a_locked_database_is_said(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traces, "_WAIT_S", 0.1)
+def test_a_locked_database_is_an_error(state: Path) -> None:
     with closing(fill(state / "prefect" / "prefect.db", 3)) as in_use:
         in_use.execute("begin immediate")
         with pytest.raises(BuildError, match=r"cannot erase words in .*locked; stop the process that uses it"):
-            overwrite(WORDS)
+            overwrite(WORDS, wait_s=0.1)
 
 
 def test_nothing_to_look_for(state: Path) -> None:

@@ -76,11 +76,11 @@ def test_the_stage_records_every_k_and_fits_the_best(tmp_path: Path) -> None:
     assert table["size"].to_numpy().sum() == 3000
 
 
-def test_the_criterion_sees_a_bounded_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.cluster._auto.SAMPLE_ROWS", 100)
+def test_the_criterion_sees_a_bounded_sample(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     grid = {"auto": {"min": 2, "max": 400}}
-    list(Centroids.model_validate({"k": grid, "niter": 1}).run(embeddings(mixture(0, 900, 5, 8).rows), run))
+    stage = Centroids.model_validate({"k": grid, "niter": 1})
+    list(stage.run(embeddings(mixture(0, 900, 5, 8).rows), run, criterion_rows=100))
     assert run.notes["criterion_rows"] == 100
     assert max(k for k, _ in run.notes["criterion_by_k"]) <= 50
     assert run.notes["training_rows"] == 900

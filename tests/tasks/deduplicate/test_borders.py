@@ -11,6 +11,7 @@ from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, vector
 from tasks.cluster.centroids import centroids_table
 from tasks.deduplicate._borders import Borders
+from tasks.deduplicate._limits import Limits
 from tasks.deduplicate.deduplicate import Deduplicate
 from tasks.vectors import kmeans
 from tests.helpers import LocalRun
@@ -188,9 +189,7 @@ def test_the_stage_equals_one_cluster(tmp_path: Path, seed: int, rule: str, with
 
 
 @pytest.mark.parametrize("rule", ["order", "greedy", "components"])
-def test_the_distribution_of_work_over_cores_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
-) -> None:
+def test_the_distribution_of_work_over_cores_changes_nothing(tmp_path: Path, rule: str) -> None:
     inputs, _, _ = inputs_of(3, with_centroids=True)
     stage = Deduplicate.model_validate(
         {"exact": False, "keep": "first", "semantic": {"epsilon": 0.02, "rule": rule, "borders": 4}}
@@ -198,14 +197,12 @@ def test_the_distribution_of_work_over_cores_changes_nothing(
     threads = torch.get_num_threads()
     found = []
     ways = [(1, 1 << 15, 512, 2048), (3, 1 << 15, 31, 77), (2, 100, 512, 9)]
-    for at, (cores, large, visitors, hosts) in enumerate(ways):
-        monkeypatch.setattr("tasks.deduplicate._cells.LARGE", large)
-        monkeypatch.setattr("tasks.deduplicate._borders.CANDIDATE_ROWS", visitors)
-        monkeypatch.setattr("tasks.deduplicate._borders.TARGET_ROWS", hosts)
+    for at, (cores, large, candidates, targets) in enumerate(ways):
+        limits = Limits(large_cell_rows=large, candidate_rows=candidates, target_rows=targets)
         torch.set_num_threads(cores)
         try:
             run = LocalRun(tmp_path / str(at))
-            table = pa.concat_tables(stage.run(inputs, run))
+            table = pa.concat_tables(stage.run(inputs, run, limits))
         finally:
             torch.set_num_threads(threads)
         found.append((table["keep"].to_pylist(), table["representative"].to_pylist(), run.notes["border_pairs"]))

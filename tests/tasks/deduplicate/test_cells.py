@@ -59,16 +59,14 @@ def test_cells_find_the_pairs_of_the_full_product(tmp_path: Path, seed: int) -> 
     assert some["semantic_pairs"] + some["border_pairs"] < 0.6 * all_pairs["semantic_pairs"]
 
 
-def test_small_clusters_and_huge_ones_are_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_clusters_and_huge_ones_are_not_split() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(9000, 8)).astype(np.float16)
     starts, centroids = np.array([0, 3000, 9000]), rng.normal(size=(2, 8)).astype(np.float32)
     rows, before = np.arange(9000), vectors.copy()
-    monkeypatch.setattr("tasks.deduplicate._cells.LARGEST", 5000)
-    found, centres = split(rows, vectors, starts, centroids, 0, "cpu")
+    found, centres = split(rows, vectors, starts, centroids, 0, "cpu", largest=5000)
     np.testing.assert_array_equal(found, starts)
     np.testing.assert_array_equal(vectors, before)
-    monkeypatch.undo()
     found, centres = split(rows, vectors, starts, centroids, 0, "cpu")
     assert found[:2].tolist() == [0, 3000]
     assert len(found) == len(centres) + 1 > 3
@@ -76,14 +74,13 @@ def test_small_clusters_and_huge_ones_are_not_split(monkeypatch: pytest.MonkeyPa
     assert all((np.diff(rows[a:b]) > 0).all() for a, b in itertools.pairwise(found))
 
 
-def test_rows_reach_their_places_through_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_reach_their_places_through_buckets(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(1000, 16)).astype(np.float16)
     vectors[7] = 0
     place = rng.permutation(1000)
-    monkeypatch.setattr("tasks.deduplicate._spill.BUCKET_BYTES", 32 * 90)
     pieces = [(place[a : a + 130], vectors[a : a + 130]) for a in range(0, 900, 130)]
-    out, there = spill(pieces, tmp_path / "v.npy", 1000, 16)
+    out, there = spill(pieces, tmp_path / "v.npy", 1000, 16, bucket_bytes=32 * 90)
     asked = place[:910]
     np.testing.assert_array_equal(out[asked], vectors[:910])
     assert not there[place[910:]].any()

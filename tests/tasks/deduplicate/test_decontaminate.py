@@ -48,9 +48,9 @@ def write_set(path: Path, data: Sequence[bytes | None], nested: bool = False) ->
     return path
 
 
-def run_of(stage: Decontaminate, inputs: Inputs, folder: Path) -> tuple[pa.Table, dict[str, Any]]:
+def run_of(stage: Decontaminate, inputs: Inputs, folder: Path, **at_once: int) -> tuple[pa.Table, dict[str, Any]]:
     run = LocalRun(folder)
-    table = pa.concat_tables(stage.run(inputs, run))
+    table = pa.concat_tables(stage.run(inputs, run, **at_once))
     assert table.schema == DECISIONS
     check_numbers(table)
     named = {
@@ -131,12 +131,8 @@ def test_semantic_copies_by_the_encoder_of_the_column(tmp_path: Path, tiny_clip:
 
 @pytest.mark.parametrize("targets", [7, 16_384])
 @pytest.mark.parametrize("seed", range(2))
-def test_given_columns_against_the_full_product(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, targets: int
-) -> None:
+def test_given_columns_against_the_full_product(tmp_path: Path, seed: int, targets: int) -> None:
     """Hashes and vectors from files, two sets: every row by its definition, with any blocks."""
-    monkeypatch.setattr("tasks.deduplicate.decontaminate.TARGETS", targets)
-    monkeypatch.setattr("tasks.deduplicate.decontaminate.ROWS", 37)
     rng = np.random.default_rng(seed)
     n, m = 300, 50
     hashes, theirs = rng.integers(-(2**63), 2**63 - 1, n), rng.integers(-(2**63), 2**63 - 1, m)
@@ -153,7 +149,8 @@ def test_given_columns_against_the_full_product(
     ]
     stage = Decontaminate.model_validate({"sets": sets, "exact": False, "radius": 2, "epsilon": 0.05})
     images = pa.table({"sample_id": np.arange(n) * 2, "status": ["success"] * n, "phash": hashes})
-    found, notes = run_of(stage, Inputs.of(images=images, embeddings=embedded(vectors)), tmp_path)
+    inputs = Inputs.of(images=images, embeddings=embedded(vectors))
+    found, notes = run_of(stage, inputs, tmp_path, rows=37, targets=targets)
     bits = np.bitwise_count((hashes[:, None] ^ theirs[None]).view(np.uint64))
     with np.errstate(invalid="ignore", divide="ignore"):
         one, other = (v.astype(np.float64) / np.linalg.norm(v.astype(np.float64), axis=1, keepdims=True)
@@ -172,29 +169,26 @@ def test_given_columns_against_the_full_product(
     assert notes["sets"]["s1"]["images"] == 20
 
 
-def test_completed_chunks_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of a killed run are read; a partially written one is ignored."""
-    monkeypatch.setattr("tasks.deduplicate._evaluation.CHUNK_ROWS", 2)
+def test_completed_chunks_are_not_made_again(tmp_path: Path) -> None:
+    """Chunks of a killed run are read; a partially written one is ignored, and made from the file."""
     secret = [encoded(photo(i), quality=95) for i in range(5)]
     path = write_set(tmp_path / "eval.parquet", secret)
     stage = Decontaminate.model_validate({"sets": [{"name": "s", "path": str(path), "image": "image"}]})
-    inputs = Inputs.of(images=images_of([secret[4], encoded(photo(9), quality=95)]))
-    first, _ = run_of(stage, inputs, tmp_path)
+    inputs = Inputs.of(images=images_of([secret[4], secret[1], encoded(photo(9), quality=95)]))
+    first, _ = run_of(stage, inputs, tmp_path, chunk_rows=2)
     chunks = sorted((tmp_path / "checkpoints").glob("*"))
     assert len(chunks) == 3
-    chunks[2].rename(chunks[2].with_suffix(".fresh"))
-    measured: list[int] = []
-    monkeypatch.setattr(
-        "tasks.deduplicate._evaluation._measure", lambda found, at, data, wanted: measured.append(len(data))
-    )
-    monkeypatch.setattr("tasks.deduplicate._evaluation._write", lambda place, targets: None)
-    with pytest.raises(FileNotFoundError):
-        run_of(stage, inputs, tmp_path)
-    assert measured == [len(secret[4])]
-    chunks[2].with_suffix(".fresh").rename(chunks[2])
-    second, _ = run_of(stage, inputs, tmp_path)
+    assert first["reason"].to_pylist() == ["contaminated_exact", "contaminated_exact", None]
+    chunks[2].with_suffix(".fresh").write_bytes(chunks[2].read_bytes()[:100])
+    chunks[2].unlink()
+    write_set(path, [encoded(photo(20 + i), quality=95) for i in range(4)] + secret[4:])  # only chunk 2 is as before
+    second, _ = run_of(stage, inputs, tmp_path, chunk_rows=2)
     assert second.equals(first)
-    assert first["reason"].to_pylist() == ["contaminated_exact", None]
+    assert sorted((tmp_path / "checkpoints").glob("*")) == chunks
+    for chunk in chunks:
+        chunk.unlink()
+    third, _ = run_of(stage, inputs, tmp_path, chunk_rows=2)
+    assert third["reason"].to_pylist() == ["contaminated_exact", None, None]
 
 
 def test_the_content_of_the_sets_is_in_the_fingerprint(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, DECISIONS, IMAGES, vector
 from tasks.deduplicate import Deduplicate
 from tasks.deduplicate._base import Best, order_columns
+from tasks.deduplicate._limits import Limits
 from tests.helpers import LocalRun, check_numbers
 
 EMBEDDINGS = pa.schema([pa.field("sample_id", pa.int64()), vector("clip", 2, ""), pa.field("clip_score", pa.float32())])
@@ -171,16 +172,15 @@ KINDS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("rule", ["order", "greedy", "components"])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_verdict_equals_its_definition(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, rule: str, kinds: dict[str, Any], held: bool
+    tmp_path: Path, seed: int, rule: str, kinds: dict[str, Any], held: bool
 ) -> None:
     """Kept rows are as defined; every removed row has a preferred kept representative, to which it is tied."""
-    if not held:
-        monkeypatch.setattr("tasks.deduplicate._meaning.MOST_PAIRS", 0)
+    limits = Limits() if held else Limits(pairs_in_memory=0)
     inputs, facts = graph(seed)
     semantic = {"epsilon": 0.03, "rule": rule, "clusters": 4, "borders": 4, "reach": "certain"}
     recipe = {"keep": {"best": "score"}} | kinds | ({"semantic": semantic} if "semantic" in kinds else {})
     run = LocalRun(tmp_path)
-    table = pa.concat_tables(Deduplicate.model_validate(recipe).run(inputs, run))
+    table = pa.concat_tables(Deduplicate.model_validate(recipe).run(inputs, run, limits))
     asked = {k for k in ("pixels", "perceptual", "semantic") if k in kinds} | ({"exact"} - {*kinds})
     expected = by_definition(facts, rule if "semantic" in kinds else "greedy", asked)
     keep = table["keep"].to_numpy()

@@ -15,6 +15,7 @@ from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, SAMPLE_ID, vector
 from tasks.cluster.centroids import centroids_table
 from tasks.deduplicate import Deduplicate
+from tasks.deduplicate._limits import Limits
 from tasks.deduplicate._near import SLACK, Fold, Near, nearest
 from tasks.deduplicate._semantic import Rule, judge
 from tests.helpers import LocalRun
@@ -135,8 +136,7 @@ def test_a_large_cluster_has_the_same_verdict(rule: Rule, monkeypatch: pytest.Mo
         write(self, *args)
 
     monkeypatch.setattr(Fold, "write", noted)
-    monkeypatch.setattr("tasks.deduplicate._near.LEAST_PAIRS", 1 << 20)
-    folded = judge(rows, rule, 0.05, block=300)
+    folded = judge(rows, rule, 0.05, block=300, limits=Limits(least_folded_pairs=1 << 20))
     assert len(widths) == 1
     assert 300 < (~plain.keep).sum() < 700
     np.testing.assert_array_equal(folded.keep, plain.keep)
@@ -203,12 +203,8 @@ def inputs_of(world: dict[str, Any]) -> Inputs:
     return Inputs.of(embeddings=embeddings, clusters=clusters, centroids=centroids)
 
 
-def fold_all(patch: pytest.MonkeyPatch) -> None:
-    """Fold even if it does not pay."""
-    patch.setattr("tasks.deduplicate._meaning.LEAST_PAIRS", 1)
-    patch.setattr("tasks.deduplicate._meaning.FOLD_PAIRS", 0)
-    patch.setattr("tasks.deduplicate._near.WIDTHS", (2, 3, 5))
-    patch.setattr("tasks.deduplicate._near.VERIFY", 0)
+FOLD_ALL = Limits(least_folded_pairs=1, folded_pairs_per_row=0, folded_widths=(2, 3, 5), verify_cost=0)
+"""Fold even if it does not pay."""
 
 
 @pytest.mark.parametrize("borders", [0, 5])
@@ -225,12 +221,10 @@ def test_the_stage_equals_its_rule(folds: bool, rule: Rule, borders: int, world:
     key = {"hard": -world["distance"], "easy": world["distance"], "first": np.zeros(len(usable))}[world["order"]]
     order = np.argsort(key, kind="stable")
     semantic = {"epsilon": epsilon, "rule": rule, "borders": borders, "reach": "certain", "order": world["order"]}
-    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        if folds:
-            fold_all(patch)
+    with TemporaryDirectory() as folder:
         run = LocalRun(Path(folder))
         stage = Deduplicate.model_validate({"exact": False, "semantic": semantic})
-        table = pa.concat_tables(stage.run(inputs_of(world), run))
+        table = pa.concat_tables(stage.run(inputs_of(world), run, FOLD_ALL if folds else Limits()))
     keep = table["keep"].to_numpy(zero_copy_only=False)
     assert keep[~usable].all()
     if (np.abs(cosine - (1 - epsilon)) < 2e-6).any():

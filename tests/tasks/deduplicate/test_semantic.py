@@ -8,6 +8,7 @@ import pytest
 
 from catalog.inputs import Inputs
 from catalog.schema import CLUSTERS, vector
+from tasks.deduplicate._limits import Limits
 from tasks.deduplicate._semantic import Rule, Semantic, judge
 from tasks.deduplicate.deduplicate import Deduplicate
 from tests.helpers import LocalRun
@@ -173,12 +174,11 @@ def test_the_order_determines_the_kept_row(tmp_path: Path, order: str) -> None:
         assert kept == 0
 
 
-def test_streaming_gives_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streaming_gives_the_same_result() -> None:
     rows = clumps(1, 300)
     held = [judge(rows, rule, 0.04, block=64) for rule in RULES]
-    monkeypatch.setattr("tasks.vectors.unit_rows.HELD_BYTES", 0)
     for rule, before in zip(RULES, held, strict=True):
-        after = judge(rows, rule, 0.04, block=64)
+        after = judge(rows, rule, 0.04, block=64, limits=Limits(held_bytes=0))
         assert (after.keep == before.keep).all()
         assert (after.representative == before.representative).all()
 

@@ -94,10 +94,9 @@ def test_no_rows(stage: Download) -> None:
     assert list(stage.open("cpu", {})(iter([source([])]))) == []
 
 
-def test_pieces_are_bounded(server: HostileServer, stage: Download, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.download.download._PIECE_BYTES", 100_000)
+def test_pieces_are_bounded(server: HostileServer, stage: Download) -> None:
     table = source([server.body(JPEG)] * 60)
-    pieces = list(stage.open("cpu", {})(iter([table])))
+    pieces = list(stage.open("cpu", {}, piece_bytes=100_000)(iter([table])))
     assert len(pieces) > 2
     assert sum(piece.num_rows for piece in pieces) == 60
     assert max(piece.column("image").nbytes for piece in pieces) < 200_000

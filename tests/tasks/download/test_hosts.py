@@ -117,10 +117,9 @@ def test_urls_that_always_answer_429_do_not_affect_their_host(
 
 
 def test_a_host_that_recovers_gets_its_later_rows(
-    sites: tuple[HostileServer, HostileServer, HostileServer], monkeypatch: pytest.MonkeyPatch
+    sites: tuple[HostileServer, HostileServer, HostileServer],
 ) -> None:
     """Probes are sent while the host is suspended, until one of them succeeds: then all later rows do."""
-    monkeypatch.setattr(hosts, "FIRST_PROBE_S", 0.2)
     site, _, _ = sites
     well = threading.Event()
 
@@ -142,7 +141,7 @@ def test_a_host_that_recovers_gets_its_later_rows(
         yield from (Request(f"{url}?last{i}") for i in range(20))
 
     settings = Download(allow_hosts=all_hosts(sites), retries=0, backoff_s=0.05, host_wait_s=0.5, timeout_s=20)
-    for outcome in HttpEngine(settings).outcomes(requests()):
+    for outcome in HttpEngine(settings, first_probe_s=0.2).outcomes(requests()):
         outcomes.append(outcome)  # noqa: PERF402  (`requests` looks at it)
     assert {o.reason for o in outcomes[:80]} == {"rate_limited", "host_busy"}
     assert all(o.image for o in outcomes[-20:])

@@ -16,7 +16,7 @@ from aiohttp import web
 from tasks.download import Download
 from tasks.download._base import LocalFile, Outcome, Request
 from tasks.download._hosts import DOWN_AFTER
-from tasks.download._http import HttpEngine
+from tasks.download._http import BUDGET_BYTES, HttpEngine
 from tasks.download._reasons import REASONS
 from tests.hostile_server import HostileServer
 from tests.pictures import encoded, jpeg, jpeg_bomb, picture, png_bomb, slow_bmp
@@ -27,11 +27,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
 def fetch(
-    server: HostileServer, *requests: Request | str | None, resolver: Scripted | None = None, **options: Any
+    server: HostileServer,
+    *requests: Request | str | None,
+    resolver: Scripted | None = None,
+    budget_bytes: int = BUDGET_BYTES,
+    **options: Any,
 ) -> list[Outcome]:
     settings = Download(**({"allow_hosts": server.hosts, "timeout_s": 20, "retries": 0, "backoff_s": 0.05} | options))
     wanted = [request if isinstance(request, Request) else Request(request) for request in requests]
-    return list(HttpEngine(settings, resolver=resolver).outcomes(wanted))
+    return list(HttpEngine(settings, resolver=resolver, budget_bytes=budget_bytes).outcomes(wanted))
 
 
 def check(outcome: Outcome, reason: str, detail: str = "") -> None:
@@ -345,12 +349,12 @@ def test_an_unexpected_error_is_a_reason(server: HostileServer, monkeypatch: pyt
     check(fetch(server, server.body(JPEG))[0], "unforeseen", "ZeroDivisionError")
 
 
-def test_large_bodies_share_a_small_budget(server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_bodies_share_a_small_budget(server: HostileServer) -> None:
     """Far more concurrent bytes than fit, and results larger than the budget: slower, without deadlock."""
-    monkeypatch.setattr("tasks.download._http.BUDGET_BYTES", 1 << 20)
     noise = encoded(picture(600, 400), "BMP")  # 720 kB, and nobody announces it
     url = server.drips(noise, step=200_000, pause_s=0.001)
-    outcomes = fetch(server, *[f"{url}?{i}" for i in range(30)], timeout_s=10, encode_format="png", image_size=128)
+    urls = [f"{url}?{i}" for i in range(30)]
+    outcomes = fetch(server, *urls, budget_bytes=1 << 20, timeout_s=10, encode_format="png", image_size=128)
     assert [o.received_bytes for o in outcomes] == [len(noise)] * 30
 
 

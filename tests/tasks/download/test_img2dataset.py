@@ -29,10 +29,14 @@ JPEG = jpeg(300, 200)
 
 
 def fetch(
-    server: HostileServer, requests: Iterable[Request], limit_s: float | None = None, **options: Any
+    server: HostileServer,
+    requests: Iterable[Request],
+    limit_s: float | None = None,
+    shard_rows: int = engine.SHARD_ROWS,
+    **options: Any,
 ) -> list[Outcome]:
     settings = Download(allow_hosts=server.hosts, **({"timeout_s": 2, "retries": 0, "concurrency": 8} | options))
-    return list(engine.Img2datasetEngine(settings, limit_s=limit_s).outcomes(requests))
+    return list(engine.Img2datasetEngine(settings, limit_s=limit_s, shard_rows=shard_rows).outcomes(requests))
 
 
 @pytest.mark.parametrize(
@@ -72,21 +76,19 @@ def test_an_environment_that_cannot_be_made_is_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("ESPALIER_FETCH_ENV", str(tmp_path / "env"))
-    monkeypatch.setattr(engine, "RELEASE", "0.0.0.nothing")
     with caplog.at_level(logging.WARNING), pytest.raises(BuildError, match="cannot be installed"):
-        engine.fetch_python()
-    assert "making the environment of img2dataset" in caplog.text
+        engine.fetch_python("0.0.0.nothing")
+    assert "creating the environment of img2dataset 0.0.0.nothing" in caplog.text
 
 
-def test_a_process_that_hangs_is_killed_with_all_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_hangs_is_killed_with_all_its_children(tmp_path: Path) -> None:
     """A substitute for the interpreter that starts a child and then sleeps, both for longer than this test."""
     marker = tmp_path / "child"
     stand_in = tmp_path / "python"
     stand_in.write_text(f"#!/bin/sh\nsleep 9999 &\necho $! > {marker}\nsleep 9999\n")
     stand_in.chmod(0o755)
-    monkeypatch.setattr(engine, "fetch_python", lambda: stand_in)
     with (tmp_path / "log").open("wb") as log:
-        assert engine._run_limited({}, log, 1.0) == "limit"
+        assert engine._run_limited(stand_in, {}, log, 1.0) == "limit"
     child = int(marker.read_text())
     wait_for(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
 
@@ -155,13 +157,10 @@ def test_engine_http_stores_every_picture_that_img2dataset_stores(server: Hostil
 
 
 @pytest.mark.slow
-def test_slow_loris_ends_at_the_limit_and_finished_shards_count(
-    server: HostileServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "_SHARD_ROWS", 10)
+def test_slow_loris_ends_at_the_limit_and_finished_shards_count(server: HostileServer) -> None:
     good = [Request(server.body(JPEG)) for _ in range(20)]
     stuck = [Request(server.drips(JPEG, step=1, pause_s=0.5)) for _ in range(10)]
-    outcomes = fetch(server, good + stuck, limit_s=60)
+    outcomes = fetch(server, good + stuck, limit_s=60, shard_rows=10)
     reasons = [outcome.reason for outcome in outcomes]
     assert reasons == [None] * 20 + ["not_attempted"] * 10
     assert "time limit" in (outcomes[-1].detail or "")

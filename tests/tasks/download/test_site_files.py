@@ -13,7 +13,6 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from tasks.download import _site_files as site_files
 from tasks.download._reasons import FetchError
 from tasks.download._site_files import CACHED_S, FAILED_S, DiskCache, MemoryCache, SiteFile, SiteFiles
 from tests.hostile_server import HostileServer
@@ -228,14 +227,13 @@ def test_a_damaged_file_on_disk_is_ignored(tmp_path: Path, data: bytes) -> None:
     assert disk.read("http://h") is None
 
 
-def test_the_disk_cache_is_swept_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_cache_is_swept_and_bounded(tmp_path: Path) -> None:
     old = DiskCache(tmp_path)
     for i in range(4):
         old.write(SiteFile(f"http://old{i}", "", time.time()))
     for path in tmp_path.iterdir():
         os.utime(path, (1, 1))
-    monkeypatch.setattr(site_files, "MOST_ON_DISK", 2)
-    disk = DiskCache(tmp_path)
+    disk = DiskCache(tmp_path, most=2)
     for i in range(5):
         disk.write(SiteFile(f"http://new{i}", "", time.time()))
     assert len(list(tmp_path.iterdir())) == 2

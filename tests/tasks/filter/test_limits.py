@@ -8,7 +8,6 @@ import pytest
 from catalog.errors import QueryError, RecipeError
 from catalog.schema import SAMPLE_ID
 from tasks.filter import Filter
-from tasks.filter import filter as module
 
 COLUMNS = pa.schema([SAMPLE_ID, ("width", pa.int64()), ("caption", pa.string())])
 
@@ -49,14 +48,13 @@ def test_constants_need_no_column() -> None:
         assert found.column("keep").to_pylist() == kept
 
 
-def test_constants_that_cost_too_much_are_refused_before_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BIND_S", 0.1)
+def test_constants_that_cost_too_much_are_refused_before_a_build() -> None:
     slow = "levenshtein(repeat('a', 20000), repeat('b', 20000)) > width"
     message = (
         r"stage 'filter': the filter .leven.* took longer than 0\.1 s and was stopped; its constants cost too much"
     )
     with pytest.raises(RecipeError, match=message):
-        Filter(where=slow).inputs({"images": COLUMNS})
+        Filter(where=slow).inputs({"images": COLUMNS}, bind_s=0.1)
 
 
 def batch(rows: int) -> pa.Table:

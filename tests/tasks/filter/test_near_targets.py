@@ -42,10 +42,12 @@ def inputs_of(centroids: np.ndarray, clusters: list[int | None], **metadata: str
     )
 
 
-def decided(stage: NearTargets, inputs: Inputs, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def decided(
+    stage: NearTargets, inputs: Inputs, folder: Path, **how: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     stage.inputs({name: inputs.schema(name) for name in inputs.tables()})
     run = LocalRun(folder, inputs=inputs)
-    found = pa.concat_tables([DECISIONS.empty_table(), *stage.run(inputs, run)])
+    found = pa.concat_tables([DECISIONS.empty_table(), *stage.run(inputs, run, **how)])
     assert found.schema.equals(DECISIONS, check_metadata=True)
     return found.to_pylist(), run.notes
 
@@ -95,13 +97,10 @@ def test_rows_without_a_cluster_and_targets_without_a_direction(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("type_", [pa.float16(), pa.float64()])
-def test_targets_of_any_float_and_in_many_batches(
-    tmp_path: Path, type_: pa.DataType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tasks.filter.near_targets._READ_ROWS", 3)
+def test_targets_of_any_float_and_in_many_batches(tmp_path: Path, type_: pa.DataType) -> None:
     rows = np.repeat(np.eye(4, dtype=np.float32), 5, axis=0)
     stage = NearTargets(targets=targets(tmp_path, rows[:17], type_))
-    found, _ = decided(stage, inputs_of(np.eye(4, dtype=np.float32), [0, 3]), tmp_path)
+    found, _ = decided(stage, inputs_of(np.eye(4, dtype=np.float32), [0, 3]), tmp_path, read_rows=3)
     assert [row["evidence"] for row in found] == ["cluster 0: 5 targets", "cluster 3: 2 targets"]
 
 

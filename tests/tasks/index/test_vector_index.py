@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from catalog.errors import UserError
-from tasks.index import vector_index
 from tasks.index.choose import Choice
 from tasks.index.vector_index import VectorIndex, unit_blocks, unit_rows
 
@@ -88,11 +87,10 @@ def test_removed_rows_are_not_found(choice: Choice) -> None:
     assert not np.isin(found, [IDS[0], IDS[5], *IDS[10:20]]).any()
 
 
-def test_rows_without_a_direction_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_without_a_direction_are_skipped() -> None:
     bad = VECTORS[:7].copy()
     bad[0], bad[1, 3], bad[2, 0] = 0, np.nan, np.inf
-    monkeypatch.setattr(vector_index, "BLOCK", 4)
-    blocks = list(unit_blocks(IDS[:7], bad))
+    blocks = list(unit_blocks(IDS[:7], bad, block_rows=4))
     assert [ids.tolist() for ids, _ in blocks] == [IDS[3:4].tolist(), IDS[4:7].tolist()]
     assert np.array_equal(np.concatenate([rows for _, rows in blocks]), unit_rows(VECTORS[3:7]))
     assert blocks[0][1].dtype == np.float32

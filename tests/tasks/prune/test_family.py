@@ -90,12 +90,13 @@ def test_prune_without_clusters_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_evidence_of_any_rows_is_that_of_all_rows(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evidence_of_any_rows_is_that_of_all_rows(tmp_path: Path, method: str) -> None:
     """Sentences are made piece by piece: how rows are cut into pieces changes nothing."""
     stage = make(method=method, **FIELDS[method])
     whole = decide(stage, world(101), tmp_path)
-    monkeypatch.setattr("tasks.prune._base.PIECE_ROWS", 7)
-    assert decide(stage, world(101), tmp_path).combine_chunks().equals(whole.combine_chunks())
+    pieces = decide(stage, world(101), tmp_path, piece_rows=7)
+    assert pieces["keep"].num_chunks == 15
+    assert pieces.combine_chunks().equals(whole.combine_chunks())
 
 
 @pytest.mark.parametrize("method", METHODS)

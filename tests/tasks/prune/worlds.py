@@ -25,9 +25,9 @@ def make(**fields: object) -> Selector:
     return selector
 
 
-def decide(stage: Selector, inputs: Inputs, folder: Path, seed: int = 0) -> pa.Table:
+def decide(stage: Selector, inputs: Inputs, folder: Path, seed: int = 0, **how: int) -> pa.Table:
     """Return the decisions of a stage."""
-    pieces = list(stage.run(inputs, LocalRun(folder, seed=seed, inputs=inputs)))
+    pieces = list(stage.run(inputs, LocalRun(folder, seed=seed, inputs=inputs), **how))
     return pa.concat_tables(pieces) if pieces else stage.output({}).empty_table()
 
 

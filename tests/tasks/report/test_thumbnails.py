@@ -2,11 +2,9 @@ import io
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from PIL import Image
 
 from catalog.inputs import Inputs
-from tasks.report import _thumbnails as module
 from tasks.report._thumbnails import SIDE_PX, thumbnail, thumbnails
 from tests.tasks.report.gallery import jpeg
 
@@ -31,7 +29,7 @@ def test_small_pictures_stay_small_and_broken_ones_are_none() -> None:
     assert thumbnail(jpeg(np.zeros((64, 64, 3), np.uint8))[:200]) is None
 
 
-def test_the_budget_bounds_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_budget_bounds_a_card() -> None:
     rng = np.random.default_rng(0)
     data = [jpeg(rng.integers(0, 255, (200, 200, 3), dtype=np.uint8)) for _ in range(20)]
     images = pa.table({"sample_id": range(20), "image": pa.array(data, pa.large_binary())})
@@ -39,7 +37,6 @@ def test_the_budget_bounds_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = thumbnails(inputs, range(20))
     assert list(everything) == list(range(20))
     budget = sum(map(len, everything.values())) // 2
-    monkeypatch.setattr(module, "BUDGET_BYTES", budget)
-    some = thumbnails(inputs, [5, 5, 3, *range(20), 99])
+    some = thumbnails(inputs, [5, 5, 3, *range(20), 99], budget)
     assert list(some)[:2] == [5, 3]
     assert 0 < sum(map(len, some.values())) <= budget

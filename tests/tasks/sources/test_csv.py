@@ -2,7 +2,7 @@ import bz2
 import csv
 import gzip
 import io
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from catalog.errors import RecipeError, UserError
 from tasks.sources import Csv, _columns
-from tasks.sources import csv as module
 
 
 def texts(rows: Any) -> list[tuple[Any, ...]]:
@@ -59,11 +58,13 @@ def test_broken_records_are_kept_as_nulls(lines: Any, rows_of: Any) -> None:
 @pytest.mark.parametrize("ending", ["", "\n"])
 @pytest.mark.parametrize(("name", "between"), [("a.csv", ","), ("a.tsv", "\t")])
 def test_an_unclosed_quote_affects_only_its_line(
-    lines: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch, limit: int, ending: str, name: str, between: str
+    lines: Any, rows_of: Any, limit: int, ending: str, name: str, between: str
 ) -> None:
-    monkeypatch.setattr(module, "MAX_FIELD_CHARS", limit)
+    class Bounded(Csv):
+        max_field_chars: ClassVar[int] = limit
+
     records = [["url", "caption"], ["u1", "a"], ["u2", '"open'], *([f"u{i}", "fine"] for i in range(3, 100))]
-    rows = rows_of(Csv(path=lines(name, "\n".join(between.join(r) for r in records) + ending)))
+    rows = rows_of(Bounded(path=lines(name, "\n".join(between.join(r) for r in records) + ending)))
     assert rows.column("url").to_pylist() == ["u1", None, *(f"u{i}" for i in range(3, 100))]
     assert rows.column("row_fault").to_pylist() == [None, "bad_row", *[None] * 97]
     assert rows.column("row_detail")[1].as_py() == f'a quote that never closes: u2{between}"open'
@@ -89,13 +90,15 @@ def test_bad_text(lines: Any, rows_of: Any) -> None:
 
 
 def test_types_are_guessed_and_values_that_do_not_fit_are_null_and_counted(
-    lines: Any, rows_of: Any, notes_of: Any, monkeypatch: pytest.MonkeyPatch
+    lines: Any, rows_of: Any, notes_of: Any
 ) -> None:
-    monkeypatch.setattr(module, "SAMPLE_ROWS", 2)
+    class Sampling(Csv):
+        sample_rows: ClassVar[int] = 2
+
     first = "url,n,x,flag,zip,word\n" + "u,12,1.5e3,true,00123,a\nu,-3,2,False,45,\n"
     a = lines("a.csv", first)
     later = "u,12.5,nan,maybe,7,9\nu,99999999999999999999,-.5,TRUE,,x\n"
-    rows = rows_of(Csv(path=lines("b.csv", first + later)))
+    rows = rows_of(Sampling(path=lines("b.csv", first + later)))
     assert [str(rows.schema.field(n).type) for n in ("n", "x", "flag", "zip", "word")] == [
         "int64", "double", "bool", "string", "string",
     ]  # fmt: skip
@@ -104,7 +107,7 @@ def test_types_are_guessed_and_values_that_do_not_fit_are_null_and_counted(
     assert rows.column("x").to_pylist()[3] == -0.5
     assert rows.column("flag").to_pylist() == [True, False, None, True]
     assert rows.column("zip").to_pylist() == ["00123", "45", "7", None]
-    assert [note.partition(" (")[0] for note in notes_of(Csv(path=lines("b.csv", first + later)))] == [
+    assert [note.partition(" (")[0] for note in notes_of(Sampling(path=lines("b.csv", first + later)))] == [
         "values of column 'n' that are not int64 and became null: 2",
         "values of column 'flag' that are not bool and became null: 1",
     ]

@@ -1,6 +1,6 @@
 import gzip
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from catalog.errors import RecipeError, UserError
 from tasks.sources import Jsonl
 from tasks.sources import _json_forms as forms
-from tasks.sources import jsonl as module
+from tasks.sources._json_forms import Limits
 
 
 def dump(*objects: Any) -> str:
@@ -34,10 +34,12 @@ def test_broken_lines_are_kept_as_nulls(lines: Any, rows_of: Any) -> None:
     assert rows.column("row_detail").to_pylist()[1:6] == ["{broken", "[1, 2]", "7", '"url"', '{"url": "u2"']
 
 
-def test_a_line_without_end(lines: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forms, "MAX_OBJECT_BYTES", 64)
+def test_a_line_without_end(lines: Any, rows_of: Any) -> None:
+    class Bounded(Jsonl):
+        limits: ClassVar[Limits] = Limits(object_bytes=64)
+
     content = dump({"url": "u1"}, {"url": "x" * 1000}, {"url": "u3"}) + '{"url": "' + "y" * 500
-    assert rows_of(Jsonl(path=lines("a.jsonl", content))).column("url").to_pylist() == ["u1", None, "u3", None]
+    assert rows_of(Bounded(path=lines("a.jsonl", content))).column("url").to_pylist() == ["u1", None, "u3", None]
 
 
 def test_values_of_another_kind(lines: Any, rows_of: Any) -> None:
@@ -53,13 +55,13 @@ def test_values_of_another_kind(lines: Any, rows_of: Any) -> None:
     assert rows.column("big").to_pylist() == [str(2**70), "1", None]
 
 
-def test_values_of_types_that_the_first_objects_lack(
-    lines: Any, rows_of: Any, notes_of: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "SAMPLE_OBJECTS", 1)
+def test_values_of_types_that_the_first_objects_lack(lines: Any, rows_of: Any, notes_of: Any) -> None:
+    class Sampling(Jsonl):
+        sample_objects: ClassVar[int] = 1
+
     first = {"url": "u", "n": 1, "x": 1.5, "flag": False}
     odd = [{"url": 5, "n": 1.7, "x": 2, "flag": "true"}, {"n": "3", "x": "4"}, {"url": "u", "n": None, "x": None}]
-    source = Jsonl(path=lines("a.jsonl", dump(first, *odd)))
+    source = Sampling(path=lines("a.jsonl", dump(first, *odd)))
     rows = rows_of(source)
     assert rows.column("url").to_pylist() == ["u", "5", None, "u"]
     assert rows.column("n").to_pylist() == [1, None, None, None]  # never rounded, never guessed
@@ -110,16 +112,15 @@ def test_one_object_of_lists(lines: Any, rows_of: Any, plan: Any, indent: int | 
 
 
 @pytest.mark.parametrize("sizes", [(64, 300, 1 << 20), (16 << 20, 512 << 20, 7)])
-def test_long_objects_and_short_reads(
-    lines: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int, int]
-) -> None:
-    for name, size in zip(("MAX_OBJECT_BYTES", "MAX_LISTS_BYTES", "_CHUNK_BYTES"), sizes, strict=True):
-        monkeypatch.setattr(forms, name, size)
+def test_long_objects_and_short_reads(lines: Any, rows_of: Any, sizes: tuple[int, int, int]) -> None:
+    class Bounded(Jsonl):
+        limits: ClassVar[Limits] = Limits(*sizes)
+
     for form in FORMS.values():
-        rows = rows_of(Jsonl(path=lines("a.json", form))).to_pylist()
+        rows = rows_of(Bounded(path=lines("a.json", form))).to_pylist()
         assert [r["url"] for r in rows] == ["u1", "u2", "u3"]
     many = {"image_urls": [f"u{i}" for i in range(20)]}
-    assert rows_of(Jsonl(path=lines("b.json", json.dumps(many)))).num_rows == 20
+    assert rows_of(Bounded(path=lines("b.json", json.dumps(many)))).num_rows == 20
 
 
 def test_malformed_arrays(lines: Any, plan: Any, rows_of: Any) -> None:

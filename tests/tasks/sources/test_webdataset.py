@@ -12,7 +12,9 @@ import pytest
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from catalog.errors import NotFoundError, UserError
-from tasks.sources import Notes, Webdataset, _samples, _tar
+from tasks.sources import Notes, Webdataset, _tar
+from tasks.sources._samples import samples, scattered
+from tasks.sources._tar import opened
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]], form: int = tarfile.PAX_FORMAT) -> str:
@@ -422,11 +424,15 @@ def test_sparse_files_are_not_pictures(tmp_path: Path, rows_of: Any) -> None:
         assert {fault for _, fault in found.values()} == {None, "sparse_member"}
 
 
-def test_too_many_members_apart(tmp_path: Path, plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_samples, "MAX_LATE", 5)
+def test_too_many_members_apart(tmp_path: Path) -> None:
     members = [(f"{i}.{e}", b"") for e in ("jpg", "txt") for i in range(4)]
-    with pytest.raises(UserError, match="more than 5 files are not next to others of their sample; sort it by name"):
-        plan(Webdataset(path=write_tar(tmp_path / "a.tar", members)))
+    path = write_tar(tmp_path / "a.tar", members)
+    with opened(path) as file:
+        apart = scattered(file, path, Notes())
+        assert len(list(samples(file, path, apart, Notes(), max_late=8))) == 4
+        message = "more than 7 files are not next to others of their sample; sort it by name"
+        with pytest.raises(UserError, match=message):
+            list(samples(file, path, apart, Notes(), max_late=7))
 
 
 def test_json_keys_that_only_later_tars_have(tmp_path: Path, rows_of: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from catalog.errors import UserError
-from tasks.vectors import kmeans, unit_rows
+from tasks.vectors import kmeans
 from tasks.vectors.nearest_centroid import Assigner
 from tests.tasks.vectors.planted_rows import mixture, unit
 
@@ -67,12 +67,11 @@ def test_fit_twice_gives_the_same_bytes_and_seeds_differ() -> None:
     assert one.centroids.tobytes() != other.centroids.tobytes()
 
 
-def test_fit_from_a_map_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_from_a_map_gives_the_same_bytes(tmp_path: Path) -> None:
     rows, _ = mixture(0, n=20_000)
     held = kmeans.fit(rows, 12, niter=3, seed=1)
     np.save(tmp_path / "rows.npy", rows)
-    monkeypatch.setattr(unit_rows, "HELD_BYTES", 0)
-    mapped = kmeans.fit(np.load(tmp_path / "rows.npy", mmap_mode="r"), 12, niter=3, seed=1)
+    mapped = kmeans.fit(np.load(tmp_path / "rows.npy", mmap_mode="r"), 12, niter=3, seed=1, held_bytes=0)
     assert mapped.centroids.tobytes() == held.centroids.tobytes()
 
 
@@ -144,13 +143,16 @@ def test_a_kmeans_plus_plus_start_has_distinct_rows_even_of_equal_ones(n: int, k
         assert start.tolist() == kmeans.plus_plus(rows, k, np.random.default_rng(0)).tolist()
 
 
-def test_a_kmeans_plus_plus_start_of_many_rows_is_drawn_from_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kmeans, "SEEDING_ROWS_PER_CENTROID", 1)
-    rows, _ = mixture(0, n=5000)
-    start = kmeans.plus_plus(rows, 40, np.random.default_rng(0))
+@pytest.mark.parametrize("bound", [{"rows_per_centroid": 1}, {"held_bytes": 4 * 128 * 16}])
+def test_a_kmeans_plus_plus_start_of_many_rows_is_drawn_from_a_sample(bound: dict[str, int]) -> None:
+    """The sample has 128 rows: `SEEDING_ROUNDS`, of one row each, or of 16 numbers of 4 bytes."""
+    rows, _ = mixture(0, n=5000, dim=16)
+    start = kmeans.plus_plus(rows, 40, np.random.default_rng(0), **bound)  # type: ignore[arg-type]
+    sample = np.random.default_rng(0).choice(5000, 128, replace=False)
     assert len(set(start.tolist())) == 40
-    fit = kmeans.fit(rows, 40, seed=0, init="k-means++")
-    assert fit.sizes.sum() == 5000
+    assert set(start.tolist()) < set(sample.tolist())
+    every = kmeans.plus_plus(rows, 40, np.random.default_rng(0))
+    assert not set(every.tolist()) <= set(sample.tolist())
 
 
 def test_between_is_the_mean_of_the_nearest_others() -> None:

@@ -40,15 +40,14 @@ def test_released_rows_are_still_there(tmp_path: Path) -> None:
 
 def test_rows_gathered_from_a_map_are_unmapped_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page cache of large pages maps 2 MB around each row: all at once, a few thousand would map a whole file."""
-    monkeypatch.setattr(mapped, "PIECE_ROWS", 16)
     rows = np.lib.format.open_memmap(tmp_path / "rows.npy", mode="w+", dtype=np.float16, shape=(20_000, 256))
     rows[:] = np.arange(20_000)[:, None]
     mapped.release(rows)
     at = np.random.default_rng(0).permutation(20_000)[:1000]
-    assert (mapped.gather(rows, at) == rows[at]).all()
+    assert (mapped.gather(rows, at, piece_rows=16) == rows[at]).all()
     released, release = [], mapped.release
     monkeypatch.setattr(mapped, "release", lambda rows: (released.append(mapped_bytes(tmp_path)), release(rows)))
-    mapped.gather(rows, at)
+    mapped.gather(rows, at, piece_rows=16)
     assert mapped_bytes(tmp_path) == 0
     assert len(released) == -(-1000 // 16)
     assert mapped.gather(rows, at[:0]).shape == (0, 256)

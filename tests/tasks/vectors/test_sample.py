@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.vectors import kmeans, mapped, unit_rows
+from tasks.vectors import kmeans, mapped
 from tasks.vectors import random_keys as draw
 from tasks.vectors.sample import Sample
 from tests.tasks.vectors.resident import mapped_bytes
@@ -31,7 +31,6 @@ def test_sample_is_the_smallest_keys_however_they_come(tmp_path: Path, rows: int
 
 def test_a_sample_and_a_fit_of_it_hold_a_block_and_not_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What of the files is mapped in never comes near to what lies in them: 102 MB."""
-    monkeypatch.setattr(unit_rows, "HELD_BYTES", 0)
     most = 0
     counted = mapped.release
 
@@ -46,7 +45,7 @@ def test_a_sample_and_a_fit_of_it_hold_a_block_and_not_the_map(tmp_path: Path, m
     for start in range(0, 200_000, 20_000):
         sample.add(np.arange(start, start + 20_000), block)
     _, rows = sample.take()
-    fit = kmeans.fit(rows, 4, niter=1)
+    fit = kmeans.fit(rows, 4, niter=1, held_bytes=0)
     assert fit.sizes.sum() == 200_000
     assert not (tmp_path / "sample.npy.sorted").exists()  # all rows, in order: no copy
     assert mapped_bytes(tmp_path) < 20 << 20
