@@ -124,8 +124,11 @@ def test_bad_parts_are_refused_and_change_nothing(dataset: Dataset, parts: list[
 
 def test_what_is_not_there_is_one_line(dataset: Dataset, parts: list[PartFile]) -> None:
     delta.commit(dataset.storage, "source", SOURCE, parts)
-    for table, version in (("source", 9), ("no", None)):
-        with pytest.raises(NotFoundError) as caught:
+    for table, version, message in (
+        ("source", 9, "birds/source has no such commit"),
+        ("no", None, "birds has no table 'no'"),
+    ):
+        with pytest.raises(NotFoundError, match=message) as caught:
             delta.files(dataset.storage, table, version)
         assert "\n" not in str(caught.value)
 

@@ -168,7 +168,7 @@ def test_a_part_says_what_it_holds(tmp_path: Path) -> None:
 
 def test_wrong_columns_do_not_get_in(tmp_path: Path) -> None:
     storage = Storage.open(tmp_path, create=True)
-    with pytest.raises(KeyError), PartWriter(storage, "t", "f", SOURCE.schema) as writer:
+    with pytest.raises(KeyError, match="caption"), PartWriter(storage, "t", "f", SOURCE.schema) as writer:
         writer.write(SOURCE.drop_columns(["caption"]))
 
 

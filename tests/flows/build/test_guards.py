@@ -285,7 +285,7 @@ def test_a_first_version_that_is_held(web: Web, run: Run) -> None:
 
 
 def test_a_guard_that_is_turned_off_lets_the_same_parts_through(web: Web) -> None:
-    with pytest.raises(HeldError):
+    with pytest.raises(HeldError, match="web@1 is held, and there is no other version: min_rows: "):
         build_here(spec_of(web, "guards: {min_rows: 8}\n"))
     asked = dict(web.server.hits)
     outcome = build_here(spec_of(web))
@@ -320,7 +320,7 @@ def test_a_held_version_is_searched_and_indexed_by_its_number(tmp_path: Path) ->
 def test_a_takedown_reaches_held_versions(web: Web) -> None:
     first = build_here(spec_of(web)).version
     web.add_file("b", web.pictures(range(30, 32)))
-    with pytest.raises(HeldError):
+    with pytest.raises(HeldError, match="web@2 is held, and web@1 stays the latest: min_rows: "):
         build_here(spec_of(web, "guards: {min_rows: 100}\n"))
     dataset = dataset_of(web)
     paths = [f"{web.catalog}/web/{file.path}" for file in dataset.files(dataset.version(2), "samples")]

@@ -125,7 +125,7 @@ def test_errors_and_report(built: Web, run: Run, tmp_path: Path) -> None:
     assert "404" in out
     code, out, _ = run("report", "web@1", "--catalog", built.catalog, "-o", str(tmp_path / "card.html"))
     assert (code, out.strip()) == (0, str(tmp_path / "card.html"))
-    assert "web" in (tmp_path / "card.html").read_text()
+    assert "<title>web · data card" in (tmp_path / "card.html").read_text()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of Prefect's

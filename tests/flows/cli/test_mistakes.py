@@ -445,7 +445,7 @@ def test_a_read_only_catalog_is_read_by_every_reading_command(built: Web, run: R
             code, out, err = run(*words, *at)
             assert code == 0, (words, err)
             assert out, words
-        assert "web" in (tmp_path / "card.html").read_text()
+        assert "<title>web · data card" in (tmp_path / "card.html").read_text()
         check(["gc"], *run("gc", "web", "--delete", *at))
 
 

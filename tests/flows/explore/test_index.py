@@ -98,6 +98,7 @@ def test_new_parts_are_added_and_old_ones_are_not_read(birds: Planted, reads: li
             assert found_by(birds, query) == brute_force(ids, pictures, query, 10)
     exact = [brute_force(ids[ids != i], pictures[ids != i], q, 10) for i, q in zip(ids, pictures, strict=True)]
     held = made.held_out()
+    assert 0 < held.captions.sum() < len(held.captions)
     for sample_id, caption, near in zip(held.sample_ids, held.captions, held.neighbours, strict=True):
         if not caption:
             assert set(near[:10]) == set(exact[np.flatnonzero(ids == sample_id)[0]])

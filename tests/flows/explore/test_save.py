@@ -143,7 +143,9 @@ def test_a_trained_encoder_comes_from_its_table(built: Built) -> None:
         rows(built, f"select own_text from web.embeddings where sample_id = {row['sample_id']}")[0]["own_text"]
     )
     stored = {r["sample_id"]: np.array(r["own"]) for r in rows(built, "select sample_id, own from web.embeddings")}
-    assert all(hit.score == pytest.approx(float(query @ stored[hit.sample_id]), abs=5e-3) for hit in found.hits)
+    cosines = [float(query @ stored[hit.sample_id]) for hit in found.hits]
+    assert len(cosines) == len(rows(built, "select sample_id from web.samples"))
+    assert [hit.score for hit in found.hits] == pytest.approx(cosines, abs=5e-3)
     save(catalog, found, "few")
     again = search(catalog, "few", Query(text="picture 3 of a", column="own", top=100))
     assert [hit.sample_id for hit in again.hits] == [hit.sample_id for hit in found.hits]

@@ -76,6 +76,7 @@ def test_rows_and_bytes_come_true_and_nothing_is_left(crawl: Web) -> None:
     outcome = build_here(spec)
     facts = {s["name"]: s for s in outcome.version.stages}
     shards = sum(p.stat().st_size for p in Path(crawl.catalog).glob("web/shards/*"))
+    assert [forecast.stage for forecast in probed.forecast.stages] == list(facts)
     for forecast in probed.forecast.stages:
         rows = facts[forecast.stage]["rows"]
         size = facts[forecast.stage]["bytes"] + (shards if forecast.stage == "download" else 0)

@@ -212,7 +212,7 @@ def test_the_shards_stay_whole(built: Web) -> None:
     left = sql(Catalog(built.catalog), "select * from web.images where shard is not null order by sample_id")
     after = dict(zip(left["sample_id"].to_pylist(), ShardReader(dataset.storage).read(left), strict=True))
     assert after == {i: data for i, data in before.items() if i not in {2, 1 << 24}}
-    listed = []
+    listed, erased = [], 0
     for path in sorted(Path(dataset.storage.uri, "shards").glob("*.tar")):
         with tarfile.open(path) as tar:
             for member in tar:
@@ -229,8 +229,10 @@ def test_the_shards_stay_whole(built: Web) -> None:
         assert stats["count"] == len(beside)
         for row in beside:
             if row["error_message"] == REASON:
+                erased += 1
                 assert {v for k, v in row.items() if k != "key"} == {TAKEN_URL, "failed_to_download", REASON, None}
     assert sorted(listed) == sorted(after.values())
+    assert erased == len(before) - len(after)
 
 
 def made_by(web: Web, runs_before: int) -> dict[str, int]:
@@ -368,6 +370,7 @@ def test_the_record_says_all_but_the_content(built: Web) -> None:
     assert record["reason"] == f"the owner of {TAKEN_URL} wrote"
     assert len(record["digests"]) == 2, "of the URL and of the bytes"
     assert url not in json.dumps(record)
+    assert record["files"]
     assert all((Path(dataset.storage.uri) / file).is_file() for file in record["files"])
     (shown,) = records(dataset)
     assert (shown["samples"], shown["versions"], shown["published"], shown["state"]) == (2, "1, 2", "web@3", "done")
@@ -458,6 +461,7 @@ def test_on_an_object_store(web: Web, s3: Callable[[], str]) -> None:
             rows = pq.read_table(pa.BufferReader(data))
             assert not any(url in str(column.to_pylist()) for column in rows.columns), path
     left = sql(Catalog(catalog), "select * from web.images where shard is not null")
+    assert left.num_rows
     assert all(d is not None and d[:2] == b"\xff\xd8" for d in ShardReader(dataset.storage).read(left))
     before = dataset.runs().num_rows
     assert build_here(spec_of(web, 4, catalog)).version.number == 3

@@ -198,7 +198,9 @@ def test_plain_words_are_what_they_look_like() -> None:
 
 
 def test_shipped_recipes_mean_what_pyyaml_says_they_do() -> None:
-    for path in sorted(CONFIGS.rglob("*.y*ml")):
+    paths = sorted(CONFIGS.rglob("*.y*ml"))
+    assert paths
+    for path in paths:
         assert compose(read_text(path), str(path))[0] == yaml.safe_load(path.read_text()), path
 
 

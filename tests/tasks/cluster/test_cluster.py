@@ -48,8 +48,13 @@ def test_finds_a_planted_mixture(tmp_path: Path, seed: int) -> None:
 
 
 def test_wrong_recipes() -> None:
-    for fields in ({"k": 0}, {"engine": "sklearn"}, {"train": "some"}, {"kk": 3}):
-        with pytest.raises(ValidationError):
+    for fields, message in (
+        ({"k": 0}, r"k\.number\n  Input should be greater than 0"),
+        ({"engine": "sklearn"}, r"engine\n  Input should be 'auto', 'torch' or 'faiss'"),
+        ({"train": "some"}, r"train"),
+        ({"kk": 3}, r"kk\n  Extra inputs are not permitted"),
+    ):
+        with pytest.raises(ValidationError, match=message):
             Cluster.model_validate(fields)
     with pytest.raises(RecipeError, match=r"no embedding column 'clib'; did you mean 'clip'\?"):
         Cluster(encoder="clib").inputs({"embeddings": SCHEMA})

@@ -78,9 +78,17 @@ def test_wrong_recipes(recipe: dict[str, object], message: str) -> None:
         Deduplicate.model_validate(recipe).inputs({"images": IMAGES, "embeddings": EMBEDDINGS})
 
 
-@pytest.mark.parametrize("semantic", [{"epsilon": 0}, {"rule": "best"}, {"clusters": 0}, {"epsilonn": 0.1}])
-def test_refused_fields(semantic: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
+@pytest.mark.parametrize(
+    ("semantic", "message"),
+    [
+        ({"epsilon": 0}, r"semantic\.epsilon\n  Input should be greater than 0"),
+        ({"rule": "best"}, r"semantic\.rule\n  Input should be 'order', 'greedy' or 'components'"),
+        ({"clusters": 0}, r"semantic\.clusters\.constrained-int\n  Input should be greater than 0"),
+        ({"epsilonn": 0.1}, r"semantic\.epsilonn\n  Extra inputs are not permitted"),
+    ],
+)
+def test_refused_fields(semantic: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         Deduplicate.model_validate({"semantic": semantic})
 
 

@@ -35,7 +35,9 @@ def fetch(
 ) -> list[Outcome]:
     settings = Download(**({"allow_hosts": server.hosts, "timeout_s": 20, "retries": 0, "backoff_s": 0.05} | options))
     wanted = [request if isinstance(request, Request) else Request(request) for request in requests]
-    return list(HttpEngine(settings, resolver=resolver, budget_bytes=budget_bytes).outcomes(wanted))
+    outcomes = list(HttpEngine(settings, resolver=resolver, budget_bytes=budget_bytes).outcomes(wanted))
+    assert len(outcomes) == len(wanted)
+    return outcomes
 
 
 def check(outcome: Outcome, reason: str, detail: str = "") -> None:
@@ -402,7 +404,7 @@ def test_the_next_part_of_an_engine_fetches_no_site_file_again(site: HostileServ
     robots = site.at("robots.txt", site.body(b"User-agent: *\nDisallow: /none", "text/plain"))
     engine = HttpEngine(Download(allow_hosts=site.hosts))
     for _ in range(3):
-        assert all(o.image for o in engine.outcomes(map(Request, pictures(site, 3))))
+        assert [bool(o.image) for o in engine.outcomes(map(Request, pictures(site, 3)))] == [True] * 3
     assert site.hits[robots] == 1
 
 

@@ -49,7 +49,7 @@ def test_contradictions_are_refused(said: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("name", ["Clip", "a-b", "1st", ""])
 def test_names_are_column_names(name: str) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match=r"name\n  String should match pattern"):
         Encoder(name=name, model="ViT-B-32", pretrained="openai")
 
 

@@ -66,10 +66,11 @@ def test_only_the_largest_are_shown() -> None:
 
 def test_names_find_the_planted_captions(photos: Gallery) -> None:
     texts = [text.replace(",", "").split() for text in CAPTIONS.values()]
-    for entry in concepts(ReportTables(photos.inputs), limit=12):
-        if entry.section == "concept":
-            words = {word for term in entry.content["terms"] for word in term.split()}
-            assert len(words & set(texts[entry.content["cluster"]])) >= 2
+    shown = [entry.content for entry in concepts(ReportTables(photos.inputs), limit=12) if entry.section == "concept"]
+    assert sorted(content["cluster"] for content in shown) == list(range(len(CAPTIONS)))
+    for content in shown:
+        words = {word for term in content["terms"] for word in term.split()}
+        assert len(words & set(texts[content["cluster"]])) >= 2
 
 
 def facts(photos: Gallery) -> pa.Table:

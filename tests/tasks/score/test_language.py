@@ -60,7 +60,7 @@ def test_any_bytes_have_a_result(text: bytes) -> None:
     column = pa.chunked_array([pa.Array.from_buffers(pa.string(), 1, pa.array([text], pa.binary()).buffers())])
     languages, scores = identified(column, load())
     assert languages[0].is_valid
-    assert 0 <= scores[0].as_py() <= 1
+    assert 0 < scores[0].as_py() <= 1
 
 
 def test_results_do_not_depend_on_batches_and_equal_texts_are_identified_once() -> None:

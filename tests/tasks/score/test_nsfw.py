@@ -104,6 +104,7 @@ def test_layers_are_sorted_by_their_numbers(tmp_path: Path) -> None:
     shuffled = {key: state[key] for key in sorted(state)}  # layers.12 before layers.3
     paths = [saved(s, tmp_path / f"{i}.pt") for i, s in enumerate((state, shuffled))]
     one, two = (Nsfw(variant="h14", weights=path).head({}).maps for path in paths)
+    assert len(one) == len(H14) - 1  # the last two, with nothing between them, are one
     assert all(np.array_equal(a.weight, b.weight) for a, b in zip(one, two, strict=True))
 
 

@@ -151,9 +151,16 @@ def test_too_few_pairs(tmp_path: Path) -> None:
         train(TrainClip(config=TINY, steps=2), inputs, LocalRun(tmp_path))
 
 
-@pytest.mark.parametrize("config", ["nowhere.json", {"embed_dim": 4}, "ViT-B-33"])
-def test_wrong_configurations_fail_before_anything_runs(config: Any) -> None:
-    with pytest.raises(RecipeError):
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("nowhere.json", "no model 'nowhere.json' in open_clip, and no such file"),
+        ({"embed_dim": 4}, "config is not a CLIP configuration: it lacks vision_cfg, text_cfg"),
+        ("ViT-B-33", "did you mean 'ViT-B-32'"),
+    ],
+)
+def test_wrong_configurations_fail_before_anything_runs(config: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         TrainClip(config=config).inputs({"images": IMAGES, "source": SOURCE})
 
 

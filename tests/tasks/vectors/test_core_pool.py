@@ -32,9 +32,9 @@ def test_results_come_in_order_and_items_run_in_threads_of_their_own() -> None:
 @pytest.mark.usefixtures("four_threads")
 def test_torch_has_its_threads_again_after_an_error() -> None:
     def fail(item: int) -> int:
-        raise ValueError(item)
+        raise ValueError(f"item {item} fails")
 
-    with pytest.raises(ValueError, match="0"):
+    with pytest.raises(ValueError, match="item 0 fails"):
         list(on_cores(fail, range(3), "cpu"))
     assert torch.get_num_threads() == 4
 
