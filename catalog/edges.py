@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 import yaml
 
 from catalog.dataset import Catalog, Dataset
-from catalog.inputs import read_parquet
 from catalog.lookup import ids_of
+from catalog.pieces import read_parquet
 from catalog.schema import EDGES
 from catalog.version import Version
 

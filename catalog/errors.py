@@ -66,13 +66,15 @@ class DamagedError(BuildError):
 class StoredImageError(DamagedError):
     """A stored image that cannot be decoded, although it could when it was stored."""
 
-    def __init__(self, sample_id: int, reason: str) -> None:
+    def __init__(self, sample_id: int, reason: str, table: str = "images") -> None:
         super().__init__(f"the stored picture of sample {sample_id} cannot be decoded ({reason})")
         self.sample_id = sample_id
         self.reason = reason
+        self.table = table
+        """The table that locates it, as stages name it: `images`, or `real.images` of another dataset."""
 
-    def __reduce__(self) -> tuple[type["StoredImageError"], tuple[int, str]]:
-        return StoredImageError, (self.sample_id, self.reason)
+    def __reduce__(self) -> tuple[type["StoredImageError"], tuple[int, str, str]]:
+        return StoredImageError, (self.sample_id, self.reason, self.table)
 
 
 class PartError(BuildError):

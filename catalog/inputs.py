@@ -1,146 +1,61 @@
 """Reading the input of a stage: several tables, joined by `sample_id`, without the rows that are out.
 
-A table is a list of pieces (Parquet parts, or an Arrow table in memory). Rejected rows are found once, as a sorted
-array of ids, and left out of everything that `batches`, `table` and `vectors` give. Memory is bounded by a
-part (`batches`, `vectors`) or by what is asked for (`table`, `sql`).
+Rejected rows are found once, as a sorted array of ids, and omitted from everything that `batches`, `table` and
+`vectors` return. Memory is bounded by a part (`batches`, `vectors`) or by the rows that are requested (`table`, `sql`).
+
+Tables of the dataset that is built have plain names. Those of a version of another dataset have the name that the
+recipe gives it as a prefix (`real.images`): they have the rows that this version published, and are joined only to one
+another, because a `sample_id` is unique only within its dataset.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from catalog.duck import identifier, literal, open_database
-from catalog.errors import NotFoundError, StoredImageError, damage_in_sql, damaged, nearest, reading
+from catalog.errors import NotFoundError, StoredImageError, damage_in_sql, damaged, nearest
+from catalog.pieces import Piece, Pieces
 from catalog.rejection import rejects
 from catalog.schema import PLACE_NAMES, SAMPLE_BITS, role
-from catalog.vector_pages import is_vector, read_vectors
+from catalog.vector_pages import is_vector
 
 if TYPE_CHECKING:
+    from catalog.shards import ShardReader
     from catalog.storage import Storage
 
 STORED: Final = b"espalier.stored"
-"""Key of the metadata of rows whose `image` was read from shards that nobody has checked: see `stored_error`."""
+"""Key of the metadata of rows whose `image` was read from unchecked shards; its value is the table of the rows. See
+`stored_error`."""
 IMAGE: Final = "image"
 """The virtual column of `images` that holds the encoded bytes."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One Parquet file of a table (or, in tests, rows in memory)."""
-
-    path: str = ""
-    number: int | None = None
-    """The part of the source that it belongs to; None where it holds rows of all parts."""
-    memory: pa.Table | None = field(default=None, compare=False)
-
-    def read(self, storage: "Storage | None", columns: Sequence[str], span: tuple[int, int] | None = None) -> pa.Table:
-        """Return some columns; with `span`, at least the rows whose sample_id lies in [low, high]."""
-        if self.memory is not None:
-            return self.memory.select(list(columns))
-        assert storage is not None
-        if span is None or self.number is not None:
-            return read_parquet(storage, self.path, columns)
-        filters = (pc.field("sample_id") >= span[0]) & (pc.field("sample_id") <= span[1])
-        with reading(storage.uri, self.path):
-            return pq.read_table(self.path, columns=list(columns), filesystem=storage.filesystem(), filters=filters)
-
-    def columns(self, storage: "Storage | None") -> list[str]:
-        """Return the names of its columns."""
-        if self.memory is not None:
-            return list(self.memory.column_names)
-        assert storage is not None
-        filesystem = None if storage.is_local else storage.filesystem()
-        with reading(storage.uri, self.path):
-            return list(pq.read_schema(storage.local(self.path) or self.path, filesystem=filesystem).names)
-
-    def batches(self, storage: "Storage | None", columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
-        """Yield some columns, at most `rows` at a time; a plain file is decoded no further than was asked for."""
-        local = None if self.memory is not None or storage is None else storage.local(self.path)
-        if local is None or storage is None:
-            whole = self.read(storage, columns)
-            yield from (whole.slice(start, rows) for start in range(0, whole.num_rows, rows))
-            return
-        for group in _groups(storage, self.path, local, columns):
-            yield from (group.slice(start, rows) for start in range(0, group.num_rows, rows))
-
-
-def read_parquet(storage: "Storage", path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return one Parquet file. A plain file is read without a filesystem layer: 4 times cheaper for small parts."""
-    local = storage.local(path)
-    if local is not None:
-        groups = list(_groups(storage, path, local, columns))
-        return groups[0] if len(groups) == 1 else pa.concat_tables(groups)
-    with reading(storage.uri, path):
-        return pq.read_table(path, columns=None if columns is None else list(columns), filesystem=storage.filesystem())
-
-
-def _groups(storage: "Storage", path: str, local: Path, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    """Yield what `_row_groups` does. Raises DamagedError; what the caller does with a group is not caught."""
-    groups = _row_groups(local, columns)
-    while True:
-        with reading(storage.uri, path):
-            group = next(groups, None)
-        if group is None:
-            return
-        yield group
-
-
-def _row_groups(path: Path, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    """Yield columns of a plain file in the order that was asked for, a row group at a time; one empty table where it
-    has no rows. Names that it lacks are passed over.
-    """
-    with pq.ParquetFile(path, memory_map=True) as file:
-        there = file.schema_arrow
-        fields = [there.field(name) for name in (there.names if columns is None else columns) if name in there.names]
-        schema = pa.schema(fields)
-        if not any(is_vector(f.type) for f in fields):  # in one call: footers cost more than rows in small parts
-            yield file.read(schema.names, use_threads=False)
-            return
-        if not file.num_row_groups:
-            yield schema.empty_table()
-        for number in range(file.num_row_groups):
-            group = file.metadata.row_group(number)
-            vectors = {f.name: read_vectors(path, group, f) for f in fields if is_vector(f.type)}
-            rest = file.read_row_group(number, [n for n in schema.names if vectors.get(n) is None], use_threads=False)
-            found = [rest.column(name) if vectors.get(name) is None else vectors[name] for name in schema.names]
-            yield pa.table(found, schema=schema.with_metadata(rest.schema.metadata))
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """One table: its schema, and its pieces in part order."""
-
-    schema: pa.Schema
-    pieces: tuple[Piece, ...]
-
-    @classmethod
-    def of(cls, table: pa.Table) -> "Pieces":
-        """Return a table in memory as pieces."""
-        return cls(table.schema, (Piece(memory=table),))
 
 
 class Inputs:
     """The tables that one stage reads. Made by the engine from parts, and by tests from Arrow tables.
 
     `judges` are the tables that say which rows are out: images (`status`) and decisions (`keep`), and the source where
-    rows of it were taken down (`url`).
-    Raises NotFoundError where a table or column is asked for that is not there.
+    rows of it were taken down (`url`). They judge the rows of the dataset that is built. `kept` are the tables
+    `samples` of versions of other datasets, by name: of their tables, only the rows of those samples are read.
+    Raises NotFoundError if a requested table or column does not exist.
     """
 
     def __init__(
-        self, tables: Mapping[str, Pieces], judges: Sequence[Pieces] = (), storage: "Storage | None" = None
+        self,
+        tables: Mapping[str, Pieces],
+        judges: Sequence[Pieces] = (),
+        storage: "Storage | None" = None,
+        kept: Mapping[str, Pieces] | None = None,
     ) -> None:
         self._tables = dict(tables)
         self._judges = tuple(judges)
         self._storage = storage
+        self._kept = dict(kept or {})
         self._trusted = False
+        self._readers: dict[str, ShardReader] = {}
 
     @classmethod
     def of(cls, alive_only: bool = True, **tables: pa.Table) -> "Inputs":
@@ -152,23 +67,24 @@ class Inputs:
 
     def trusting(self) -> "Inputs":
         """Return the same inputs, of which a stored picture that cannot be decoded is no damage: it was checked."""
-        same = Inputs(self._tables, self._judges, self._storage)
+        same = Inputs(self._tables, self._judges, self._storage, self._kept)
         same._trusted = True
         return same
 
-    def check_stored(self, sample_id: int, decode_fault: Callable[[bytes], str | None]) -> None:
+    def check_stored(self, sample_id: int, decode_fault: Callable[[bytes], str | None], table: str = "images") -> None:
         """Raise DamagedError if the shard that holds a sample's picture is not what was written.
 
-        Call it where a stored picture cannot be decoded. Reads the shard once. `decode_fault` returns why an image
-        cannot be decoded, None where it can: it is used where no digest of the shard was recorded.
+        Call it where a stored picture of `table` cannot be decoded. Reads the shard once. `decode_fault` returns why an
+        image cannot be decoded, None where it can: it is used where no digest of the shard was recorded.
         """
-        if self._storage is None or "images" not in self or self._trusted:
+        storage = self._storage_of(table) if table in self else None
+        if storage is None or self._trusted:
             return
         from catalog.shard_check import check_shards
 
-        paths = [p.path for p in self._pieces("images").pieces if p.memory is None]
-        if damage := check_shards(self._storage, paths, sample_id, decode_fault):
-            raise damaged(self._storage.uri, damage.path, damage.detail)
+        paths = [p.path for p in self._pieces(table).pieces if p.memory is None]
+        if damage := check_shards(storage, paths, sample_id, decode_fault):
+            raise damaged(storage.uri, damage.path, damage.detail)
 
     def __contains__(self, table: str) -> bool:
         return table in self._tables
@@ -186,41 +102,50 @@ class Inputs:
         return len(self.ids())
 
     def split(self, table: str) -> "list[Inputs]":
-        """Return inputs over one piece of `table` each, with what belongs to it of the other tables. Picklable."""
-
-        def part_of(pieces: Pieces, number: int | None) -> Pieces:
-            return Pieces(
-                pieces.schema, tuple(p for p in pieces.pieces if None in (number, p.number) or p.number == number)
-            )
-
+        """Return inputs over one piece of `table` each, with what belongs to it of its dataset's others. Picklable."""
+        dataset = dataset_of(table)
+        others = {n: t for n, t in self._tables.items() if n != table and dataset_of(n) == dataset}
+        judges = () if dataset else self._judges
+        kept = {dataset: self._kept[dataset]} if dataset else {}
         found = []
         for piece in self._pieces(table).pieces:
-            others = {n: part_of(t, piece.number) for n, t in self._tables.items() if n != table}
-            mine = {table: Pieces(self._pieces(table).schema, (piece,)), **others}
-            found.append(Inputs(mine, [part_of(j, piece.number) for j in self._judges], self._storage))
+            mine = {table: Pieces(self._pieces(table).schema, (piece,))}
+            mine |= {name: pieces.of_part(piece.number) for name, pieces in others.items()}
+            judging = [judge.of_part(piece.number) for judge in judges]
+            samples = {name: pieces.of_part(piece.number) for name, pieces in kept.items()}
+            found.append(Inputs(mine, judging, self._storage, samples))
         return found
 
     def ids(self) -> np.ndarray:
-        """Return the sample_ids of the alive rows of the first table: int64 (n,), ascending."""
-        first = next((n for n, p in self._tables.items() if "sample_id" in p.schema.names and n != "decisions"), None)
+        """Return the sample_ids of the alive rows of the first table: int64 (n,), ascending.
+
+        A table of the dataset that is built comes before those of other datasets.
+        """
+        of_samples = [n for n, p in self._tables.items() if "sample_id" in p.schema.names and n != "decisions"]
+        first = next(iter(sorted(of_samples, key=lambda name: dataset_of(name) != "")), None)
         if first is None:
             return np.empty(0, np.int64)
         parts = [_ids(p.read(self._storage, ["sample_id"])) for p in self._pieces(first).pieces]
-        return self._alive(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+        ids = np.concatenate([np.empty(0, np.int64), *parts])
+        return np.asarray(ids[self._is_alive(ids, dataset_of(first))])
 
     def batches(self, columns: Mapping[str, Sequence[str]], rows: int = 65536) -> Iterator[pa.Table]:
         """Yield alive rows in `sample_id` order: sample_id and the named columns of each table, joined.
 
         At most `rows` at once. The first table says which rows there are; where another lacks a row, its columns are
         null. Columns keep their names; `{"images": ["image"]}` reads the encoded bytes from the shards.
+        Raises ValueError where the tables are of several datasets.
         """
         first, *others = columns
+        dataset = dataset_of(first)
+        if other := next((name for name in others if dataset_of(name) != dataset), None):
+            raise ValueError(f"{first!r} and {other!r} are of different datasets: their rows cannot be joined")
         names = self._names(first, columns[first])
         for piece in self._pieces(first).pieces:
             # Alone, a table is read as it is used; what is joined to it is looked for once a piece.
             whole = bool(others or self._annotations(first, names))
             read = [self._rows(first, piece, names)] if whole else piece.batches(self._storage, names, rows)
-            for base in map(self._alive_of, read):
+            for base in (self._alive_of(rows_read, dataset) for rows_read in read):
                 if base.num_rows == 0:
                     continue
                 ids = _ids(base)
@@ -235,9 +160,14 @@ class Inputs:
         return pa.concat_tables(batches) if batches else self._empty(columns)
 
     def whole(self, table: str) -> pa.Table:
-        """Return one table as it is, rejected rows and all (for sides: centroids, models)."""
-        pieces = self._pieces(table)
+        """Return one table with all of its rows, also the rejected ones (for side tables: centroids, models).
+
+        Of a version of another dataset, only the rows of samples that it published are returned.
+        """
+        pieces, dataset = self._pieces(table), dataset_of(table)
         read = [self._rows(table, piece, pieces.schema.names) for piece in pieces.pieces]
+        if dataset and "sample_id" in pieces.schema.names:
+            read = [self._alive_of(rows, dataset) for rows in read]
         return pa.concat_tables(read) if read else pieces.schema.empty_table()
 
     def vectors(self, table: str, column: str, rows: int = 65536) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -248,23 +178,26 @@ class Inputs:
             if present.num_rows:
                 yield _ids(present), as_matrix(present.column(column))
 
-    def images(self, sample_ids: Sequence[int]) -> dict[int, bytes]:
+    def images(self, sample_ids: Sequence[int], table: str = "images") -> dict[int, bytes]:
         """Return the encoded bytes of some images, one range read each (for pictures in a report)."""
         wanted = np.unique(np.asarray(sample_ids, np.int64))
         found: dict[int, bytes] = {}
-        for piece in self._pieces("images").pieces:
+        for piece in self._pieces(table).pieces:
             mine = wanted if piece.number is None else wanted[wanted >> SAMPLE_BITS == piece.number]
             if not len(mine):
                 continue
-            rows = self._read("images", piece, [IMAGE], (int(mine[0]), int(mine[-1])))
+            rows = self._read(table, piece, [IMAGE], (int(mine[0]), int(mine[-1])))
             rows = rows.filter(pc.is_in(rows.column("sample_id"), pa.array(mine)))
-            rows = self._with_images(rows, {"images": [IMAGE]})
+            rows = self._with_images(rows, {table: [IMAGE]})
             pairs = zip(rows.column("sample_id").to_pylist(), rows.column(IMAGE).to_pylist(), strict=True)
             found |= {i: data for i, data in pairs if data is not None}
         return found
 
     def sql(self, query: str, **views: pa.Table) -> pa.Table:
-        """Run a query. Views: one a table (all rows), those given, and `alive` (one column, sample_id)."""
+        """Run a query. Views: one a table (all rows), those given, and `alive` (one column, sample_id).
+
+        Tables of other datasets are in a schema each (`real.images`), with the rows that their version published.
+        """
         with open_database(outside=True) as connection:
             for name, pieces in self._tables.items():
                 self._register(connection, name, pieces)
@@ -278,13 +211,18 @@ class Inputs:
                 raise damage_in_sql(error) or error from error
 
     def _register(self, connection: Any, name: str, pieces: Pieces) -> None:
-        paths = [p.path for p in pieces.pieces if p.memory is None]
-        if not paths or self._storage is None:
-            connection.register(name, _widened(self.whole(name)))
+        """Create the view of a table."""
+        dataset = dataset_of(name)
+        if dataset:
+            connection.execute(f"create schema if not exists {identifier(dataset)}")
+        paths, storage = [p.path for p in pieces.pieces if p.memory is None], self._storage_of(name)
+        if not paths or storage is None:
+            rows = connection.from_arrow(_widened(self.whole(name)))
+            rows.create(identifier(*name.split(".")))
             return
-        if not self._storage.is_local and not connection.filesystem_is_registered(self._storage.fsspec().protocol):
-            connection.register_filesystem(self._storage.fsspec())
-        files = ", ".join(literal(f"{self._storage.uri}/{path}") for path in paths)
+        if not storage.is_local and not connection.filesystem_is_registered(storage.fsspec().protocol):
+            connection.register_filesystem(storage.fsspec())
+        files = ", ".join(literal(f"{storage.uri}/{path}") for path in paths)
         annotations = self._annotations(name, pieces.schema.names)
         source = f"read_parquet([{files}]{', union_by_name = true' if annotations else ''})"
         try:
@@ -293,7 +231,10 @@ class Inputs:
                 nulls = pa.table([pa.nulls(1, f.type) for f in lacking], schema=pa.schema(lacking))
                 connection.register(f"_lacking_{name}", nulls)
                 source += f", {identifier(f'_lacking_{name}')}"
-            connection.execute(f"create view {identifier(name)} as select * from {source}")
+            if dataset and "sample_id" in pieces.schema.names:
+                connection.register(f"_kept_{dataset}", pa.table({"sample_id": self._published[dataset]}))
+                source += f" where sample_id in (from {identifier(f'_kept_{dataset}')})"
+            connection.execute(f"create view {identifier(*name.split('.'))} as select * from {source}")
         except Exception as error:  # it reads a footer
             raise damage_in_sql(error) or error from error
 
@@ -301,6 +242,16 @@ class Inputs:
         if table not in self._tables:
             raise NotFoundError(f"no table {table!r} among the inputs{nearest(table, self._tables)}")
         return self._tables[table]
+
+    def _storage_of(self, table: str) -> "Storage | None":
+        """Return the storage of the dataset that a table belongs to; None for tables in memory."""
+        return next((p.storage for p in self._pieces(table).pieces if p.storage is not None), self._storage)
+
+    @cached_property
+    def _published(self) -> Mapping[str, np.ndarray]:
+        """Version of another dataset -> the ids of the samples that it published: int64, ascending."""
+        read = {n: [_ids(p.read(None, ["sample_id"])) for p in t.pieces] for n, t in self._kept.items()}
+        return {name: np.sort(np.concatenate([np.empty(0, np.int64), *ids])) for name, ids in read.items()}
 
     @cached_property
     def _dead(self) -> np.ndarray:
@@ -313,17 +264,12 @@ class Inputs:
                 dead.append(_ids(rows.filter(rejects(rows.column(column), column))))
         return np.unique(np.concatenate(dead))
 
-    def _is_alive(self, ids: np.ndarray) -> np.ndarray:
-        if not len(self._dead):
-            return np.ones(len(ids), bool)
-        at = np.minimum(np.searchsorted(self._dead, ids), len(self._dead) - 1)
-        return np.asarray(self._dead[at] != ids)
+    def _is_alive(self, ids: np.ndarray, dataset: str) -> np.ndarray:
+        """Return which rows of a dataset are alive: bool (n,)."""
+        return _contains(self._published[dataset], ids) if dataset else ~_contains(self._dead, ids)
 
-    def _alive(self, ids: np.ndarray) -> np.ndarray:
-        return np.asarray(ids[self._is_alive(ids)])
-
-    def _alive_of(self, rows: pa.Table) -> pa.Table:
-        alive = self._is_alive(_ids(rows))
+    def _alive_of(self, rows: pa.Table, dataset: str) -> pa.Table:
+        alive = self._is_alive(_ids(rows), dataset)
         return rows if alive.all() else rows.filter(pa.array(alive))
 
     def _read(self, table: str, piece: Piece, columns: Sequence[str], span: tuple[int, int] | None) -> pa.Table:
@@ -386,20 +332,24 @@ class Inputs:
         return base
 
     def _with_images(self, rows: pa.Table, columns: Mapping[str, Sequence[str]]) -> pa.Table:
-        """Replace the place by the bytes, where the image was asked for."""
-        if IMAGE not in columns.get("images", ()) or IMAGE in rows.column_names:
+        """Replace the place by the bytes, where the image was requested."""
+        table = next((n for n, names in columns.items() if table_of(n) == "images" and IMAGE in names), None)
+        if table is None or IMAGE in rows.column_names:
             return rows
-        data = pa.array(self._shards.read(rows), pa.large_binary())
-        keep = [c for c in rows.column_names if c not in PLACE_NAMES or c in columns["images"]]
+        data = pa.array(self._reader(table).read(rows), pa.large_binary())
+        keep = [c for c in rows.column_names if c not in PLACE_NAMES or c in columns[table]]
         found = rows.select(keep).append_column(IMAGE, data)
-        return found if self._trusted else found.replace_schema_metadata({STORED: b"1"})
+        return found if self._trusted else found.replace_schema_metadata({STORED: table.encode()})
 
-    @cached_property
-    def _shards(self) -> Any:
+    def _reader(self, table: str) -> "ShardReader":
+        """Return the reader of the shards that the rows of a table name."""
         from catalog.shards import ShardReader
 
-        assert self._storage is not None
-        return ShardReader(self._storage)
+        if table not in self._readers:
+            storage = self._storage_of(table)
+            assert storage is not None
+            self._readers[table] = ShardReader(storage)
+        return self._readers[table]
 
     def _empty(self, columns: Mapping[str, Sequence[str]]) -> pa.Table:
         fields = [pa.field("sample_id", pa.int64())]
@@ -414,8 +364,27 @@ def stored_error(rows: pa.Table, row: int, reason: str) -> StoredImageError | No
     """Return the error for a row whose image cannot be decoded, if it was read from a shard that nobody has checked;
     None where it has none, or it is known that the decoder is at fault. It was decoded once when it was stored."""
     if STORED in (rows.schema.metadata or {}) and rows.column(IMAGE)[row].is_valid:
-        return StoredImageError(rows.column("sample_id")[row].as_py(), reason)
+        table = rows.schema.metadata[STORED].decode()
+        return StoredImageError(rows.column("sample_id")[row].as_py(), reason, table)
     return None
+
+
+def dataset_of(table: str) -> str:
+    """Return the name that a recipe gives to the version that a table is of; empty for the dataset that is built."""
+    return table.rpartition(".")[0]
+
+
+def table_of(table: str) -> str:
+    """Return the name of a table in its own dataset."""
+    return table.rpartition(".")[2]
+
+
+def _contains(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return which ids are among the known ones, which are ascending: bool (n,)."""
+    if not len(known):
+        return np.zeros(len(ids), bool)
+    at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    return np.asarray(known[at] == ids)
 
 
 def _widened(table: pa.Table) -> pa.Table:

@@ -26,10 +26,10 @@ from catalog import delta, log_copies, numbers
 from catalog.dataset import IRREPLACEABLE, LOGS, QUARANTINE, QUARANTINE_TIME, REPAIRS, UNFINISHED, Dataset
 from catalog.errors import EspalierError, UserError
 from catalog.findings import Damage, Findings
-from catalog.inputs import read_parquet
 from catalog.lease import hold
 from catalog.lookup import rows_of
 from catalog.parts import PartFile, PartWriter, describe_part
+from catalog.pieces import read_parquet
 from catalog.runs import RUNS
 from catalog.seal import Seal, opened_json, read_seal
 from catalog.shard_check import DecodeFault

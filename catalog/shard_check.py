@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from catalog.findings import Damage
-from catalog.inputs import read_parquet
 from catalog.lookup import rows_of
 from catalog.parts import describe_part
+from catalog.pieces import read_parquet
 from catalog.schema import PLACE_NAMES
 from catalog.seal import digest_of
 from catalog.shards import FOLDER

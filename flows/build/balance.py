@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from catalog.dataset import Dataset
 from catalog.errors import BalanceError
-from catalog.inputs import read_parquet
 from catalog.parts import part_path
+from catalog.pieces import read_parquet
 from catalog.rejection import REJECTING, rejects
 from catalog.schema import SAMPLE_BITS
 from catalog.storage import Storage

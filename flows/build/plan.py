@@ -17,8 +17,8 @@ import pyarrow as pa
 from catalog import numbers
 from catalog.dataset import Dataset
 from catalog.errors import RecipeError, nearest
-from catalog.inputs import Piece, Pieces
 from catalog.parts import fingerprint_of, part_path, written_schema
+from catalog.pieces import Piece, Pieces
 from catalog.repair import check_finished, pending
 from catalog.schema import role
 from catalog.takedown.ledger import check_none_pending

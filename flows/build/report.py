@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from catalog.dataset import Dataset
-from catalog.inputs import Inputs, Piece, Pieces
+from catalog.inputs import Inputs
 from catalog.parts import PartFile
+from catalog.pieces import Piece, Pieces
 from catalog.storage import Storage
 from catalog.version import Version
 from flows.build.hints import command_for

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 
 from catalog import work as work_files
 from catalog.errors import BalanceError, StoredImageError, UserError
-from catalog.inputs import Inputs, Piece, Pieces, read_parquet
+from catalog.inputs import Inputs
 from catalog.parts import PartFile, PartWriter, describe_part, number_rows
+from catalog.pieces import Piece, Pieces, read_parquet
 from catalog.storage import Storage
 from catalog.takedown.ledger import Ledger
 from catalog.wording import amount

@@ -29,10 +29,10 @@ from catalog import edges, lookup
 from catalog.dataset import Catalog, Dataset, check_name
 from catalog.edges import SAVED
 from catalog.errors import UserError, damaged
-from catalog.inputs import Piece, Pieces, read_parquet
 from catalog.lease import hold
 from catalog.lookup import KEY
 from catalog.parts import PartFile, PartWriter, fingerprint_of
+from catalog.pieces import Piece, Pieces, read_parquet
 from catalog.schema import EDGES, PLACE_NAMES, field
 from catalog.shard_check import shard_damage
 from catalog.shards import ShardReader

@@ -7,10 +7,9 @@ from pydantic import TypeAdapter
 
 from catalog.dataset import Dataset
 from catalog.edges import saved_from
-from catalog.inputs import Piece, Pieces
-from catalog.lookup import schema_of, spans
+from catalog.lookup import schema_of
 from catalog.parts import PartWriter
-from catalog.schema import SAMPLE_BITS
+from catalog.published import pieces_of
 from catalog.takedown.scrub import Scrubber
 from catalog.version import Version
 from flows.build.report import PAGES, REPORT, page_path, run_report, saved_report, write_report
@@ -46,7 +45,7 @@ def _remake(dataset: Dataset, version: Version, path: str) -> None:
     at, facts = next((n, s) for n, s in enumerate(version.stages) if s["table"] == REPORT)
     stage = _stage(version, facts)
     before = dict.fromkeys(s["table"] for s in version.stages[:at] if s["table"] in version.tables)
-    tables = {table: _pieces(dataset, version, table) for table in before}
+    tables = {table: pieces_of(dataset, version, table) for table in before}
     seed = version.seed if saved_from(version.recipe) else derived_seed(version.seed, stage.name)
     names = [str(s["name"]) for s in version.stages[:at]]
     run_report(dataset.storage, stage, tables, seed, _fingerprint(path), names)
@@ -58,16 +57,6 @@ def _stage(version: Version, facts: Mapping[str, Any]) -> TableStage:
         return saved_report(label)
     stage: TableStage = TypeAdapter(AnyReport).validate_python(facts["parameters"])
     return stage
-
-
-def _pieces(dataset: Dataset, version: Version, table: str) -> Pieces:
-    paths = [file.path for file in dataset.files(version, table)]
-    schema = schema_of(dataset.storage, paths) if paths else dataset.schema(version, table)
-    if "sample_id" not in schema.names:
-        return Pieces(schema, tuple(Piece(path) for path in paths))
-    found = sorted((span, path) for path, span in spans(dataset.storage, paths).items())
-    numbers = [((low >> SAMPLE_BITS, high >> SAMPLE_BITS), path) for (low, high), path in found]
-    return Pieces(schema, tuple(Piece(path, low if low == high else None) for (low, high), path in numbers))
 
 
 def _fingerprint(path: str) -> str:

@@ -40,8 +40,9 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from catalog.inputs import Inputs, Piece, Pieces, as_matrix
+from catalog.inputs import Inputs, as_matrix
 from catalog.parts import PartWriter
+from catalog.pieces import Piece, Pieces
 from catalog.schema import SAMPLE_BITS, SAMPLE_ID, vector
 from catalog.storage import Storage
 from flows.build.plan import PlannedPart

@@ -11,8 +11,9 @@ import pytest
 from catalog.database import sql
 from catalog.dataset import Catalog, Dataset
 from catalog.decisions import decisions, number_maps
-from catalog.inputs import Inputs, Piece, Pieces
+from catalog.inputs import Inputs
 from catalog.parts import PartFile
+from catalog.pieces import Piece, Pieces
 from catalog.schema import DECISIONS, SOURCE
 from catalog.version import TableState, VersionFacts
 from tests.catalog.conftest import WritePart

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 
 from catalog.errors import NotFoundError
-from catalog.inputs import Inputs, Piece, Pieces
+from catalog.inputs import Inputs
 from catalog.parts import PartWriter, describe_part, fingerprint_of, part_path, written_schema
+from catalog.pieces import Piece, Pieces
 from catalog.schema import IMAGES, SAMPLE_BITS, SAMPLE_ID, field, vector
 from catalog.shards import sample_key
 from catalog.storage import Storage

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from catalog import inputs
+from catalog import pieces
 from catalog.errors import DamagedError
-from catalog.inputs import read_parquet
 from catalog.parts import PartWriter
+from catalog.pieces import read_parquet
 from catalog.schema import SAMPLE_ID, vector
 from catalog.storage import Storage
 from catalog.vector_pages import read_vectors
@@ -92,7 +92,7 @@ def test_the_fast_way_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         taken.extend([field.name] if found is not None else [])
         return found
 
-    monkeypatch.setattr(inputs, "read_vectors", watched)
+    monkeypatch.setattr(pieces, "read_vectors", watched)
     written(tmp_path, table(100, null=(3, 4, 99)))
     found = read_parquet(Storage.open(str(tmp_path)), "rows.parquet")
     assert taken == ["clip"]  # `text` has nulls

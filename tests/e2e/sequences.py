@@ -30,7 +30,7 @@ from catalog import gc
 from catalog.database import sql
 from catalog.dataset import Catalog, Dataset
 from catalog.errors import EspalierError, RecipeError, UserError
-from catalog.inputs import read_parquet
+from catalog.pieces import read_parquet
 from catalog.schema import TAKEN_URL
 from catalog.shards import ShardReader
 from catalog.takedown.ledger import STATE as TAKEDOWNS

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from catalog.inputs import Inputs, Pieces, read_parquet
+from catalog.inputs import Inputs
+from catalog.pieces import Pieces, read_parquet
 from catalog.schema import vector
 from catalog.storage import Storage
 from flows.build.build import build_here

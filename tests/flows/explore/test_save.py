@@ -12,8 +12,8 @@ import pytest
 from catalog.database import sql
 from catalog.dataset import Catalog
 from catalog.errors import BalanceError, DamagedError, UserError
-from catalog.inputs import read_parquet
 from catalog.parts import PartWriter
+from catalog.pieces import read_parquet
 from catalog.storage import Storage
 from flows.build.build import build_here
 from flows.build.spec import BuildSpec

@@ -18,9 +18,10 @@ from catalog.database import sql
 from catalog.dataset import REPAIRS, UNFINISHED, Catalog, Dataset
 from catalog.errors import BusyError, DamagedError, HeldError, NotFoundError, UserError
 from catalog.gc import collect, plan
-from catalog.inputs import STORED, read_parquet, stored_error
+from catalog.inputs import STORED, stored_error
 from catalog.lease import hold
 from catalog.parts import describe_part
+from catalog.pieces import read_parquet
 from catalog.repair import pending, rewrite, set_pending, settle
 from catalog.shard_check import check_shards
 from catalog.storage import Storage

@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 
 from catalog.errors import RecipeError
-from catalog.inputs import Inputs, Piece, Pieces
+from catalog.inputs import Inputs
+from catalog.pieces import Piece, Pieces
 from catalog.schema import DECISIONS, SAMPLE_ID
 from tasks.prune._order import CHUNK, Digit, Taker, dtype_of, find_cut, key_bits, keys, value_of
 from tasks.prune.score import Score
