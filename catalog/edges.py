@@ -50,14 +50,20 @@ def edges_of(dataset: Dataset) -> pa.Table:
 
 
 def users(catalog: Catalog, name: str) -> Mapping[int, list[str]]:
-    """Return version -> the other datasets that have rows of it, for the versions of a dataset that have such rows."""
+    """Return version -> the other datasets that depend on it, for the versions of a dataset that others depend on.
+
+    A dataset depends on a version if it has rows of it, or if one of its own versions was built from it (`from:`).
+    """
     used: dict[int, list[str]] = {}
     for other in catalog.datasets():
         if other == name:
             continue
-        rows = edges_of(catalog.dataset(other))
+        dataset = catalog.dataset(other)
+        rows = edges_of(dataset)
         mine = rows.filter(pc.equal(rows.column("parent_dataset"), name))
-        for number in pc.unique(mine.column("parent_version")).drop_null().to_pylist():
+        numbers = {*pc.unique(mine.column("parent_version")).drop_null().to_pylist()}
+        numbers |= {i["version"] for v in dataset.versions() for i in v.inputs if i.get("dataset") == name}
+        for number in sorted(numbers):
             used.setdefault(number, []).append(other)
     return used
 

@@ -4,7 +4,7 @@ Killed builds leave finished parts (which the next build of the same recipe uses
 Changed recipes leave the parts of the old one, removed versions leave their reports, killed writers leave temporary
 files, and `verify --repair` leaves damaged files in the quarantine. Recent files are spared, because they may belong to
 a build that is running elsewhere or will be resumed (the age of a quarantined file counts from its quarantine).
-Versions that rows of other datasets came from are kept (`catalog.edges`), and nothing is removed during a build.
+Versions that other datasets depend on are kept (`catalog.edges`), and nothing is removed during a build.
 """
 
 import time
@@ -40,7 +40,7 @@ class Garbage:
     older_than_s: float = GRACE_S
     keep_versions: int | None = None
     used: Mapping[int, Sequence[str]] = field(default_factory=dict)
-    """Older versions that are kept nevertheless -> the other datasets that have rows of them."""
+    """Older versions that are kept nevertheless -> the other datasets that depend on them."""
 
     @property
     def bytes(self) -> int:
@@ -56,9 +56,9 @@ class Garbage:
 def plan(dataset: Dataset, older_than_s: float = GRACE_S, keep_versions: int | None = None) -> Garbage:
     """Return the files that no version needs and that are older than `older_than_s` seconds. Removes nothing.
 
-    With `keep_versions`, only that many of the last versions are kept, and versions that rows of other datasets came
-    from. Held versions do not count towards the number; those newer than the oldest kept version are kept, because they
-    may still be approved.
+    With `keep_versions`, only that many of the last versions are kept, and versions that other datasets depend on. Held
+    versions do not count towards the number; those newer than the oldest kept version are kept, because they may still
+    be approved.
     """
     if keep_versions is not None and keep_versions < 1:
         raise UserError(f"keep_versions is {keep_versions}, expected at least 1: the last version is always kept")

@@ -67,15 +67,12 @@ class PublishedVersion:
         return {"uri": self.version.label, "sha256": self.version.recipe_sha256, "rows": rows} | facts
 
     def schemas(self) -> dict[str, pa.Schema]:
-        """Return the schemas of all tables, by the names under which stages read them, with the types of the parts.
-
-        Reads one footer of a table whose parts are alike.
-        """
-        found = {}
+        """Return the schemas of all tables, with the types of the parts. Reads one footer if all parts are alike."""
+        found: dict[str, pa.Schema] = {}
         for table, state in sorted(self.version.tables.items()):
             paths = self._paths(table)[: 1 if state.uniform else None]
             schema = schema_of(self.dataset.storage, paths) if paths else self.dataset.schema(self.version, table)
-            found[f"{self.name}.{table}"] = schema
+            found[table] = schema
         return found
 
     def pieces(self, table: str) -> Pieces:

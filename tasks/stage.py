@@ -132,6 +132,9 @@ class Stage(Config, ABC):
     """What `work` depends on, in the words of a forecast: `rows`, `rows * k`, `steps`."""
     alive_only: ClassVar[bool] = True
     """Whether the input lacks the rows that failed or that an earlier stage rejected."""
+    reads_versions: ClassVar[bool] = False
+    """Whether it can read tables of the versions of other datasets that a recipe names in `from:` (`real.images`). The
+    tables that `inputs`, `sides` and `output` are given then include those. A MapStage reads them as side tables."""
     seeded: ClassVar[bool] = False
     """Whether the result depends on the recipe's seed (which then is in the fingerprint)."""
 

@@ -1,5 +1,6 @@
 """Stages for tests of the engine: as small as the contracts allow, and some that misbehave."""
 
+import hashlib
 import os
 import signal
 import time
@@ -31,7 +32,9 @@ def write_source(folder: Path, files: int = 2, rows: int = 5, first: int = 0) ->
     return folder
 
 
-def recipe_of(folder: Path, *stages: Stage, rows_per_part: int = 5, seed: int = 0) -> Recipe:
+def recipe_of(
+    folder: Path, *stages: Stage, rows_per_part: int = 5, seed: int = 0, versions: Mapping[str, str] | None = None
+) -> Recipe:
     """Return a recipe over stages that the unions do not know."""
     source = Parquet(use="parquet", path=str(folder), rows_per_part=rows_per_part)
     return Recipe.model_construct(
@@ -40,6 +43,7 @@ def recipe_of(folder: Path, *stages: Stage, rows_per_part: int = 5, seed: int = 
         catalog=None,
         seed=seed,
         prices=None,
+        versions=dict(versions or {}),
         source=source,
         stages=cast(Any, tuple(stages)),
     )
@@ -173,11 +177,14 @@ class DropOdd(TableStage):
 class Total:
     """The sum of a column, as a reducer."""
 
+    def __init__(self, column: str = "length") -> None:
+        self.column = column
+
     def init(self) -> int:
         return 0
 
     def update(self, state: int, batch: pa.Table) -> int:
-        return state + int(pc.sum(batch.column("length")).as_py())
+        return state + int(pc.sum(batch.column(self.column)).as_py())
 
     def merge(self, one: int, other: int) -> int:
         return one + other
@@ -188,6 +195,57 @@ class Total:
 
 def _square(number: int) -> int:
     return number * number
+
+
+class ReadsVersions(TableStage):
+    """Lists the samples of versions of other datasets: the digest of their stored bytes, and their caption."""
+
+    use: str = "reads_versions"
+    table: ClassVar[str] = "listed"
+    rows_per_sample = "none"
+    reads_versions = True
+    of: tuple[str, ...] = ("real",)
+
+    def inputs(self, available: Tables) -> Columns:
+        columns = {f"{name}.images": ("image", "width") for name in self.of}
+        return columns | {f"{name}.source": ("caption",) for name in self.of}
+
+    def output(self, available: Tables) -> pa.Schema:
+        return pa.schema(
+            [("version", pa.string()), ("sample", pa.int64()), ("sha256", pa.string()), ("caption", pa.string())]
+        )
+
+    def run(self, inputs: Inputs, run: Run) -> Batches:
+        for name in self.of:
+            width = run.reduce(Total("width"), {f"{name}.images": ("width",)})
+            counted = inputs.sql(f"select count(*) as n from {name}.images").column("n")[0].as_py()
+            run.note(**{f"{name}_width": width, f"{name}_rows": counted})
+            for rows in inputs.batches({f"{name}.images": ["image"], f"{name}.source": ["caption"]}, 2):
+                digests = [hashlib.sha256(data).hexdigest() for data in rows.column("image").to_pylist()]
+                columns = [[name] * rows.num_rows, rows.column("sample_id"), digests, rows.column("caption")]
+                yield pa.table(columns, schema=self.output({}))
+
+
+class OfVersion(Lengths):
+    """Writes, for each row, how many captions of another dataset's version are as long as its own."""
+
+    use: str = "of_version"
+    table: ClassVar[str] = "alike"
+    reads_versions = True
+
+    def sides(self, available: Tables) -> tuple[str, ...]:
+        return ("real.source",)
+
+    def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
+        good = super().open(device, sides)
+        known = pc.utf8_length(sides["real.source"].column("caption")).cast(pa.int64()).to_pylist()
+
+        def step(batches: Iterator[pa.Table]) -> Batches:
+            for rows in good(batches):
+                alike = pa.array([known.count(length) for length in rows.column("length").to_pylist()], pa.int64())
+                yield rows.set_column(1, "length", alike)
+
+        return step
 
 
 def content(dataset: Dataset, version: Any = None) -> dict[str, list[dict[str, Any]]]:

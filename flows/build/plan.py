@@ -19,6 +19,7 @@ from catalog.dataset import Dataset
 from catalog.errors import RecipeError, nearest
 from catalog.parts import fingerprint_of, part_path, written_schema
 from catalog.pieces import Piece, Pieces
+from catalog.published import SAMPLES, PublishedVersion
 from catalog.repair import check_finished, pending
 from catalog.schema import role
 from catalog.takedown.ledger import check_none_pending
@@ -80,6 +81,8 @@ class PlannedStage:
     """The local files that its parameters name (lists, weights), as they were when they were planned."""
     before: tuple[str, ...] = ()
     """Names of the stages before it, in order."""
+    kept: Mapping[str, Pieces] = field(default_factory=dict, repr=False)
+    """The samples of the versions of other datasets of which it reads tables, by the recipe's name."""
 
     @cached_property
     def written(self) -> pa.Schema:
@@ -113,12 +116,14 @@ class Plan:
     dataset: Dataset
     stages: tuple[PlannedStage, ...]
     inputs: tuple[Mapping[str, Any], ...]
-    """The source's files: uri, sha256, rows."""
+    """The source's files: uri, sha256, rows; and the versions of other datasets, which have `dataset` and `version`."""
     numbers: Mapping[str, int]
     notes: tuple[Note, ...] = ()
     """Notes on the source's files."""
     identities: Identities | None = field(default=None, repr=False, compare=False)
     """The digests of the source's files; they are stored already if the dataset exists."""
+    versions: Mapping[str, PublishedVersion] = field(default_factory=dict, repr=False)
+    """The versions of other datasets that the recipe names, as they were resolved."""
 
     @property
     def is_cached(self) -> bool:
@@ -138,6 +143,7 @@ def make_plan(
     retries: Mapping[str, Any] | None = None,
     remember: bool = True,
     survey: Survey | None = None,
+    versions: Mapping[str, PublishedVersion] | None = None,
 ) -> Plan:
     """Plan a build. Nothing is made where there is no dataset yet.
 
@@ -146,6 +152,8 @@ def make_plan(
         retries: the retries to plan with; default: those of the dataset.
         remember: record the digests of source files that were read, so that the next plan need not read them again.
         survey: what to build of the source (a probe builds some of its rows); default: all that `Source.survey` finds.
+        versions: the versions of other datasets that the recipe names; default: those that the dataset's catalog has
+            now. (A probe builds in a catalog that has no other datasets.)
 
     Raises RecipeError where a stage asks for a table or a column that nothing before it writes, UserError where a
     takedown or a repair was interrupted.
@@ -164,6 +172,8 @@ def make_plan(
         dataset, keys, lambda at, n: _source_parts(source, survey.schema, [chunks[at]], [n])[0].fingerprint
     )
     retries = dataset.state(RETRIES) if retries is None else retries
+    others = _resolved(recipe, dataset) if versions is None else versions
+    published = {name: table for version in others.values() for name, table in _tables_of(version).items()}
     tables: dict[str, _Table] = {}
     planned: list[PlannedStage] = []
     for stage in recipe.steps():
@@ -173,7 +183,7 @@ def make_plan(
             planned.append(_planned(dataset, stage, schema, parts, {}, {}, ()))
         else:
             with digested() as files_read:
-                stage_plan = _plan_stage(dataset, recipe, stage, tables, retries)
+                stage_plan = _plan_stage(dataset, recipe, stage, tables, published, retries)
             stage_plan = replace(stage_plan, files=files_read, before=tuple(s.stage.name for s in planned))
             planned.append(stage_plan if takedowns.is_empty else _without_taken(stage_plan, tables["source"]))
         before = tables.get(stage.table, _Table(planned[-1].written, rewritten))
@@ -184,8 +194,41 @@ def make_plan(
         rows[c.uri] = rows.get(c.uri, 0) + c.rows
     if remember and dataset.exists():
         identities.save()
-    inputs = tuple(f | {"rows": rows[u]} for u, f in files.items())
-    return Plan(recipe, dataset, tuple(planned), inputs, ledger, survey.notes, identities)
+    inputs = (*(f | {"rows": rows[u]} for u, f in files.items()), *(version.input for version in others.values()))
+    return Plan(recipe, dataset, tuple(planned), inputs, ledger, survey.notes, identities, others)
+
+
+def _resolved(recipe: Recipe, dataset: Dataset) -> dict[str, PublishedVersion]:
+    """Return the versions that a recipe names, in the catalog of the dataset that it builds.
+
+    Raises RecipeError where one is the last version of that dataset itself, which every build would replace.
+    """
+    if dataset.name in recipe.versions.values():
+        raise RecipeError(f"from: {dataset.name!r} is what this recipe builds: name one of its versions, like @1")
+    names = recipe.versions.items()
+    return {name: PublishedVersion.resolve(dataset.catalog, name, label) for name, label in names}
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A table of a version of another dataset."""
+
+    version: PublishedVersion
+    table: str
+    schema: pa.Schema
+
+    @property
+    def digest(self) -> str:
+        return self.version.digest(self.table)
+
+    def pieces(self) -> Pieces:
+        return self.version.pieces(self.table)
+
+
+def _tables_of(version: PublishedVersion) -> dict[str, _Published]:
+    """Return the tables of a version, by the names under which stages read them."""
+    schemas = version.schemas()
+    return {f"{version.name}.{table}": _Published(version, table, schema) for table, schema in schemas.items()}
 
 
 @dataclass(frozen=True)
@@ -248,23 +291,25 @@ class _Table:
 
 
 def _plan_stage(
-    dataset: Dataset, recipe: Recipe, stage: Stage, tables: Mapping[str, _Table], retries: Mapping[str, Any]
+    dataset: Dataset,
+    recipe: Recipe,
+    stage: Stage,
+    tables: Mapping[str, _Table],
+    published: Mapping[str, _Published],
+    retries: Mapping[str, Any],
 ) -> PlannedStage:
-    available = {name: table.schema for name, table in tables.items()}
+    readable: dict[str, _Table | _Published] = {**tables, **(published if stage.reads_versions else {})}
+    available = {name: table.schema for name, table in readable.items()}
     columns, sides = stage.inputs(available), stage.sides(available)
-    for name in (*columns, *sides):
-        if name not in tables:
-            raise RecipeError(
-                f"stage {stage.name!r} reads the table {name!r}, which no stage before it writes{nearest(name, tables)}"
-            )
+    _check_reads(stage, columns, sides, readable)
     judging = [table for table in tables.values() if stage.alive_only and table.has_verdicts]
     schema = stage.output(available)
     about = _about(stage, recipe.seed, schema)
-    among_inputs = {*columns, *({*sides} & {*stage.sides_hashed_as_inputs()})}
+    among_inputs = {*columns, *({*sides} & {*stage.sides_hashed_as_inputs()})} & {*tables}
+    whole = [[n, readable[n].digest] for n in sorted({*columns, *sides} - among_inputs)]
 
     def fingerprint(number: int | None) -> str:
         read = [[n, tables[n].read_by(number, columns.get(n, ()))] for n in sorted(among_inputs)]
-        whole = [[n, tables[n].digest] for n in sorted({*sides} - among_inputs)]
         return fingerprint_of(about, read, whole, [t.read_by(number) for t in judging])
 
     parts: list[PlannedPart] = []
@@ -275,8 +320,20 @@ def _plan_stage(
             origin = part.origin if "local_path" in columns.get("source", ()) else None
             planned = PlannedPart(fingerprint(part.number), part.number, part.rows, origin=origin)
             parts.append(_retried(planned, stage, retries))
-    reads = {n: tables[n].pieces() for n in (*columns, *sides)}
-    return _planned(dataset, stage, schema, parts, columns, reads, tuple(t.pieces() for t in judging))
+    reads = {n: readable[n].pieces() for n in (*columns, *sides)}
+    others = {table.version.name: table.version for name, table in published.items() if name in reads}
+    found = _planned(dataset, stage, schema, parts, columns, reads, tuple(t.pieces() for t in judging))
+    return replace(found, kept={name: version.pieces(SAMPLES) for name, version in others.items()})
+
+
+def _check_reads(stage: Stage, columns: Columns, sides: Sequence[str], readable: Mapping[str, Any]) -> None:
+    """Raise RecipeError where a stage reads a table that does not exist, or that it cannot read part by part."""
+    for name in (*columns, *sides):
+        if name not in readable:
+            writers = "which no stage before it writes" if "." not in name else "which no version in `from:` has"
+            raise RecipeError(f"stage {stage.name!r} reads the table {name!r}, {writers}{nearest(name, readable)}")
+        if "." in name and name in columns and not isinstance(stage, TableStage):
+            raise RecipeError(f"stage {stage.name!r} works part by part: it can read {name!r} only as a side table")
 
 
 def _without_taken(planned: PlannedStage, source: _Table) -> PlannedStage:

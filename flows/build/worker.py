@@ -66,6 +66,8 @@ class Work:
     """The local files that the stage's parameters name, as they were when they were planned."""
     before: tuple[str, ...] = ()
     """Names of the stages before it, in order."""
+    kept: Mapping[str, Pieces] = field(default_factory=dict)
+    """The samples of the versions of other datasets of which it reads tables, by the recipe's name."""
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -96,6 +98,7 @@ def work_of(planned: PlannedStage, storage: Storage, device: str, recipe_seed: i
         derived_seed(recipe_seed, planned.stage.name),
         planned.files,
         planned.before,
+        planned.kept,
     )
 
 
@@ -138,7 +141,7 @@ class PartMaker:
             except StoredImageError as error:
                 from tasks.images import decode_fault
 
-                inputs.check_stored(error.sample_id, decode_fault)
+                inputs.check_stored(error.sample_id, decode_fault, error.table)
                 return self._make(job, inputs.trusting())  # its bytes are those written: the decoder is another
 
     def _make(self, job: Job, inputs: Inputs) -> PartFile:
@@ -151,7 +154,7 @@ class PartMaker:
         work = self._work
         own = {n: Pieces(t.schema, (*job.tables.get(n, ()), *t.pieces)) for n, t in work.tables.items()}
         pairs = zip(work.judges, job.judges, strict=True)
-        return Inputs(own, [Pieces(t.schema, (*mine, *t.pieces)) for t, mine in pairs], work.storage)
+        return Inputs(own, [Pieces(t.schema, (*mine, *t.pieces)) for t, mine in pairs], work.storage, work.kept)
 
     def _batches(self, job: Job, inputs: Inputs) -> Iterator[pa.Table]:
         if job.part.chunk is not None:
@@ -162,7 +165,7 @@ class PartMaker:
         if self._step is None:
             stage = self._work.stage
             assert isinstance(stage, MapStage)
-            inputs = Inputs(self._work.tables, (), self._work.storage)
+            inputs = Inputs(self._work.tables, (), self._work.storage, self._work.kept)
             self._step = stage.open(self._work.device, {name: inputs.whole(name) for name in self._work.sides})
             limit_threads(stage.resources.cpus)
         return self._step
@@ -219,7 +222,7 @@ def make_table(work: Work, part: PlannedPart, map_items: MapFunction, progress: 
     """Run a TableStage; return the part that it wrote."""
     stage = work.stage
     assert isinstance(stage, TableStage)
-    inputs = Inputs(work.tables, work.judges, work.storage)
+    inputs = Inputs(work.tables, work.judges, work.storage, work.kept)
     limit_threads(stage.resources.cpus)
     with _folders(work.storage, part.fingerprint) as (scratch, checkpoints), _reading(work, part):
         run = StageRun(work, inputs, map_items, progress, scratch, checkpoints)

@@ -41,7 +41,7 @@ def gc(
     if delete:
         collect(garbage)
     for number, users in garbage.used.items():
-        print_message(f"{dataset}@{number} is kept: {', '.join(users)} has rows of it")
+        print_message(f"{dataset}@{number} is kept: needed by {', '.join(users)}")
     if as_json:
         print_json({"files": list(garbage.files), "bytes": garbage.bytes, "deleted": delete, "used": garbage.used})
         return

@@ -101,6 +101,7 @@ class _Runner:
 
     def __init__(self, plan: Plan, catalog: Catalog, engine: Engine, show: Display, source_rows: int) -> None:
         self._recipe = plan.recipe
+        self._versions = plan.versions
         self._identify = Identities(plan.dataset)
         self._schema = plan.stages[0].schema
         self._catalog = catalog
@@ -128,7 +129,7 @@ class _Runner:
             stages = tuple(s.reduced(rows, self._source_rows) for s in stages)
         recipe = self._recipe.model_copy(update={"dataset": name, "stages": stages})
         dataset = self._catalog.dataset(name)
-        plan = make_plan(recipe, dataset, survey=Survey(list(chunks), self._schema, ()))
+        plan = make_plan(recipe, dataset, survey=Survey(list(chunks), self._schema, ()), versions=self._versions)
         clock = _Clock()
         context = BuildContext(Displays(clock, self._show), name)
         try:

@@ -84,6 +84,9 @@ class Recipe(Config):
     seed: int = Field(0, ge=-(2**63), lt=2**63, description="every random choice derives from it")
     prices: Prices | None = None
     guards: Guards = Field(Guards(), description="what holds a version back until somebody approves it")
+    versions: dict[str, str] = Field(
+        {}, alias="from", description="versions of other datasets of the catalog that stages read: {real: laion@3}"
+    )
     source: AnySource
     stages: tuple[AnyStage, ...] = Field((), max_length=MAX_STAGES, json_schema_extra=_or_include)
 
@@ -92,6 +95,14 @@ class Recipe(Config):
     def _plain_name(cls, value: str) -> str:
         if not _NAME.fullmatch(value):
             raise ValueError("a dataset's name is lower-case letters, digits and _, and begins with a letter")
+        return value
+
+    @field_validator("versions")
+    @classmethod
+    def _plain_names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{shown(name)} cannot name a version: lower-case letters, digits and _")
         return value
 
     def steps(self) -> tuple[Stage, ...]:
@@ -141,7 +152,7 @@ def resolve(
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         # An unknown field is often a misspelling of the missing one: report it first.
-        errors = sorted(error.errors(), key=lambda e: e["type"] == "missing")
+        errors = sorted(_causes(error.errors()), key=lambda e: e["type"] == "missing")
         raise RecipeError("\n".join(_explain(e, raw, node) for e in errors[:5])) from None
     try:
         recipe.steps()
@@ -245,6 +256,16 @@ def _index(target: list[Any], key: str, override: str) -> int:
     if not (key.isdecimal() and len(key) < 10) or int(key) >= len(target):
         raise RecipeError(f"--set {shown(override)}: {shown(key)} is not a position in a list of {len(target)}")
     return int(key)
+
+
+def _causes(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Return the errors without those that follow from others: a list is too short because its items are wrong."""
+
+    def follows(error: ErrorDetails) -> bool:
+        place = error["loc"]
+        return any(other["loc"][: len(place)] == place and other is not error for other in errors)
+
+    return [error for error in errors if error["type"] != "too_short" or not follows(error)]
 
 
 def _explain(error: ErrorDetails, raw: dict[str, Any], node: yaml.Node) -> str:

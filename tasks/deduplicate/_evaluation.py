@@ -1,7 +1,8 @@
-"""Evaluation sets: their digests, hashes and vectors, read from Parquet files or computed once from their images."""
+"""Evaluation sets: their digests, hashes and vectors, from a version of another dataset, from columns of a Parquet
+file, or computed once from its images."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,12 +14,13 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from catalog.errors import RecipeError, UserError, nearest
-from catalog.inputs import as_matrix
+from catalog.inputs import Inputs, as_matrix
 from catalog.user_file import unreadable
 from tasks.deduplicate import _exact as exact
 from tasks.deduplicate import _perceptual as perceptual
+from tasks.encoders.encoder import made_by
 from tasks.files.digest import digest_of
-from tasks.stage import Config, Run
+from tasks.stage import Columns, Config, Run, Tables
 from tasks.vectors.mapped import usable
 
 if TYPE_CHECKING:
@@ -33,10 +35,13 @@ GIVEN: Final = ("sha256", "pixels_sha256", "phash", "vector")
 
 
 class EvaluationSet(Config):
-    """One evaluation set: a Parquet file with a column of encoded images, or with their digests, hashes or vectors."""
+    """One evaluation set: a version's samples, or a Parquet file with encoded images, digests, hashes or vectors."""
 
     name: str = Field(min_length=1, description="its name in the evidence")
-    path: str = Field(description="a local Parquet file")
+    path: str | None = Field(None, description="a local Parquet file")
+    version: str | None = Field(
+        None, description="instead of `path`: a version that the recipe names in `from:`, with its own columns"
+    )
     image: str | None = Field(None, description="column of encoded images: bytes, or a struct with a field `bytes`")
     sha256: str | None = Field(None, description="column of the files' SHA-256, in hex")
     pixels_sha256: str | None = Field(None, description="column of the pictures' digests, as images.pixels_sha256")
@@ -45,7 +50,12 @@ class EvaluationSet(Config):
 
     @model_validator(mode="after")
     def _has_something(self) -> "EvaluationSet":
-        if not self.columns():
+        if (self.path is None) == (self.version is None):
+            raise ValueError(f"set {self.name!r}: specify either `path` or `version`")
+        if self.version is not None and self.columns():
+            given = next(iter(self.columns()))
+            raise ValueError(f"set {self.name!r}: {given!r} names a column of `path`, not of `version`")
+        if self.path is not None and not self.columns():
             raise ValueError(f"set {self.name!r}: specify at least one column: image, or any of {', '.join(GIVEN)}")
         return self
 
@@ -54,8 +64,32 @@ class EvaluationSet(Config):
         named = {name: getattr(self, name) for name in ("image", *GIVEN)}
         return {name: column for name, column in named.items() if column is not None}
 
-    def check(self, asked: Sequence[str]) -> None:
-        """Raise RecipeError if the file or a column does not exist, or the set has none of `asked` (of GIVEN)."""
+    def reads(self, asked: Sequence[str], column: str) -> Columns:
+        """Return the columns of its version to read for `asked` (of GIVEN); `column` has the vectors."""
+        if self.version is None:
+            return {}
+        images = tuple(name for name in asked if name != "vector")
+        found = {f"{self.version}.images": images} if images else {}
+        return found | ({f"{self.version}.embeddings": (column,)} if "vector" in asked else {})
+
+    def check(self, asked: Sequence[str], column: str, available: Tables) -> None:
+        """Raise RecipeError if its file, version or a column does not exist, or it has none of `asked` (of GIVEN)."""
+        if self.path is not None:
+            self._check_columns(asked)
+        for table, names in self.reads(asked, column).items():
+            if table not in available:
+                known = sorted(name for name in available if "." in name)
+                raise RecipeError(f"set {self.name!r}: no table {table!r} in `from:`{nearest(table, known)}")
+            for name in names:
+                if name not in available[table].names:
+                    near = nearest(name, available[table].names)
+                    raise RecipeError(f"set {self.name!r}: {table} has no column {name!r}{near}")
+        if "vector" in asked and self.version is not None:
+            theirs, ours = (made_by(available[f"{of}embeddings"], column) for of in (f"{self.version}.", ""))
+            if theirs != ours:
+                raise RecipeError(f"set {self.name!r}: its vectors {column!r} were made by another encoder: {theirs}")
+
+    def _check_columns(self, asked: Sequence[str]) -> None:
         schema = self._schema()
         for name, column in self.columns().items():
             if column not in schema.names:
@@ -71,19 +105,22 @@ class EvaluationSet(Config):
             )
 
     def _schema(self) -> pa.Schema:
-        self._check_file()
+        assert self.path is not None
+        self._check_file(self.path)
         try:
             return pq.read_schema(self.path)
         except (pa.ArrowException, OSError) as error:
             raise RecipeError(f"set {self.name!r}: {self.path} is not a readable Parquet file") from error
 
-    def _check_file(self) -> None:
-        if why := unreadable(self.path):
-            raise RecipeError(f"set {self.name!r}: cannot read {self.path!r}: {why}")
+    def _check_file(self, path: str) -> None:
+        if why := unreadable(path):
+            raise RecipeError(f"set {self.name!r}: cannot read {path!r}: {why}")
 
     def parameters(self) -> dict[str, Any]:
         """Return the fields, with the file by content."""
-        self._check_file()
+        if self.path is None:
+            return self.settings()
+        self._check_file(self.path)
         return self.settings() | {"path": digest_of(Path(self.path))}
 
 
@@ -159,7 +196,7 @@ class Evaluation:
     set: np.ndarray
     """int16 (m,): the set of each."""
     row: np.ndarray
-    """int64 (m,): its row in the file, from 0."""
+    """int64 (m,): its row in the file, from 0; or its sample_id in the version."""
 
     def facts(self, number: int) -> dict[str, int]:
         """Return how many images a set has, and how many of them have each value."""
@@ -172,25 +209,43 @@ def read(
     asked: Sequence[str],
     dim: int,
     model: "Model | None",
+    inputs: Inputs,
+    column: str,
     run: Run,
     chunk_rows: int = CHUNK_ROWS,
 ) -> Evaluation:
-    """Read the sets. `asked`: of GIVEN; `dim`: length of the vectors, 0 for none.
+    """Read the sets. `asked`: of GIVEN; `dim`: length of the vectors, 0 for none; `column`: theirs in versions.
 
     Completed chunks of `chunk_rows` are written to the checkpoints. Memory: 50 bytes and a vector per image. Raises
     UserError if no image of a set is usable.
     """
     chunks, which, rows = [], [], []
     for number, one in enumerate(sets):
-        mine = list(_chunks(one, number, asked, dim, model, run, chunk_rows))
-        known = sum(int(chunk.known().sum()) for chunk in mine)
-        if known == 0:
-            raise UserError(f"set {one.name!r}: no row of {one.path} has anything to compare by ({', '.join(asked)})")
-        count = sum(len(chunk.phash) for chunk in mine)
-        which.append(np.full(count, number, np.int16))
-        rows.append(np.arange(count))
+        if one.version is not None:
+            ids, mine = _of_version(one, asked, dim, inputs, column, chunk_rows)
+        else:
+            mine = list(_chunks(one, number, asked, dim, model, run, chunk_rows))
+            ids = np.arange(sum(len(chunk.phash) for chunk in mine))
+        if not any(chunk.known().any() for chunk in mine):
+            place = one.path or one.version
+            raise UserError(f"set {one.name!r}: no row of {place} has anything to compare by ({', '.join(asked)})")
+        which.append(np.full(len(ids), number, np.int16))
+        rows.append(ids)
         chunks += mine
     return Evaluation(Targets.joined(chunks), np.concatenate(which), np.concatenate(rows))
+
+
+def _of_version(
+    one: EvaluationSet, asked: Sequence[str], dim: int, inputs: Inputs, column: str, chunk_rows: int
+) -> tuple[np.ndarray, list[Targets]]:
+    """Return the sample_ids of a version's samples, int64 (m,), and their values."""
+    ids, chunks = [np.empty(0, np.int64)], []
+    for batch in inputs.batches(one.reads(asked, column), chunk_rows):
+        found = Targets.of(batch.num_rows, dim)
+        _take(one, found, {name: batch.column(column if name == "vector" else name) for name in asked}, dim)
+        ids.append(batch.column("sample_id").to_numpy())
+        chunks.append(found)
+    return np.concatenate(ids), chunks
 
 
 def _chunks(
@@ -203,6 +258,7 @@ def _chunks(
     chunk_rows: int,
 ) -> Iterator[Targets]:
     columns = list(dict.fromkeys(one.columns().values()))
+    assert one.path is not None
     with pq.ParquetFile(one.path) as file:
         done = 0
         for at, batch in enumerate(file.iter_batches(chunk_rows, columns=columns)):
@@ -230,6 +286,12 @@ def _made(one: EvaluationSet, rows: pa.Table, asked: Sequence[str], dim: int, mo
         column = rows.column(one.image)
         images = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
         _from_images(found, images.to_pylist(), [name for name in asked if name not in given], model)
+    _take(one, found, given, dim)
+    return found
+
+
+def _take(one: EvaluationSet, found: Targets, given: Mapping[str, pa.ChunkedArray], dim: int) -> None:
+    """Set the values that are given as columns, by their names in GIVEN."""
     if "sha256" in given:
         found.bytes, found.has_bytes = exact.parse(given["sha256"])
     if "pixels_sha256" in given:
@@ -240,7 +302,6 @@ def _made(one: EvaluationSet, rows: pa.Table, asked: Sequence[str], dim: int, mo
         found.has_phash = there & perceptual.is_meaningful(found.phash)
     if "vector" in given:
         _take_vectors(one, found, given["vector"], dim)
-    return found
 
 
 def _take_vectors(one: EvaluationSet, found: Targets, column: pa.ChunkedArray, dim: int) -> None:

@@ -61,7 +61,10 @@ class Decontaminate(TableStage):
     shares_table = True
     verdict = "keep"
     thresholds = ("epsilon", "radius")
-    sets: tuple[EvaluationSet, ...] = Field(min_length=1, description="the evaluation sets, as Parquet files")
+    reads_versions = True
+    sets: tuple[EvaluationSet, ...] = Field(
+        min_length=1, description="the evaluation sets: Parquet files, or versions of other datasets"
+    )
     exact: bool = Field(True, description="the same file: equal SHA-256")
     pixels: bool = Field(False, description="the same picture with any metadata: equal digests of the pixels")
     radius: int | None = Field(
@@ -92,8 +95,10 @@ class Decontaminate(TableStage):
                 encoder_of(available["embeddings"], column)  # the metadata must have the encoder
         if not columns:
             raise RecipeError("decontaminate has nothing to do: exact and pixels are off, radius and epsilon are null")
+        column = next(iter(columns.get("embeddings", ())), "")
         for one in self.sets:
-            one.check(self.asked())
+            one.check(self.asked(), column, available)
+            columns |= one.reads(self.asked(), column)
         return columns
 
     def sides(self, available: Tables) -> tuple[str, ...]:
@@ -154,7 +159,7 @@ class Decontaminate(TableStage):
         return vector_column({"embeddings": inputs.schema("embeddings")}, self.encoder)
 
     def _read(self, inputs: Inputs, run: Run, chunk_rows: int) -> Evaluation:
-        dim, model = 0, None
+        dim, model, column = 0, None, ""
         if self.epsilon is not None:
             column = self._column(inputs)
             dim = width(inputs.schema("embeddings"), column)
@@ -163,7 +168,7 @@ class Decontaminate(TableStage):
 
                 sides = {"models": inputs.whole("models")} if "models" in inputs else {}
                 model = load(encoder_of(inputs.schema("embeddings"), column), run.device, sides)
-        return read(self.sets, self.asked(), dim, model, run, chunk_rows)
+        return read(self.sets, self.asked(), dim, model, inputs, column, run, chunk_rows)
 
     def _decisions(self, ids: pa.ChunkedArray, found: Matches, evaluation: Evaluation) -> pa.Table:
         reason = pa.array(REASONS, pa.string()).take(pa.array(found.reason))
@@ -184,7 +189,9 @@ class Decontaminate(TableStage):
     def _evidence(self, found: Matches, evaluation: Evaluation) -> pa.Array:
         at = np.maximum(found.target, 0)
         names = pa.array([one.name for one in self.sets]).take(pa.array(evaluation.set[at]))
-        image = _joined("row ", pc.cast(pa.array(evaluation.row[at]), pa.string()), " of ", names)
+        kinds = pa.array(["row " if one.version is None else "sample " for one in self.sets])
+        kind = kinds.take(pa.array(evaluation.set[at]))
+        image = _joined(kind, pc.cast(pa.array(evaluation.row[at]), pa.string()), " of ", names)
         shown = pc.cast(pc.round(pa.array(found.similarity.astype(np.float64)), 4), pa.string())
         bits = pc.cast(pa.array(found.bits), pa.string())
         cases = [pa.array(found.reason == code) for code in range(len(REASONS))]

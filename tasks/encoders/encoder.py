@@ -113,10 +113,16 @@ def encoder_of(schema: pa.Schema, column: str) -> Encoder:
     """Return the encoder that made a vector column of `embeddings`. Raises RecipeError if its metadata lacks it."""
     if column not in schema.names:
         raise RecipeError(f"no embedding column {column!r}{nearest(column, schema.names)}")
-    made_by = (schema.field(column).metadata or {}).get(ENCODER.encode())
-    if made_by is None:
+    made = made_by(schema, column)
+    if made is None:
         raise RecipeError(f"the metadata of embedding column {column!r} has no encoder: run `embed` again")
-    return Encoder.model_validate_json(made_by)
+    return Encoder.model_validate_json(made)
+
+
+def made_by(schema: pa.Schema, column: str) -> str | None:
+    """Return the encoder that made a vector column, as its metadata has it (JSON); None if it has none."""
+    found = (schema.field(column).metadata or {}).get(ENCODER.encode())
+    return None if found is None else str(found.decode())
 
 
 def _offer(model: str) -> str:

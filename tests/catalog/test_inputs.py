@@ -177,3 +177,38 @@ def test_names() -> None:
     assert sample_key((3 << SAMPLE_BITS) + 17) == "0000300000017"
     assert fingerprint_of({"b": 1, "a": 2}) == fingerprint_of({"a": 2, "b": 1})
     assert fingerprint_of({"a": 1}) != fingerprint_of({"a": 2})
+
+
+def of_two_datasets() -> Inputs:
+    """Three rows of our own, of which the second failed, and a version of another dataset that kept its last two."""
+    tables = {
+        "images": IMAGE_ROWS.slice(0, 3),
+        "real.source": pa.table({"sample_id": [0, 1, 2], "caption": list("xyz")}),
+        "real.images": pa.table({"sample_id": [0, 1, 2], "image": pa.array([b"x", b"y", b"z"], pa.large_binary())}),
+        "real.centroids": pa.table({"cluster": [0, 1]}),
+    }
+    pieces = {name: Pieces.of(table) for name, table in tables.items()}
+    return Inputs(pieces, [pieces["images"]], None, {"real": Pieces.of(pa.table({"sample_id": [1, 2]}))})
+
+
+def test_rows_of_another_dataset_are_alive_where_its_version_kept_them() -> None:
+    inputs = of_two_datasets()
+    assert inputs.ids().tolist() == [0, 2]
+    columns = {"real.source": ["caption"], "real.images": ["image"]}
+    assert inputs.table(columns).to_pydict() == {"sample_id": [1, 2], "caption": ["y", "z"], "image": [b"y", b"z"]}
+    assert inputs.whole("real.source").column("caption").to_pylist() == ["y", "z"]
+    assert inputs.whole("real.centroids").num_rows == 2
+    assert inputs.images([1, 2], "real.images") == {1: b"y", 2: b"z"}
+    assert inputs.sql("select caption from real.source order by 1").to_pydict() == {"caption": ["y", "z"]}
+    assert inputs.sql("select count(*) as n from real.centroids, images").to_pydict() == {"n": [6]}
+
+
+def test_rows_of_two_datasets_are_not_joined() -> None:
+    with pytest.raises(ValueError, match=r"'images' and 'real.source' are of different datasets"):
+        next(of_two_datasets().batches({"images": ["status"], "real.source": ["caption"]}))
+
+
+def test_a_split_of_another_dataset_has_nothing_of_ours() -> None:
+    (part,) = of_two_datasets().split("real.images")
+    assert part.tables() == ("real.images", "real.source", "real.centroids")
+    assert part.ids().tolist() == [1, 2]
