@@ -15,10 +15,11 @@ import pytest
 import typer
 
 from catalog.database import sql
-from catalog.dataset import Catalog
+from catalog.dataset import Catalog, Dataset
+from catalog.parts import PartWriter, written_schema
 from catalog.runs import RUNS
-from catalog.schema import CLUSTERS, DECISIONS, EDGES, FAULT, IMAGES, MODELS, SOURCE
-from catalog.version import VERSIONS
+from catalog.schema import CLUSTERS, DECISIONS, EDGES, FAULT, IMAGES, MODELS, SAMPLE_ID, SOURCE
+from catalog.version import VERSIONS, TableState, VersionFacts
 from flows.build.plan import make_plan
 from flows.cli.app import app
 from flows.recipe.guards import Guards
@@ -219,19 +220,33 @@ RECIPES: Final = [
 
 @pytest.mark.parametrize("text", RECIPES)
 def test_recipes_plan(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the files that they name: a source, weights, an opt-out list, an evaluation set."""
+    """With what they name: a source, weights, an opt-out list, evaluation sets as a file and as a version."""
     write_source(tmp_path / "urls", files=1)
     (tmp_path / "aesthetic.pth").write_bytes(b"weights")
     (tmp_path / "optout.txt").write_text("example.org\n")
     pq.write_table(pa.table({"image": [jpeg(64, 64, 0)]}), tmp_path / "imagenet_val.parquet")
     monkeypatch.chdir(tmp_path)
     recipe = parse(text, overrides=[f"source.path={tmp_path}/urls"])
-    plan = make_plan(recipe, Catalog(tmp_path / "catalog", create=None).dataset("any"))
+    catalog = Catalog(tmp_path / "catalog", create=True)
+    for name, _, number in (label.partition("@") for label in recipe.versions.values()):
+        for version in range(int(number or 1)):
+            publish_images(catalog.dataset(name), f"{version}")
+    plan = make_plan(recipe, catalog.dataset("any"))
     assert all(stage.missing for stage in plan.stages)
 
 
+def publish_images(dataset: Dataset, name: str) -> None:
+    """Publish a version without rows."""
+    tables = {}
+    for table, schema in (("images", IMAGES), ("samples", pa.schema([SAMPLE_ID]))):
+        with PartWriter(dataset.storage, table, name, schema) as writer:
+            pass
+        tables[table] = TableState(written_schema(schema), [writer.part()])
+    dataset.publish(tables, VersionFacts("", name, "test"))
+
+
 def test_the_readme_and_the_documents_have_recipes() -> None:
-    assert [param.id for param in RECIPES] == ["README.md-0", "recipes.md-0"]
+    assert [param.id for param in RECIPES] == ["README.md-0", "recipes.md-0", "recipes.md-1"]
 
 
 def discriminated(schema: Any, key: str) -> set[str]:
@@ -253,7 +268,7 @@ def test_the_tables_of_recipes_are_the_model() -> None:
     methods = {str(m.model_fields["method"].default) for m in stage_models() if "method" in m.model_fields}
     entries = table(section(text, "## Stages").split("stand for several stages", 1)[1])
     inner = {name for row in entries for name in re.findall(r"`([^`]+)`", row[1])}
-    assert names(text, "# Recipes") == list(Recipe.model_fields)
+    assert names(text, "# Recipes") == [field.alias or name for name, field in Recipe.model_fields.items()]
     assert set(names(text, "## Sources")) == sources
     assert set(names(text, "## Stages")) | inner == uses - sources
     assert set(names(text, "### Selectors (`use: prune`)")) == methods
