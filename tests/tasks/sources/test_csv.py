@@ -70,6 +70,16 @@ def test_an_unclosed_quote_affects_only_its_line(
     assert rows.column("row_detail")[1].as_py() == f'a quote that never closes: u2{between}"open'
 
 
+def test_a_field_above_the_limit_counts_as_an_unclosed_quote(lines: Any, rows_of: Any) -> None:
+    class Bounded(Csv):
+        max_field_chars: ClassVar[int] = 100
+
+    content = "\n".join(["url,caption", f'u1,"{"x" * 100}"', f'u2,"{"x" * 101}"', "u3,fine"])
+    rows = rows_of(Bounded(path=lines("a.csv", content)))
+    assert rows.column("url").to_pylist() == ["u1", None, "u3"]
+    assert rows.column("row_fault").to_pylist() == [None, "bad_row", None]
+
+
 @pytest.mark.parametrize("ending", ["", "\n"])
 def test_an_unclosed_quote_in_the_last_line_includes_no_other_line(lines: Any, rows_of: Any, ending: str) -> None:
     rows = rows_of(Csv(path=lines("a.csv", 'url,caption\nu1,"two\nlines"\nu2,"open' + ending)))
