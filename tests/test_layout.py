@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -130,6 +131,23 @@ def _members(union: Any) -> list[type]:
 def test_the_init_of_a_family_with_its_members_defines_nothing(family: str) -> None:
     body = ast.parse((ROOT / "tasks" / family / "__init__.py").read_text()).body
     assert not [node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+
+
+def test_flows_and_the_catalog_use_only_what_is_public_in_tasks() -> None:
+    """A module or name of `tasks` that begins with `_` belongs to its folder."""
+    files = sorted([*(ROOT / "flows").rglob("*.py"), *(ROOT / "catalog").rglob("*.py")])
+    used = {(str(path.relative_to(ROOT)), name) for path in files for name in _imported(path) if "tasks." in name}
+    assert len(used) > 20
+    assert {(path, name) for path, name in used if "._" in name} == set()
+
+
+def _imported(module: Path) -> Iterator[str]:
+    """Yield the dotted names that a module imports, anywhere in it."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def test_no_file_is_long() -> None:

@@ -13,7 +13,7 @@ from catalog.wording import amount
 from flows.build.failed_rows import IMAGES, FailedRows, connected, count_failed, parts
 from flows.build.hints import command_for
 from flows.recipe.guards import ANY, Guards
-from tasks.download._reasons import NETWORK, REASONS
+from tasks.reasons import NETWORK, REASONS
 
 _SAMPLES: Final = "samples"
 

@@ -73,11 +73,11 @@ def draw_report(dataset: Dataset, version: Version) -> bytes | None:
     """Return the version's data card as HTML, where its recipe made one. Writes nothing."""
     if REPORT not in version.tables:
         return None
-    from tasks.report._page import render
+    from tasks.report import Report
 
     schema, files = dataset.contents(version, REPORT)
     card = Inputs({REPORT: Pieces(schema, tuple(Piece(f.path) for f in files))}, (), dataset.storage).whole(REPORT)
-    return render(card, lineage(version), timings(dataset, version)).encode()
+    return Report.page(card, lineage(version), timings(dataset, version)).encode()
 
 
 def write_report_or_say(dataset: Dataset, version: Version, message: Callable[[str], object]) -> str | None:

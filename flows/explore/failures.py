@@ -16,7 +16,7 @@ from catalog.wording import amount
 from flows.build.plan import RETRIES, Plan, make_plan, retry_parts
 from flows.build.spec import BuildSpec
 from flows.forecast.history import Estimate, estimate
-from tasks.download._reasons import REASONS
+from tasks.reasons import REASONS
 
 
 def failures(dataset: Dataset, version: Version | None = None) -> list[dict[str, Any]]:

@@ -19,9 +19,9 @@ from catalog.schema import PLACE_NAMES
 from catalog.shards import ShardReader
 from catalog.wording import amount
 from flows.explore.search import Found
-from tasks.report import _text as text
-from tasks.report._page import template
-from tasks.report._thumbnails import thumbnail
+from tasks.images.thumbnail import thumbnail
+from tasks.pages import text
+from tasks.pages.template import template
 
 SIDE_PX: Final = 240
 BUDGET_BYTES: Final = 12_000_000

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from catalog.errors import nearest
-from tasks.download._reasons import REASONS
+from tasks.reasons import REASONS
 from tasks.stage import Config
 
 ANY: Final = "any"

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from catalog.errors import RecipeError
 from catalog.schema import FAILED, SUCCESS
-from tasks.download._reasons import REASONS
+from tasks.reasons import REASONS
 from tasks.stage import Config
 
 _DETAIL_CHARACTERS = 200

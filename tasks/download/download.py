@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from catalog.errors import RecipeError, nearest
 from catalog.schema import FAULT, IMAGES, LOCAL, PLACE_NAMES, field, local_file
 from tasks.download._base import Engine, LocalFile, Outcome, Request, Settings
-from tasks.download._reasons import REASONS
+from tasks.reasons import REASONS
 from tasks.stage import Batches, Columns, MapStage, Step, Tables
 
 _PIECE_ROWS: Final = 1000

@@ -16,11 +16,17 @@ def picture_of(rows: pa.Table, row: int) -> "Image | None":
 
     Raises StoredImageError where its bytes come from a shard that may be damaged.
     """
+    picture, fault = decoded(rows.column("image")[row].as_py())
+    if fault is not None and (damage := stored_error(rows, row, fault)):
+        raise damage
+    return picture
+
+
+def decoded(data: bytes | None) -> "tuple[Image, None] | tuple[None, str]":
+    """Return (the picture of encoded bytes, None), or (None, the reason why they cannot be decoded)."""
     from PIL import Image
 
     try:
-        return Image.fromarray(images.decode(rows.column("image")[row].as_py() or b""))
+        return Image.fromarray(images.decode(data or b"")), None
     except images.ImageError as error:
-        if damage := stored_error(rows, row, error.reason):
-            raise damage from error
-        return None
+        return None, error.reason

@@ -8,20 +8,17 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pyarrow as pa
 
+from tasks.pages import text
+from tasks.pages.template import template
 from tasks.report import _charts as charts
 from tasks.report import _coverage as coverage
-from tasks.report import _text as text
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 Row = dict[str, Any]
 
@@ -77,23 +74,6 @@ def render(card: pa.Table, lineage: Mapping[str, Any], timings: Sequence[Mapping
         "seconds": sum(timing.get("seconds") or 0 for timing in timings),
     }
     return template(Path(__file__).with_name("page.html.j2")).render(context)
-
-
-@cache
-def template(path: Path) -> "Template":
-    """Return a template of a page: all is escaped, what is missing an error; its filters are `tasks.report._text`'s."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(path.parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    names = ("clean", "moment", "note", "code", "count", "compact", "percent", "size", "duration", "number", "data_uri")
-    environment.filters |= {name: getattr(text, name) for name in names}
-    return environment.get_template(path.name)
 
 
 def _sections(card: pa.Table) -> dict[str, Section]:

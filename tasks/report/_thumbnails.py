@@ -18,13 +18,14 @@ def thumbnails(inputs: Inputs, sample_ids: Sequence[int], budget_bytes: int = BU
     Samples without bytes, or whose bytes do not decode, are skipped. Raises DamagedError if a shard is damaged.
     """
     from tasks.images import decode_fault
+    from tasks.images.thumbnail import thumbnail
 
     if "images" not in inputs:
         return {}
     made: dict[int, bytes] = {}
     spent = 0
     for sample_id, data in _fetched(inputs, list(dict.fromkeys(sample_ids))):
-        small = thumbnail(data)
+        small = thumbnail(data, SIDE_PX)
         if small is None:
             inputs.check_stored(sample_id, decode_fault)
         if small is None or spent + len(small) > budget_bytes:
@@ -32,18 +33,6 @@ def thumbnails(inputs: Inputs, sample_ids: Sequence[int], budget_bytes: int = BU
         made[sample_id] = small
         spent += len(small)
     return made
-
-
-def thumbnail(data: bytes, side_px: int = SIDE_PX) -> bytes | None:
-    """Return encoded image bytes as a WebP that fits into a square; None if they cannot be decoded."""
-    from tasks.images import ImageError, decode, encode, inspect, resize
-
-    try:
-        header = inspect(data)
-        pixels = decode(data, scale=min(1.0, side_px / max(header.width, header.height)))
-        return encode(resize(pixels, side_px, "keep_ratio_largest", only_if_bigger=True), "webp", quality=80)
-    except ImageError:
-        return None
 
 
 def _fetched(inputs: Inputs, sample_ids: Sequence[int]) -> Iterator[tuple[int, bytes]]:

@@ -1,4 +1,4 @@
-"""`use: report`: the data card as a table, one row per fact or picture. `tasks.report._page` renders it.
+"""`use: report`: the data card as a table, one row per fact or picture. `Report.page` renders it.
 
 Sections, each in `position` order, `content` being JSON:
 
@@ -19,7 +19,7 @@ The table is a function of its inputs and the seed: the same bytes on every run.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal
 
 import pyarrow as pa
@@ -107,6 +107,13 @@ class Report(TableStage):
         images = thumbnails(inputs, pictured)
         run.note(entries=len(entries), pictures=len(images))
         yield _table(entries, images)
+
+    @staticmethod
+    def page(card: pa.Table, lineage: Mapping[str, Any], timings: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Return the HTML of a card: see `tasks.report._page.render`."""
+        from tasks.report._page import render
+
+        return render(card, lineage, timings)
 
     def _entries(self, inputs: Inputs, seed: int, stages: Sequence[str]) -> Iterator[Entry]:
         tables = ReportTables(inputs, stages)

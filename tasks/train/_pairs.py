@@ -68,10 +68,7 @@ def _read(inputs: Inputs, side_px: int, pool: ThreadPoolExecutor) -> Iterator[tu
 def _squeeze(data: bytes | None, side_px: int) -> np.ndarray | None:
     from PIL import Image
 
-    from tasks.images import ImageError, decode
+    from tasks.images.stored import decoded
 
-    try:
-        picture = Image.fromarray(decode(data or b""))
-    except ImageError:
-        return None
-    return np.asarray(picture.resize((side_px, side_px), Image.Resampling.BICUBIC))
+    picture, _ = decoded(data)
+    return None if picture is None else np.asarray(picture.resize((side_px, side_px), Image.Resampling.BICUBIC))

@@ -28,7 +28,7 @@ from flows.govern.approve import approve
 from flows.govern.takedown import take_down
 from flows.recipe.guards import Guards
 from flows.recipe.recipe import parse
-from tasks.download._reasons import NETWORK, REASONS
+from tasks.reasons import NETWORK, REASONS
 from tests.flows.conftest import Run, Web
 from tests.flows.vectors import Planted
 from tests.pictures import jpeg

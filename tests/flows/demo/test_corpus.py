@@ -15,7 +15,7 @@ from flows.demo.corpus import MAX_ROWS, MIN_ROWS, Plan, plant
 from flows.demo.hazards import BY_NAME, HAZARDS
 from flows.demo.photographs import MAX_IOU, PHOTOGRAPHS, describe, distinct_crops
 from tasks import images
-from tasks.download._reasons import REASONS
+from tasks.reasons import REASONS
 
 
 def _digest(folder: Path) -> dict[str, str]:

@@ -39,7 +39,8 @@ from flows.explore.failures import begin_retry, failures
 from flows.explore.why import stories
 from flows.govern.takedown import records, take_down
 from tasks.cluster.concepts import CONCEPTS
-from tasks.report._thumbnails import thumbnail
+from tasks.images.thumbnail import thumbnail
+from tasks.report._thumbnails import SIDE_PX
 from tests.flows.conftest import Web
 from tests.hostile_server import HostileServer
 from tests.pictures import jpeg
@@ -129,7 +130,7 @@ def needles_of(dataset: Dataset, *sample_ids: int) -> dict[str, bytes]:
         )
         (data,) = ShardReader(dataset.storage).read(row)
         assert data is not None
-        small = thumbnail(data)
+        small = thumbnail(data, SIDE_PX)
         assert small is not None
         facts = row.to_pylist()[0]
         found |= {

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tasks import images
-from tasks.download._reasons import REASONS
+from tasks.reasons import REASONS
 from tests.hostile_server import HostileServer
 from tests.pictures import encoded, jpeg, picture, png_bomb
 

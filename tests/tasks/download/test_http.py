@@ -17,7 +17,7 @@ from tasks.download import Download
 from tasks.download._base import LocalFile, Outcome, Request
 from tasks.download._hosts import DOWN_AFTER
 from tasks.download._http import BUDGET_BYTES, HttpEngine
-from tasks.download._reasons import REASONS
+from tasks.reasons import REASONS
 from tests.hostile_server import HostileServer
 from tests.pictures import encoded, jpeg, jpeg_bomb, picture, png_bomb, slow_bmp
 from tests.tasks.download.test_addresses import Scripted

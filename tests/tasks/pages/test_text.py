@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tasks.report import _text as text
+from tasks.pages import text
 
 
 @pytest.mark.parametrize(
