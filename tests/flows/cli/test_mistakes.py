@@ -2,9 +2,7 @@
 
 import json
 import os
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,10 +10,9 @@ import pytest
 from catalog.errors import RecipeError
 from flows.build.build import build_here
 from flows.build.spec import BuildSpec
-from flows.cli import app
+from tests.flows.cli.conftest import check, filled
 from tests.flows.conftest import Run, Web
 from tests.flows.vectors import Planted
-from tests.hostile_server import HostileServer
 
 LABELS = [
     *(
@@ -62,44 +59,6 @@ MISTAKES = [
     ["plan", "{recipe}", "--probe", "-5"],
     ["plan", "{recipe}", "--probe", "x"],
     ["plan", "{recipe}", "--set", "dataset=Web"],
-    ["sql", ""],
-    ["sql", "   "],
-    ["sql", "selct 1"],
-    ["sql", "select"],
-    ["sql", "select 1; select 2"],
-    ["sql", "select \x00"],
-    ["sql", "select * from web.images where widht > 1"],
-    ["sql", "select * from nothing.images"],
-    ["sql", "select 1", "--at", "0"],
-    ["sql", "select 1", "--at", "-1"],
-    ["sql", "select 1", "--at", "x"],
-    ["sql", "select count(*) from web.images", "--at", "99"],
-    ["sql", "select 1", "--limit", "-1"],
-    ["sql", "select 1", "--format", "xml"],
-    ["sql", "select 1", "--timeout", "-1"],
-    ["sql", "select 1", "--timeout", "nan"],
-    ["sql", "select 1", "--memory", "0"],
-    ["sql", "select 1", "-o", "x.xls"],
-    ["sql", "select 1", "-o", "/no/such/folder/x.csv"],
-    ["sql", "select 1", "-o", "{folder}", "--format", "csv"],
-    ["sql", "select 1", "-o", ""],
-    ["sql", "(" * 3000],
-    ["sql", "select " + "(" * 3000 + "1" + ")" * 3000],
-    ["sql", "select error('no')"],
-    ["sql", "select 'x'::int"],
-    ["sql", "select 1 // 0 as a from read_parquet('/etc/passwd')"],
-    ["diff", "web", "web@99"],
-    ["diff", "web", ""],
-    ["diff", "web@1", "web@2", "--examples", "-1"],
-    ["gc", "web", "--keep-versions", "0"],
-    ["gc", "web", "--keep-versions", "-1"],
-    ["gc", "web", "--keep-versions", "x"],
-    ["gc", "web", "--older-than-h", "-1"],
-    ["gc", "web", "--older-than-h", "nan"],
-    ["why", "web", ""],
-    ["why", "web", "-1"],
-    ["why", "web", "99999999999999999999"],
-    ["why", "web", "http://not/there"],
     ["retry", "web", "--reason", ""],
     ["retry", "web", "--reason", ",,"],
     ["retry", "web", "--reason", "nothing"],
@@ -128,18 +87,6 @@ MISTAKES = [
     ["index", "web", "--recall", "2"],
     ["index", "web", "--memory-mb", "-1"],
     ["index", "web", "--memory-mb", "nan"],
-    ["takedown", "web"],
-    ["takedown", "web", "--file", "{file}", "--copies", "all"],
-    ["takedown", "web", "--file", "/no/such.csv"],
-    ["takedown", "web", "--file", "{folder}"],
-    ["takedown", "web", "--file", "{fifo}"],
-    ["takedown", "web", "--file", "/dev/zero"],
-    ["takedown", "web", "--file", "{file}\0"],
-    ["takedown", "web", "--file", "{folder}/twice.csv"],
-    ["takedown", "web", "--file", "{binary}"],
-    ["takedown", "web", "--file", "{binary}.parquet"],
-    ["report", "web@1", "-o", "/no/such/folder/x.html"],
-    ["report", "web@1", "-o", "{folder}"],
     ["deploy", "/no/such.yaml", "--cron", "0 3 * * *"],
     ["deploy", "{recipe}"],
     ["deploy", "{recipe}", "--cron", "every day"],
@@ -152,53 +99,8 @@ MISTAKES = [
     ["demo", "--rows", "x"],
     ["nonsense"],
     ["--nonsense"],
-    ["ls", "extra"],
     ["schema", "extra"],
 ]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    """Two versions of `web`, and `order` and `select`, whose names are words of SQL."""
-    with HostileServer() as server:
-        web = Web(tmp_path_factory.mktemp("mistakes"), server)
-        urls = web.pictures(range(3))
-        web.add_file("a", [*urls, server.body(b"gone", status=404)])
-        for name, keep in (("web", 3), ("web", 2), ("order", 2), ("select", 2)):
-            stages = f"  - {{use: prune, method: random, keep_rows: {keep}}}\n  - use: report\n"
-            recipe = web.recipe(stages)
-            recipe.write_text(recipe.read_text().replace("dataset: web", f"dataset: {name}"))
-            build_here(BuildSpec.read(recipe, catalog=web.catalog, executor="inline"))
-        web.recipe("  - {use: prune, method: random, keep_rows: 2}\n")
-        (web.folder / "file").write_text("text\n")
-        (web.folder / "twice.csv").write_text("url,url\nu,v\n")
-        os.mkfifo(web.folder / "fifo")
-        for name in ("binary", "binary.parquet"):
-            (web.folder / name).write_bytes(bytes(range(256)) * 9)
-        yield web
-
-
-def filled(built: Web, words: list[str]) -> list[str]:
-    known = {"file": built.folder / "file", "folder": built.folder, "binary": built.folder / "binary"}
-    known["fifo"] = built.folder / "fifo"
-    known["recipe"] = built.folder / "recipe.yaml"
-    for name, path in known.items():
-        words = [word.replace(f"{{{name}}}", str(path)) for word in words]
-    return words
-
-
-def check(words: list[str], code: int, out: str, err: str, codes: tuple[int, ...] = (2,)) -> None:
-    assert code in codes, (words, err)
-    assert out == "", words
-    assert err.startswith("espalier: "), (words, err)
-    assert len(err.splitlines()) == 1, err
-    assert err.strip() != "espalier:", words
-    assert "fault of Espalier" not in err, (words, err)
-    assert "Value error" not in err, (words, err)
-    assert "Assertion failed" not in err, (words, err)
-    assert "Traceback" not in err
-    assert "Errno" not in err, err
-    assert err.strip().isprintable(), err
 
 
 @pytest.mark.parametrize("words", MISTAKES, ids=lambda words: " ".join(words)[:60].encode("unicode_escape").decode())
@@ -262,13 +164,6 @@ def test_a_mistake_about_vectors_is_one_line(built: Web, run: Run, tmp_path: Pat
     assert (code, len(json.loads(out)["hits"])) == (0, 299)
 
 
-def test_every_command_is_tried(built: Web) -> None:
-    tried = {words[0] for words in MISTAKES} | set(LABELLED)
-    names = {str(c.name or (c.callback.__name__ if c.callback else "")) for c in app.registered_commands}
-    later = {"approve", "verify"}  # their own tests try them
-    assert names - later <= tried
-
-
 def test_a_store_that_does_not_answer_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
@@ -280,42 +175,6 @@ def test_a_store_that_does_not_answer_is_one_line(run: Run, monkeypatch: pytest.
         monkeypatch.setenv(name, value)
     code, out, err = run("versions", "web", "--catalog", "s3://nowhere-at-all")
     check(["versions"], code, out, err, (1,))
-
-
-def test_names_that_are_words_of_sql(built: Web, run: Run) -> None:
-    at = ["--catalog", built.catalog]
-    for name in ("order", "select"):
-        code, out, _ = run("sql", f'select count(*) as n from "{name}".samples', *at, "--format", "csv")
-        assert (code, out.split()) == (0, ['"n"', "2"])
-        code, out, _ = run("sql", f'select count(*) as n from "{name}".samples', *at, "--format", "csv", "--at", "1")
-        assert (code, out.split()) == (0, ['"n"', "2"])
-        for words in (["versions", name], ["show", name], ["diff", name, "web"], ["errors", name], ["why", name, "0"]):
-            assert run(*words, *at)[0] == 0, words
-    code, _, err = run("sql", "select * from order.samples", *at)
-    assert code == 2
-    assert 'write "order"' in err
-    code, out, _ = run("sql", "select count(*) as n from web.samples order by 1", *at, "--format", "csv")
-    assert (code, out.split()) == (0, ['"n"', "2"])
-
-
-def test_what_is_listed(built: Web, run: Run) -> None:
-    (Path(built.catalog) / "begun" / "source").mkdir(parents=True, exist_ok=True)
-    (Path(built.catalog) / "begun" / "source" / "x.parquet").write_bytes(b"x" * 20_000)
-    code, out, _ = run("ls", "--catalog", built.catalog, "--json")
-    rows = {row["dataset"]: row for row in json.loads(out)}
-    assert (code, list(rows)) == (0, ["begun", "order", "select", "web"])
-    assert (rows["web"]["last"], rows["web"]["samples"], rows["web"]["versions"]) == ("web@2", 2, 2)
-    assert (rows["begun"]["versions"], rows["begun"]["MB"], rows["begun"]["last_build"]) == (0, 0.02, None)
-    assert rows["begun"]["note"] == "nothing published"
-    disk = sum(path.stat().st_size for path in (Path(built.catalog) / "web").rglob("*") if path.is_file())
-    assert rows["web"]["MB"] == round(disk / 1e6, 2)
-    assert "nothing published" in run("ls", "--catalog", built.catalog)[1]
-    _, out, _ = run("versions", "web", "--catalog", built.catalog, "--json")
-    _, shown, _ = run("show", "web@1", "--catalog", built.catalog, "--json")
-    tables = sum(table["bytes"] for table in json.loads(shown)["tables"].values())
-    shards = sum(path.stat().st_size for path in (Path(built.catalog) / "web" / "shards").rglob("*"))
-    assert shards > 3000
-    assert json.loads(out)[0]["MB"] == round((tables + shards) / 1e6, 2)
 
 
 EMBED: dict[str, object] = {"use": "embed", "encoders": [{"name": "c", "model": "ViT-B-32", "pretrained": "random"}]}
@@ -387,12 +246,6 @@ def test_a_plan_leaves_nothing_in_a_catalog(built: Web, run: Run) -> None:
     assert before == {path for path in Path(built.catalog).rglob("*") if "planned" in str(path)} == set()
 
 
-def test_errors_of_a_version(built: Web, run: Run) -> None:
-    for label in ("web", "web@1"):
-        code, out, _ = run("errors", label, "--catalog", built.catalog, "--json")
-        assert (code, [(row["reason"], row["rows"]) for row in json.loads(out)]) == (0, [("not_found", 1)])
-
-
 def test_the_version_and_completion(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = run("--version")
     assert code == 0
@@ -402,60 +255,3 @@ def test_the_version_and_completion(run: Run, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("_ESPALIER_COMPLETE", "complete_bash")
     code, out, _ = run()
     assert (code, "versions" in out.split()) == (0, True)
-
-
-@contextmanager
-def read_only(folder: Path, mounted: Path) -> Iterator[Path]:
-    """Show a folder where nothing can be written, not even by root. Needs the right to mount; skipped without it."""
-    mounted.mkdir()
-    for command in (
-        ["mount", "--bind", str(folder), str(mounted)],
-        ["mount", "-o", "remount,bind,ro", str(mounted)],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            subprocess.run(["umount", "-l", str(mounted)], capture_output=True, check=False)
-            pytest.skip(f"cannot mount read-only: {done.stderr.strip()}")
-    try:
-        with pytest.raises(OSError, match="Read-only"):
-            (mounted / "x").write_text("x")
-        yield mounted
-    finally:
-        subprocess.run(["umount", "-l", str(mounted)], check=True)
-
-
-def test_a_read_only_catalog_is_read_by_every_reading_command(built: Web, run: Run, tmp_path: Path) -> None:
-    with read_only(Path(built.catalog), tmp_path / "mounted") as mounted:
-        at = ["--catalog", str(mounted)]
-        for words in [
-            ["ls"],
-            ["versions", "web"],
-            ["show", "web@1"],
-            ["diff", "web@1", "web@2"],
-            ["sql", "select count(*) from web.verdicts"],
-            ["why", "web", "0"],
-            ["errors", "web"],
-            ["gc", "web"],
-            ["takedown", "web", "--list", "--json"],
-            ["plan", str(built.folder / "recipe.yaml")],
-            ["build", "--dry-run", str(built.folder / "recipe.yaml")],
-            ["report", "web@1"],
-            ["report", "web@1", "-o", str(tmp_path / "card.html")],
-        ]:
-            code, out, err = run(*words, *at)
-            assert code == 0, (words, err)
-            assert out, words
-        assert "<title>web · data card" in (tmp_path / "card.html").read_text()
-        check(["gc"], *run("gc", "web", "--delete", *at))
-
-
-def test_a_read_only_catalog_is_searched(run: Run, tmp_path: Path) -> None:
-    Planted(tmp_path / "catalog").publish([0])
-    at = ["--catalog", str(tmp_path / "catalog")]
-    assert run("index", "birds", "--column", "clip", "--kind", "ivf", *at)[0] == 0
-    with read_only(tmp_path / "catalog", tmp_path / "mounted") as mounted:
-        at = ["--catalog", str(mounted)]
-        for words in ([], ["--exact"], ["--where", "width > 0"]):
-            code, out, err = run("search", "birds", "--like", "3", "--json", *words, *at)
-            assert code == 0, err
-            assert len(json.loads(out)["hits"]) > 0

@@ -2,7 +2,6 @@
 
 import base64
 import copy
-import io
 import json
 import os
 import re
@@ -24,7 +23,7 @@ import pytest
 from catalog import work
 from catalog.database import sql
 from catalog.dataset import Catalog, Dataset
-from catalog.errors import BuildError, BusyError, NotFoundError, UserError
+from catalog.errors import BuildError, BusyError, UserError
 from catalog.lease import hold
 from catalog.parts import PartWriter
 from catalog.schema import CLUSTERS, TAKEN_URL
@@ -34,7 +33,6 @@ from catalog.takedown.reach import Names
 from flows.build.build import build_here, up_to_date
 from flows.build.spec import BuildSpec
 from flows.build.worker import _folders
-from flows.cli import main
 from flows.explore.failures import begin_retry, failures
 from flows.explore.why import stories
 from flows.govern.takedown import records, take_down
@@ -467,71 +465,6 @@ def test_on_an_object_store(web: Web, s3: Callable[[], str]) -> None:
     before = dataset.runs().num_rows
     assert build_here(spec_of(web, 4, catalog)).version.number == 3
     assert "download" not in {run["stage"] for run in dataset.runs().to_pylist()[before:]}
-
-
-def command(
-    web: Web, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["espalier", "takedown", "web", *words, "--catalog", web.catalog])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    out, err = capsys.readouterr()
-    return int(caught.value.code or 0), out, err
-
-
-def test_the_command(built: Web, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(*words: str) -> tuple[int, str, str]:
-        return command(built, monkeypatch, capsys, *words)
-
-    file = built.folder / "ids.csv"
-    file.write_text(f"url\n{url_of(built, 0)}\n")
-    code, out, _ = run("--file", str(file), "--dry-run")
-    assert code == 0
-    assert "2 samples would be taken down" in out
-    code, out, _ = run("--file", str(file), "--reason", "asked to", "--json", "--yes")
-    assert (code, json.loads(out)["published"]) == (0, "web@3")
-    code, out, _ = run("--list")
-    assert code == 0
-    assert "asked to" in out
-    code, out, err = run("--file", str(file), "-y")
-    assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert "taken down before" in err
-    with pytest.raises(NotFoundError, match="was taken down: espalier takedown web --list"):
-        stories(Catalog(built.catalog), "web", file.read_text().split()[1])
-
-
-def test_nothing_is_erased_unasked(
-    built: Web, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Without a terminal --yes is asked for; on one, what goes is listed, and only a yes erases."""
-    file = built.folder / "ids.csv"
-    file.write_text("sample_id\n1\n")
-    before = {p: p.read_bytes() for p in Path(built.catalog).rglob("*") if p.is_file() and p.name != "_lease"}
-    code, out, err = command(built, monkeypatch, capsys, "--file", str(file))
-    assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert "give --yes, or --dry-run to look" in err
-    described = iter(["n\n", "y\n"])
-    for expected in (2, 0):
-        with monkeypatch.context() as patch:
-            patch.setattr("sys.stdin", Terminal(next(described)))
-            patch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-            code, out, err = command(built, patch, capsys, "--file", str(file), "--copies", "none")
-        assert code == expected
-        listed = " ".join(err.split())
-        assert "1 sample would be taken down" in listed
-        assert "samples by --copies: none 1, bytes 2, pixels 2, duplicates 2; this take-down used none" in listed
-        if expected:
-            assert "nothing was erased" in err
-            now = {p: p.read_bytes() for p in Path(built.catalog).rglob("*") if p.is_file() and p.name != "_lease"}
-            assert now == before
-    assert "1 sample taken down" in out
-
-
-class Terminal(io.StringIO):
-    """What a person types."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 def test_counts_agree_where_nothing_is_fetched(tmp_path: Path) -> None:

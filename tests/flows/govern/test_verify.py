@@ -771,26 +771,6 @@ def test_one_version_alone(web: Web) -> None:
         verify(Catalog(web.catalog), "web@2", repair=True)
 
 
-def test_the_command(web: Web, espalier: Command) -> None:
-    def run(*words: str) -> tuple[int, str]:
-        return espalier("verify", *words)[:2]
-
-    assert run("web")[0] == 0
-    flip(tar_of(web))
-    name = tar_of(web).relative_to(dataset_root(web)).as_posix()
-    code, out = run("web")
-    assert code == 1
-    assert out.splitlines()[0].startswith(f"{name}: digest: SHA-256 is ")
-    assert "1 damaged files" in out.splitlines()[-1]
-    code, out = run("web", "--json")
-    assert code == 1
-    assert [d["path"] for d in json.loads(out)["damages"]] == [name]
-    code, out = run("web", "--repair")
-    assert code == 0
-    assert f"{name}: set aside" in out
-    assert [p.name for p in Path(web.catalog, "web/_quarantine").rglob("*.tar")] == [Path(name).name]
-
-
 def test_nobody_mends_what_somebody_builds(web: Web) -> None:
     with hold(dataset_of(web)), pytest.raises(BusyError):
         verify(Catalog(web.catalog), "web", repair=True)
