@@ -48,7 +48,6 @@ WITHOUT_TEST_FILE = {
     "flows/explore/stored_index.py",
     "flows/govern/approve.py",
     "flows/govern/cards.py",
-    "flows/recipe/guards.py",
     "flows/schedule/dead_runs.py",
     "flows/schedule/deploy.py",
     "flows/schedule/local_run.py",

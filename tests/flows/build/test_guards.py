@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from catalog.dataset import Catalog, Dataset
-from catalog.errors import BusyError, HeldError, NotFoundError, RecipeError, UserError
+from catalog.errors import BusyError, HeldError, NotFoundError, UserError
 from catalog.lease import hold
 from catalog.parts import PartFile, PartWriter
 from catalog.schema import IMAGES, SAMPLE_ID, SOURCE
@@ -27,52 +27,9 @@ from flows.explore.search import Query, search
 from flows.govern.approve import approve
 from flows.govern.takedown import take_down
 from flows.recipe.guards import Guards
-from flows.recipe.recipe import parse
-from tasks.reasons import NETWORK, REASONS
 from tests.flows.conftest import Run, Web
 from tests.flows.vectors import Planted
 from tests.pictures import jpeg
-
-RECIPE = "dataset: laion\nsource: {use: parquet, path: urls}\nguards:\n  outage: false\n"
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("min_row: 5", "guards.min_row: unknown field; did you mean 'min_rows'?"),
-        ("min_rows: 0", "guards.min_rows: input should be greater than or equal to 1"),
-        ("min_rows: true", "guards.min_rows: input should be a valid integer"),
-        ("min_rows: many", "guards.min_rows: input should be a valid integer"),
-        ("max_failed: 1.5", "guards.max_failed: input should be less than or equal to 1"),
-        ("max_failed: soon", "guards.max_failed: expected a share from 0 to 1, or a mapping of reasons to shares"),
-        ("max_failed: true", "guards.max_failed: expected a share from 0 to 1, or a mapping of reasons to shares"),
-        ("max_failed: {timeuot: 0.1}", "guards.max_failed.timeuot: unknown reason; did you mean 'timeout'?"),
-        ("max_failed: {timeout: -1}", "guards.max_failed.timeout: input should be greater than or equal to 0"),
-        ("max_change: -0.1", "guards.max_change: input should be greater than or equal to 0"),
-        ("max_change: .inf", "guards.max_change: input should be a finite number"),
-        ("no_samples: perhaps", "guards.no_samples: input should be a valid boolean"),
-    ],
-)
-def test_a_wrong_guard_is_one_line(line: str, words: str) -> None:
-    with pytest.raises(RecipeError) as caught:
-        parse(f"{RECIPE}  {line}\n", "r.yaml")
-    assert str(caught.value).startswith(f"r.yaml:5: {words}")
-    assert "\n" not in str(caught.value)
-
-
-def test_guards_in_a_recipe() -> None:
-    guards = parse(f"{RECIPE}  max_failed: {{timeout: 0.1, any: 1}}\n", "r.yaml", ["guards.min_rows=7"]).guards
-    assert guards == Guards(outage=False, max_failed={"timeout": 0.1, "any": 1.0}, min_rows=7)
-    assert parse(f"{RECIPE}  max_failed: 0.5\n").guards.max_failed == {"any": 0.5}
-    bare = RECIPE.partition("guards")[0]
-    assert parse(bare).guards == Guards() == Guards(no_samples=True, outage=True)
-    assert parse(bare, "r.yaml", ["guards.max_change=0.5", "guards.no_samples=off"]).guards == Guards(
-        no_samples=False, max_change=0.5
-    )
-
-
-def test_reasons_of_the_network_are_reasons() -> None:
-    assert set(REASONS) >= NETWORK
 
 
 class Shelf:
