@@ -8,10 +8,9 @@ import pytest
 
 from catalog.errors import NotFoundError
 from catalog.inputs import Inputs
-from catalog.parts import PartWriter, describe_part, fingerprint_of, part_path, written_schema
+from catalog.parts import PartWriter, part_path, written_schema
 from catalog.pieces import Piece, Pieces
 from catalog.schema import IMAGES, SAMPLE_BITS, SAMPLE_ID, field, vector
-from catalog.shards import sample_key
 from catalog.storage import Storage
 
 IDS = [0, 1, 2, 1 << SAMPLE_BITS, (1 << SAMPLE_BITS) + 1]
@@ -142,41 +141,6 @@ def test_an_empty_table() -> None:
     empty = Inputs.of(source=SOURCE.slice(0, 0))
     assert empty.table({"source": ["caption"]}).num_rows == 0
     assert empty.rows() == 0
-
-
-def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
-    storage = Storage.open(tmp_path, create=True)
-
-    def broken() -> None:
-        with PartWriter(storage, "t", "f", SOURCE.schema) as writer:
-            writer.write(SOURCE)
-            raise RuntimeError("the stage broke")
-
-    with pytest.raises(RuntimeError, match="the stage broke"):
-        broken()
-    assert storage.list() == {}
-
-
-def test_a_part_says_what_it_holds(tmp_path: Path) -> None:
-    storage = Storage.open(tmp_path, create=True)
-    with PartWriter(storage, "t", "f", SOURCE.schema) as writer:
-        writer.write(SOURCE)
-        writer.notes["clamped"] = 3
-    assert describe_part(storage, writer.path) == writer.part()
-    assert describe_part(storage, writer.path).notes == {"clamped": 3}
-    assert storage.list() == {"t/f.parquet": writer.part().bytes}
-
-
-def test_wrong_columns_do_not_get_in(tmp_path: Path) -> None:
-    storage = Storage.open(tmp_path, create=True)
-    with pytest.raises(KeyError, match="caption"), PartWriter(storage, "t", "f", SOURCE.schema) as writer:
-        writer.write(SOURCE.drop_columns(["caption"]))
-
-
-def test_names() -> None:
-    assert sample_key((3 << SAMPLE_BITS) + 17) == "0000300000017"
-    assert fingerprint_of({"b": 1, "a": 2}) == fingerprint_of({"a": 2, "b": 1})
-    assert fingerprint_of({"a": 1}) != fingerprint_of({"a": 2})
 
 
 def of_two_datasets() -> Inputs:
