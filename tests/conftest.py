@@ -9,8 +9,12 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.flows.conftest import Web
 
 # Before anything imports Prefect: nothing of a test may touch the user's own server or settings.
 _STATE = tempfile.mkdtemp(prefix="espalier-tests-")
@@ -80,6 +84,15 @@ def s3() -> Iterator[Callable[[], str]]:
 
             yield bucket
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def published_web(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Web"]:
+    """A published dataset of three parts that no test changes: `tests.damage.copy_of` copies its catalog."""
+    from tests.damage import published
+
+    with published(tmp_path_factory.mktemp("published")) as web:
+        yield web
 
 
 @pytest.fixture
