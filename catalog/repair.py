@@ -206,13 +206,13 @@ class _Repairer:
             self._unlist(path, "the version is lost; the next build publishes another")
         # A commit without a copy: `_cut`.
 
-    def _unlist(self, path: str, said: str) -> None:
+    def _unlist(self, path: str, consequence: str) -> None:
         """Remove a lost part of `versions` or `runs` from its table."""
         self._aside(path)
         table = path.partition("/")[0]
         if not self._found.logs[table].lost:  # otherwise `_cut` rewrites the log from the existing parts
             delta.remove(self._storage, table, [path])
-        self._mended.lost.append(f"{path} has no copy: {said}")
+        self._mended.lost.append(f"{path} has no copy: {consequence}")
 
     def _cut(self, table: str, first: int) -> None:
         """Quarantine a table's commits from the first lost one without a copy, and the versions that need them."""
@@ -238,13 +238,13 @@ class _Repairer:
             for path, version in self._version_rows()
             if table in version.tables and version.tables[table].delta_version >= first
         }
-        rows, gone = list(needing), set(needing.values())
+        rows, lost = list(needing), set(needing.values())
         delta.remove(self._storage, "versions", rows)
         for row in rows:
             self._aside(row)
-        said = ", ".join(map(str, sorted(gone))) or "none"
+        listed = ", ".join(map(str, sorted(lost))) or "none"
         self._mended.lost.append(
-            f"{log_copies.commit_path(table, first)} has no copy: versions that need it are lost ({said}); "
+            f"{log_copies.commit_path(table, first)} has no copy: versions that need it are lost ({listed}); "
             "the next build publishes one from the parts that are there"
         )
 
@@ -298,8 +298,8 @@ class _Repairer:
         log = self._found.logs.get(path.partition("/")[0])
         for number in range(log.last, -1, -1) if log else ():
             if (add := log.adds(number).get(path) if log else None) is not None:
-                said: str | None = json.loads(add.get("stats") or "{}").get("sha256")
-                return said
+                recorded: str | None = json.loads(add.get("stats") or "{}").get("sha256")
+                return recorded
         return None
 
     def _mend_shard(self, path: str) -> None:

@@ -1,13 +1,13 @@
-"""Finding damage: every file of a dataset against the sizes and digests that were recorded where it was written.
+"""Find damage: compare every file of a dataset with the sizes and digests that were recorded when it was written.
 
-    what                          found to be damaged by
-    commit of a Delta log         its copy (`catalog.log_copies`)
-    row of a version, run, part   its own digest (`catalog.seal`), and the log's
-    shard, and files beside it    the digest in the footer of the part that was written with it
-    the builder's notes           their own digest
+    file                                 is compared with
+    commit of a Delta log                its copy (`catalog.log_copies`)
+    part, and row of `versions`, `runs`  its own digest (`catalog.seal`), and the digest in the log
+    shard, and its sidecar files         the digests in the footer of the part that was written with it
+    state of the builder                 its own digest
 
-Every file is read once. One of an older release that has no digest is decoded to the end: a Parquet file page by page,
-a shard member by member and picture by picture. Nothing is changed; `catalog.repair` does that.
+Every file is read once. A file of an older release, which has no digest, is decoded completely: a Parquet file page by
+page, a shard member by member and image by image. Nothing is changed; `catalog.repair` repairs what is found.
 """
 
 import json
@@ -34,20 +34,20 @@ from catalog.storage import is_temporary
 from catalog.version import Version
 
 Progress = Callable[[int, int], None]
-"""Bytes that were read, and how many there are."""
+"""A function that is called with the number of bytes read so far, and the total."""
 STATE_FOLDERS: Final = ("_state", "_copies/state")
 _THREADS: Final = 4
 _LEAST_BYTES: Final = 12
-"""Of a Parquet file: two magics and a length."""
+"""Size of the smallest Parquet file: the magic number twice, and the length of the footer."""
 
 
 class Verifier:
-    """Checks one dataset; keeps what it has read of the logs and copies, for `catalog.repair`."""
+    """Checks one dataset, and stores the logs and copies that it has read for `catalog.repair`."""
 
     def __init__(
         self, dataset: Dataset, decode_fault: DecodeFault, progress: Progress = lambda done, total: None
     ) -> None:
-        """`decode_fault` decodes the images of shards of older releases, of which no digest was recorded."""
+        """Take a function that decodes the images in shards of older releases, which have no recorded digest."""
         self.dataset = dataset
         self.storage = dataset.storage
         self.findings = Findings(dataset.name)
@@ -55,7 +55,7 @@ class Verifier:
         self.logs: dict[str, Log] = {}
         self.versions: list[Version] = []
         self.recorded_by: dict[str, str] = {}
-        """Shard, or file beside one -> the part that says its digest."""
+        """Shard or sidecar file -> the part that records its digest."""
         self.sizes = {
             path: size
             for path, size in dataset.storage.list().items()
@@ -67,9 +67,9 @@ class Verifier:
         self._done = self._total = 0
 
     def run(self, number: int | None = None) -> Findings:
-        """Check every version, and whatever else the dataset keeps; with `number`, just what that version needs.
+        """Check every file of the dataset; with `number`, only the files that this version requires.
 
-        Raises NotFoundError where there is no such version.
+        Raises NotFoundError if there is no such version.
         """
         copies = self._check_copies()
         tables = sorted({*self.dataset.tables(), *LOGS, *copies})
@@ -81,15 +81,15 @@ class Verifier:
             for table, state in version.tables.items():
                 needed[table] = max(needed.get(table, -1), state.delta_version)
         for table, last in needed.items():
-            if table not in self.logs or self.logs[table].last < last:  # else the log was lost with all of its copies
+            if table not in self.logs or self.logs[table].last < last:  # otherwise the log and all its copies were lost
                 self._check_log(table, copies, last)
         wanted = self._wanted(number)
         self._total = sum(self.sizes.get(path, 0) for path in wanted)
         recorded: dict[str, Mapping[str, Any]] = {}
         unrecorded: dict[str, list[str]] = {}
-        for found in self._each(lambda item: self._check_part(*item), wanted.items()):
-            recorded |= found[0]
-            for shard, part in found[1]:
+        for files, shards in self._each(lambda item: self._check_part(*item), wanted.items()):
+            recorded |= files
+            for shard, part in shards:
                 unrecorded.setdefault(shard, []).append(part)
         unrecorded = {shard: parts for shard, parts in unrecorded.items() if shard not in recorded}
         self._total += sum(self.sizes.get(path, 0) for path in (*recorded, *unrecorded))
@@ -100,7 +100,7 @@ class Verifier:
             self._check_indexes()
         else:
             self.findings.label = f"{self.dataset.name}@{number}"
-        self.findings.damages = sorted(set(self.findings.damages))  # a log may have been checked twice
+        self.findings.damages = sorted(set(self.findings.damages))  # a log may be checked twice
         return self.findings
 
     def _each(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -127,7 +127,7 @@ class Verifier:
     # The logs.
 
     def _check_copies(self) -> dict[str, int]:
-        """Read the copies of the logs; return table -> the last commit of which there is one."""
+        """Read the copies of the logs; return table -> the last commit that has a copy."""
         until: dict[str, int] = {}
         numbers = []
         for path in log_copies.paths(self.storage):
@@ -147,13 +147,16 @@ class Verifier:
         return until
 
     def _check_log(self, table: str, until: Mapping[str, int], least: int = -1) -> None:
-        """Check a log, of which there must be a commit `least`."""
+        """Check the log of a table, which must have a commit `least`.
+
+        `until`: table -> the last commit that has a copy.
+        """
         folder = f"{table}/_delta_log/"
-        there = {n: path for path in self.sizes if path.startswith(folder) and (n := commit_number(path)) is not None}
+        found = {n for path in self.sizes if path.startswith(folder) and (n := commit_number(path)) is not None}
         entries: dict[int, bytes] = {}
         restored, lost = set(), set()
         first = self._repairs().get(UNFINISHED, {}).get(table, -1)
-        for number in range(max((*there, until.get(table, -1), first, least)) + 1):
+        for number in range(max((*found, until.get(table, -1), first, least)) + 1):
             path = commit_path(table, number)
             entry, fault = self._entry(path, self.copied.get(path))
             if number == first and fault is None:
@@ -171,27 +174,26 @@ class Verifier:
         checkpoints = sorted(p for p in self.sizes if p.startswith(folder) and "checkpoint" in p)
         if checkpoints and not (restored or lost) and not self._agrees(table):
             for path in checkpoints:
-                self._damaged(path, "unreadable", "it does not say what the commits say")
+                self._damaged(path, "unreadable", "it does not agree with the commits")
 
     def _entry(self, path: str, copy: bytes | None) -> tuple[bytes, tuple[str, str] | None]:
-        """Return a commit, and what is wrong with it: kind and detail."""
+        """Return the content of a commit, and its damage (kind, detail), or None if it is sound."""
         if path not in self.sizes:
             return b"", ("missing", "it is not there")
         entry = self.storage.read(path)
         self._count(path, copy is not None)
         if copy is not None and entry != copy:
-            kind = "size" if len(entry) != len(copy) else "digest"
-            said = (
-                f"{len(entry)} bytes, expected {len(copy)}" if kind == "size" else "its bytes are not those of its copy"
-            )
-            return entry, (kind, said)
+            if len(entry) != len(copy):
+                return entry, ("size", f"{len(entry)} bytes, expected {len(copy)}")
+            return entry, ("digest", "it differs from its copy")
         try:
             actions_of(entry, strict=True)
         except ValueError as error:
-            return entry, ("unreadable", f"it is no Delta commit ({error})")
+            return entry, ("unreadable", f"it is not a Delta commit ({error})")
         return entry, None
 
     def _agrees(self, table: str) -> bool:
+        """Return whether Delta, which reads the checkpoints, lists the same parts as the commits."""
         log = self.logs[table]
         try:
             return sorted(log.adds(log.last)) == [part.path for part in delta.files(self.storage, table)]
@@ -199,10 +201,10 @@ class Verifier:
             return False
 
     def _check_versions(self, number: int | None) -> None:
-        """Check the rows of versions, and read them (from their copies where they are damaged)."""
+        """Check the rows of `versions`, and read them, or their copies if they are damaged."""
         log = self.logs["versions"]
-        there = self.dataset.finished("versions") if log.lost else ()
-        rows: dict[str, Mapping[str, Any] | None] = {f"versions/{name}.parquet": None for name in there}
+        unlisted = self.dataset.finished("versions") if log.lost else ()
+        rows: dict[str, Mapping[str, Any] | None] = {f"versions/{name}.parquet": None for name in unlisted}
         rows |= log.adds(log.last)
         for path, add in rows.items():
             if number is not None and int(PurePosixPath(path).name.partition("-")[0]) != number:
@@ -212,14 +214,14 @@ class Verifier:
                 data = self.copied.get(path)
                 self.versions.append(self.dataset.read_version(path, data))
             except EspalierError:
-                continue  # it is damaged, and named, and there is no copy
+                continue  # it was reported as damaged, and has no copy
         if number is not None and not self.versions:
-            self.dataset.version(number)  # raises NotFoundError, with what there is
+            self.dataset.version(number)  # raises NotFoundError, which lists the existing versions
         if not (self.versions or log.entries or log.lost or self._lacks_numbers()):
             raise NotFoundError(f"dataset {self.dataset.name!r} has no version yet; `espalier build` makes one")
 
     def _wanted(self, number: int | None) -> dict[str, dict[str, Any] | None]:
-        """Return path -> Delta's `add` of the parts to check; None for those that no log names."""
+        """Return path -> `add` action of the Delta log for each part to check; None for parts that no log names."""
         pending = self.pending()
         wanted: dict[str, dict[str, Any] | None] = {}
         for version in self.versions:
@@ -235,7 +237,7 @@ class Verifier:
         return {path: None if path in pending and path in self.sizes else add for path, add in wanted.items()}
 
     def pending(self) -> dict[str, Any]:
-        """Return the parts that were set aside and may have been made again: the logs do not know them yet."""
+        """Return the quarantined parts: those that were made again since are not in the logs yet."""
         return dict(self._repairs().get("parts", {}))
 
     def _repairs(self) -> dict[str, Any]:
@@ -249,7 +251,7 @@ class Verifier:
     def _check_part(
         self, path: str, add: Mapping[str, Any] | None
     ) -> tuple[Mapping[str, Mapping[str, Any]], list[tuple[str, str]]]:
-        """Check a part. Return what it records of files, and (shard, part) for shards of which nothing is recorded."""
+        """Check a part; return the files that it records, and (shard, part) for shards of which nothing is recorded."""
         size = self.sizes.get(path)
         if size is None:
             self._damaged(path, "missing", "it is not there")
@@ -268,11 +270,11 @@ class Verifier:
         return {}, []
 
     def _part_fault(self, path: str, size: int, add: Mapping[str, Any] | None) -> tuple[tuple[str, str] | None, bool]:
-        """Return what is wrong with a part (kind, detail; None where nothing is), and whether it has a digest."""
+        """Return the damage of a part (kind, detail), or None if it is sound, and whether the part has a digest."""
         if add is not None and add["size"] != size:
             return ("size", f"{size:,} bytes, expected {add['size']:,}"), True
         if size < _LEAST_BYTES:
-            return ("unreadable", f"{size} bytes are no Parquet file"), True
+            return ("unreadable", f"{size} bytes are not a Parquet file"), True
         expected = json.loads(add.get("stats") or "{}").get("sha256") if add is not None else None
         seal = self._last(path, read_seal(self.storage, path, size))
         assert isinstance(seal, Seal)
@@ -287,7 +289,7 @@ class Verifier:
         return ("digest", f"SHA-256 is {wrong[:16]}..., expected {str(recorded)[:16]}..."), True
 
     def _last(self, path: str, steps: Iterator[Any]) -> Any:
-        """Return what steps end with; the numbers before are bytes read so far."""
+        """Return the last item of `steps`. Integers before it are the bytes read so far: they update the progress."""
         before, last = 0, None
         for last in steps:
             if isinstance(last, int):
@@ -297,7 +299,7 @@ class Verifier:
         return last
 
     def _undecodable(self, path: str) -> tuple[str, str] | None:
-        """Decode a Parquet file without a digest to its end; return what is wrong with it."""
+        """Decode a Parquet file without a digest; return its damage (kind, detail), or None if it is sound."""
         try:
             source = self.storage.local(path) or self.storage.filesystem().open_input_file(path)
             with pq.ParquetFile(source, page_checksum_verification=True) as file:
@@ -308,6 +310,7 @@ class Verifier:
         return None
 
     def _shards(self, path: str) -> list[str]:
+        """Return the shards that the rows of a part of `images` name."""
         if path.partition("/")[0] != "images":
             return []
         with pq.ParquetFile(self.storage.local(path) or self.storage.filesystem().open_input_file(path)) as file:
@@ -317,6 +320,7 @@ class Verifier:
             return found
 
     def _check_recorded(self, path: str, record: Mapping[str, Any]) -> None:
+        """Check a file of which the size and the digest are recorded."""
         size = self.sizes.get(path)
         if size is None:
             return self._damaged(path, "missing", "it is not there")
@@ -329,7 +333,7 @@ class Verifier:
         return None
 
     def _check_shard(self, path: str, parts: Sequence[str]) -> None:
-        """Check a shard of which nothing is recorded: its members, and the pictures that parts say are in it."""
+        """Check a shard without a recorded digest: decode its members, and the images that parts locate in it."""
         if path not in self.sizes:
             return self._damaged(path, "missing", "it is not there")
         self._count(path, sealed=False)
@@ -338,9 +342,10 @@ class Verifier:
         self._read(self.sizes[path])
         return None
 
-    # Notes and indexes.
+    # States and indexes.
 
     def _check_states(self) -> None:
+        """Check the states of the builder, and their copies."""
         main, _ = STATE_FOLDERS
         paths = [PurePosixPath(path) for path in self.sizes]
         names = {path.name for path in paths if str(path.parent) in STATE_FOLDERS}
@@ -363,11 +368,12 @@ class Verifier:
                     self._damaged(path, "digest" if sealed else "unreadable", str(error))
 
     def _lacks_numbers(self) -> bool:
-        """Say whether part numbers were given, and nothing says which."""
-        there = any(f"{folder}/{numbers.STATE}.json" in self.sizes for folder in STATE_FOLDERS)
-        return not there and numbers.were_given(self.dataset)
+        """Return whether part numbers were assigned whose record, and its copy, do not exist."""
+        is_recorded = any(f"{folder}/{numbers.STATE}.json" in self.sizes for folder in STATE_FOLDERS)
+        return not is_recorded and numbers.were_given(self.dataset)
 
     def _check_indexes(self) -> None:
+        """Check the stored search indexes, whose descriptions record the digests of their files."""
         for path in sorted(p for p in self.sizes if p.startswith("_index/") and p.endswith("/index.json")):
             data = self.storage.read(path)
             self._count(path, is_sealed(data))
