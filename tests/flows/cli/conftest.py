@@ -29,6 +29,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
             recipe = web.recipe(f"  - {{use: prune, method: random, keep_rows: {keep}}}\n  - use: report\n")
             recipe.write_text(recipe.read_text().replace("dataset: web", f"dataset: {name}"))
             build_here(BuildSpec.read(recipe, catalog=web.catalog, executor="inline"))
+            recipe.rename(web.folder / "latest.yaml") if name == "web" else None
         web.recipe("  - {use: prune, method: random, keep_rows: 1}\n  - use: report\n", "prices: {cpu_hour: 0.1}\n")
         (web.folder / "file").write_text("text\n")
         (web.folder / "twice.csv").write_text("url,url\nu,v\n")
