@@ -74,7 +74,7 @@ def connect(
     `at` says which version of a dataset, by default the last. Each dataset is a schema; where there is only one it
     is also the default, so `select * from decisions` works. Beside its tables a dataset has the views `versions`,
     `runs`, `scores` (every score column of every table, by sample_id) and `verdicts` (what became of each row: see
-    VERDICTS). Vectors appear as FLOAT[]. Raises NotFoundError where a dataset or a version is not there.
+    VERDICTS). Vectors appear as FLOAT[]. Raises NotFoundError where a dataset or a version does not exist.
     """
     at = at or {}
     shown = _chosen(catalog, at, datasets)
@@ -88,7 +88,7 @@ def connect(
 
 
 def _chosen(catalog: Catalog, at: Mapping[str, int], datasets: Iterable[str] | None) -> dict[Dataset, Version]:
-    """Return the datasets to show; those that nobody named are passed over while they have no version."""
+    """Return the datasets to show; those that are not named are skipped while they have no version."""
     named = set(at) if datasets is None else {*datasets, *at}
     known = catalog.datasets()
     chosen: dict[Dataset, Version] = {}
@@ -316,7 +316,7 @@ def _scores(schema: str, schemas: Mapping[str, pa.Schema]) -> str | None:
 def _verdicts(schema: str, schemas: Mapping[str, pa.Schema], version: Version) -> str:
     """Return the view `verdicts`.
 
-    Two joins and no grouping, as a row that is out is seen by no later stage: so it has at most one rejection. A query
+    Two joins and no grouping: no later stage sees a rejected row, so a row has at most one rejection. A query
     for one row reads the row groups that it is in, and one that counts reasons reads just these columns.
     """
     url = 's."url"' if "url" in schemas["source"].names else "null::varchar"

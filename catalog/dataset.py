@@ -80,8 +80,8 @@ class Catalog:
     """A folder or object-store prefix that holds datasets. Picklable; keeps nothing in memory."""
 
     def __init__(self, uri: str | Path, create: bool | None = False) -> None:
-        """Open a catalog. Where the folder is not there, `create` makes it, False raises NotFoundError, and None opens
-        what is to be made later (an empty catalog, until something is written to it)."""
+        """Open a catalog. If its folder does not exist, True creates it, False raises NotFoundError, and None opens an
+        empty catalog whose folder is created by the first write."""
         folder = Path(str(uri).removeprefix("file://")).expanduser().resolve()
         if create is None and "://" not in str(uri).removeprefix("file://") and not folder.exists():
             self.storage = Storage(str(folder))
@@ -157,7 +157,7 @@ class Dataset:
         """
         log_copies.check(self.storage)
         if lost := self._lost_commit():
-            raise damaged(self.storage.uri, lost, "it is not there")
+            raise damaged(self.storage.uri, lost, "it does not exist")
         delta.widen(self.storage, "versions", VERSIONS)
         before = self.version_files()
         base = self.read_version(before[-1].path).tables if before else {}
@@ -215,7 +215,7 @@ class Dataset:
         """Let a held version count like any other; return it. It is the latest where no later version counts.
 
         Its row is replaced by one commit, so a kill leaves it held or approved. The caller must hold the lease.
-        Raises UserError where the version is not held (any more), NotFoundError where it is not there.
+        Raises UserError where the version is not held (any more), NotFoundError where it does not exist.
         """
         delta.widen(self.storage, "versions", VERSIONS)
         for _ in range(100):
@@ -247,9 +247,9 @@ class Dataset:
             schema, parts = delta.contents(self.storage, table, state.delta_version)
         except NotFoundError as error:
             raise damaged(self.storage.uri, log, f"it has no commit {state.delta_version}") from error
-        if len(parts) != state.files:  # an empty commit is passed over by its readers
-            said = f"it lists {amount(len(parts), 'part')} at commit {state.delta_version}, expected {state.files}"
-            raise damaged(self.storage.uri, log, said)
+        if len(parts) != state.files:  # readers skip an empty commit
+            detail = f"it lists {amount(len(parts), 'part')} at commit {state.delta_version}, expected {state.files}"
+            raise damaged(self.storage.uri, log, detail)
         return schema, parts
 
     def republish(self) -> Version:
@@ -303,9 +303,9 @@ class Dataset:
             opened_json(self.storage.read(copy))
         except (NotFoundError, ValueError):
             if name in IRREPLACEABLE:
-                said = f"{self.storage.uri}/{path} is damaged: {why}"
+                problem = f"{self.storage.uri}/{path} is damaged: {why}"
                 return DamagedError(
-                    f"{said}; it has no sound copy: restore it, or its copy, from a backup of the catalog"
+                    f"{problem}; it has no sound copy: restore it, or its copy, from a backup of the catalog"
                 )
         return damaged(self.storage.uri, path, why)
 
@@ -376,7 +376,7 @@ class Dataset:
         """Return the columns of each part, each list of names once. Reads the footers of parts that the version
         `before` did not have, or of all where those had different columns.
 
-        Raises BalanceError where a part holds another number of rows than it is said to.
+        Raises BalanceError where a part holds another number of rows than was recorded.
         """
         known: set[str] = set()
         found: set[tuple[str, ...]] = set()

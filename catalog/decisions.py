@@ -44,7 +44,7 @@ def decisions(
 def number_maps(numbers: Numbers, rows: int) -> pa.Array:
     """Return the numbers of each row as a map from their names, in the order of `numbers`: map<string, double> (n,).
 
-    A number that is NaN is left out; a row without any is null.
+    A number that is NaN is omitted; a row without any number is null.
     """
     if not numbers or not rows:
         return pa.nulls(rows, DECISIONS.field("numbers").type)

@@ -221,7 +221,7 @@ def _checked(storage: Storage, table: str, parts: Sequence[PartFile]) -> dict[st
     there = storage.list(table) if parts else {}
     for part in parts:
         if there.get(part.path) != part.bytes:
-            found = f"has {there[part.path]} bytes" if part.path in there else "is not there"
+            found = f"has {there[part.path]} bytes" if part.path in there else "does not exist"
             raise damaged(storage.uri, part.path, f"it {found}, expected {part.bytes} bytes")
     return wanted
 

@@ -3,7 +3,7 @@
 DuckDB stops a statement between two vectors of 2,048 rows, and counts the memory of its own buffers. One function call
 can still take hours (`levenshtein` of two long texts) or all memory (`list_sum(range(4000000000))`). So a thread
 watches what runs: it interrupts first, and where that does not help within GRACE_S it gives up on the process, if the
-process has said by `on_stuck` how (the command line ends with the message; an actor reports it, and ends).
+process has set how by `on_stuck` (the command line ends with the message; an actor reports it, and ends).
 """
 
 import os
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 GRACE_S: Final = 5.0
 """After this long without an answer to an interrupt, the process is given up."""
 STOPPED: Final = "stopped"
-"""What is said after Ctrl-C."""
+"""The message after Ctrl-C."""
 _LOOK_S: Final = 0.05
 _MB: Final = 1 << 20
 _SLACK: Final = 512 * _MB

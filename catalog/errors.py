@@ -135,7 +135,7 @@ def reading(place: str, path: str) -> Iterator[None]:
         yield
     except (IsADirectoryError, FileNotFoundError, NotFoundError) as error:
         is_folder = "is a folder" in str(error) or isinstance(error, IsADirectoryError)
-        raise damaged(place, path, "it is a folder, expected a file" if is_folder else "it is not there") from error
+        raise damaged(place, path, "it is a folder, expected a file" if is_folder else "it does not exist") from error
     except EspalierError:
         raise
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Reading the input of a stage: several tables, joined by `sample_id`, without the rows that are out.
+"""Reading the input of a stage: several tables, joined by `sample_id`, without the rejected rows.
 
 Rejected rows are found once, as a sorted array of ids, and omitted from everything that `batches`, `table` and
 `vectors` return. Memory is bounded by a part (`batches`, `vectors`) or by the rows that are requested (`table`, `sql`).
@@ -37,7 +37,7 @@ IMAGE: Final = "image"
 class Inputs:
     """The tables that one stage reads. Made by the engine from parts, and by tests from Arrow tables.
 
-    `judges` are the tables that say which rows are out: images (`status`) and decisions (`keep`), and the source where
+    `judges` are the tables that reject rows: images (`status`) and decisions (`keep`), and the source where
     rows of it were taken down (`url`). They judge the rows of the dataset that is built. `kept` are the tables
     `samples` of versions of other datasets, by name: of their tables, only the rows of those samples are read.
     Raises NotFoundError if a requested table or column does not exist.

@@ -75,7 +75,7 @@ def check(storage: Storage) -> None:
     last = newest(storage)
     for table, number in last.until.items() if last else ():
         if not storage.exists(commit_path(table, number)):
-            raise damaged(storage.uri, commit_path(table, number), "it is not there")
+            raise damaged(storage.uri, commit_path(table, number), "it does not exist")
 
 
 def renew(storage: Storage, tables: Iterable[str]) -> Copies:

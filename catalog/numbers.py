@@ -32,7 +32,7 @@ def known(dataset: Dataset) -> dict[str, int]:
     """Return chunk -> part number. Raises DamagedError if numbers were assigned but their record is lost."""
     numbers: dict[str, int] = dict(dataset.state(STATE))
     if not numbers and were_given(dataset):
-        raise damaged(dataset.storage.uri, f"_state/{STATE}.json", "it is not there")
+        raise damaged(dataset.storage.uri, f"_state/{STATE}.json", "it does not exist")
     return numbers
 
 
@@ -78,6 +78,6 @@ def _of_part(dataset: Dataset, path: str) -> Iterator[int]:
     if "sample_id" not in names:
         return
     for group in range(footer.num_row_groups):
-        said = footer.row_group(group).column(names.index("sample_id")).statistics
-        if said is not None and said.has_min_max:
-            yield from (said.min >> SAMPLE_BITS, said.max >> SAMPLE_BITS)
+        bounds = footer.row_group(group).column(names.index("sample_id")).statistics
+        if bounds is not None and bounds.has_min_max:
+            yield from (bounds.min >> SAMPLE_BITS, bounds.max >> SAMPLE_BITS)

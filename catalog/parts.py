@@ -69,10 +69,10 @@ def describe_part(storage: Storage, path: str) -> PartFile:
     """Return the description of a finished part, from its footer."""
     local = storage.local(path)
     with reading(storage.uri, path), pq.ParquetFile(local or storage.filesystem().open_input_file(path)) as file:
-        said = file.metadata.metadata or {}
+        keys = file.metadata.metadata or {}
         size = local.stat().st_size if local else storage.filesystem().get_file_info(path).size
-        notes, files = (json.loads(said.get(key, b"{}")) for key in (NOTES, FILES))
-        sha256 = said[KEY].decode() if KEY in said else None
+        notes, files = (json.loads(keys.get(key, b"{}")) for key in (NOTES, FILES))
+        sha256 = keys[KEY].decode() if KEY in keys else None
         return PartFile(path, file.metadata.num_rows, size, notes, sha256, files)
 
 

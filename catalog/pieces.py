@@ -53,7 +53,7 @@ class Piece:
             return list(pq.read_schema(storage.local(self.path) or self.path, filesystem=filesystem).names)
 
     def batches(self, storage: "Storage | None", columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
-        """Yield some columns, at most `rows` at a time; a plain file is decoded no further than was asked for."""
+        """Yield some columns, at most `rows` at a time; a plain file is decoded no further than is requested."""
         storage = self.storage or storage
         local = None if self.memory is not None or storage is None else storage.local(self.path)
         if local is None or storage is None:
@@ -86,8 +86,8 @@ def _groups(storage: "Storage", path: str, local: Path, columns: Sequence[str] |
 
 
 def _row_groups(path: Path, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    """Yield columns of a plain file in the order that was asked for, a row group at a time; one empty table where it
-    has no rows. Names that it lacks are passed over.
+    """Yield columns of a plain file in the requested order, a row group at a time; one empty table where it
+    has no rows. Columns that the file lacks are skipped.
     """
     with pq.ParquetFile(path, memory_map=True) as file:
         there = file.schema_arrow

@@ -341,9 +341,9 @@ def erase_sidecars(storage: Storage, path: str, sample_ids: Iterable[int], reaso
     rows = pq.read_table(io.BytesIO(storage.read(f"{stem(path)}.parquet")))
     keys = pa.array([sample_key(sample_id) for sample_id in sample_ids], pa.string())
     gone = pc.is_in(rows.column("key"), keys)
-    said = {"url": TAKEN_URL, "status": "failed_to_download", "error_message": reason}
+    constants = {"url": TAKEN_URL, "status": "failed_to_download", "error_message": reason}
     for at, field in enumerate(rows.schema):
         if field.name != "key":
-            value = pa.scalar(said.get(field.name), field.type)
+            value = pa.scalar(constants.get(field.name), field.type)
             rows = rows.set_column(at, field, pc.if_else(gone, value, rows.column(at)))
     put_recorded(storage, _sidecars(path, rows, rows.column("error_message").to_pylist()))

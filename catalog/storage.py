@@ -126,7 +126,7 @@ class Storage:
 
     def why_missing(self, path: str) -> str:
         """Return the reason why a file is missing, for messages."""
-        return "it is a folder, expected a file" if self.is_folder(path) else "it is not there"
+        return "it is a folder, expected a file" if self.is_folder(path) else "it does not exist"
 
     def tag(self, path: str) -> str:
         """Return the entity tag and size of an object. Object stores only."""
@@ -392,7 +392,7 @@ def _translated(error: OSError, name: str) -> EspalierError:
     if isinstance(error, IsADirectoryError):
         return NotFoundError(f"{name} is a folder, expected a file")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return NotFoundError(f"{name} is not there")
+        return NotFoundError(f"{name} does not exist")
     return BuildError(f"cannot use {name}: {first_line(error)}")
 
 

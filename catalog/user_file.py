@@ -7,7 +7,7 @@ from typing import Final
 
 from catalog.errors import UserError, first_line
 
-NOT_THERE: Final = "it is not there"
+NOT_THERE: Final = "it does not exist"
 PIPE: Final = "it is a pipe, expected a file"
 MAX_TEXT_BYTES: Final = 64 << 20
 """Most bytes of a text file that is read into memory."""

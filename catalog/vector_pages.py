@@ -93,7 +93,7 @@ def _require(truth: bool) -> None:
 
 def _struct(data: memoryview, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
     """Return (field number -> value, where it ends) of a struct in Thrift's compact protocol; numbers and structs only,
-    other fields are passed over.
+    other fields are skipped.
     """
     _require(depth < _DEPTH)
     found: dict[int, Any] = {}

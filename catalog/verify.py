@@ -143,7 +143,7 @@ class Verifier:
         newest = self.dataset.noted_copies()["newest"]
         for number in range(min(numbers, default=max(newest, 1)), max([newest, *numbers]) + 1):
             if number not in numbers:
-                self._damaged(log_copies.path_of(number), "missing", "it is not there")
+                self._damaged(log_copies.path_of(number), "missing", "it does not exist")
         return until
 
     def _check_log(self, table: str, until: Mapping[str, int], least: int = -1) -> None:
@@ -179,7 +179,7 @@ class Verifier:
     def _entry(self, path: str, copy: bytes | None) -> tuple[bytes, tuple[str, str] | None]:
         """Return the content of a commit, and its damage (kind, detail), or None if it is sound."""
         if path not in self.sizes:
-            return b"", ("missing", "it is not there")
+            return b"", ("missing", "it does not exist")
         entry = self.storage.read(path)
         self._count(path, copy is not None)
         if copy is not None and entry != copy:
@@ -254,7 +254,7 @@ class Verifier:
         """Check a part; return the files that it records, and (shard, part) for shards of which nothing is recorded."""
         size = self.sizes.get(path)
         if size is None:
-            self._damaged(path, "missing", "it is not there")
+            self._damaged(path, "missing", "it does not exist")
             return {}, []
         try:
             fault, sealed = self._part_fault(path, size, add)
@@ -323,7 +323,7 @@ class Verifier:
         """Check a file of which the size and the digest are recorded."""
         size = self.sizes.get(path)
         if size is None:
-            return self._damaged(path, "missing", "it is not there")
+            return self._damaged(path, "missing", "it does not exist")
         self._count(path)
         if size != record["bytes"]:
             return self._damaged(path, "size", f"{size:,} bytes, expected {record['bytes']:,}")
@@ -335,7 +335,7 @@ class Verifier:
     def _check_shard(self, path: str, parts: Sequence[str]) -> None:
         """Check a shard without a recorded digest: decode its members, and the images that parts locate in it."""
         if path not in self.sizes:
-            return self._damaged(path, "missing", "it is not there")
+            return self._damaged(path, "missing", "it does not exist")
         self._count(path, sealed=False)
         if fault := shard_fault(self.storage, path, parts, self._decode_fault):
             self._damaged(path, "unreadable", fault)
@@ -357,7 +357,7 @@ class Verifier:
                 path = f"{folder}/{name}"
                 if path not in self.sizes:
                     if folder == main or sealed or self.storage.is_folder(path):
-                        self._damaged(path, "missing", "it is not there")
+                        self._damaged(path, "missing", "it does not exist")
                     continue
                 data = self.storage.read(path)
                 sealed = is_sealed(data)

@@ -228,7 +228,7 @@ class Run(Protocol):
     """An empty local folder, removed afterwards (memory maps, external sorts)."""
     checkpoints: Path
     """A local folder that survives a kill and belongs to this very fingerprint: work that takes hours leaves its
-    state here (write to a temporary name, then rename) and goes on from it. Removed when the part is written."""
+    state here (write to a temporary name, then rename) and continues from it. Removed when the part is written."""
 
     def progress(self, done: int, total: int, unit: str = "rows") -> None:
         """Show how far it is."""

@@ -43,15 +43,15 @@ def _amended(line: bytes, facts: Mapping[str, PartFile]) -> bytes:
         return line
     action: dict[str, Any] = json.loads(line)
     for kind in ("add", "remove"):
-        said = action.get(kind)
-        fact = facts.get(said["path"]) if said else None
-        if said is None or fact is None:
+        entry = action.get(kind)
+        fact = facts.get(entry["path"]) if entry else None
+        if entry is None or fact is None:
             continue
         stats = statistics_of(fact)  # minimum and maximum values may contain the content of rows
-        if said.get("size") in (None, fact.bytes) and said.get("stats") in (None, stats):
+        if entry.get("size") in (None, fact.bytes) and entry.get("stats") in (None, stats):
             continue
-        said["size"] = fact.bytes
-        if said.get("stats") is not None:
-            said["stats"] = stats
+        entry["size"] = fact.bytes
+        if entry.get("stats") is not None:
+            entry["stats"] = stats
         return json.dumps(action, separators=(",", ":")).encode()
     return line

@@ -118,11 +118,11 @@ def order_for(dataset: Dataset, ids: np.ndarray) -> ErasurePlan:
 
 def _damaged(storage: Storage, parts: Sequence[str]) -> list[str]:
     """Return the shards and sidecar files of some parts that differ from their records."""
-    said: dict[str, Mapping[str, Any]] = {}
+    before: dict[str, Mapping[str, Any]] = {}
     for path in parts:
-        said |= describe_part(storage, path).files
-    now = _recorded(storage, said, {})
-    return sorted(path for path in said if now[path] != said[path])
+        before |= describe_part(storage, path).files
+    now = _recorded(storage, before, {})
+    return sorted(path for path in before if now[path] != before[path])
 
 
 def _versions_with(dataset: Dataset, parts: Collection[str]) -> list[int]:

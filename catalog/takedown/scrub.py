@@ -70,17 +70,17 @@ class Words:
 
 def words_of(dataset: Dataset, sample_ids: np.ndarray) -> Words:
     """Return the texts of rows, int64 (n,) ascending, in all parts of all versions; none of rows already erased."""
-    said: dict[str, set[str]] = {}
+    values: dict[str, set[str]] = {}
     for table, names in _SPOKEN.items():
         for path in parts_of(dataset, table):
             there = [name for name in names if name in columns_of(dataset.storage, path)]
             rows = rows_of(dataset.storage, [path], sample_ids, there)
             for name in there:
-                said.setdefault(name, set()).update(pc.unique(rows.column(name)).drop_null().to_pylist())
-    urls = said.get("url", set()) | said.get("final_url", set())
-    paths = said.get("local_path", set())
+                values.setdefault(name, set()).update(pc.unique(rows.column(name)).drop_null().to_pylist())
+    urls = values.get("url", set()) | values.get("final_url", set())
+    paths = values.get("local_path", set())
     files = {name for path in paths if "." in (name := re.split(r"[/\\#]", path)[-1]) and len(name) >= _LONG // 2}
-    return Words(frozenset((urls | paths) - {TAKEN_URL, ""}), frozenset(files), frozenset(said.get("caption", ())))
+    return Words(frozenset((urls | paths) - {TAKEN_URL, ""}), frozenset(files), frozenset(values.get("caption", ())))
 
 
 def _is_own(caption: str) -> bool:
@@ -142,19 +142,19 @@ class Scrubber:
     def recipe(self, text: str) -> str:
         """Return a recipe's text with the words replaced. If there was one, comments are lost."""
         try:
-            said = yaml.safe_load(text)
+            parsed = yaml.safe_load(text)
         except yaml.YAMLError:
             return self.text(text)
-        clean = self.value(said)
+        clean = self.value(parsed)
         if isinstance(clean, dict) and SAVED in clean:
             clean[SAVED] = self.asked(clean[SAVED])
-        if clean == said:
+        if clean == parsed:
             return text if self.text(text) == text else _dumped(clean)
         return _dumped(clean)
 
 
-def _dumped(said: Any) -> str:
-    return str(yaml.safe_dump(said, sort_keys=False, allow_unicode=True))
+def _dumped(parsed: Any) -> str:
+    return str(yaml.safe_dump(parsed, sort_keys=False, allow_unicode=True))
 
 
 def _walk(value: Any, change: Callable[[str], str]) -> Any:
@@ -256,20 +256,20 @@ def _scrub_versions(dataset: Dataset, scrubber: Scrubber) -> None:
 
 def _json(scrubber: Scrubber) -> Callable[[str], str]:
     def clean(text: str) -> str:
-        said = json.loads(text)
-        now = scrubber.value(said)
-        return text if now == said else json.dumps(now)
+        parsed = json.loads(text)
+        now = scrubber.value(parsed)
+        return text if now == parsed else json.dumps(now)
 
     return clean
 
 
 def _stages(scrubber: Scrubber) -> Callable[[str], str]:
     def clean(text: str) -> str:
-        said = json.loads(text)
-        now = scrubber.value(said)
+        parsed = json.loads(text)
+        now = scrubber.value(parsed)
         for stage in now:
             if stage.get("use") == "search":
                 stage["parameters"] = scrubber.asked(stage.get("parameters"))
-        return text if now == said else json.dumps(now)
+        return text if now == parsed else json.dumps(now)
 
     return clean

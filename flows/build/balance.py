@@ -35,7 +35,7 @@ _KEEP: Final = {table: REJECTING[table] for table in ("images", "decisions")}
 def check_balance(plan: Plan, rows: Mapping[int, int], known: frozenset[str] = frozenset()) -> int:
     """Compare the rows of every judging stage, and the published rows, with those that the stages before it keep.
 
-    `rows`: part number -> rows of the source. A part number is passed over where all that is read for it is in
+    `rows`: part number -> rows of the source. A part number is skipped where all that is read for it is in
     `known`, the paths of a version that was in balance. Returns how many rows were compared. Raises BalanceError with
     the first stage, and the part of it, whose rows are not those that it should have seen.
     """
@@ -112,7 +112,7 @@ def _difference(seen: np.ndarray, alive: np.ndarray) -> str:
         for ids, what in ((extra, "that the stages before it reject"), (missing, "are missing"))
         if len(ids)
     ]
-    return " and ".join(facts) or "they are out of order or doubled"
+    return " and ".join(facts) or "they are not in order, or duplicated"
 
 
 def _ids(number: int, rows: int) -> np.ndarray:
@@ -144,9 +144,9 @@ class _Judge:
     def broken(self, number: int, seen: np.ndarray, alive: np.ndarray) -> str:
         """Return the message on rows that are not the expected ones."""
         path = self.own.get(number) or self.whole[0]
-        said = _difference(seen, alive)
+        difference = _difference(seen, alive)
         return (
-            f"stage {self.name!r} did not see the rows that the stages before it keep: of part {number}, {said}; "
+            f"stage {self.name!r} did not see the rows that the stages before it keep: of part {number}, {difference}; "
             f"nothing was published. Move {path} away and build again: it is made again"
         )
 

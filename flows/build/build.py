@@ -1,7 +1,7 @@
 """A build: hold the dataset, plan, make what is missing, publish one version, write its report.
 
 It runs as a Prefect flow with a task a stage, never a task a part: Prefect keeps runs, retries of stages, schedules
-and artifacts; Ray places the parts. Killed anywhere, it leaves the last version as it was, and the next build goes on
+and artifacts; Ray places the parts. Killed anywhere, it leaves the last version as it was, and the next build continues
 from the finished parts.
 """
 

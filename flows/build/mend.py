@@ -11,7 +11,7 @@ under a name of their own:
 
 Where rows of a shard were taken down, what stands for them is put in where it stood (`_stretched`).
 
-Versions that name the old pictures keep saying so, and `verify` says that they are not there.
+Versions that name the old pictures still do, and `verify` reports that they do not exist.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -103,7 +103,7 @@ def work_of(planned: PlannedStage, storage: Storage, device: str, recipe_seed: i
 
 
 def jobs_of(planned: PlannedStage) -> Iterator[Job]:
-    """Yield the parts that are not there yet."""
+    """Yield the parts that do not exist yet."""
     own = {name: _by_number(pieces) for name, pieces in planned.reads.items()}
     judging = [_by_number(judge) for judge in planned.judges]
     for part in planned.missing:

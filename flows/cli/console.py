@@ -19,7 +19,7 @@ CLOSED: Final = 141
 _RESUMABLE: Final = ("build", "retry", "takedown", "demo", "index", "approve")
 """Commands that keep finished work and continue from it when run again."""
 _DENIED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
-_STOPPED: Final = "stopped; what is finished is kept, and the same command goes on from there"
+_STOPPED: Final = "stopped; what is finished is kept, and the same command continues from there"
 
 
 def explained(error: BaseException) -> tuple[str, int]:

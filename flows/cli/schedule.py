@@ -15,7 +15,7 @@ def deploy(
     catalog: CatalogUri = None,
     set_: Overrides = None,
     timezone: Annotated[str, typer.Option(help="time zone of the schedule")] = "UTC",
-    pool: Annotated[str, typer.Option(help="Prefect work pool; made if it is not there")] = "espalier",
+    pool: Annotated[str, typer.Option(help="Prefect work pool; created if it does not exist")] = "espalier",
     name: Annotated[str | None, typer.Option(help="name of the deployment; default: the dataset")] = None,
 ) -> None:
     """Register a scheduled build with Prefect; a worker picks it up."""

@@ -78,8 +78,8 @@ class Retry:
             {n: getattr(e, n) for n in ("stage", "use", "parts", "parts_to_run", "rows")} for e in self.estimates()
         ]
         parts = sum(len(stage.parts) for stage in self.plan.stages)
-        said = {"rows_tried": self.rows, "parts_tried": self.parts, "parts_to_run": self.made, "parts": parts}
-        return said | {"stages": stages}
+        facts = {"rows_tried": self.rows, "parts_tried": self.parts, "parts_to_run": self.made, "parts": parts}
+        return facts | {"stages": stages}
 
     def estimates(self) -> list[Estimate]:
         """Return the estimate of each stage of the build."""

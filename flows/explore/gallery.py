@@ -84,5 +84,5 @@ def _about(found: Found) -> str:
     asked = found.query
     facts = [f"{len(found.hits)} of {amount(found.searched, 'row')}", f"column {found.column}", found.how]
     facts += [f"where {asked.where}"] if asked.where else []
-    facts += [f"near-duplicates from {asked.unique:g} on left out"] if asked.unique is not None else []
+    facts += [f"near-duplicates from {asked.unique:g} on omitted"] if asked.unique is not None else []
     return " · ".join(facts)

@@ -128,10 +128,10 @@ def render(made: Kept) -> str:
         f"{amount(len(facts['parts']), 'part')}, {facts['bytes'] / 1e6:,.1f} MB, {facts['ms_per_query']:.2f} ms a query"
     ]
     effort = facts["effort"]
-    said = f" at {effort['name']} {effort['value']}" if effort["name"] else ""
+    setting = f" at {effort['name']} {effort['value']}" if effort["name"] else ""
     for what, found in facts[f"recall_at_{K}_rescored"].items():
         error = "" if found["standard_error"] is None else f" ± {found['standard_error']:.3f}"
-        lines.append(f"recall@{K} of {what} queries{said}: {found['mean']:.3f}{error} ({found['queries']} held out)")
+        lines.append(f"recall@{K} of {what} queries{setting}: {found['mean']:.3f}{error} ({found['queries']} held out)")
     if spent := facts.get("cpu_s"):  # an index of an older release does not record it
         parts = ", ".join(f"{seconds:.1f} to {what}" for what, seconds in spent.items())
         lines.append(f"CPU seconds: {sum(spent.values()):.1f}, of them {parts}")

@@ -41,7 +41,7 @@ class Kept:
         path = f"{folder(self.column)}/{self.facts['files']['index']}"
         local = self.dataset.storage.local(path)
         if local is not None and not local.is_file():
-            raise NotFoundError(f"{local} is not there: `espalier index {self.dataset.name}` builds it again")
+            raise NotFoundError(f"{local} does not exist: `espalier index {self.dataset.name}` builds it again")
         data = None if local else self.dataset.storage.read(path)
         return VectorIndex.read(str(local) if local else None, data, self.choice.kind, mapped)
 

@@ -251,7 +251,7 @@ def _facts(story: Row) -> "list[tuple[str, Text]]":
         place = f"number {cluster['rank']:,} of {cluster['of']:,} from its centre"
         facts.append(("cluster", f"{cluster['cluster']}, distance {_number(cluster['distance'])}: {place}"))
     if story["stands_for"]:
-        facts.append(("stands for", f"{story['stands_for']:,} of the rows that are out"))
+        facts.append(("stands for", f"{story['stands_for']:,} of the rejected rows"))
     facts.append(("published", _place(story["published"])))
     return [(name, Text(text)) for name, text in facts]
 
@@ -270,16 +270,16 @@ def _fetched(images: Row) -> str:
 
 
 def _judged(row: Row, version: str) -> str:
-    said = "kept" if row["keep"] else f"out: {row['reason']}"
-    said += f" ({_plain(row['evidence'])})" if row["evidence"] else ""
+    lines = "kept" if row["keep"] else f"rejected: {row['reason']}"
+    lines += f" ({_plain(row['evidence'])})" if row["evidence"] else ""
     if shown := ", ".join(f"{name} {_number(value)}" for name, value in row["numbers"].items()):
-        said += f"\nnumbers: {_plain(shown)}"
+        lines += f"\nnumbers: {_plain(shown)}"
     if row["representative"] is not None:
         alike = f", similarity {_number(row['similarity'])}" if row["similarity"] is not None else ""
         stands = f"sample {row['representative']} {_plain(row['representative_url'])}{alike}"
-        said += f"\nits representative: {stands}\nespalier why {version} {row['representative']}"
+        lines += f"\nits representative: {stands}\nespalier why {version} {row['representative']}"
     asked = ", ".join(f"{name}: {value}" for name, value in row["thresholds"].items())
-    return said + (f"\nasked for {_plain(asked)}" if asked else "")
+    return lines + (f"\nasked for {_plain(asked)}" if asked else "")
 
 
 def _place(published: Row | None) -> str:

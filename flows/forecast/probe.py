@@ -235,7 +235,7 @@ def _fetched(dataset: Dataset, clock: _Clock) -> tuple[dict[str, int], Counter[s
     received, reasons = {}, Counter[str]()
     for path in paths:
         with dataset.storage.filesystem().open_input_file(path) as file, pq.ParquetFile(file) as part:
-            rows = part.read(["received_bytes", "reason"])  # columns that the file lacks are left out
+            rows = part.read(["received_bytes", "reason"])  # columns that the file lacks are skipped
         if "received_bytes" in rows.column_names:
             received[path] = pc.sum(rows.column("received_bytes")).as_py() or 0
         reasons.update(reason for reason in rows.column("reason").to_pylist() if reason is not None)

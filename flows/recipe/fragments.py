@@ -101,15 +101,15 @@ def _find(entry: dict[str, Any], place: str, beside: Path) -> Path:
     wrong = next((key for key in entry if key not in ("include", "with")), None)
     if wrong is not None:
         raise RecipeError(f"{place}: `include` takes `with` only, not {shown(wrong)}")
-    said = entry["include"]
-    if not isinstance(said, str):
-        raise RecipeError(f"{place}: `include` names a file; it is {shown(said)}")
-    found = next((folder / said for folder in (beside, SHIPPED) if _is_file(folder / said)), None)
+    named = entry["include"]
+    if not isinstance(named, str):
+        raise RecipeError(f"{place}: `include` names a file; it is {shown(named)}")
+    found = next((folder / named for folder in (beside, SHIPPED) if _is_file(folder / named)), None)
     if found is None:
-        folder = said.rpartition("/")[0]
+        folder = named.rpartition("/")[0]
         known = [str(Path(folder, p.name)) for f in (beside, SHIPPED) for p in _beside(f / folder)]
-        missing = f"{place}: no fragment {shown(said, SHOWN_PATH)}, neither in {beside} nor in {SHIPPED}"
-        raise RecipeError(f"{missing}{nearest(said, known)}")
+        missing = f"{place}: no fragment {shown(named, SHOWN_PATH)}, neither in {beside} nor in {SHIPPED}"
+        raise RecipeError(f"{missing}{nearest(named, known)}")
     return found
 
 

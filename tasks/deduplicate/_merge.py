@@ -103,7 +103,7 @@ def _round(
 ) -> np.ndarray:
     """Decide the undecided rows, int64 (m,), that can be decided; return the rest.
 
-    A row that is tied to no open row before it stays; a row that is tied to one that stays goes. `near`: all ties by
+    A row that is tied to no earlier open row is kept; a row that is tied to a kept one is removed. `near`: all ties by
     meaning among open rows, where they fit into memory; else they are found again, in fewer rows each time.
     """
     blocked = np.zeros(found.count, bool)

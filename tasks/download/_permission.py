@@ -69,8 +69,11 @@ class Permission:
         """Raise FetchError (tdm_reserved) if a response's headers, or else its host's file, reserve it."""
         if self._reservations is None:
             return
-        said = tdm.header_says(headers)
-        evidence = await self._reserved_by_file(url) if said is None else tdm.header_evidence(headers) if said else None
+        reserved = tdm.header_says(headers)
+        if reserved is None:
+            evidence = await self._reserved_by_file(url)
+        else:
+            evidence = tdm.header_evidence(headers) if reserved else None
         if evidence is not None:
             raise FetchError("tdm_reserved", evidence)
 

@@ -74,6 +74,6 @@ def _rule(item: Any) -> _Rule | None:
     if not isinstance(location, str) or not location.startswith(("/", "*")) or not location.isprintable():
         return None
     matches = Protego.parse(f"User-agent: {_AGENT}\nDisallow: {location.replace('#', '%23')}")
-    said = item.get("tdm-reservation")
-    reserved = said == 1 or str(said).strip() == "1"  # the number is the standard's; 1.0, true and "1" occur, too
+    value = item.get("tdm-reservation")
+    reserved = value == 1 or str(value).strip() == "1"  # the number is the standard's; 1.0, true and "1" occur, too
     return _Rule(location[:_CHARACTERS], matches, reserved, str(item.get("tdm-policy") or ""))

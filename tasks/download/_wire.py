@@ -124,10 +124,10 @@ def framing(head: Head) -> Framing:
     keeps = not head.odd and b"close" not in connection and (head.minor == 1 or b"keep-alive" in connection)
     if head.status in _NO_BODY or head.status < 200:
         return Framing(False, 0, keeps)
-    said = head.values(b"content-length")
+    declared = head.values(b"content-length")
     if b"chunked" in head.values(b"transfer-encoding"):
-        return Framing(True, None, keeps and not said)
-    lengths = {int(number[1]) for text in said if (number := _LENGTH.fullmatch(text))}
+        return Framing(True, None, keeps and not declared)
+    lengths = {int(number[1]) for text in declared if (number := _LENGTH.fullmatch(text))}
     if len(lengths) > 1:
         raise BadHttpMessage(f"contradictory lengths: {', '.join(map(str, sorted(lengths)[:3]))}")
     return Framing(False, lengths.pop(), keeps) if lengths else Framing(False, None, False)

@@ -80,9 +80,9 @@ class Download(Settings, MapStage):
     def parameters(self) -> dict[str, Any]:
         """Return every field except those that affect only the speed."""
         hidden = ("concurrency", "per_host", "backoff_s")
-        said = {name: value for name, value in super().parameters().items() if name not in hidden}
+        settings = {name: value for name, value in super().parameters().items() if name not in hidden}
         polite = self.engine == "http"
-        return said | {"respect_robots": polite and self.obeys_robots, "respect_tdm": polite and self.obeys_tdm}
+        return settings | {"respect_robots": polite and self.obeys_robots, "respect_tdm": polite and self.obeys_tdm}
 
     def open(self, device: str, sides: Mapping[str, pa.Table], piece_bytes: int = PIECE_BYTES) -> Step:
         """Return the step. A piece of its table ends with the image that reaches `piece_bytes`.

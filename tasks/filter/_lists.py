@@ -244,8 +244,8 @@ def _hash(text_: str) -> str:
 def _evidence(column: str, values: Any, says: Any, where: np.ndarray) -> pa.Array:
     """Return `column=value` followed by `says`: string (n,), null except `where`."""
     shown = pc.fill_null(pc.utf8_slice_codeunits(text(values), 0, _KEEP_CHARS), "null")
-    said = _joined(f"{column}=", shown, " ", says).cast(pa.string())
-    return pc.if_else(pa.array(where), said, pa.scalar(None, pa.string()))
+    sentence = _joined(f"{column}=", shown, " ", says).cast(pa.string())
+    return pc.if_else(pa.array(where), sentence, pa.scalar(None, pa.string()))
 
 
 def _joined(*parts: Any) -> Any:

@@ -169,10 +169,11 @@ def _columns(tree: Any, bound: frozenset[str] = frozenset()) -> Iterator[Node]:
 
 def _words(tree: Node, predicate: str) -> str:
     """Return the recipe's text of an expression if it has the same meaning alone, else DuckDB's rendering."""
-    said = f"select {predicate}".encode()
+    query = f"select {predicate}".encode()
     spans = [(n["query_location"], n["query_location"] + n["query_location_length"]) for n in _nodes(tree)]
-    known = [(start, end) for start, end in spans if end <= len(said)]
-    text = said[min(s for s, _ in known) : max(e for _, e in known)].decode("utf-8", "replace").strip() if known else ""
+    known = [(start, end) for start, end in spans if end <= len(query)]
+    found = query[min(s for s, _ in known) : max(e for _, e in known)] if known else b""
+    text = found.decode("utf-8", "replace").strip()
     try:
         if text.isprintable() and _without_places(_parse(text)) == _without_places(tree):
             return text

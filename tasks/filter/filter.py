@@ -91,13 +91,13 @@ class Filter(MapStage):
 
     def parameters(self) -> dict[str, Any]:
         """Return the fields, with lists by content and not by path."""
-        said = super().parameters()
-        del said["timeout_s"]  # it changes no result
+        settings = super().parameters()
+        del settings["timeout_s"]  # it changes no result
         for reason, words in self.words.items():
-            said["words"][reason]["file"] = words.digest()
-        for one, listed in zip(said["lists"], self.lists, strict=True):
+            settings["words"][reason]["file"] = words.digest()
+        for one, listed in zip(settings["lists"], self.lists, strict=True):
             one["file"] = listed.digest()
-        return {name: value for name, value in said.items() if value or name not in ("words", "lists")}
+        return {name: value for name, value in settings.items() if value or name not in ("words", "lists")}
 
     def conditions(self) -> list[Condition]:
         """Return the conditions in order. Raises RecipeError if a predicate cannot be parsed or is not allowed."""
@@ -140,9 +140,9 @@ class Filter(MapStage):
             for batch in batches:
                 verdicts = [(lookup.reason, *lookup.fails(batch, connection)) for lookup in lookups]
                 *judged, numbers = _judged(conditions, batch, connection, limits, what)
-                said = [judged, *(_verdict(*verdict) for verdict in verdicts)]
-                reason = pc.coalesce(*(reasons for reasons, _ in said))
-                evidence = _joined([found for _, found in said])
+                rejections = [judged, *(_verdict(*verdict) for verdict in verdicts)]
+                reason = pc.coalesce(*(reasons for reasons, _ in rejections))
+                evidence = _joined([found for _, found in rejections])
                 yield decisions(batch.column("sample_id"), self.name, reason, evidence, numbers)
 
         return step
@@ -288,14 +288,14 @@ def _bind(conditions: list[Condition], found: pa.Schema, stage: str, bind_s: flo
             try:
                 connection.register("batch", _readable(found.empty_table()))
                 with limited(connection, limits, _named(stage, condition.conjunct.text)):
-                    said = connection.execute(f"describe select {_sql(condition, found)} from batch").fetchall()
+                    columns = connection.execute(f"describe select {_sql(condition, found)} from batch").fetchall()
                     connection.execute(_query([condition], found)).fetchall()
             except QueryError as error:
                 raise RecipeError(str(error)) from error
             except duckdb.Error as error:
                 raise RecipeError(f"{named}: {one_line(str(error))}") from error
-            if said[0][1] != "BOOLEAN":
-                raise RecipeError(f"{named} is {said[0][1]}; expected true or false")
+            if columns[0][1] != "BOOLEAN":
+                raise RecipeError(f"{named} is {columns[0][1]}; expected true or false")
 
 
 def _query(conditions: list[Condition], found: pa.Schema) -> str:

@@ -71,9 +71,9 @@ class Selection:
 
 
 class Selector(TableStage):
-    """Judges rows, and says of each why. The rows it judges may be those of a table, or those that another left.
+    """Judges rows, with the reason for each. These are the rows of a table, or those that another selector kept.
 
-    Rows that it has no number for are out with `absent`, the others that are out with `pruned_<method>`.
+    Rows for which it has no number are rejected with the reason `absent`, others with `pruned_<method>`.
     """
 
     use: Literal["prune"] = "prune"
@@ -195,8 +195,8 @@ def scatter(chosen: Selection, usable: np.ndarray, otherwise: str) -> Selection:
 
     def evidence(places: np.ndarray) -> pa.Array:
         mine = usable[places]
-        said = chosen.evidence(at[places[mine]])
-        taken = said.take(pa.array(np.maximum(np.cumsum(mine) - 1, 0), mask=~mine))
+        texts = chosen.evidence(at[places[mine]])
+        taken = texts.take(pa.array(np.maximum(np.cumsum(mine) - 1, 0), mask=~mine))
         return pc.fill_null(taken, otherwise)
 
     def numbers(places: np.ndarray) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ _LABEL: Final = re.compile(r"[a-z0-9_-]+")
 
 
 @dataclass(frozen=True)
-class Said:
+class MemberVote:
     """The verdict of one member on all n rows, including those that it did not judge."""
 
     label: str
@@ -62,9 +62,9 @@ class Combination(Selector):
     @model_validator(mode="before")
     @classmethod
     def _no_keep_of_its_own(cls, data: Any) -> Any:
-        said = sorted({"keep", "keep_rows", "threshold"} & set(data)) if isinstance(data, dict) else []
-        if said:
-            raise RecipeError(f"a combination takes no `{said[0]}`: put it into the entries of `of`")
+        given = sorted({"keep", "keep_rows", "threshold"} & set(data)) if isinstance(data, dict) else []
+        if given:
+            raise RecipeError(f"a combination takes no `{given[0]}`: put it into the entries of `of`")
         return data
 
     @model_validator(mode="after")
@@ -123,14 +123,14 @@ class Combination(Selector):
     def usable(self, rows: pa.Table) -> np.ndarray:
         return np.ones(rows.num_rows, bool)
 
-    def asked(self, place: int, rows: pa.Table, pool: pa.Table, inputs: Inputs, run: Run) -> Said:
+    def asked(self, place: int, rows: pa.Table, pool: pa.Table, inputs: Inputs, run: Run) -> MemberVote:
         """Return the verdict of member `place` on `rows`."""
         label, member = self.members()[place]
         mine = MemberRun(run, label)
         chosen = member.judge(rows, pool, inputs, mine)
         mine.note(kept=int(chosen.keep.sum()))
         every = np.ones(rows.num_rows, bool)
-        return Said(label, every, chosen.keep, chosen.evidence, chosen.numbers, isinstance(member, Combination))
+        return MemberVote(label, every, chosen.keep, chosen.evidence, chosen.numbers, isinstance(member, Combination))
 
 
 class Vote(Combination):
@@ -140,29 +140,29 @@ class Vote(Combination):
     """The reduction of bool (n,), one per member."""
 
     def judge(self, rows: pa.Table, pool: pa.Table, inputs: Inputs, run: Run) -> Selection:
-        said = [self.asked(place, rows, pool, inputs, run) for place in range(len(self.of))]
-        keep = self.decide.reduce([one.keep for one in said])
+        votes = [self.asked(place, rows, pool, inputs, run) for place in range(len(self.of))]
+        keep = self.decide.reduce([one.keep for one in votes])
         run.note(rows=rows.num_rows, kept=int(keep.sum()))
-        return Selection(keep, together(said), numbers_of(said))
+        return Selection(keep, together(votes), numbers_of(votes))
 
 
-def together(said: Sequence[Said]) -> Evidence:
+def together(votes: Sequence[MemberVote]) -> Evidence:
     """Join the evidence of all members that judged a row, in their order, with `; `."""
 
     def of(places: np.ndarray) -> pa.Array:
-        columns = [_with_label(one, places) for one in said]
+        columns = [_with_label(one, places) for one in votes]
         return pc.binary_join_element_wise(*columns, "; ", null_handling="skip")
 
     return of
 
 
-def numbers_of(said: Sequence[Said]) -> Measured:
+def numbers_of(votes: Sequence[MemberVote]) -> Measured:
     """Return the numbers of all members that judged a row, in their order: `<label>.keep`, 1 or 0, and its own numbers
     as `<label>.<name>`."""
 
     def numbers(places: np.ndarray) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
-        for one in said:
+        for one in votes:
             seen = one.seen[places]
             found[f"{one.label}.{KEEP}"] = np.where(seen, one.keep[places].astype(np.float64), np.nan)
             for name, values in one.numbers(places).items():
@@ -172,13 +172,13 @@ def numbers_of(said: Sequence[Said]) -> Measured:
     return numbers
 
 
-def _with_label(said: Said, places: np.ndarray) -> pa.Array:
-    verdict = np.where(said.keep[places], f"{said.label} keeps: ", f"{said.label} drops: ")
-    text = said.evidence(places)
-    if said.nested:  # `; ` separates only the members of the outermost combination
+def _with_label(vote: MemberVote, places: np.ndarray) -> pa.Array:
+    verdict = np.where(vote.keep[places], f"{vote.label} keeps: ", f"{vote.label} drops: ")
+    text = vote.evidence(places)
+    if vote.nested:  # `; ` separates only the members of the outermost combination
         text = pc.binary_join_element_wise("(", pc.replace_substring(text, "; ", " & "), ")", "")
     joined = pc.binary_join_element_wise(pa.array(verdict), text, "")
-    return pc.if_else(pa.array(said.seen[places]), joined, pa.scalar(None, pa.string()))
+    return pc.if_else(pa.array(vote.seen[places]), joined, pa.scalar(None, pa.string()))
 
 
 class MemberRun:

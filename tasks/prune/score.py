@@ -47,9 +47,9 @@ class Score(Selector):
 
     @model_validator(mode="after")
     def _one_of_three(self) -> Self:
-        said = [name for name in ("keep", "keep_rows", "threshold") if getattr(self, name) is not None]
-        if len(said) != 1:
-            found = " and ".join(said) or "none of them"
+        given = [name for name in ("keep", "keep_rows", "threshold") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
             raise RecipeError(f"method score takes one of `keep`, `keep_rows` and `threshold`; found {found}")
         if self.of == "all" and self.threshold is not None:
             raise RecipeError("method score: `threshold` cannot be combined with `of: all`; remove one of them")
@@ -154,8 +154,8 @@ class Score(Selector):
         def of(places: np.ndarray) -> pa.Array:
             mine, out = values[places], there[places] & ~keep[places]
             late = np.where(out & limit.is_last(mine), ", a later tie", "")
-            said = sentence(f"{self._name} ", mine, limit.words(values.dtype), late)
-            return pc.if_else(pa.array(there[places]), said, f"no {self._name}")
+            texts = sentence(f"{self._name} ", mine, limit.words(values.dtype), late)
+            return pc.if_else(pa.array(there[places]), texts, f"no {self._name}")
 
         return of
 

@@ -26,12 +26,12 @@ class Then(Combination):
 
     def judge(self, rows: pa.Table, pool: pa.Table, inputs: Inputs, run: Run) -> Selection:
         left = np.ones(rows.num_rows, bool)
-        said = []
+        votes = []
         for place in range(len(self.of)):
             mine = rows if left.all() else rows.filter(pa.array(left))
             one = self.asked(place, mine, pool if self.of_total or place == 0 else mine, inputs, run)
             chosen = scatter(Selection(one.keep, one.evidence, one.numbers), left, "")
-            said.append(replace(one, seen=left, keep=chosen.keep, evidence=chosen.evidence, numbers=chosen.numbers))
+            votes.append(replace(one, seen=left, keep=chosen.keep, evidence=chosen.evidence, numbers=chosen.numbers))
             left = chosen.keep
         run.note(rows=rows.num_rows, kept=int(left.sum()))
-        return Selection(left, together(said), numbers_of(said))
+        return Selection(left, together(votes), numbers_of(votes))

@@ -43,7 +43,7 @@ def render(card: pa.Table, lineage: Mapping[str, Any], timings: Sequence[Mapping
     Args:
         card: the table of `tasks.report.report.Report`, schema CARD.
         lineage: dataset, version, created_at, recipe (YAML text), code_version, inputs (uri, sha256, rows) and
-            stages (name, use, table, version, fingerprint, parts, rows, bytes, notes). Whatever is missing is left out.
+            stages (name, use, table, version, fingerprint, parts, rows, bytes, notes). Missing ones are omitted.
         timings: stage, seconds, rows, parts, cached_parts, bytes; one a stage, of the build that made its
             newest parts; `parts` are those that it made then, `cached_parts` those that were there already.
     """

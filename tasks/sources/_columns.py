@@ -123,9 +123,9 @@ class Layout:
         rule, _, data = text.partition(" ")
         columns = []
         for f in pa.ipc.read_schema(pa.py_buffer(base64.b85decode(data))):
-            said = {k: v.decode("utf-8", "surrogatepass") for k, v in (f.metadata or {}).items()}
+            keys = {k: v.decode("utf-8", "surrogatepass") for k, v in (f.metadata or {}).items()}
             ours = SOURCE.field(f.name) if f.name in SOURCE.names else f.remove_metadata()
-            columns.append(Column(ours, said.get(b"o"), said.get(b"v")))
+            columns.append(Column(ours, keys.get(b"o"), keys.get(b"v")))
         return cls(tuple(columns), rule)  # type: ignore[arg-type]  # `packed` wrote it
 
     def apply(self, rows: pa.Table, where: str, seed: int = 0, first_row: int = 0) -> pa.Table:
@@ -274,13 +274,13 @@ def _common(
     name: str, found: Sequence[tuple[pa.DataType, str]], wanted: Mapping[str, TypeName], notes: Notes
 ) -> pa.DataType:
     """Return the narrowest type that holds the types of all files; text if only some of them are text."""
-    said = next((TYPES[kind] for key, kind in wanted.items() if fold(key) == fold(name)), None)
+    declared = next((TYPES[kind] for key, kind in wanted.items() if fold(key) == fold(name)), None)
     first: dict[pa.DataType, str] = {}
     for type_, uri in found:
         if not pa.types.is_null(type_):
             first.setdefault(type_, uri)
-    if said is not None or not first:
-        return said or pa.string()
+    if declared is not None or not first:
+        return declared or pa.string()
     common, *others = first
     for other in others:
         common = _both(common, other, name, first)

@@ -3,7 +3,7 @@
     python tests/benchmarks/run.py [NAME ...]
 
 Each is a program of its own, which measures ours and its peer on the same work in the same run. On two cores they take
-45 minutes without `claims` and `real_data`, which train. What could not run (a peer or data that is not there) leaves
+45 minutes without `claims` and `real_data`, which train. What could not run (a peer or data that does not exist) leaves
 its earlier result as it is.
 """
 

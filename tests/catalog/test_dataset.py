@@ -109,7 +109,7 @@ def test_wrong_claims_publish_nothing(dataset: Dataset, parts: list[PartFile], f
     more = replace(parts[0], rows=99)
     with pytest.raises(BalanceError, match="has 1 row, expected 99"):
         dataset.publish(state([more]), facts)
-    with pytest.raises(BuildError, match="is not there"):
+    with pytest.raises(BuildError, match="does not exist"):
         dataset.publish(state([PartFile("source/ff.parquet", 1, 1)]), facts)
     assert dataset.versions() == []
     with pytest.raises(NotFoundError, match="has no version yet"):

@@ -112,7 +112,7 @@ def test_bad_parts_are_refused_and_change_nothing(dataset: Dataset, parts: list[
     missing = PartFile("source/ff.parquet", 3, 100)
     longer = PartFile(parts[2].path, 3, parts[2].bytes + 1)
     for bad, error, words in (
-        ([*parts, missing], DamagedError, "source/ff.parquet is damaged: it is not there"),
+        ([*parts, missing], DamagedError, "source/ff.parquet is damaged: it does not exist"),
         ([longer], DamagedError, f"has {parts[2].bytes} bytes, expected {parts[2].bytes + 1}"),
         ([parts[0], parts[0]], BalanceError, "listed twice"),
     ):

@@ -40,7 +40,8 @@ def test_the_first_line_of_an_error_is_cut_and_never_empty() -> None:
 
 def test_a_missing_file_is_damage_that_names_the_command_to_repair_it(tmp_path: Path) -> None:
     place = str(tmp_path / "birds")
-    with pytest.raises(DamagedError, match="it is not there; `espalier verify birds --repair`"), reading(place, "a/b"):
+    message = "it does not exist; `espalier verify birds --repair`"
+    with pytest.raises(DamagedError, match=message), reading(place, "a/b"):
         Path(place, "a/b").read_bytes()
 
 

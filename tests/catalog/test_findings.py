@@ -10,6 +10,6 @@ def test_a_damage_is_one_line() -> None:
 def test_findings_are_sound_until_something_is_damaged() -> None:
     findings = Findings("birds")
     assert findings.is_sound
-    findings.damages += [Damage("b", "missing", "it is not there"), Damage("a", "size", "0 bytes, expected 1")]
+    findings.damages += [Damage("b", "missing", "it does not exist"), Damage("a", "size", "0 bytes, expected 1")]
     assert not findings.is_sound
     assert [damage.path for damage in sorted(findings.damages)] == ["a", "b"]

@@ -57,7 +57,7 @@ def test_a_missing_last_commit_is_damage(published: Dataset) -> None:
     keep(published.storage, TABLES)
     check(published.storage)
     published.storage.delete([commit_path("source", newest_commit(published))])
-    with pytest.raises(DamagedError, match="it is not there"):
+    with pytest.raises(DamagedError, match="it does not exist"):
         check(published.storage)
 
 

@@ -31,7 +31,7 @@ def test_recorded_numbers_are_returned(local_dataset: Dataset, write_part: Write
 def test_a_lost_record_is_damage(local_dataset: Dataset, write_part: WritePart) -> None:
     write_part(local_dataset, "source", 1, [{"sample_id": 1 << 24}])
     assert were_given(local_dataset)
-    with pytest.raises(DamagedError, match=r"_state/numbers\.json is damaged: it is not there"):
+    with pytest.raises(DamagedError, match=r"_state/numbers\.json is damaged: it does not exist"):
         known(local_dataset)
 
 

@@ -92,9 +92,9 @@ def test_delete_passes_over_what_is_not_there(storage: Storage) -> None:
 
 
 def test_missing_file_is_one_line(storage: Storage) -> None:
-    with pytest.raises(NotFoundError, match=r"no/file is not there$"):
+    with pytest.raises(NotFoundError, match=r"no/file does not exist$"):
         storage.read("no/file")
-    with pytest.raises(NotFoundError, match=r"no/file is not there$"):
+    with pytest.raises(NotFoundError, match=r"no/file does not exist$"):
         storage.read_range("no/file", 0, 1)
     assert not storage.exists("no/file")
 

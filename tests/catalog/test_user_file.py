@@ -19,7 +19,7 @@ def test_a_regular_file_is_readable(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["missing.txt", "file/below", "nul\0.txt"])
 def test_a_file_that_does_not_exist_is_reported(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
-    assert unreadable(f"{tmp_path}/{name}") == "it is not there"
+    assert unreadable(f"{tmp_path}/{name}") == "it does not exist"
 
 
 def test_a_folder_a_pipe_and_a_device_are_not_files(tmp_path: Path) -> None:

@@ -517,7 +517,7 @@ def draw_vectors(rng: random.Random, stages: list[dict[str, Any]]) -> list[dict[
 
 
 def draw_rows(rng: random.Random, name: str, revision: int) -> Rows:
-    """Return rows of a file: pictures that others have too, some that are not there, some broken ones of its own."""
+    """Return rows of a file: pictures that others have too, some that do not exist, some broken ones of its own."""
     rows: Rows = []
     for at in range(rng.randint(5, 9)):
         kind = rng.choices(["ok", "gone", "broken", "torn"], [12, 1, 2, 1])[0]

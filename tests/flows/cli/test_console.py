@@ -77,7 +77,7 @@ def test_whose_fault_it_is(error: BaseException, message: str, code: int, monkey
 def test_a_build_that_is_stopped_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["espalier", "build", "x.yaml"])
     assert explained(KeyboardInterrupt()) == (
-        "stopped; what is finished is kept, and the same command goes on from there",
+        "stopped; what is finished is kept, and the same command continues from there",
         130,
     )
 

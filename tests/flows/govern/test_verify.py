@@ -85,7 +85,7 @@ def test_a_folder_in_the_place_of_a_file_is_one_damage(web: Web, espalier: Comma
 def test_a_build_that_meets_a_folder_names_it(web: Web) -> None:
     source = dataset_of(web).files(dataset_of(web).version(), "source")[0].path
     kinds = (("_state/numbers.json", DamagedError, " is damaged: it"), (source, NotFoundError, ""))
-    for name, kind, said in kinds:  # a part that is not there is made, and cannot take its name
+    for name, kind, said in kinds:  # a part that does not exist is made, and cannot take its name
         path = dataset_root(web) / name
         data = path.read_bytes()
         folder(path)

@@ -159,7 +159,8 @@ def test_labels_use_the_encoder_of_the_clusters() -> None:
 
 def test_invalid_labels(tiny_clip: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("\n \n")
-    with pytest.raises(RecipeError, match=r"cannot read '.*label.txt': it is not there; did you mean '.*labels.txt'\?"):
+    message = r"cannot read '.*label.txt': it does not exist; did you mean '.*labels.txt'\?"
+    with pytest.raises(RecipeError, match=message):
         Concepts(labels=str(tmp_path / "label.txt")).parameters()
     with pytest.raises(RecipeError, match="has no label"):
         Concepts(labels=str(tmp_path / "labels.txt")).parameters()

@@ -206,7 +206,7 @@ def test_the_content_of_the_sets_is_in_the_fingerprint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"path": "nowhere.parquet"}, r"set 's': cannot read 'nowhere\.parquet': it is not there"),
+        ({"path": "nowhere.parquet"}, r"set 's': cannot read 'nowhere\.parquet': it does not exist"),
         ({"path": __file__}, "is not a readable Parquet file"),
         ({"image": "imag"}, r"has no column 'imag'; did you mean 'image'\?"),
         ({"image": None, "phash": "image"}, "column 'image' is binary, expected 64-bit integers"),
