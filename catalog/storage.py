@@ -88,7 +88,7 @@ class Storage:
             with _plain(str(folder)):
                 folder.mkdir(parents=True, exist_ok=True)
         if not folder.is_dir():
-            raise NotFoundError(f"{folder} is {'not a folder' if folder.exists() else 'not there'}")
+            raise NotFoundError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}")
         return cls(str(folder))
 
     @property

@@ -226,7 +226,7 @@ def _lines(story: Row) -> "list[RenderableType]":
     verdict = story["verdict"]
     head = Text(f"{story['version']}  sample {story['sample_id']}  ", style="bold")
     head.append(_plain(story["url"]), style="cyan")
-    sign = Text("  kept" if verdict["keep"] else f"  out: {verdict['reason']}, by {verdict['stage']}")
+    sign = Text("  kept" if verdict["keep"] else f"  rejected: {verdict['reason']}, by {verdict['stage']}")
     sign.stylize("green" if verdict["keep"] else "red")
     body = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     body.add_column(style="bold")
