@@ -109,6 +109,6 @@ def test_open_what_is_there(built: Web, tmp_path: Path) -> None:
     assert open_dataset("web", built.catalog).version().label == "web@2"
     with pytest.raises(NotFoundError, match="did you mean 'web'"):
         open_dataset("wep", built.catalog)
-    with pytest.raises(NotFoundError, match="is not there"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         open_catalog(str(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()

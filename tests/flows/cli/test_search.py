@@ -50,7 +50,7 @@ BIRDS = [
     ("birds@1 has no sample 99999", "search", "--like", "99999"),
     ("birds@1 has no sample -1", "search", "--like", "-1"),
     ("birds@1 has no sample 9999", "search", "--like", "9" * 30),
-    ("it is not there", "search", "--image", "/no/such.jpg"),
+    ("it does not exist", "search", "--image", "/no/such.jpg"),
     ("it is a folder", "search", "--image", "{folder}"),
     ("it is a pipe", "search", "--image", "{fifo}"),
     ("it is a device", "search", "--image", "/dev/zero"),
