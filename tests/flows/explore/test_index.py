@@ -234,12 +234,6 @@ def test_mistakes_are_one_line(birds: Planted) -> None:
         with pytest.raises(UserError, match=f"--memory-mb is {strange}"):
             budget_of("ivf", float(strange), 1)
     place = Path(birds.catalog.uri) / "birds/_index/clip"
-    update(birds.dataset, version, "clip")
-    (place / "index.json").write_text("{}")
-    with pytest.raises(UserError, match=r"index\.json says no index"):
-        kept(birds.dataset, "clip")
-    drop(birds.dataset, "clip")
-    assert kept(birds.dataset, "clip") is None
     empty = Planted(place / "other", rows=0)
     with pytest.raises(UserError, match="nothing to index"):
         update(empty.dataset, empty.publish([0]), "clip")
