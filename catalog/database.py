@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from catalog import delta
+from catalog import delta, lineage
 from catalog.dataset import Catalog, Dataset
 from catalog.duck import Limits, identifier, limited, literal, lock, open_database
 from catalog.errors import NotFoundError, QueryError, damage_in_sql, nearest
@@ -52,7 +52,7 @@ _READING_KINDS: Final = frozenset(
 """Others are what a WITH may hold: COPY_QUERY_NODE, DELETE_QUERY_NODE, ..."""
 _READING_FUNCTIONS: Final = frozenset(
     ("generate_series", "glob", "histogram", "histogram_values", "json_each", "json_tree", "query_table", "range")
-) | {"repeat", "repeat_row", "show_tables", "sniff_csv", "summary", "unnest"}
+) | {"repeat", "repeat_row", "show_tables", "sniff_csv", "summary", "unnest", lineage.FUNCTION}
 """Table functions, beside those of _READING_FAMILIES. Among the others are some that run text as a statement (query,
 json_execute_serialized_sql), call what a text names (destroy_external_resource), or change the connection."""
 _READING_FAMILIES: Final = ("duckdb_", "parquet_", "pragma_", "read_")
@@ -68,13 +68,15 @@ def connect(
     datasets: Iterable[str] | None = None,
     threads: int | None = None,
     memory_mb: int | None = None,
+    statement: str = "",
 ) -> "duckdb.DuckDBPyConnection":
     """Return a connection that shows datasets (default: all that have a version) and can do nothing else.
 
     `at` says which version of a dataset, by default the last. Each dataset is a schema; where there is only one it
     is also the default, so `select * from decisions` works. Beside its tables a dataset has the views `versions`,
     `runs`, `scores` (every score column of every table, by sample_id) and `verdicts` (what became of each row: see
-    VERDICTS). Vectors appear as FLOAT[]. Raises NotFoundError where a dataset or a version does not exist.
+    VERDICTS). Where `statement` names it, there is also the lineage of rows (`catalog.lineage`). Vectors appear as
+    FLOAT[]. Raises NotFoundError where a dataset or a version does not exist.
     """
     at = at or {}
     shown = _chosen(catalog, at, datasets)
@@ -83,7 +85,8 @@ def connect(
         attach(connection, dataset, version, dataset.name)
     if len(shown) == 1:
         connection.execute(f"set schema = {literal(identifier(next(iter(shown)).name))}")
-    shut_in(connection, shown)
+    folders = lineage.attach(connection, catalog) if lineage.is_named(statement) else []
+    shut_in(connection, shown, folders)
     return connection
 
 
@@ -110,7 +113,7 @@ def sql(
     max_rows: int | None = None,
 ) -> pa.Table:
     """Run one SELECT over the datasets that it mentions (all of them, where it mentions none)."""
-    with connect(catalog, at, mentioned(catalog, text) or None) as connection:
+    with connect(catalog, at, mentioned(catalog, text) or None, statement=text) as connection:
         return query(connection, text, timeout_s, max_rows)
 
 
@@ -140,7 +143,9 @@ def streamed(
     """
     limits = limits or Limits()
     with (
-        connect(catalog, at, mentioned(catalog, text) or None, memory_mb=limits.memory_mb) as connection,
+        connect(
+            catalog, at, mentioned(catalog, text) or None, memory_mb=limits.memory_mb, statement=text
+        ) as connection,
         _explained(connection),
         limited(connection, limits),
     ):
@@ -218,10 +223,12 @@ def open_connection(
     return connection
 
 
-def shut_in(connection: "duckdb.DuckDBPyConnection", shown: Mapping[Dataset, Version]) -> None:
-    """Let a connection read the folders of these versions' tables, and nothing else, from now on."""
+def shut_in(
+    connection: "duckdb.DuckDBPyConnection", shown: Mapping[Dataset, Version], folders: Sequence[str] = ()
+) -> None:
+    """Let a connection read the folders of these versions' tables, and `folders`, and nothing else, from now on."""
     tables = ((dataset, table) for dataset, version in shown.items() for table in (*version.tables, *_LOGS))
-    lock(connection, [f"{dataset.storage.uri}/{table}/" for dataset, table in tables])
+    lock(connection, [*(f"{dataset.storage.uri}/{table}/" for dataset, table in tables), *folders])
 
 
 def attach(connection: "duckdb.DuckDBPyConnection", dataset: Dataset, version: Version, schema: str) -> None:

@@ -7,6 +7,7 @@ which takes one scan of the source.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from catalog import lineage
 from catalog.database import SCORES_TABLE, connect
 from catalog.dataset import Catalog, Dataset
 from catalog.duck import identifier
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 STATISTICS: Final = ("phash", "brightness", "brightness_p5", "brightness_p99", "blur", "entropy", "greyscale")
+_RELATIVES: Final = (("made from", "parents"), ("used for", "children"))
+"""Heading -> the rows of a story that are linked to it by an edge."""
+_MOST_RELATIVES: Final = 20
 _NEAR: Final = 0.9
 """How alike (Jaro-Winkler, 0..1) a known URL must be to be suggested."""
 
@@ -39,7 +43,7 @@ def stories(catalog: Catalog, label: str, key: str) -> list[Row]:
     """
     version = catalog.resolve(label)
     dataset = catalog.existing(version.dataset)
-    with connect(catalog, {dataset.name: version.number}, [dataset.name]) as connection:
+    with connect(catalog, {dataset.name: version.number}, [dataset.name], statement=lineage.VIEW) as connection:
         if "source" not in version.tables:
             raise NotFoundError(f"{version.label} has no table 'source', so its rows have no story")
         teller = _Teller(connection, dataset, version)
@@ -98,6 +102,10 @@ class _Teller:
             "decisions": decisions,
             "cluster": self._cluster(sample_id),
             "stands_for": self._stands_for(sample_id),
+            "parents": self._relatives(
+                "parent_dataset as dataset, parent as sample_id", "dataset", "sample_id", sample_id
+            ),
+            "children": self._relatives("dataset, sample_id", "parent_dataset", "parent", sample_id),
             "verdict": self._verdict(source, images, decisions),
             "published": self._published(sample_id),
         }
@@ -154,6 +162,13 @@ class _Teller:
         query = f"select count(*) as n from decisions where representative = ? and {rejects_sql('keep')}"
         found = self._ask(query, sample_id)
         return int(found[0]["n"])
+
+    def _relatives(self, columns: str, dataset: str, row: str, sample_id: int) -> list[Row]:
+        """Return the rows that are linked to a row by an edge: dataset, sample_id, role, weight of each."""
+        query = (
+            f"select {columns}, role, weight from main.{lineage.VIEW} where {dataset} = ? and {row} = ? order by all"
+        )
+        return self._ask(query, self._dataset.name, sample_id)
 
     def _published(self, sample_id: int) -> Row | None:
         if "samples" not in self._names or not self._rows("samples", sample_id):
@@ -252,6 +267,7 @@ def _facts(story: Row) -> "list[tuple[str, Text]]":
         facts.append(("cluster", f"{cluster['cluster']}, distance {_number(cluster['distance'])}: {place}"))
     if story["stands_for"]:
         facts.append(("stands for", f"{story['stands_for']:,} of the rejected rows"))
+    facts += [(title, _relatives(story[key])) for title, key in _RELATIVES if story[key]]
     facts.append(("published", _place(story["published"])))
     return [(name, Text(text)) for name, text in facts]
 
@@ -280,6 +296,14 @@ def _judged(row: Row, version: str) -> str:
         lines += f"\nits representative: {stands}\nespalier why {version} {row['representative']}"
     asked = ", ".join(f"{name}: {value}" for name, value in row["thresholds"].items())
     return lines + (f"\nasked for {_plain(asked)}" if asked else "")
+
+
+def _relatives(rows: Sequence[Row]) -> str:
+    """Return rows of datasets with what they were for, a line each."""
+    lines = [f"{row['dataset']} {row['sample_id']} ({_plain(row['role'])})" for row in rows[:_MOST_RELATIVES]]
+    if len(rows) > _MOST_RELATIVES:
+        lines.append(f"and {len(rows) - _MOST_RELATIVES:,} more")
+    return "\n".join(lines)
 
 
 def _place(published: Row | None) -> str:

@@ -19,6 +19,7 @@ from flows.build.build import build_here
 from flows.explore import save as saving
 from flows.explore.save import save
 from flows.explore.search import Found, Hit, Query
+from flows.explore.why import stories
 from flows.govern.takedown import records, take_down
 from tests.flows.conftest import Web
 from tests.flows.govern.test_takedown import dataset_of, killed_at, needles_of, spec_of, traces, url_of
@@ -77,6 +78,17 @@ def test_rows_say_what_they_are_copies_of(built: Web) -> None:
     assert set(rows["role"].to_pylist()) == {"copy_of"}
     shown = sql(Catalog(built.catalog), "select count(*) as n from fewer.edges").to_pylist()
     assert shown == [{"n": 4}]
+
+
+def test_lineage_of_a_row_in_sql_and_in_its_story(built: Web) -> None:
+    catalog = Catalog(built.catalog)
+    rows = sql(catalog, "select * from derived_from('web', 0) order by all").to_pylist()
+    found = [(row["dataset"], row["sample_id"]) for row in rows]
+    assert found == [("fewer", 0), ("other", 0)]  # the last version of `few` has row 2 only
+    children = stories(catalog, "web", "0")[0]["children"]
+    assert [(row["dataset"], row["sample_id"], row["role"]) for row in children] == [(*row, "copy_of") for row in found]
+    parents = stories(catalog, "fewer", "0")[0]["parents"]
+    assert [(row["dataset"], row["sample_id"]) for row in parents] == [("few", 0), ("web", 0)]
 
 
 def test_it_reaches_every_copy(built: Web) -> None:
