@@ -1,6 +1,6 @@
-"""Mark runs as crashed whose process has ended: a killed process reports nothing, and Prefect would wait for ever.
+"""Mark runs as crashed whose process has ended: a killed process reports nothing, and Prefect would wait forever.
 
-Every run is tagged with its process, and only runs of this host are judged, and those that a worker claimed and never
+Every run is tagged with its process. Only runs of this host are checked, and runs that a worker claimed and never
 started, which belong to no host. Marking a run as crashed also frees the concurrency slot of its deployment.
 """
 
@@ -35,7 +35,7 @@ def own_tags() -> list[str]:
 
 
 def tag_own_run() -> None:
-    """Tag the run of this process, where a worker started it: Prefect records no host and no start of the process."""
+    """Tag the current run with its process, if a worker started it: Prefect records neither its host nor its start."""
     from prefect.runtime import flow_run
 
     if flow_run.id is None or any(tag.startswith("pid:") for tag in flow_run.tags):
@@ -49,7 +49,7 @@ def reap_dead_runs() -> int:
     with get_client(sync_client=True) as client:
         dead = [run for run in _unfinished(client) if _is_dead(run)]
         for run in dead:
-            client.set_flow_run_state(run.id, Crashed(message="its process is gone"), force=True)
+            client.set_flow_run_state(run.id, Crashed(message="its process has ended"), force=True)
     return len(dead)
 
 
@@ -74,7 +74,7 @@ def _is_dead(run: FlowRun) -> bool:
 
 
 def _is_started_at(facts: dict[str, str]) -> bool:
-    """Return whether a process still runs, and is not a later one of the same number."""
+    """Return whether the tagged process still runs, and is not a later process with the same number."""
     with contextlib.suppress(psutil.Error, ValueError):
         process = psutil.Process(int(facts["pid"]))
         return f"{process.create_time():.0f}" == facts.get("started") and process.status() != psutil.STATUS_ZOMBIE

@@ -1,10 +1,10 @@
 """Scheduled builds: a Prefect deployment on a process work pool, which a worker picks up.
 
-A deployment records the recipe as it was resolved when it was deployed: every run builds that text, whatever becomes
-of the recipe's file, its fragments and variables. `espalier deploy` once more replaces it.
+A deployment records the recipe as it was resolved when it was deployed: every run builds that text, even if the
+recipe's file, its fragments or its variables change later. Running `espalier deploy` again replaces it.
 
-Two guards keep a schedule from building one dataset twice at once: the deployment runs one flow at a time and drops
-what comes meanwhile, and the dataset's lease refuses any second builder.
+Two limits keep a schedule from building one dataset twice at once: the deployment runs one flow at a time and cancels
+runs that start meanwhile, and the dataset's lease refuses any second builder.
 """
 
 import os
@@ -20,9 +20,10 @@ from flows.schedule.prefect_server import quiet_environment
 
 
 def deploy(spec: BuildSpec, cron: str, timezone: str, pool: str, name: str | None) -> Iterator[str]:
-    """Register a deployment that builds a spec; yield messages for the user. Replaces one of the same name.
+    """Register a deployment that builds a spec, in place of any of the same name; yield messages for the user.
 
-    Raises UserError where no lasting Prefect API is configured: a schedule needs a server that outlives the command.
+    Raises UserError if no Prefect API is configured, since a schedule needs a server that outlives the command, and
+    RecipeError, before anything is registered, if the schedule or the time zone is invalid.
     """
     quiet_environment()
     api = lasting_api()
@@ -68,9 +69,9 @@ def deploy(spec: BuildSpec, cron: str, timezone: str, pool: str, name: str | Non
 
 
 def _parameters(spec: BuildSpec) -> dict[str, object]:
-    """Return the flow's parameters: the recipe as it is resolved now, whatever becomes of its files and variables.
+    """Return the flow's parameters: the resolved recipe, and the catalog.
 
-    A worker has another working directory, so the catalog's path is made absolute.
+    The path of a local catalog is made absolute, since a worker may have another working directory.
     """
     uri = spec.catalog_uri
     given = spec.parameters() | {"catalog": uri if "://" in uri else str(Path(uri).absolute())}
@@ -78,7 +79,7 @@ def _parameters(spec: BuildSpec) -> dict[str, object]:
 
 
 def lasting_api() -> str:
-    """Return the URL of the configured Prefect API. Raises UserError where there is none."""
+    """Return the URL of the configured Prefect API. Raises UserError if there is none."""
     from prefect.settings import PREFECT_API_URL
 
     api = os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value()
@@ -91,6 +92,7 @@ def lasting_api() -> str:
 
 
 def _reason(error: ValueError) -> str:
+    """Return why Prefect refuses a schedule, in one line."""
     if isinstance(error, ValidationError):
         return plain_message(error.errors()[0]["msg"])
     return " ".join(str(error).split())

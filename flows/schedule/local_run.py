@@ -1,4 +1,4 @@
-"""A build by a local command, as a run of a Prefect flow."""
+"""Run a build of a local command as a run of a Prefect flow."""
 
 from flows.build.build import Outcome
 from flows.build.context import BuildContext
@@ -7,7 +7,7 @@ from flows.schedule.prefect_server import prefect_api
 
 
 def build_under_prefect(spec: BuildSpec, context: BuildContext) -> Outcome:
-    """Build as a flow of the configured Prefect API, or else of a quiet server of our own."""
+    """Build as a flow at the configured Prefect API, or, if none is configured, at a quiet server that is started."""
     with prefect_api(context.display.message):
         from flows.schedule.prefect_flow import build_flow  # Prefect reads its settings when it is imported
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,6 +53,15 @@ def web(tmp_path: Path) -> Iterator[Web]:
         made = Web(tmp_path, server)
         urls = made.pictures(range(6))
         made.add_file("a", [*urls, urls[0], server.body(b"gone", status=404)])
+        yield made
+
+
+@pytest.fixture
+def client(prefect_server: str) -> Iterator[Any]:
+    """A client of the session's Prefect API."""
+    from prefect import get_client
+
+    with get_client(sync_client=True) as made:
         yield made
 
 

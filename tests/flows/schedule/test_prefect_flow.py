@@ -1,11 +1,9 @@
-"""The build as a real Prefect flow against a real server: tasks, retries, artifacts, dead runs, deployments."""
+"""The build as a real Prefect flow against a real server: tasks, retries, artifacts, and how it ends."""
 
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,11 @@ from catalog.dataset import Catalog
 from catalog.lease import hold
 from flows.build.build import run_stage
 from flows.build.context import BuildContext
-from flows.build.plan import PlannedStage
-from flows.build.progress import Bar, Display
 from flows.build.spec import BuildSpec
 from tests.flows.conftest import Web
 from tests.helpers import wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-
-
-@pytest.fixture
-def client(prefect_server: str) -> Any:
-    from prefect import get_client
-
-    with get_client(sync_client=True) as made:
-        yield made
 
 
 def spec_of(web: Web, stages: str = "") -> BuildSpec:
@@ -69,39 +57,6 @@ def test_a_held_version_is_a_state_of_its_own(web: Web, client: Any) -> None:
     assert [(t.state.type.value, t.run_count) for t in tasks] == [("COMPLETED", 1)] * 3
 
 
-class Untraversable(Display, list[str]):
-    """A display that fails where Prefect traverses it, copies it or records it; its items are what it was shown."""
-
-    def __iter__(self) -> Iterator[str]:
-        raise AssertionError("traversed")
-
-    def __reduce__(self) -> Any:
-        raise AssertionError("copied")
-
-    def message(self, text: str) -> None:
-        self.append(text)
-
-    @contextmanager
-    def stage(self, planned: PlannedStage) -> Iterator[Bar]:
-        self.append(planned.stage.name)
-        yield Bar()
-
-
-def test_the_context_of_a_build_reaches_every_stage_and_no_argument_of_prefect(web: Web, client: Any) -> None:
-    from flows.schedule.prefect_flow import build_flow
-
-    display = Untraversable()
-    context = BuildContext(display)
-    outcome = build_flow(spec_of(web), context)
-    assert [display[at] for at in range(3)] == ["parquet", "download", "samples"]
-    assert len(display) > 3, "the line on failed rows"
-    runs = Catalog(web.catalog).dataset("web").runs().to_pylist()
-    assert {run["run_id"] for run in runs} == {context.run_id}
-    recorded = max(client.read_flow_runs(), key=lambda r: r.created).parameters
-    assert set(recorded) == {"recipe", "name", "catalog", "overrides", "executor", "wait_s", "is_resolved"}
-    assert recorded["recipe"] == outcome.version.recipe
-
-
 def test_an_infrastructure_fault_is_tried_again(web: Web, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import flows.schedule.prefect_flow as module
 
@@ -133,59 +88,6 @@ def test_a_fault_of_the_data_is_not(web: Web, client: Any, monkeypatch: pytest.M
     with pytest.raises(PartError):
         module.build_flow(spec_of(web), BuildContext())
     assert calls == ["parquet"]
-
-
-def test_runs_of_dead_processes_are_marked_crashed(client: Any, tmp_path: Path) -> None:
-    from flows.schedule.dead_runs import reap_dead_runs
-
-    marker = tmp_path / "running"
-    script = (
-        "import sys, time, pathlib\nfrom prefect import flow, tags\nfrom flows.schedule.dead_runs import own_tags\n"
-        "@flow(name='doomed')\ndef doomed():\n    pathlib.Path(sys.argv[1]).touch()\n    time.sleep(600)\n"
-        "with tags(*own_tags()):\n    doomed()\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, str(marker)], env=os.environ | {"PYTHONPATH": "."})
-    wait_for(marker.exists)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    run = wait_for(lambda: next((r for r in client.read_flow_runs() if r.state.type.value == "RUNNING"), None))
-    assert reap_dead_runs() >= 1
-    assert {r.state.type.value for r in client.read_flow_runs() if r.flow_id == run.flow_id} == {"CRASHED"}
-
-
-def test_a_deployment_is_run_by_a_worker_and_only_once_at_a_time(web: Web, client: Any, prefect_server: str) -> None:
-    from flows.schedule.deploy import deploy
-
-    slow = web.server.drips(b"\xff" * 2000, step=1, pause_s=0.2)
-    web.add_file("slow", [slow])
-    lines = list(deploy(spec_of(web), "0 3 * * *", "UTC", "espalier-test", None))
-    assert any("registered build/web" in line for line in lines)
-    deployment = client.read_deployment_by_name("build/web")
-    assert deployment.schedules[0].schedule.cron == "0 3 * * *"
-    env = os.environ | {"PREFECT_API_URL": prefect_server}
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "espalier-test", "--type", "process"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([*command, "--limit", "4"], env=env, **quiet) as worker:  # type: ignore[call-overload]
-        try:
-            runs = [client.create_flow_run_from_deployment(deployment.id) for _ in range(2)]
-            ended = {"COMPLETED", "CANCELLED", "FAILED", "CRASHED"}
-
-            def finished() -> list[str] | None:
-                states = [client.read_flow_run(r.id).state.type.value for r in runs]
-                return states if set(states) <= ended else None
-
-            assert sorted(wait_for(finished, 240)) == ["CANCELLED", "COMPLETED"]
-        finally:
-            worker.terminate()
-    assert Catalog(web.catalog).dataset("web").version().tables["source"].rows == 9
-
-
-def test_a_wrong_cron(web: Web, client: Any) -> None:
-    from catalog.errors import RecipeError
-    from flows.schedule.deploy import deploy
-
-    with pytest.raises(RecipeError, match="--cron 'at noon'"):
-        list(deploy(spec_of(web), "at noon", "UTC", "espalier-test", None))
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(web: Web, prefect_server: str) -> None:
