@@ -15,7 +15,11 @@ import pyarrow.parquet as pq
 from catalog.dataset import Catalog, Dataset
 from catalog.decisions import decisions
 from catalog.inputs import Inputs
+from catalog.parts import PartFile
 from catalog.schema import DECISIONS, SAMPLE_ID
+from flows.build.engine import Engine
+from flows.build.plan import Plan, PlannedPart, PlannedStage, make_plan
+from flows.build.worker import jobs_of, work_of
 from flows.recipe.recipe import Recipe
 from tasks.sources import Parquet
 from tasks.stage import Batches, Columns, MapStage, Run, Stage, Step, Tables, TableStage
@@ -246,6 +250,25 @@ class OfVersion(Lengths):
                 yield rows.set_column(1, "length", alike)
 
         return step
+
+
+def plan_of(tmp_path: Path, *stages: Stage) -> Plan:
+    write_source(tmp_path / "urls", files=4)
+    return make_plan(recipe_of(tmp_path / "urls", *stages), dataset_in(tmp_path / "catalog"))
+
+
+def make_parts(engine: Engine, plan: Plan, planned: PlannedStage) -> dict[int | None, PartFile]:
+    made: dict[int | None, PartFile] = {}
+
+    def on_part(part: PlannedPart, file: PartFile) -> None:
+        made[part.number] = file
+
+    work = work_of(planned, plan.dataset.storage, engine.device(planned.stage.resources), 0)
+    if planned.parts[0].number is None:
+        on_part(planned.parts[0], engine.run_once(work, planned.parts[0], lambda *_: None))
+    else:
+        engine.map_parts(work, jobs_of(planned), on_part)
+    return made
 
 
 def content(dataset: Dataset, version: Any = None) -> dict[str, list[dict[str, Any]]]:

@@ -26,10 +26,6 @@ OURS = ("flows", "tasks", "catalog")
 LAZY = ("torch", "ray", "prefect", "diffusers", "open_clip", "faiss", "cv2", "sklearn", "scipy", "duckdb")
 MAX_LINES = 500
 WITHOUT_TEST_FILE = {
-    "flows/build/failed_rows.py",
-    "flows/build/ray_engine.py",
-    "flows/build/report.py",
-    "flows/build/worker.py",
     "flows/demo/hazards.py",
     "flows/demo/photographs.py",
     "flows/demo/pictures.py",

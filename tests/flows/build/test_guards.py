@@ -1,23 +1,17 @@
 """Guards hold a version back; it can be read by its number, tried again, and approved. Nothing else sees it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from catalog.dataset import Catalog, Dataset
 from catalog.errors import HeldError, NotFoundError, UserError
-from catalog.parts import PartFile, PartWriter
-from catalog.schema import IMAGES, SAMPLE_ID, SOURCE
 from catalog.takedown.reach import Names
-from catalog.version import TableState, Version, VersionFacts
 from flows.build.build import build_here, up_to_date
-from flows.build.failed_rows import FailedRows, failed_rows
-from flows.build.guards import tripped
+from flows.build.failed_rows import FailedRows
 from flows.build.spec import BuildSpec
 from flows.explore.failures import begin_retry
 from flows.explore.index import budget_of, update
@@ -27,49 +21,9 @@ from flows.govern.approve import approve
 from flows.govern.takedown import take_down
 from flows.recipe.guards import Guards
 from tests.flows.conftest import Run, Web
+from tests.flows.shelf import Shelf
 from tests.flows.vectors import Planted
 from tests.pictures import jpeg
-
-
-class Shelf:
-    """A dataset whose versions are written as they are shown, without stages."""
-
-    def __init__(self, folder: Path) -> None:
-        self.dataset = Catalog(folder, create=True).dataset("web")
-        self._made = 0
-
-    def part(self, table: str, number: int, rows: Sequence[Mapping[str, Any]]) -> PartFile:
-        """Write a part; its sample_ids are `number << 24 | row`, unless a row says its own."""
-        self._made += 1
-        schema = {"images": IMAGES, "source": SOURCE}.get(table, pa.schema([SAMPLE_ID]))
-        with PartWriter(self.dataset.storage, table, f"{self._made:032x}", schema, number) as writer:
-            numbered = [{"sample_id": number << 24 | row, **facts} for row, facts in enumerate(rows)]
-            writer.write(pa.Table.from_pylist(numbered, schema=schema))
-        return writer.part()
-
-    def images(self, number: int, reasons: Sequence[str | None]) -> PartFile:
-        """Write a part of images: a reason a row, None for a success."""
-        return self.part("images", number, [{"status": "failed" if r else "success", "reason": r} for r in reasons])
-
-    def samples(self, number: int, rows: int) -> PartFile:
-        return self.part("samples", number, [{}] * rows)
-
-    def publish(self, images: Sequence[PartFile] = (), samples: Sequence[PartFile] = ()) -> Version:
-        tables = {
-            "images": TableState(IMAGES, images),
-            "samples": TableState(pa.schema([SAMPLE_ID]), samples),
-        }
-        return self.dataset.publish(tables, VersionFacts("", str(self._made), ""))
-
-    def tripped(
-        self, guards: Guards, images: Sequence[PartFile] = (), samples: Sequence[PartFile] = ()
-    ) -> tuple[str, ...]:
-        return tripped(guards, self.dataset, {"images": images, "samples": samples}, self.dataset.last())
-
-
-@pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "catalog")
 
 
 def names(found: Sequence[str]) -> list[str]:
@@ -133,23 +87,6 @@ def test_change_counts_rows_not_totals(shelf: Shelf) -> None:
     other = [first[0], shelf.samples(3, 10)]  # as many rows, half of them others
     assert "10 of the 20 rows of web@1 are removed and 10 came in (100 %)" in shelf.tripped(guards, samples=other)[0]
     assert shelf.tripped(Guards(max_change=1), samples=other) == ()
-
-
-def test_the_line_of_failed_rows(shelf: Shelf) -> None:
-    reasons = ["timeout"] * 3 + ["dns_failed"] * 3 + ["not_found"] * 2 + ["tls_failed", "bad_url"]
-    version = shelf.publish([shelf.images(0, [None, *reasons])], [shelf.samples(0, 1)])
-    failed = failed_rows(shelf.dataset, version)
-    assert failed is not None
-    assert failed.line("espalier errors web") == (
-        "10 of 11 rows failed: 3 dns_failed, 3 timeout, 2 not_found, 2 for 2 other reasons; "
-        "`espalier errors web` shows them"
-    )
-    assert failed.describe() == {
-        "rows": 10,
-        "of": 11,
-        "reasons": {"dns_failed": 3, "timeout": 3, "not_found": 2, "bad_url": 1, "tls_failed": 1},
-    }
-    assert FailedRows(1200, {}).line("x") == "0 of 1,200 rows failed"
 
 
 def spec_of(web: Web, text: str = "", stages: str = "  - use: report\n") -> BuildSpec:

@@ -1,0 +1,112 @@
+"""Parts are made by the same code on every engine: rows balance, and scratch files and checkpoints are cleaned up."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from catalog import work as work_files
+from catalog.errors import BalanceError
+from catalog.inputs import Inputs
+from catalog.storage import Storage
+from flows.build.engine import InlineEngine
+from flows.build.plan import NUMBERS, make_plan
+from flows.build.worker import check_balance, clear_scratch, jobs_of, make_table, one_by_one, reduce_parts, work_of
+from tasks.stage import Batches, Run
+from tests.stages import (
+    DropOdd,
+    Lengths,
+    Total,
+    make_parts,
+    plan_of,
+)
+
+
+class Interrupted(DropOdd):
+    """Fails once, after it has written a checkpoint and a scratch file; continues from the checkpoint."""
+
+    def run(self, inputs: Inputs, run: Run) -> Batches:
+        (run.scratch / "partial").touch()
+        checkpoint = run.checkpoints / "step"
+        if not checkpoint.exists():
+            checkpoint.touch()
+            raise RuntimeError("interrupted")
+        yield from super().run(inputs, run)
+
+
+def test_a_table_stage_that_loses_rows(tmp_path: Path) -> None:
+    class Losing(DropOdd):
+        def run(self, inputs: Inputs, run: Run) -> Iterator[pa.Table]:
+            for piece in super().run(inputs, run):
+                yield piece.slice(1)
+
+    plan = plan_of(tmp_path, Lengths(), Losing())
+    for planned in plan.stages[:2]:
+        make_parts(InlineEngine(), plan, planned)
+    with pytest.raises(BalanceError, match="20 rows went in and 19 came out: 1 lost"):
+        make_parts(InlineEngine(), plan, plan.stages[2])
+    assert plan.dataset.finished("decisions") == {}
+
+
+def test_checkpoints_remain_after_a_failure_and_scratch_files_do_not(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, Lengths(), Interrupted())
+    for planned in plan.stages[:2]:
+        make_parts(InlineEngine(), plan, planned)
+    planned, folder = plan.stages[2], work_files.folder(plan.dataset.storage)
+    work = work_of(planned, plan.dataset.storage, "cpu", 0)
+    shown = list[tuple[int, int, str]]()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        make_table(work, planned.parts[0], one_by_one, lambda *progress: shown.append(progress))
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["step"]
+    (folder / "scratch-killed").mkdir()
+    clear_scratch(plan.dataset.storage)
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["step"]
+    assert not (folder / "scratch-killed").exists()
+    part = make_table(work, planned.parts[0], one_by_one, lambda *progress: shown.append(progress))
+    assert (part.rows, shown) == (20, [(20, 20, "rows")])
+    assert list(folder.iterdir()) == []
+    clear_scratch(Storage.open(tmp_path / "new", create=True))  # a dataset without any
+
+
+def test_jobs_are_the_parts_that_do_not_exist_with_their_own_pieces(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, Lengths())
+    make_parts(InlineEngine(), plan, plan.stages[0])
+    jobs = list(jobs_of(plan.stages[1]))
+    assert [[piece.number for piece in job.tables["source"]] for job in jobs] == [[0], [1], [2], [3]]
+    work = work_of(plan.stages[1], plan.dataset.storage, "cpu", 0)
+    assert work.tables["source"].pieces == (), "every job has its own"
+    assert (work.sides, work.seed) == ((), work_of(plan.stages[1], plan.dataset.storage, "cpu", 0).seed)
+    assert work.seed != work_of(plan.stages[1], plan.dataset.storage, "cpu", 1).seed
+    make_parts(InlineEngine(), plan, plan.stages[1])
+    plan.dataset.set_state(NUMBERS, plan.numbers)
+    again = make_plan(plan.recipe, plan.dataset)
+    assert [list(jobs_of(planned)) for planned in again.stages[1:2]] == [[]]
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ([[1, 2], [3]], None),
+        ([[1, 2]], "part 0: 3 rows went in and 2 came out: 1 lost, 0 made up, 0 doubled"),
+        ([[1, 2, 3, 4]], "3 rows went in and 4 came out: 0 lost, 1 made up, 0 doubled"),
+        ([[1, 2, 3, 3]], "3 rows went in and 4 came out: 0 lost, 0 made up, 1 doubled"),
+        ([[3, 2, 1]], "0 lost, 0 made up, 0 doubled, or out of order"),
+        ([], "3 rows went in and 0 came out: 3 lost"),
+    ],
+)
+def test_rows_that_come_out_are_those_that_went_in(made: list[list[int]], message: str | None) -> None:
+    before, after = [np.array([1]), np.array([2, 3])], [np.array(ids) for ids in made]
+    if message is None:
+        check_balance("part 0", before, after)
+        check_balance("part 0", [], [])
+        return
+    with pytest.raises(BalanceError, match=message):
+        check_balance("part 0", before, after)
+
+
+def test_a_statistic_is_merged_over_parts(tmp_path: Path) -> None:
+    rows = pa.table({"sample_id": range(4), "length": [1, 2, 3, 4]})
+    assert reduce_parts(Inputs.of(lengths=rows), Total(), {"lengths": ("length",)}, one_by_one) == 10
+    assert reduce_parts(Inputs.of(lengths=rows.slice(0, 0)), Total(), {"lengths": ("length",)}, one_by_one) == 0
