@@ -94,7 +94,7 @@ def _drawn(dataset: Dataset) -> dict[str, int]:
 def _draw(dataset: Dataset, version: Version, path: str, say: Say) -> None:
     try:
         drawn = write_report(dataset, version) is not None
-    except Exception as error:  # noqa: BLE001  # an emptied card
+    except Exception as error:  # noqa: BLE001  # whatever it is, the old page may show erased rows
         say(f"the report of {version.label} cannot be drawn and was removed: {error}")
         drawn = False
     if not drawn:
