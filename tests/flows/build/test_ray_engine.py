@@ -1,10 +1,13 @@
 """The Ray engine: what a killed worker was making is made again; resources that do not exist are refused."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from catalog.errors import UserError
+from catalog.errors import BuildError, PartError, UserError
 from flows.build.engine import Engine, InlineEngine
 from flows.build.ray_engine import RayEngine, open_engine, pool_size
 from flows.build.worker import work_of
@@ -34,6 +37,41 @@ def test_a_killed_actor_costs_nothing_but_its_part(ray_engine: Engine, tmp_path:
     assert (tmp_path / "died").exists()
 
 
+def test_a_part_that_always_kills_its_worker_ends_the_build(
+    ray_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.build.ray_engine._LOST_LIMIT", 2)
+    plan = plan_of(tmp_path, Misbehaving(fault="die", marker=str(tmp_path / "died")))
+    make_parts(InlineEngine(), plan, plan.stages[0])
+    with pytest.raises(BuildError, match="part 1 of 'misbehaving' lost its worker 2 times: ") as caught:
+        make_parts(ray_engine, plan, plan.stages[1])
+    assert "\n" not in str(caught.value)
+
+
+class UnpicklableError(RuntimeError):
+    """An error that cannot be made again from its arguments."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+class RaisingUnpicklable(Reporting):
+    """A table stage of somebody who wrote an error class of their own."""
+
+    use: str = "raising_unpicklable"
+
+    def run(self, *_: object) -> None:  # type: ignore[override]
+        raise UnpicklableError("this", "that")
+
+
+def test_an_error_that_cannot_be_pickled_is_reported_with_its_message(ray_engine: Engine, tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, RaisingUnpicklable())
+    make_parts(InlineEngine(), plan, plan.stages[0])
+    with pytest.raises(PartError, match="UnpicklableError: this and that") as caught:
+        make_parts(ray_engine, plan, plan.stages[1])
+    assert "in run" in caught.value.traceback
+
+
 def test_a_pool_has_the_actors_that_fit_or_those_asked_for(ray_engine: Engine) -> None:
     import ray
 
@@ -57,3 +95,17 @@ def test_an_engine_of_a_command_joins_the_ray_of_the_process_and_leaves_it_runni
         engine.map_parts(None, [], lambda part, file: None)  # type: ignore[arg-type]  # no part needs no work
     assert ray.is_initialized()
     assert isinstance(open_engine("inline"), InlineEngine)
+
+
+def test_a_build_goes_on_in_this_process_where_ray_does_not_start(tmp_path: Path) -> None:
+    """Here because the paths of its sockets would be too long. One message says why; the user need not do anything."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    code = "from flows.build.ray_engine import open_engine; print(open_engine('ray', print).name)"
+    without_address = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = without_address | {"TMPDIR": str(folder)}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    message, name = out.stdout.splitlines()
+    assert message.startswith("Ray did not start (")
+    assert message.endswith("); going on in this process, one part after the other")
+    assert name == "inline"

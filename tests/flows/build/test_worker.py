@@ -1,24 +1,37 @@
 """Parts are made by the same code on every engine: rows balance, and scratch files and checkpoints are cleaned up."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from threadpoolctl import threadpool_info
 
 from catalog import work as work_files
 from catalog.errors import BalanceError
 from catalog.inputs import Inputs
+from catalog.pieces import Pieces
+from catalog.schema import SOURCE
 from catalog.storage import Storage
 from flows.build.engine import InlineEngine
 from flows.build.plan import NUMBERS, make_plan
-from flows.build.worker import check_balance, clear_scratch, jobs_of, make_table, one_by_one, reduce_parts, work_of
-from tasks.stage import Batches, Run
+from flows.build.worker import (
+    PartMaker,
+    check_balance,
+    clear_scratch,
+    jobs_of,
+    limit_threads,
+    make_table,
+    one_by_one,
+    reduce_parts,
+    work_of,
+)
+from tasks.stage import Batches, Columns, Run, Step
 from tests.stages import (
     DropOdd,
     Lengths,
-    Total,
     make_parts,
     plan_of,
 )
@@ -106,7 +119,73 @@ def test_rows_that_come_out_are_those_that_went_in(made: list[list[int]], messag
         check_balance("part 0", before, after)
 
 
-def test_a_statistic_is_merged_over_parts(tmp_path: Path) -> None:
-    rows = pa.table({"sample_id": range(4), "length": [1, 2, 3, 4]})
-    assert reduce_parts(Inputs.of(lengths=rows), Total(), {"lengths": ("length",)}, one_by_one) == 10
-    assert reduce_parts(Inputs.of(lengths=rows.slice(0, 0)), Total(), {"lengths": ("length",)}, one_by_one) == 0
+class InOrder:
+    """A reducer whose result depends on the order in which states are merged."""
+
+    def init(self) -> list[int]:
+        return []
+
+    def update(self, state: list[int], batch: pa.Table) -> list[int]:
+        return [*state, *batch.column("sample_id").to_pylist()]
+
+    def merge(self, one: list[int], other: list[int]) -> list[int]:
+        return [*one, *other]
+
+    def compute(self, state: list[int]) -> list[int]:
+        return state
+
+
+def last_first(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Apply a function to the last item first, as tasks may end in any order."""
+    waiting = list(items)
+    return reversed([function(item) for item in reversed(waiting)])
+
+
+def test_a_statistic_is_merged_in_the_order_of_the_parts(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, Lengths())
+    make_parts(InlineEngine(), plan, plan.stages[0])
+    inputs = Inputs(plan.stages[1].reads, (), plan.dataset.storage)
+    columns: Columns = {"source": ("caption",)}
+    found = reduce_parts(inputs, InOrder(), columns, one_by_one)
+    assert found == [part << 24 | row for part in range(4) for row in range(5)]
+    assert reduce_parts(inputs, InOrder(), columns, last_first) == found
+    nothing = Inputs({"source": Pieces(SOURCE, ())})
+    assert reduce_parts(nothing, InOrder(), columns, one_by_one) == []
+
+
+class Opened(Lengths):
+    """Counts how often it was opened."""
+
+    use: str = "opened"
+    times_opened: ClassVar[list[str]] = []
+
+    def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
+        self.times_opened.append(device)
+        return super().open(device, sides)
+
+
+def test_a_maker_opens_its_stage_once_and_makes_only_the_missing_parts(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, Opened())
+    make_parts(InlineEngine(), plan, plan.stages[0])
+    planned = plan.stages[1]
+    Opened.times_opened.clear()
+    maker = PartMaker(work_of(planned, plan.dataset.storage, "cpu", 0))
+    assert Opened.times_opened == []
+    jobs = list(jobs_of(planned))
+    assert [job.part.number for job in jobs] == [0, 1, 2, 3]
+    made = [maker.make(job) for job in (jobs[0], jobs[2])]
+    assert [(file.rows, file.path) for file in made] == [
+        (5, f"lengths/{job.part.fingerprint}.parquet") for job in (jobs[0], jobs[2])
+    ]
+    assert Opened.times_opened == ["cpu"]
+    plan.dataset.set_state(NUMBERS, plan.numbers)
+    again = make_plan(plan.recipe, plan.dataset).stages[1]
+    assert [job.part.number for job in jobs_of(again)] == [1, 3]
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(2, 2), (1.9, 1), (0.25, 1)])
+def test_numeric_libraries_have_as_many_threads_as_the_stage_asks_for(cpus: float, threads: int) -> None:
+    limit_threads(cpus)
+    libraries = threadpool_info()
+    assert libraries, "numpy has a BLAS"
+    assert {library["num_threads"] for library in libraries} == {threads}
