@@ -1,17 +1,17 @@
-"""Making pictures again that were damaged: the one thing of a dataset that a recipe alone does not determine.
+"""Download damaged images again: they are the only content of a dataset that its recipe does not determine.
 
-Every other part is made again under its name, and is what it was. What comes back from the web may be something else,
-though, and what was made from the old pictures must not stand beside new ones. So lost pictures are first fetched
-under a name of their own:
+Every other part is made again under its name, with the same content. The web may return other images, and parts that
+were made from the old images must not be published together with new ones. So the images of lost files are first
+downloaded into parts and shards with names of their own:
 
-    the bytes are those that were recorded     they take the old name: nothing else is made again
-    they are not, or nobody recorded any       they stay an attempt of their own, as a retry is
-    (`flows.build.plan.RETRIES`),
-                                               and the parts that depend on them are made again
+    downloaded bytes                           result
+    equal to the recorded digests              they are moved to the old names: no other part is made again
+    different, or no digest is known           they remain a new attempt, as after a retry (`flows.build.plan.RETRIES`):
+                                               the parts that depend on them are made again
 
-Where rows of a shard were taken down, what stands for them is put in where it stood (`_stretched`).
+Where samples of a shard were erased by a take-down, the gaps are put back at their offsets (`_stretched`).
 
-Versions that name the old pictures still do, and `verify` reports that they do not exist.
+Versions that list the old images are not changed, and `verify` reports their files as missing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ def mend(
     make: Callable[[PlannedStage], object],
     message: Callable[[str], object],
 ) -> bool:
-    """Fetch again the pictures that `verify --repair` set aside; return whether a new plan is required.
+    """Download the images that `verify --repair` quarantined again; return whether a new plan is required.
 
     `make` makes the missing parts of a stage; stages before the download come first. The caller must hold the lease.
     Safe to repeat after a kill.
@@ -71,12 +71,12 @@ def mend(
 
 
 def _lost(path: str) -> str:
-    """Return the reason by which a retry takes the rows of a shard, or of a part, that is lost."""
+    """Return the reason with which a retry selects the rows of a lost shard or part."""
     return f"{LOST}{path}"
 
 
 def _trials(planned: PlannedStage, dataset: Dataset, waiting: Mapping[str, Any]) -> Iterator[tuple[str, PlannedPart]]:
-    """Yield (file that is lost, part that makes its pictures again)."""
+    """Yield (lost file, part that downloads its images again)."""
     for part in planned.parts:
         path = part_path(_IMAGES, part.fingerprint)
         if path in waiting["parts"] and not dataset.storage.exists(path):
@@ -117,7 +117,7 @@ def _make(plan: Plan, planned: PlannedStage, trials: list[PlannedPart], engine: 
 
 
 def _restored(dataset: Dataset, path: str, trial: PlannedPart, waiting: Mapping[str, Any]) -> bool:
-    """Put what a trial made in the place of what was lost, if it is just that; return whether it was."""
+    """Replace a lost file by the result of a trial if their bytes are the same; return whether they are."""
     made = describe_part(dataset.storage, part_path(_IMAGES, trial.fingerprint))
     fresh = shard_path(trial.number or 0, trial.fingerprint)
     old = _shard_of(path, trial.number or 0)
@@ -134,7 +134,7 @@ def _restored(dataset: Dataset, path: str, trial: PlannedPart, waiting: Mapping[
 
 
 def _shard_of(path: str, number: int) -> str:
-    """Return the shard that is lost with a file: itself, or that of a part."""
+    """Return the shard that belongs to a lost file: the file itself, or the shard of a part."""
     fingerprint = path.rpartition("/")[2].removesuffix(".parquet")
     return path if path.endswith(".tar") else shard_path(number, fingerprint)
 
@@ -142,8 +142,10 @@ def _shard_of(path: str, number: int) -> str:
 def _stretched(
     dataset: Dataset, made: PartFile, fresh: str, trial: PlannedPart, spans: Sequence[Span]
 ) -> tuple[PartFile, str]:
-    """Return a part with the rows that were made, and its shard, in which what stands for erased samples lies where it
-    lay before. Without it the shard of rows that were taken down would never be what it was."""
+    """Return the part that was made, and its shard, with the gaps of erased samples at their former offsets.
+
+    Without the gaps, a shard from which a take-down erased samples could never get its recorded digest back.
+    """
     fingerprint = fingerprint_of("stretched", trial.fingerprint, spans)
     shard = shard_path(trial.number or 0, fingerprint)
     files = {name: facts for name, facts in made.files.items() if stem(name) != stem(fresh)}
