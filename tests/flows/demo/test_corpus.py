@@ -7,15 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from catalog.errors import UserError
-from flows.demo import corpus, photographs
+from flows.demo import corpus
 from flows.demo.corpus import MAX_ROWS, MIN_ROWS, Plan, plant
 from flows.demo.hazards import BY_NAME, HAZARDS
-from flows.demo.photographs import MAX_IOU, PHOTOGRAPHS, describe, distinct_crops
+from flows.demo.photographs import PHOTOGRAPHS
+from flows.demo.pictures import assets
 from tasks import images
-from tasks.reasons import REASONS
 
 
 def _digest(folder: Path) -> dict[str, str]:
@@ -75,14 +74,13 @@ def test_input_and_truth_are_about_the_same_rows(web: Plan) -> None:
     assert len({row["url"] for row in truth}) == 400
 
 
-def test_every_hazard_is_planted_and_its_reason_exists(web: Plan) -> None:
+def test_every_hazard_is_planted(web: Plan) -> None:
     planted = Counter(row["hazard"] for row in _truth(web))
     assert {hazard.name for hazard in HAZARDS} == set(planted) - {None}
-    assert {hazard.reason for hazard in HAZARDS if hazard.stage == "download"} <= set(REASONS)
-    assert {hazard.stage for hazard in HAZARDS if hazard.reason is None} == {""}
-    assert len(BY_NAME) == len(HAZARDS)
     for row in _truth(web):
         assert (row["expected_stage"] is None) == (row["hazard"] is None or BY_NAME[row["hazard"]].survives)
+    for name, data in assets().items():
+        assert (web.folder / "files" / name).read_bytes() == data
 
 
 def test_duplicates_are_what_they_are_called(web: Plan) -> None:
@@ -144,83 +142,11 @@ def test_picture_sizes_and_formats(web: Plan) -> None:
     assert formats["jpg"] > 0.6 * len(sizes)
 
 
-@pytest.mark.parametrize("file", ["bomb-header", "bomb-flat", "pixel", "icon", "hairline", "svg", "garbled"])
-def test_assets_fail_in_the_catalog_for_the_reason_that_is_expected(web: Plan, file: str) -> None:
-    """The truth says why a file is no good; the code that decodes agrees. (Minimal sizes are the downloader's.)"""
-    hazard = next(h for h in HAZARDS if h.file == file)
-    (path,) = (web.folder / "files").glob(f"{file}.*")
-    if hazard.reason == "too_small":
-        assert min(images.decode(path.read_bytes()).shape[:2]) < 64
-        return
-    with pytest.raises(images.ImageError) as error:
-        images.decode(path.read_bytes())
-    assert error.value.reason == hazard.reason
-
-
-def test_odd_encodings_decode_to_the_right_picture(web: Plan) -> None:
-    """A decoder sees in each the picture that an ordinary file would show: no channel swapped, none inverted."""
-    from flows.demo import pictures
-    from flows.demo.pictures import Picture
-
-    picture = Picture("files/a.jpg", "motorcycle", (200, 100, 600, 400), False, "plain", 1.0, 200, "jpg", 90)
-    plain = pictures.render(picture)
-    for encoding in pictures.ODD_ENCODINGS:
-        seen = images.decode(pictures.encode(plain, encoding, 90))
-        if encoding == "exif":
-            seen = np.rot90(seen, 1)
-        assert seen.shape == plain.shape, encoding
-        if encoding == "grey":
-            assert (seen == seen[..., :1]).all()
-            assert np.abs(seen[..., 0] - plain @ (0.299, 0.587, 0.114)).mean() < 12
-        elif encoding == "alpha":  # over white, as `pictures.encode` describes it
-            level = np.asarray(Image.linear_gradient("L").resize((plain.shape[1], plain.shape[0])), float)
-            opaque = ((160 + level // 3) / 255)[..., None]
-            assert np.abs(seen - (plain * opaque + 255 * (1 - opaque))).max() <= 1
-        else:
-            error = np.abs(seen.astype(int) - plain).mean()
-            assert error < 12, (encoding, error)
-
-
-def test_crops_of_a_photograph_do_not_overlap_by_half() -> None:
-    boxes = distinct_crops("cat", 60, np.random.default_rng(0))
-    assert len(set(boxes)) == 60
-
-    def area(box: tuple[int, ...]) -> int:
-        return max(0, box[2] - box[0]) * max(0, box[3] - box[1])
-
-    for at, one in enumerate(boxes):
-        assert 0 <= one[0] < one[2] <= 451
-        assert 0 <= one[1] < one[3] <= 300
-        for other in boxes[:at]:
-            shared = area((max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])))
-            assert shared / (area(one) + area(other) - shared) <= MAX_IOU
-
-
-def test_captions_say_what_is_seen() -> None:
-    rng = np.random.default_rng(0)
-    height, width = photographs.pixels("coffee").shape[:2]
-    spoon = (int(0.5 * width), int(0.54 * height), int(0.72 * width), int(0.86 * height))
-    assert "spoon" in describe("coffee", spoon, False, "plain", rng)
-    corner = (0, 0, width // 4, height // 4)
-    grass = [describe("grass", corner, flipped, "plain", rng) for flipped in (False, True)]
-    assert "upper left" in grass[0]
-    assert "upper right" in grass[1]
-
-
 def test_impossible_numbers_of_rows_are_refused_in_one_line(tmp_path: Path) -> None:
     for rows in (-1, 0, MIN_ROWS - 1, MAX_ROWS + 1, 10**9):
         with pytest.raises(UserError, match=f"at least {MIN_ROWS} rows.* at most {MAX_ROWS}, not {rows}$"):
             plant(tmp_path, rows)
     assert not (tmp_path / "truth.parquet").exists()
-
-
-def test_photographs_come_with_the_installed_packages() -> None:
-    for photo in PHOTOGRAPHS:
-        shape = photographs.pixels(photo.name).shape
-        assert shape[2] == 3
-        for _, left, top, right, bottom in photo.parts:
-            assert 0 <= left < right <= 1
-            assert 0 <= top < bottom <= 1
 
 
 def test_the_concepts_are_all_there_and_unequal(web: Plan) -> None:
