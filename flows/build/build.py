@@ -32,7 +32,7 @@ from flows.build.hints import command_for
 from flows.build.mend import mend
 from flows.build.plan import NUMBERS, Plan, PlannedPart, PlannedStage, make_plan
 from flows.build.ray_engine import open_engine
-from flows.build.report import report_path, write_report_or_say
+from flows.build.report import report_path, write_report_or_warn
 from flows.build.source_notes import described, lines, of_file, of_version, recorded
 from flows.build.spec import BuildSpec
 from flows.build.worker import clear_scratch, jobs_of, work_of
@@ -118,7 +118,7 @@ def build_here(
                     made += (stage_runner or run_stage)(plan, planned, engine, context)
         lease.check()  # on object stores, another process may have taken it over
         version = publish(plan, spec.resolved)
-        report = write_report_or_say(dataset, version, show.message)
+        report = write_report_or_warn(dataset, version, show.message)
         outcome = Outcome(version, made, report, failed_rows(dataset, version))
         if not version.is_held:
             show.published(version, outcome.report)

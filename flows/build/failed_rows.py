@@ -55,7 +55,7 @@ class FailedRows:
 
 
 def failed_rows(dataset: Dataset, version: Version) -> FailedRows | None:
-    """Return how many rows of a version failed; None where it has no table `images`."""
+    """Return how many rows of a version failed; None if it has no table `images`."""
     return count_failed(dataset, dataset.files(version, IMAGES)) if IMAGES in version.tables else None
 
 
@@ -70,7 +70,7 @@ def count_failed(dataset: Dataset, images: Iterable[PartFile]) -> FailedRows:
 
 @contextmanager
 def connected(dataset: Dataset) -> "Iterator[duckdb.DuckDBPyConnection]":
-    """Give a DuckDB that can read the dataset's files. It spills what does not fit into memory."""
+    """Provide a DuckDB connection that can read the dataset's files, and spills what does not fit into memory."""
     from catalog.database import open_connection
 
     with open_connection(dataset.catalog) as connection:
@@ -78,7 +78,7 @@ def connected(dataset: Dataset) -> "Iterator[duckdb.DuckDBPyConnection]":
 
 
 def parts(dataset: Dataset, files: Iterable[PartFile], columns: str = "sample_id, status, reason") -> str:
-    """Return SQL for some columns of the rows of some parts; of none, for no row."""
+    """Return SQL for some columns of the rows of some parts; without parts, it selects no row."""
     names = ", ".join(literal(f"{dataset.storage.uri}/{file.path}") for file in files)
     if not names:
         return "(select " + ", ".join(f"null as {name}" for name in columns.split(", ")) + " where false)"

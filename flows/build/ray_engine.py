@@ -1,4 +1,4 @@
-"""The Ray engine: pools of actors on a Ray of our own, or on the cluster that RAY_ADDRESS names."""
+"""The Ray engine: pools of actors on a local Ray that it starts, or on the cluster that RAY_ADDRESS names."""
 
 import logging
 import os
@@ -23,11 +23,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 IN_FLIGHT: Final = 2
-"""Parts given to an actor at once: one that it makes, and one that waits, so that it never does."""
+"""Parts given to an actor at once: one that it makes, and one that is queued, so that the actor is never idle."""
 _STARTS: Final = 3
 _PROGRESS_S: Final = 0.5
 _LOST_LIMIT: Final = 20
-"""How often one part may lose its actor before the build gives up: one that kills its worker must not go on."""
+"""How often one part may lose its actor before the build fails: a part may be what kills its worker each time."""
 _OBJECT_STORE_BYTES: Final = 256 << 20
 
 
@@ -58,7 +58,7 @@ class RayEngine(Engine):
 
     @classmethod
     def _join(cls, address: str) -> "RayEngine":
-        """Join a running cluster. Raises UserError where nobody answers within seconds, or our token is refused."""
+        """Join a running cluster. Raises UserError if it does not answer within seconds, or refuses our token."""
         import ray
 
         check_reachable(address)
@@ -141,14 +141,14 @@ class RayEngine(Engine):
     def run_once(self, work: Work, part: PlannedPart, progress: Progress) -> PartFile:
         import ray
 
-        self._drop_pool()  # it would keep the cores that this stage and its tasks want
+        self._drop_pool()  # it would keep the cores that this stage and its tasks need
         remote = ray.remote(_run_table).options(**_options(work.stage.resources), max_retries=0)
         for attempt in range(_LOST_LIMIT):
             report = _ProgressReport(self._shared_mailbox(), f"progress/{part.fingerprint}/{attempt}")
             try:
                 return _follow(remote.remote(work, part, report), report, progress)
             except _lost_errors():
-                # Killed, or its node went: checkpoints let it go on where it was.
+                # It was killed, or its node was lost: it resumes from its checkpoints.
                 time.sleep(min(2.0**attempt / 4, 5))
         raise BuildError(f"stage {work.stage.name!r} lost its worker {_LOST_LIMIT} times")
 
@@ -160,15 +160,15 @@ def open_engine(executor: str, on_message: Callable[[str], Any] = print) -> Engi
     try:
         return RayEngine.start()
     except RayUnavailableError as error:
-        on_message(f"Ray did not start ({error}); going on in this process, one part after the other")
+        on_message(f"Ray did not start ({error}); this process makes the parts, one after the other")
         return InlineEngine()
 
 
 class _Pool:
     """A number of actors with the same resources. Stages that follow each other share it: starts cost seconds.
 
-    An actor gets work once it has answered. One that dies is replaced, not restarted by Ray: where its node took the
-    resources along, a restarted one would wait for them for ever, and the parts that it was given with it.
+    An actor gets work once it has answered. An actor that dies is replaced, not restarted by Ray: if its resources were
+    lost with its node, a restarted actor would wait for them forever, and so would its parts.
     """
 
     def __init__(self, options: dict[str, Any], size: int, mailbox: Mailbox) -> None:
@@ -193,7 +193,7 @@ class _Pool:
         return options == self._options and size == self._size
 
     def answered(self, ref: Any) -> None:
-        """Take an actor's first answer; where it died instead, start another."""
+        """Take an actor's first answer; if the actor died instead, start another."""
         import ray
 
         actor = self.starting.pop(ref)

@@ -49,18 +49,18 @@ def saved_report(label: str) -> TableStage:
 
 
 def page_path(number: int) -> str:
-    """Return where the page of a version's data card is in the dataset."""
+    """Return the path of the page of a version's data card, relative to the dataset."""
     return f"{PAGES}/{number}.html"
 
 
 def report_path(dataset: Dataset, version: Version) -> str | None:
-    """Return where the report of a version is, if it has one."""
+    """Return the URI of the page of a version's data card, or None if there is no page."""
     path = page_path(version.number)
     return f"{dataset.storage.uri}/{path}" if dataset.storage.exists(path) else None
 
 
 def write_report(dataset: Dataset, version: Version) -> str | None:
-    """Draw the version's data card, where its recipe made one; return where it is."""
+    """Render the version's data card and store its page; return its URI, or None if the version has no report."""
     card = draw_report(dataset, version)
     if card is None:
         return None
@@ -70,7 +70,7 @@ def write_report(dataset: Dataset, version: Version) -> str | None:
 
 
 def draw_report(dataset: Dataset, version: Version) -> bytes | None:
-    """Return the version's data card as HTML, where its recipe made one. Writes nothing."""
+    """Return the version's data card as HTML, or None if the version has no report. Writes nothing."""
     if REPORT not in version.tables:
         return None
     from tasks.report import Report
@@ -80,14 +80,14 @@ def draw_report(dataset: Dataset, version: Version) -> bytes | None:
     return Report.page(card, lineage(version), timings(dataset, version)).encode()
 
 
-def write_report_or_say(dataset: Dataset, version: Version, message: Callable[[str], object]) -> str | None:
-    """Draw the version's data card as `write_report` does; if that fails, show one line and return None.
+def write_report_or_warn(dataset: Dataset, version: Version, message: Callable[[str], object]) -> str | None:
+    """Render the version's data card as `write_report` does; if that fails, show one line and return None.
 
-    For what has published the version already: a picture of it must not make that fail.
+    For commands that have published the version already, which an error in rendering must not make fail.
     """
     try:
         return write_report(dataset, version)
-    except Exception as error:  # noqa: BLE001  # whatever it is, the version is there
+    except Exception as error:  # noqa: BLE001  # whatever it is, the version is published
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         command = command_for(dataset, f"report {version.label}")
         message(f"the report of {version.label} could not be drawn ({what}); `{command}` draws it again")
@@ -114,7 +114,7 @@ def timings(dataset: Dataset, version: Version) -> list[dict[str, Any]]:
     """Return what each stage of a version took, in the order of its stages, whatever ran since.
 
     That is the last run before the version was published that made some of the very parts that it has; runs of older
-    releases do not say which parts they made, and count by the stage's name.
+    releases do not record which parts they made, and are matched by the stage's name.
     """
     found: dict[tuple[str, str | None], dict[str, Any]] = {}
     for run in dataset.runs().to_pylist():

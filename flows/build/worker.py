@@ -1,4 +1,4 @@
-"""Making one part: read its input, run the stage, write the output. The same in this process and on a Ray actor."""
+"""Make one part: read its input, run the stage, write the output; in this process or, by the same code, on Ray."""
 
 import shutil
 import sys
@@ -132,8 +132,11 @@ class PartMaker:
         self._taken = Ledger.read(work.storage)
 
     def make(self, job: Job) -> PartFile:
-        """Make one part; return what was written. Raises BalanceError where rows were lost, doubled or reordered, and
-        DamagedError where a stored picture is not what was written."""
+        """Make one part; return what was written.
+
+        Raises BalanceError if rows were lost, doubled or reordered, and DamagedError if a stored image differs from
+        what was written.
+        """
         inputs = self._inputs(job)
         with _reading(self._work, job.part):
             try:
@@ -142,7 +145,7 @@ class PartMaker:
                 from tasks.images import decode_fault
 
                 inputs.check_stored(error.sample_id, decode_fault, error.table)
-                return self._make(job, inputs.trusting())  # its bytes are those written: the decoder is another
+                return self._make(job, inputs.trusting())  # its bytes are as written: this decoder differs
 
     def _make(self, job: Job, inputs: Inputs) -> PartFile:
         for path, reasons in job.part.earlier:
@@ -241,7 +244,7 @@ def make_table(work: Work, part: PlannedPart, map_items: MapFunction, progress: 
 
 
 def _check_files(work: Work, part: PlannedPart) -> None:
-    """Raise UserError where a local file that a part is made from changed after it was planned.
+    """Raise UserError if a local file that a part is made from changed after the part was planned.
 
     Called before the part appears, so nothing that was read of another content is under the planned fingerprint.
     """
@@ -252,7 +255,7 @@ def _check_files(work: Work, part: PlannedPart) -> None:
 
 @contextmanager
 def _reading(work: Work, part: PlannedPart) -> Iterator[None]:
-    """Let an error name the file that changed while it was read, where that is what it comes from."""
+    """Replace an error by one that names the file that changed while it was read, if one did."""
     try:
         yield
     except Exception as error:
@@ -264,7 +267,7 @@ def _reading(work: Work, part: PlannedPart) -> Iterator[None]:
 
 
 class StageRun:
-    """What a TableStage may use of the place where it runs (`tasks.stage.Run`)."""
+    """What a TableStage may use of the process in which it runs: a `tasks.stage.Run`."""
 
     def __init__(
         self, work: Work, inputs: Inputs, map_items: MapFunction, progress: Progress, scratch: Path, checkpoints: Path
@@ -328,7 +331,7 @@ def _watched(batches: Iterator[pa.Table], seen: list[np.ndarray]) -> Iterator[pa
 
 
 def limit_threads(cpus: float) -> None:
-    """Give the numeric libraries as many threads as the stage asked for: sums then split alike wherever they run."""
+    """Limit the numeric libraries to the threads that a stage asks for: sums are then split alike on any machine."""
     from threadpoolctl import threadpool_limits
 
     count = max(1, int(cpus))
@@ -345,7 +348,7 @@ def clear_scratch(storage: Storage) -> None:
 
 @contextmanager
 def _folders(storage: Storage, fingerprint: str) -> Iterator[tuple[Path, Path]]:
-    """Give (scratch, checkpoints) for a part."""
+    """Provide the folders (scratch, checkpoints) of a part; the scratch folder is removed at the end."""
     base = work_files.make(storage)
     checkpoints = base / f"checkpoints-{fingerprint}"
     checkpoints.mkdir(exist_ok=True)

@@ -40,7 +40,7 @@ from catalog.takedown.ledger import Ledger, check_none_pending
 from catalog.version import TableState, Version, VersionFacts
 from flows.build.balance import check_saved
 from flows.build.code_version import code_version
-from flows.build.report import REPORT, run_report, saved_report, write_report_or_say
+from flows.build.report import REPORT, run_report, saved_report, write_report_or_warn
 from flows.explore.search import Found
 
 SHARD_ROWS: Final = 10_000
@@ -81,7 +81,7 @@ def save(
             raise
         lease.check()
         version = dataset.publish(tables, work.facts(catalog, tables))
-        write_report_or_say(dataset, version, message)
+        write_report_or_warn(dataset, version, message)
         return version
 
 

@@ -107,5 +107,5 @@ def test_a_build_goes_on_in_this_process_where_ray_does_not_start(tmp_path: Path
     out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     message, name = out.stdout.splitlines()
     assert message.startswith("Ray did not start (")
-    assert message.endswith("); going on in this process, one part after the other")
+    assert message.endswith("); this process makes the parts, one after the other")
     assert name == "inline"
