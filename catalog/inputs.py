@@ -316,6 +316,8 @@ class Inputs:
         other = pa.concat_tables(read)
         other_ids = _ids(other)
         if not np.array_equal(other_ids, ids):
+            if (np.diff(other_ids) <= 0).any():
+                raise ValueError(f"{table!r} has several rows a sample: it cannot be joined by `sample_id`")
             at = np.minimum(np.searchsorted(other_ids, ids), max(len(other_ids) - 1, 0))
             there = other_ids[at] == ids if len(other_ids) else np.zeros(len(ids), bool)
             other = other.take(pa.array(at, mask=~there))

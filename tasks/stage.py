@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, Self, TypeVar, get_args, get_origin
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,7 +29,10 @@ from catalog.inputs import Inputs
 from tasks.first_fields import FIRST_FIELDS
 
 Tables = Mapping[str, pa.Schema]
-"""The tables that earlier stages write, by name, with their schemas."""
+"""The tables that earlier stages write, by name, with their schemas. That of a table with several rows a sample has the
+metadata key SEVERAL (`has_several`)."""
+
+SEVERAL: Final = b"espalier.several_rows_per_sample"
 
 Columns = dict[str, tuple[str, ...]]
 """Table -> the columns of it that a stage reads (without `sample_id`, which is always there)."""
@@ -122,7 +125,8 @@ class Stage(Config, ABC):
     shares_table: ClassVar[bool] = False
     """Whether other stages may write the same table."""
     rows_per_sample: ClassVar[Literal["one", "several", "none"]] = "one"
-    """How many rows its table has for each sample that it reads; `none` where its rows are not about samples."""
+    """How many rows its table has for each sample that it reads; `none` where its rows are not about samples. A table
+    with `several` (views of an image, soft labels) is never joined to others by `sample_id`, nor to `samples`."""
     verdict: ClassVar[Literal["", "status", "keep"]] = ""
     """The column of its table that says which rows are kept: `status` where a row can fail, `keep` where the stage
     rejects rows. Empty where every row is kept."""
@@ -203,6 +207,11 @@ class Stage(Config, ABC):
         return ()
 
 
+def has_several(schema: pa.Schema) -> bool:
+    """Return whether a table that a stage is given has several rows a sample."""
+    return SEVERAL in (schema.metadata or {})
+
+
 class MapStage(Stage):
     """Part in, part out."""
 
@@ -212,7 +221,8 @@ class MapStage(Stage):
 
         An input batch has `sample_id` and the columns that `inputs` names, joined (column names are unique over
         the tables that a stage reads); the virtual column `images.image` (large_binary) holds the encoded bytes,
-        read from the shards. Every input row must come out exactly once, in order.
+        read from the shards. Every input row must come out exactly once, in order; with `rows_per_sample = "several"`
+        at least once, its rows together.
         """
 
 

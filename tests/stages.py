@@ -80,6 +80,27 @@ class Lengths(MapStage):
         return step
 
 
+class Views(Lengths):
+    """Writes `times` rows a sample, numbered, as views of an image are."""
+
+    use: str = "views"
+    table: ClassVar[str] = "views"
+    rows_per_sample = "several"
+    fault: bool = False
+
+    def output(self, available: Tables) -> pa.Schema:
+        return pa.schema([SAMPLE_ID, pa.field("view", pa.int64())])
+
+    def open(self, device: str, sides: Mapping[str, pa.Table]) -> Step:
+        def step(batches: Iterator[pa.Table]) -> Batches:
+            for batch in batches:
+                ids = [i for i in batch.column("sample_id").to_pylist() for _ in range(self.times)]
+                ids = ids[self.times :] if self.fault else ids
+                yield pa.table({"sample_id": ids, "view": [at % self.times for at in range(len(ids))]})
+
+        return step
+
+
 class Misbehaving(Lengths):
     """Does something wrong with part 1."""
 

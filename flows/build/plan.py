@@ -27,7 +27,7 @@ from flows.build.source_digests import Identities
 from flows.recipe.recipe import Recipe
 from tasks.files.digest import Digested, digested
 from tasks.sources import Chunk, Note, Origin, Source, Survey
-from tasks.stage import Columns, Size, Stage, TableStage
+from tasks.stage import SEVERAL, Columns, Size, Stage, TableStage
 
 NUMBERS = numbers.STATE
 RETRIES = "retries"
@@ -215,7 +215,8 @@ class _Published:
 
     version: PublishedVersion
     table: str
-    schema: pa.Schema
+    shown: pa.Schema
+    """Its schema, as stages are given it."""
 
     @property
     def digest(self) -> str:
@@ -239,6 +240,12 @@ class _Table:
     rewritten: Mapping[str, int]
     """Part -> how many takedowns took rows from it."""
     entries: tuple[tuple[Stage, tuple[PlannedPart, ...]], ...] = ()
+
+    @property
+    def shown(self) -> pa.Schema:
+        """Its schema, as stages are given it."""
+        several = any(stage.rows_per_sample == "several" for stage, _ in self.entries)
+        return self.schema.with_metadata({**(self.schema.metadata or {}), SEVERAL: b""}) if several else self.schema
 
     @property
     def has_verdicts(self) -> bool:
@@ -299,7 +306,7 @@ def _plan_stage(
     retries: Mapping[str, Any],
 ) -> PlannedStage:
     readable: dict[str, _Table | _Published] = {**tables, **(published if stage.reads_versions else {})}
-    available = {name: table.schema for name, table in readable.items()}
+    available = {name: table.shown for name, table in readable.items()}
     columns, sides = stage.inputs(available), stage.sides(available)
     _check_reads(stage, columns, sides, readable)
     judging = [table for table in tables.values() if stage.alive_only and table.has_verdicts]

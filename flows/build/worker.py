@@ -188,7 +188,8 @@ class PartMaker:
                 made.append(rows.column("sample_id").to_numpy())
                 writer.write(rows)
             if part.chunk is None:
-                check_balance(f"part {part.number} of {stage.name!r}", seen, made)
+                several = stage.rows_per_sample == "several"
+                check_balance(f"part {part.number} of {stage.name!r}", seen, [_once(made)] if several else made)
             if notes := found.all():
                 writer.notes[SOURCE_NOTES] = notes
             _check_files(self._work, part)
@@ -321,6 +322,12 @@ def check_balance(what: str, seen: list[np.ndarray], made: list[np.ndarray]) -> 
             f"{what}: {amount(len(before), 'row')} went in and {len(after)} came out: {lost} lost, {new} made up, "
             f"{len(after) - len(np.unique(after))} doubled, or out of order"
         )
+
+
+def _once(made: list[np.ndarray]) -> np.ndarray:
+    """Return ids with each run of equal ones once: int64 (n,)."""
+    ids = np.concatenate([np.empty(0, np.int64), *made])
+    return np.asarray(ids[np.diff(ids, prepend=-1) != 0])
 
 
 def _watched(batches: Iterator[pa.Table], seen: list[np.ndarray]) -> Iterator[pa.Table]:

@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 
 from catalog.schema import FAULT, LOCAL, SAMPLE_ID, role
-from tasks.stage import Batches, Columns, MapStage, Step, Tables
+from tasks.stage import Batches, Columns, MapStage, Step, Tables, has_several
 
 
 class Samples(MapStage):
-    """Join source, images, scores and clusters of the kept rows.
+    """Join source, images, scores and clusters of the kept rows: all tables with one row a sample.
 
     It copies no image bytes: shard, byte_offset and byte_size locate them. A column of the source whose name differs
     from one of ours only by case (LAION's WIDTH) is in `source` only: SQL could not distinguish them.
@@ -20,7 +20,11 @@ class Samples(MapStage):
     table: ClassVar[str] = "samples"
 
     def inputs(self, available: Tables) -> Columns:
-        tables = {n: s for n, s in available.items() if n != "decisions" and "sample_id" in s.names}
+        tables = {
+            name: schema
+            for name, schema in available.items()
+            if name != "decisions" and "sample_id" in schema.names and not has_several(schema)
+        }
         taken = {"sample_id"} | {f.name for f in (*LOCAL, *FAULT)}
         columns: Columns = {}
         for table, schema in sorted(tables.items(), key=lambda named: named[0] == "source"):

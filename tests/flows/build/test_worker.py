@@ -10,11 +10,12 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from catalog import work as work_files
-from catalog.errors import BalanceError
+from catalog.errors import BalanceError, PartError
 from catalog.inputs import Inputs
 from catalog.pieces import Pieces
 from catalog.schema import SOURCE
 from catalog.storage import Storage
+from flows.build.build import publish
 from flows.build.engine import InlineEngine
 from flows.build.plan import NUMBERS, make_plan
 from flows.build.worker import (
@@ -29,12 +30,7 @@ from flows.build.worker import (
     work_of,
 )
 from tasks.stage import Batches, Columns, Run, Step
-from tests.stages import (
-    DropOdd,
-    Lengths,
-    make_parts,
-    plan_of,
-)
+from tests.stages import DropOdd, Lengths, Views, content, make_parts, plan_of
 
 
 class Interrupted(DropOdd):
@@ -189,3 +185,30 @@ def test_numeric_libraries_have_as_many_threads_as_the_stage_asks_for(cpus: floa
     libraries = threadpool_info()
     assert libraries, "numpy has a BLAS"
     assert {library["num_threads"] for library in libraries} == {threads}
+
+
+def test_several_rows_a_sample_balance_by_sample_and_do_not_join_the_samples(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, Lengths(), Views(times=3))
+    for planned in plan.stages:
+        make_parts(InlineEngine(), plan, planned)
+    version = publish(plan, "a recipe")
+    assert {name: table.rows for name, table in version.tables.items()} == {
+        "source": 20, "lengths": 20, "views": 60, "samples": 20,
+    }  # fmt: skip
+    assert "view" not in plan.dataset.schema(version, "samples").names
+    views = content(plan.dataset)["views"]
+    assert [row["view"] for row in views] == [0, 1, 2] * 20
+    lost = plan_of(tmp_path / "lost", Lengths(), Views(times=2, fault=True))
+    for planned in lost.stages[:2]:
+        make_parts(InlineEngine(), lost, planned)
+    with pytest.raises(PartError, match=r"5 rows went in and 4 came out: 1 lost"):
+        make_parts(InlineEngine(), lost, lost.stages[2])
+
+
+def test_a_table_with_several_rows_a_sample_cannot_be_joined() -> None:
+    one = pa.table({"sample_id": [1, 2], "caption": ["a", "b"]})
+    several = pa.table({"sample_id": [1, 1, 2], "view": [0, 1, 0]})
+    inputs = Inputs.of(source=one, views=several)
+    assert inputs.table({"views": ["view"]}).num_rows == 3
+    with pytest.raises(ValueError, match="'views' has several rows a sample: it cannot be joined"):
+        inputs.table({"source": ["caption"], "views": ["view"]})
