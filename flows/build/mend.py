@@ -23,6 +23,7 @@ from catalog.parts import PartFile, describe_part, fingerprint_of, part_path
 from catalog.repair import beside, pending, rewrite, set_pending
 from catalog.shards import Span, put_back, put_recorded, shard_path, stem
 from catalog.takedown.ledger import Ledger
+from catalog.wording import amount
 from flows.build.engine import Engine
 from flows.build.plan import RETRIES, Plan, PlannedPart, PlannedStage, retry_parts
 from flows.build.worker import LOST, jobs_of, work_of
@@ -50,7 +51,7 @@ def mend(
     for earlier in plan.stages[: plan.stages.index(planned)]:
         if earlier.missing:
             make(earlier)
-    message(f"fetching the pictures of {len(trials)} damaged files again")
+    message(f"fetching the pictures of {amount(len(trials), 'damaged file')} again")
     _make(plan, planned, list(trials.values()), engine)
     adopted: dict[int, list[str]] = {}
     for path, trial in trials.items():

@@ -48,7 +48,7 @@ def gc(
     verb = "deleted" if delete else "would delete (--delete does it):"
     print(f"{verb} {amount(len(garbage.files), 'file')}, {garbage.bytes / 1e6:,.1f} MB")
     if garbage.quarantined:
-        print(f"{len(garbage.quarantined)} of them are damaged files that `verify --repair` set aside:")
+        print(f"of these, {amount(len(garbage.quarantined), 'damaged file')} set aside by `verify --repair`:")
         print("\n".join(garbage.quarantined))
 
 

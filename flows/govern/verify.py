@@ -46,16 +46,17 @@ def lines(findings: Findings, mended: Mended | None) -> Iterator[str]:
         yield from mended.lost
     old = f", {findings.without_digest:,} of them have no digest and were decoded" if findings.without_digest else ""
     checked = f"{amount(findings.files, 'file')} ({findings.bytes / 1e6:,.1f} MB) checked{old}"
+    damaged = amount(len(findings.damages), "damaged file")
     if findings.is_sound:
         yield f"{findings.label} is sound: {checked}"
     elif mended is None:
         yield (
-            f"{findings.label}: {len(findings.damages):,} damaged files; {checked}; "
+            f"{findings.label}: {damaged}; {checked}; "
             f"`espalier verify {name} --repair` restores them or sets them aside, then build again"
         )
     else:
         again = "; build again" if mended.set_aside else ""
-        yield f"{findings.label}: {len(findings.damages):,} damaged files; {checked}{again}"
+        yield f"{findings.label}: {damaged}; {checked}{again}"
 
 
 def describe(findings: Findings, mended: Mended | None) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_verify_names_damage_until_it_is_repaired(own: str, run: Run) -> None:
     code, out, _ = run("verify", *where)
     assert code == 1
     assert out.splitlines()[0].startswith(f"{name}: digest: SHA-256 is ")
-    assert "1 damaged files" in out.splitlines()[-1]
+    assert "1 damaged file;" in out.splitlines()[-1]
     code, out, _ = run("verify", *where, "--json")
     assert (code, [damage["path"] for damage in json.loads(out)["damages"]]) == (1, [name])
     code, out, _ = run("verify", *where, "--repair")
@@ -69,7 +69,7 @@ def test_verify_names_damage_until_it_is_repaired(own: str, run: Run) -> None:
     assert [path.name for path in Path(own, "web/_quarantine").rglob("*.tar")] == [shard.name]
     code, out, _ = run("gc", *where, "--older-than-h", "0")
     assert code == 0
-    assert "damaged files that `verify --repair` set aside" in out
+    assert "1 damaged file set aside by `verify --repair`:" in out
 
 
 def test_takedown_erases_with_yes_and_keeps_a_record(own: str, run: Run, tmp_path: Path) -> None:
