@@ -41,7 +41,7 @@ from catalog.version import (
 from catalog.wording import amount
 
 DEFAULT_CATALOG: Final = "datasets"
-"""The folder of the catalog where nobody says another."""
+"""The folder of the catalog, unless another is specified."""
 LOGS: Final = ("versions", "runs")
 """The tables that record what was published and what ran."""
 NOT_TABLES: Final = ("shards", *LOGS)
@@ -52,14 +52,14 @@ QUARANTINE: Final = "_quarantine"
 QUARANTINE_TIME: Final = "%Y%m%dT%H%M%S%fZ"
 
 COPIES: Final = "copies"
-"""The dataset's state that says which file of copies of the logs is the newest."""
+"""The dataset's state that records which file of copies of the logs is the newest."""
 
 REPAIRS: Final = "repairs"
-"""The dataset's state that says what `verify --repair` set aside and no build has settled yet (`catalog.repair`)."""
+"""The dataset's state that records what `verify --repair` set aside until a build settles it (`catalog.repair`)."""
 UNFINISHED: Final = "unfinished"
-"""The key of that state while a repair goes on."""
+"""The key of that state during a repair."""
 IRREPLACEABLE: Final = ("retries", "takedowns")
-"""States that nothing can make again: which failed rows were asked for again, and which rows must not come back."""
+"""States that cannot be made again: which failed rows to retry, and which rows must not come back."""
 
 _STATE: Final = "_state"
 _STATE_COPIES: Final = "_copies/state"
@@ -102,7 +102,7 @@ class Catalog:
         return Dataset(check_name(name), self.storage.child(name))
 
     def existing(self, name: str) -> "Dataset":
-        """Return a dataset. Raises NotFoundError where there is none of that name."""
+        """Return a dataset. Raises NotFoundError if it does not exist."""
         known = self.datasets()
         if name not in known:
             raise NotFoundError(f"no dataset {name!r} in {self.uri}{nearest(name, known)}")
@@ -151,8 +151,8 @@ class Dataset:
         """Commit every table, then the version that names the commits; return it.
 
         `held` are the reasons for which it may not be the latest before `approve`; none for a version that may.
-        Publishing what the last version already says returns that version, whatever `held` is, and publishing what a
-        later held version says, for the same reasons, returns that one: so it is safe to repeat, after a kill too.
+        Publishing the state of the last version returns that version, whatever `held` is, and publishing the state of a
+        later held version, for the same reasons, returns that one: so it is safe to repeat, after a kill too.
         Raises BuildError (nothing is published) where a part is missing, or the disk is full.
         """
         log_copies.check(self.storage)
@@ -179,7 +179,7 @@ class Dataset:
         return [self.read_version(part.path) for part in self.version_files()]
 
     def last(self) -> Version | None:
-        """Return the last version that is not held, or None where there is none.
+        """Return the last version that is not held, or None if there is no such version.
 
         Reads one row, however many there are, and one more for every held version that came later.
         """
@@ -193,7 +193,7 @@ class Dataset:
     def version(self, number: int | None = None) -> Version:
         """Return one version, held or not; by default the last that is not held.
 
-        Raises NotFoundError, with what there is.
+        Raises NotFoundError, with the versions that exist.
         """
         files = {number_in(part.path): part.path for part in self.version_files()}
         if not files:
@@ -267,12 +267,12 @@ class Dataset:
         raise BuildError(f"{self.name}: other builders kept publishing; try again")
 
     def forget(self, numbers: Sequence[int]) -> None:
-        """Take versions out of the list (never the last). Their files stay until `catalog.gc` collects them."""
+        """Remove versions from the list (never the last). Their files remain until `catalog.gc` collects them."""
         files = {number_in(part.path): part.path for part in self.version_files()}
         last = self.last()
-        stays = last.number if last else max(files, default=None)
-        if stays in numbers:
-            raise UserError(f"dataset {self.name!r}: version {stays} is the last one and stays")
+        newest = last.number if last else max(files, default=None)
+        if newest in numbers:
+            raise UserError(f"dataset {self.name!r}: version {newest} is the last one and cannot be removed")
         if gone := [files[number] for number in numbers if number in files]:
             delta.remove(self.storage, "versions", gone)
             self.copy_logs()

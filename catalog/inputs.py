@@ -132,7 +132,7 @@ class Inputs:
     def batches(self, columns: Mapping[str, Sequence[str]], rows: int = 65536) -> Iterator[pa.Table]:
         """Yield alive rows in `sample_id` order: sample_id and the named columns of each table, joined.
 
-        At most `rows` at once. The first table says which rows there are; where another lacks a row, its columns are
+        At most `rows` at once. The first table determines the rows; where another table lacks a row, its columns are
         null. Columns keep their names; `{"images": ["image"]}` reads the encoded bytes from the shards.
         Raises ValueError where the tables are of several datasets.
         """

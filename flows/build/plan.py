@@ -51,7 +51,7 @@ class PlannedPart:
     origin: Origin | None = None
     """For a stage that reads the source's files, and the source: which files."""
     earlier: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """For a retry: the attempts before, the newest first: the path, and the reasons that were asked for since.
+    """For a retry: the attempts before, the newest first: the path, and the requested reasons since.
 
     The retry starts from the first that exists: an earlier attempt may never have been made, or was collected.
     """
@@ -434,7 +434,7 @@ def _found_again(dataset: Dataset, chunks: Sequence[str], fingerprint: Callable[
 
 
 def _retried(part: PlannedPart, stage: Stage, retries: Mapping[str, Any]) -> PlannedPart:
-    """Return the newest attempt of a part: each retry that was asked for has a fingerprint of its own."""
+    """Return the newest attempt of a part: each requested retry has a fingerprint of its own."""
     for reasons in retries.get(part.fingerprint, []):
         before = ((part_path(stage.table, part.fingerprint), ()), *part.earlier)
         earlier = tuple((path, tuple(sorted({*since, *reasons}))) for path, since in before)

@@ -195,7 +195,7 @@ class _Work:
         if was.dim != self.dim:
             return f"its vectors have {amount(was.dim, 'number')}, these {self.dim}"
         if self.budget.kind not in ("auto", was.kind):
-            return f"it is of kind {was.kind}, and {self.budget.kind} was asked for"
+            return f"it is of kind {was.kind}, and {self.budget.kind} was requested"
         if gone and was.kind == "hnsw":
             return f"a graph cannot forget, and {len(gone)} of its parts are gone"
         if was.bytes + (rows - was.rows) * was.bytes_per_vector > self.budget.memory_mb * 1e6:
@@ -334,7 +334,7 @@ class _Work:
         if found is not None and not met:
             self.say(
                 f"the recall is {found:.3f}, {self.budget.recall - found:.3f} short of the {self.budget.recall:g} "
-                f"that was asked for: give it more --memory-mb, or another --kind than {choice.kind}"
+                f"that was requested: give it more --memory-mb, or another --kind than {choice.kind}"
             )
         facts = {
             "column": self.column,

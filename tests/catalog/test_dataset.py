@@ -302,7 +302,7 @@ def test_approving_a_held_version(dataset: Dataset, parts: list[PartFile], facts
     dataset.approve(3)
     assert dataset.version().number == 4  # a later one counts already
     assert [v.number for v in dataset.versions()] == [1, 2, 3, 4]
-    with pytest.raises(UserError, match="version 4 is the last one and stays"):
+    with pytest.raises(UserError, match="version 4 is the last one and cannot be removed"):
         dataset.forget([4])
 
 
@@ -311,7 +311,7 @@ def test_the_last_version_that_counts_is_never_forgotten(
 ) -> None:
     publish_as(dataset, parts[:1], facts, "a")
     publish_as(dataset, parts, facts, "b", held=True)
-    with pytest.raises(UserError, match="version 1 is the last one and stays"):
+    with pytest.raises(UserError, match="version 1 is the last one and cannot be removed"):
         dataset.forget([1])
     dataset.forget([2])
     assert [v.number for v in dataset.versions()] == [1]

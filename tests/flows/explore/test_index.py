@@ -147,7 +147,7 @@ def test_other_wishes_build_it_anew(birds: Planted) -> None:
     update(birds.dataset, version, "clip", budget_of("flat", 100, 0.9), say=messages.append)
     small = update(birds.dataset, version, "clip", Budget(memory_mb=0.07, recall=0.5), say=messages.append)
     assert [line for line in messages if "again" in line] == [
-        "building the index again: it is of kind ivf, and flat was asked for",
+        "building the index again: it is of kind ivf, and flat was requested",
         "building the index again: it does not fit 0.07 MB",
     ]
     assert small.facts["bytes"] < 70_000 + 2500
@@ -169,7 +169,7 @@ def test_a_missed_recall_is_said(tmp_path: Path) -> None:
     asked = Budget(kind="opq", memory_mb=0.12, recall=1)
     made = update(birds.dataset, birds.publish(range(4)), "clip", asked, say=messages.append)
     assert not made.facts["met"]
-    assert "short of the 1 that was asked for" in messages[0]
+    assert "short of the 1 that was requested" in messages[0]
     assert "NOT met" in render(made)
 
 
