@@ -120,7 +120,7 @@ def test_scan_tells_age(storage: Storage) -> None:
 
 
 def test_open_refuses_what_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="not there"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         Storage.open(tmp_path / "no")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(NotFoundError, match="not a folder"):
