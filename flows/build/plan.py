@@ -116,7 +116,8 @@ class Plan:
     dataset: Dataset
     stages: tuple[PlannedStage, ...]
     inputs: tuple[Mapping[str, Any], ...]
-    """The source's files: uri, sha256, rows; and the versions of other datasets, which have `dataset` and `version`."""
+    """The source's files: uri, sha256, rows; and the versions of other datasets that stages read, which have `dataset`
+    and `version`."""
     numbers: Mapping[str, int]
     notes: tuple[Note, ...] = ()
     """Notes on the source's files."""
@@ -194,7 +195,9 @@ def make_plan(
         rows[c.uri] = rows.get(c.uri, 0) + c.rows
     if remember and dataset.exists():
         identities.save()
-    inputs = (*(f | {"rows": rows[u]} for u, f in files.items()), *(version.input for version in others.values()))
+    read = {name for stage_plan in planned for name in stage_plan.kept}
+    versions_read = (version.input for name, version in others.items() if name in read)
+    inputs = (*(f | {"rows": rows[u]} for u, f in files.items()), *versions_read)
     return Plan(recipe, dataset, tuple(planned), inputs, ledger, survey.notes, identities, others)
 
 

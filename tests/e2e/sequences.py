@@ -31,6 +31,7 @@ from catalog.database import sql
 from catalog.dataset import Catalog, Dataset
 from catalog.errors import EspalierError, RecipeError, UserError
 from catalog.pieces import read_parquet
+from catalog.published import PublishedVersion
 from catalog.schema import TAKEN_URL
 from catalog.shards import ShardReader
 from catalog.takedown.ledger import STATE as TAKEDOWNS
@@ -110,7 +111,16 @@ Forward batches of one row: a vector's last bits hang on the rows beside it, and
 rows as they are, where a build from nothing has other batches.
 """
 
+EXAM: Final[Mapping[str, Any]] = {
+    "use": "decontaminate",
+    "name": "exam",
+    "sets": [{"name": "exam", "version": "exam"}],
+    "radius": 2,
+}
+"""A stage that reads a version of another dataset, `exam`."""
+
 FIELDS: Final[Mapping[str, tuple[tuple[str, Any], ...]]] = {
+    "exam": (("radius", None), ("radius", 2), ("exact", False), ("pixels", True)),
     "wide": (("where", "original_width >= 40"), ("where", "original_width >= 60"), ("where", "original_width >= 75")),
     "worded": (("where", "length(caption) >= 5"), ("where", "length(caption) >= 7")),
     "deduplicate": (("keep", "largest"), ("keep", "random"), ("keep", None), ("pixels", True)),
@@ -146,6 +156,8 @@ class World:
     _broken: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     refused: str = ""
     """Why the last build refused: too few rows for so many clusters, say."""
+    exams: int = 0
+    """How many versions of the dataset `exam` were built."""
     healed: set[tuple[str, str]] = field(default_factory=set)
     """(URL, way to download): the server answers from now on."""
 
@@ -167,6 +179,7 @@ class World:
         stages = [download, *map(self._with_model, self.stages)]
         said = {"dataset": "tiny", "seed": self.seed, "source": source, "stages": stages}
         said |= {"guards": {"no_samples": False, "outage": False}}
+        said |= {"from": {"exam": "exam"}} if self.exams else {}
         return str(yaml.safe_dump(said, sort_keys=False))
 
     def _with_model(self, stage: dict[str, Any]) -> dict[str, Any]:
@@ -194,8 +207,9 @@ class World:
         """Say whether the recipe is one."""
         try:
             spec = self.spec_for(self.folder / "nowhere")
-            recipe = spec.checked
-            make_plan(recipe, spec.dataset(create=None))
+            recipe, catalog = spec.checked, Catalog(self.folder / "catalog", create=True)
+            versions = {n: PublishedVersion.resolve(catalog, n, label) for n, label in recipe.versions.items()}
+            make_plan(recipe, spec.dataset(create=None), versions=versions)
         except RecipeError:
             return False
         return True
@@ -401,6 +415,28 @@ class World:
         check_version(self.folder / "catalog", dataset.version())
         return True
 
+    def do_exam(self, rows: Rows, keep_rows: int) -> None:
+        """Build the next version of the dataset `exam`, of pictures in a folder."""
+        place = self.folder / "exam" / f"{self.exams}"
+        place.mkdir(parents=True)
+        for at, (_, picture, _) in enumerate(rows):
+            (place / f"{at:03d}.jpg").write_bytes(_bytes(picture))
+        stages = [{"use": "download"}, {"use": "prune", "method": "random", "keep_rows": keep_rows}]
+        recipe = {"dataset": "exam", "source": {"use": "folder", "path": str(place)}, "stages": stages}
+        build_here(BuildSpec(yaml.safe_dump(recipe), "exam.yaml", str(self.folder / "catalog"), (), "inline"))
+        self.exams += 1
+
+    def do_erase(self, at: int) -> bool:
+        """Take down a sample of the last version of `exam`."""
+        if not self.exams:
+            return False
+        catalog = Catalog(self.folder / "catalog")
+        ids = sql(catalog, "select sample_id from exam.samples order by 1")["sample_id"].to_pylist()
+        if len(ids) < 2:
+            return False
+        take_down(catalog.dataset("exam"), Names(sample_ids=frozenset([ids[at % len(ids)]])))
+        return True
+
     def do_crash(self, stages: int) -> None:
         """Begin a build that dies after some stages."""
         spec = self.spec_for(self.folder / "catalog")
@@ -426,6 +462,8 @@ class World:
         fresh = self.folder / "fresh"
         shutil.rmtree(fresh, ignore_errors=True)
         other = Catalog(fresh, create=True).dataset("tiny")
+        if self.exams:
+            shutil.copytree(self.folder / "catalog" / "exam", fresh / "exam")
         for state in (NUMBERS, RETRIES, TAKEDOWNS):
             if kept := dataset.state(state):
                 other.set_state(state, kept)
@@ -532,7 +570,8 @@ def draw_step(rng: random.Random, world: World, number: int) -> Step:
     firsts = {stage["name"]: _first(stage) for stage in world.stages}
     files = sorted(world.files)
     fields = [(name, *f) for name in names for f in FIELDS.get(firsts[name], ())]
-    absent = [stage for stage in (*MENU, *VECTORS) if _first(stage) not in firsts.values()]
+    menu = (*MENU, *VECTORS, *([EXAM] if world.exams else []))
+    absent = [stage for stage in menu if _first(stage) not in firsts.values()]
     source = SOURCE_FIELDS.get(world.kind, ())
     chances: list[tuple[int, Callable[[], Step]]] = [
         (6, lambda: ["set", *rng.choice(fields)]),
@@ -552,6 +591,8 @@ def draw_step(rng: random.Random, world: World, number: int) -> Step:
         (1, lambda: ["order", rng.choice(["server_error", "not_found"])]),
         (2, lambda: ["crash", rng.randint(1, 4)]),
         (1, lambda: ["collect"]),
+        (2, lambda: ["exam", draw_rows(rng, "e", number), rng.randint(1, 5)]),
+        (1, lambda: ["erase", rng.randint(0, 30)]),
     ]
     while True:
         draw = rng.choices([d for _, d in chances], [c for c, _ in chances])[0]
@@ -568,7 +609,7 @@ def _first(stage: Mapping[str, Any]) -> str:
         near = "perceptual" in one, "semantic" in one
         return [one["use"], *near, one.get("method"), one.get("column"), str(one.get("where"))[:6]]
 
-    return next(str(one["name"]) for one in (*MENU, *VECTORS) if kind(one) == kind(stage))
+    return next(str(one["name"]) for one in (*MENU, *VECTORS, EXAM) if kind(one) == kind(stage))
 
 
 @contextmanager

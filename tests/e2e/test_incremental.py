@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.sequences import VECTORS, Step, run, run_random
+from tests.e2e.sequences import EXAM, VECTORS, Step, run, run_random
 
 SEEDS = (1, 2)
 MORE = int(os.environ.get("ESPALIER_SEQUENCES", "12"))
@@ -75,6 +75,22 @@ KNOWN: dict[str, list[Step]] = {
         ["unfile", "a"],
     ],
 }
+
+
+OTHER: list[Step] = [
+    ["start", "folder", [PRUNE], {"a": PICTURES}],
+    ["exam", PICTURES[:4], 3],
+    ["add", 0, EXAM],
+    ["erase", 1],
+    ["exam", PICTURES[3:7], 4],
+    ["set", "exam", "radius", None],
+    ["take", 2, "bytes"],
+]
+"""Steps of a dataset that reads versions of another."""
+
+
+def test_a_sequence_with_versions_of_another_dataset() -> None:
+    run(OTHER)
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -158,12 +158,13 @@ def test_mistakes(web: Web) -> None:
 
 def test_a_recipe_names_versions(web: Web, run: Run) -> None:
     build_web(web)
-    text = web.recipe().read_text().replace("dataset: web", "dataset: other\nfrom: {real: web}")
+    stage = "  - {use: decontaminate, sets: [{name: exam, version: real}]}\n"
+    text = web.recipe(stage).read_text().replace("dataset: web", "dataset: other\nfrom: {real: web, unused: web@1}")
     path = web.folder / "other.yaml"
     path.write_text(text)
     build_here(BuildSpec.read(path, catalog=web.catalog, executor="inline"))
     _, shown, _ = run("show", "other", "--catalog", web.catalog, "--json")
-    assert [i["uri"] for i in json.loads(shown)["inputs"] if i.get("as") == "real"] == ["web@1"]
+    assert [(i["as"], i["uri"]) for i in json.loads(shown)["inputs"] if "as" in i] == [("real", "web@1")]
     path.write_text(text.replace("real: web", "Real: web"))
     code, _, error = run("plan", str(path), "--catalog", web.catalog)
     assert code == 2
