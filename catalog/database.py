@@ -23,6 +23,7 @@ from catalog.duck import Limits, identifier, limited, literal, lock, open_databa
 from catalog.errors import NotFoundError, QueryError, damage_in_sql, nearest
 from catalog.parts import PartFile
 from catalog.rejection import rejects_sql
+from catalog.requested import Ids, Requested, either, holding, requested
 from catalog.schema import role
 from catalog.takedown.ledger import REASON as TAKEN_DOWN
 from catalog.version import Version
@@ -43,6 +44,8 @@ _JUDGED: Final = {
 }
 SCORES_TABLE: Final = "scores_table"
 """What the table `scores` is called beside the view of that name."""
+_VIEWS: Final = ("scores", "verdicts", SCORES_TABLE)
+"""Views over several tables of a dataset, and the name that a table has beside one."""
 _READING: Final = ("SELECT", "EXPLAIN")
 _KIND: Final = re.compile(r'"type":\s*"(\w+_NODE|TABLE_FUNCTION)"')
 """Of a part of DuckDB's syntax tree as JSON. No text of a user's looks so there: its quotes are escaped."""
@@ -76,18 +79,31 @@ def connect(
     is also the default, so `select * from decisions` works. Beside its tables a dataset has the views `versions`,
     `runs`, `scores` (every score column of every table, by sample_id) and `verdicts` (what became of each row: see
     VERDICTS). Where `statement` names it, there is also the lineage of rows (`catalog.lineage`). Vectors appear as
-    FLOAT[]. Raises NotFoundError where a dataset or a version does not exist.
+    FLOAT[]. With a `statement`, the connection may show no more than what that needs. Raises NotFoundError where a
+    dataset or a version does not exist.
     """
     at = at or {}
     shown = _chosen(catalog, at, datasets)
     connection = open_connection(catalog, threads, memory_mb)
+    needed = requested(connection, statement) if statement else None
+    if needed is not None and not _are_known(needed, shown):
+        needed = None  # the error names what there is
     for dataset, version in shown.items():
-        attach(connection, dataset, version, dataset.name)
+        attach(connection, dataset, version, dataset.name, None if needed is None else needed.of(dataset.name))
     if len(shown) == 1:
         connection.execute(f"set schema = {literal(identifier(next(iter(shown)).name))}")
     folders = lineage.attach(connection, catalog) if lineage.is_named(statement) else []
     shut_in(connection, shown, folders)
     return connection
+
+
+def _are_known(needed: Requested, shown: Mapping[Dataset, Version]) -> bool:
+    """Return whether every table that a statement names is one of the datasets that are shown, or its own."""
+    views = {*_VIEWS, *_LOGS}
+    known = {(dataset.name, table) for dataset, version in shown.items() for table in {*version.tables, *views}}
+    known |= {("", table) for _, table in known} | {("", name) for name in needed.own}
+    known |= {(schema, lineage.VIEW) for schema in ("", "main")}
+    return known >= {*needed.tables}
 
 
 def _chosen(catalog: Catalog, at: Mapping[str, int], datasets: Iterable[str] | None) -> dict[Dataset, Version]:
@@ -231,13 +247,24 @@ def shut_in(
     lock(connection, [*(f"{dataset.storage.uri}/{table}/" for dataset, table in tables), *folders])
 
 
-def attach(connection: "duckdb.DuckDBPyConnection", dataset: Dataset, version: Version, schema: str) -> None:
-    """Show one version of a dataset as a DuckDB schema."""
+def attach(
+    connection: "duckdb.DuckDBPyConnection",
+    dataset: Dataset,
+    version: Version,
+    schema: str,
+    needed: Mapping[str, Ids] | None = None,
+) -> None:
+    """Show one version of a dataset as a DuckDB schema.
+
+    `needed`: the tables and views that a statement names, and the rows that it needs of each; by default everything.
+    Parts without such rows are omitted.
+    """
     connection.execute(f"create schema if not exists {identifier(schema)}")
+    tables = _needed(version, needed)
     with ThreadPoolExecutor(8) as pool:  # each is several requests, on object stores
-        found = dict(zip(version.tables, pool.map(lambda t: dataset.contents(version, t), version.tables), strict=True))
+        found = dict(zip(tables, pool.map(lambda t: dataset.contents(version, t), tables), strict=True))
     schemas = {table: columns for table, (columns, _) in found.items()}
-    views = _views(schema, schemas, version)
+    views = _views(schema, schemas, version) if len(tables) == len(version.tables) else {}
     for table, (columns, parts) in found.items():
         name = SCORES_TABLE if table in views else table  # the view `scores` has more than the table of that name
         _show(
@@ -245,10 +272,10 @@ def attach(connection: "duckdb.DuckDBPyConnection", dataset: Dataset, version: V
             dataset,
             identifier(schema, name),
             columns,
-            parts,
+            holding(parts, tables[table]) if version.tables[table].uniform else parts,
             version.tables[table].uniform,
         )
-    for table in _LOGS:
+    for table in _LOGS if needed is None else {*_LOGS} & {*needed}:
         with suppress(NotFoundError):
             columns, parts = delta.contents(dataset.storage, table)
             _show(
@@ -261,6 +288,16 @@ def attach(connection: "duckdb.DuckDBPyConnection", dataset: Dataset, version: V
             )
     for name, query_text in views.items():
         connection.execute(f"create view {identifier(schema, name)} as {query_text}")
+
+
+def _needed(version: Version, needed: Mapping[str, Ids] | None) -> dict[str, Ids]:
+    """Return the tables that a statement needs, and the rows of each. A view needs its rows of all tables."""
+    if needed is None:
+        return dict.fromkeys(version.tables)
+    viewed = [needed[view] for view in _VIEWS if view in needed]
+    if not viewed:
+        return {table: needed[table] for table in version.tables if table in needed}
+    return {table: either(*viewed, needed.get(table, frozenset())) for table in version.tables}
 
 
 def _views(schema: str, schemas: Mapping[str, pa.Schema], version: Version) -> dict[str, str]:

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from catalog.errors import BalanceError, BuildError, EspalierError, NotFoundError, UserError, damaged
 from catalog.parts import PartFile, describe_part
+from catalog.schema import SAMPLE_ID
 from catalog.storage import Storage
 
 if TYPE_CHECKING:
@@ -248,7 +249,13 @@ def _opened(storage: Storage, table: str, version: int | None) -> "deltalake.Del
 def _parts(opened: "deltalake.DeltaTable", table: str) -> list[PartFile]:
     added = pa.table(opened.get_add_actions(flatten=True))
     columns = [added.column(name).to_pylist() for name in ("path", "num_records", "size_bytes")]
-    return sorted((PartFile(f"{table}/{path}", *rest) for path, *rest in zip(*columns, strict=True)), key=_path_of)
+    names = (f"{bound}.{SAMPLE_ID.name}" for bound in ("min", "max"))
+    bounds = [added.column(n).to_pylist() if n in added.column_names else [None] * added.num_rows for n in names]
+    parts = [
+        PartFile(f"{table}/{path}", rows, size, span=None if None in span else span)
+        for path, rows, size, span in zip(*columns, zip(*bounds, strict=True), strict=True)
+    ]
+    return sorted(parts, key=_path_of)
 
 
 def _arrow(registered: "deltalake.Schema") -> pa.Schema:
@@ -336,8 +343,14 @@ def _add(table: str, part: PartFile) -> Any:
 
 
 def statistics_of(part: PartFile) -> str:
-    """Return the statistics of a part for the log: Delta's `stats`, and the part's seal under a key of ours."""
-    return json.dumps({"numRecords": part.rows} | ({"sha256": part.sha256} if part.sha256 else {}))
+    """Return the statistics of a part for the log: Delta's `stats`, and the part's seal under a key of ours.
+
+    Of minima and maxima only those of sample_id: others may contain the content of rows, which a take-down erases.
+    """
+    facts: dict[str, Any] = {"numRecords": part.rows}
+    if part.span is not None:
+        facts |= {f"{bound}Values": {SAMPLE_ID.name: id_} for bound, id_ in zip(("min", "max"), part.span, strict=True)}
+    return json.dumps(facts | ({"sha256": part.sha256} if part.sha256 else {}))
 
 
 def _sealed(storage: Storage, part: PartFile) -> PartFile:

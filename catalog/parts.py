@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catalog.errors import reading
@@ -41,6 +42,8 @@ class PartFile:
     """Its seal (`catalog.seal`); None if it has none, or if the part was read from a Delta log, which omits it."""
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
     """Path -> bytes and sha256 of the shards that its rows name, and of their sidecar files."""
+    span: tuple[int, int] | None = field(default=None, compare=False)
+    """Lowest and highest sample_id of its rows; None if it has none, or if the log does not record it."""
 
 
 def part_path(table: str, fingerprint: str) -> str:
@@ -73,7 +76,17 @@ def describe_part(storage: Storage, path: str) -> PartFile:
         size = local.stat().st_size if local else storage.filesystem().get_file_info(path).size
         notes, files = (json.loads(keys.get(key, b"{}")) for key in (NOTES, FILES))
         sha256 = keys[KEY].decode() if KEY in keys else None
-        return PartFile(path, file.metadata.num_rows, size, notes, sha256, files)
+        return PartFile(path, file.metadata.num_rows, size, notes, sha256, files, _span(file.metadata))
+
+
+def _span(metadata: pq.FileMetaData) -> tuple[int, int] | None:
+    """Return the lowest and the highest sample_id in a file, from the statistics in its footer."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [group.column(at) for group in groups if group.num_rows for at in range(group.num_columns)]
+    found = [column.statistics for column in columns if column.path_in_schema == SAMPLE_ID.name]
+    if not found or any(statistics is None or not statistics.has_min_max for statistics in found):
+        return None
+    return int(min(statistics.min for statistics in found)), int(max(statistics.max for statistics in found))
 
 
 class PartWriter:
@@ -84,6 +97,7 @@ class PartWriter:
         self.notes: dict[str, Any] = {}
         self.files: dict[str, Mapping[str, Any]] = {}
         self.rows = 0
+        self._span: tuple[int, int] | None = None
         self._storage = storage
         self._given = schema
         self._schema = written_schema(schema)
@@ -142,7 +156,7 @@ class PartWriter:
 
     def part(self) -> PartFile:
         """Return the description of the part, after the writer was closed."""
-        return PartFile(self.path, self.rows, self._bytes, self.notes, self._sha256, self.files)
+        return PartFile(self.path, self.rows, self._bytes, self.notes, self._sha256, self.files, self._span)
 
     def _stored(self, piece: pa.Table) -> pa.Table:
         """Return rows in the schema of the table; their image bytes are written to the shard."""
@@ -156,9 +170,17 @@ class PartWriter:
 
     def _append(self, rows: pa.Table) -> None:
         self.rows += rows.num_rows
+        self._widen(rows)
         self._held.append(rows)
         if self._held_rows() >= _ROW_GROUP_ROWS or sum(t.nbytes for t in self._held) >= _ROW_GROUP_BYTES:
             self._flush()
+
+    def _widen(self, rows: pa.Table) -> None:
+        """Extend the span of sample_ids by those of some rows."""
+        if SAMPLE_ID.name in rows.column_names and rows.num_rows:
+            found = pc.min_max(rows.column(SAMPLE_ID.name)).as_py()
+            low, high = self._span or (found["min"], found["max"])
+            self._span = min(low, found["min"]), max(high, found["max"])
 
     def _held_rows(self) -> int:
         return sum(t.num_rows for t in self._held)
