@@ -86,6 +86,12 @@ def timed(function: Callable[[], Any]) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
+def read_anew(query: str) -> None:
+    """Run a query on a new connection."""
+    with duckdb.connect() as connection:
+        connection.sql(query).to_arrow_table()
+
+
 def compare(catalog: Catalog, files: int, rows: int, repeats: int) -> list[dict[str, Any]]:
     dataset = catalog.dataset(f"bench_{files}")
     publish(dataset, files, rows)
@@ -108,6 +114,10 @@ def compare(catalog: Catalog, files: int, rows: int, repeats: int) -> list[dict[
             for _ in range(repeats)
         ]
         results.append(summary(f"SQL, open a dataset of 3 x {files} files (peer: an empty connection)", runs))
+    mine, theirs = (QUERIES["one sample"].format(images=name) for name in (f"{dataset.name}.images", names["images"]))
+    assert database.sql(catalog, mine).num_rows == 1
+    runs = [(timed(partial(database.sql, catalog, mine)), timed(partial(read_anew, theirs))) for _ in range(repeats)]
+    results.append(summary(f"SQL, one sample of {files} files, with opening (peer: the same, all files)", runs))
     return results
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from catalog.database import VERDICTS, connect, query, sql
 from catalog.dataset import Catalog, Dataset
-from catalog.errors import NotFoundError, QueryError
+from catalog.errors import DamagedError, NotFoundError, QueryError
 from catalog.parts import PartFile
 from catalog.schema import DECISIONS, IMAGES, SAMPLE_ID, SOURCE, score, vector
 from catalog.version import TableState, Version, VersionFacts
@@ -350,3 +350,42 @@ def test_what_is_not_there(birds: Catalog) -> None:
         connect(birds, datasets=["bird"])
     with pytest.raises(NotFoundError, match="has no version yet"):
         connect(birds, datasets=["unfinished"])
+
+
+ONE_ROW = [
+    "select * from birds.images where sample_id = {id}",
+    "select i.status, s.url from birds.images i join birds.source s using (sample_id) where sample_id in ({id}, 2)",
+    "select status, keep from birds.images i left join birds.decisions using (sample_id) where i.sample_id = {id}",
+    "select * from birds.verdicts where sample_id = {id}",
+    "select * from birds.scores where sample_id = {id}",
+    "select * from birds.verdicts v join birds.scores s using (sample_id) where sample_id = {id}",
+    "select count(*) from birds.source where sample_id = {id} or url is not null",
+    "select * from birds.source where sample_id = {id} union all select * from birds.source where sample_id = 1",
+    "with images as (select * from birds.source) select * from images where sample_id = {id}",
+    "select * from birds.source where sample_id = {id} and (select count(*) from birds.source) > 4",
+    "select * from birds.source where sample_id = (select max(sample_id) from birds.images)",
+]
+
+
+@pytest.mark.parametrize("text", ONE_ROW)
+def test_a_statement_about_single_rows_gives_what_all_parts_give(birds: Catalog, text: str) -> None:
+    rows = 0
+    for sample_id in (0, 2, 1 << 24 | 3, 7 << 24, -1):
+        statement = f"{text.format(id=sample_id)} order by all"
+        with connect(birds, None, ["birds"]) as everything:
+            expected = query(everything, statement).to_pylist()
+        assert sql(birds, statement).to_pylist() == expected
+        rows += len(expected)
+    assert rows > 0
+
+
+def test_one_row_opens_the_part_that_has_it_and_no_other(local_dataset: Dataset, birds: Catalog) -> None:
+    statement = "select sample_id, status from birds.images where sample_id = {}"
+    version = local_dataset.version()
+    for table in version.tables:
+        for part in local_dataset.files(version, table):
+            if table != "images" or part.span is None or part.span[0] >> 24 == 0:
+                (local_dataset.storage.local(part.path) or Path()).unlink()
+    assert sql(birds, statement.format(1 << 24 | 2)).to_pylist() == [{"sample_id": 1 << 24 | 2, "status": "success"}]
+    with pytest.raises(DamagedError, match="images/"):
+        sql(birds, statement.format(2))
