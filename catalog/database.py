@@ -72,6 +72,7 @@ def connect(
     threads: int | None = None,
     memory_mb: int | None = None,
     statement: str = "",
+    rows: Ids = None,
 ) -> "duckdb.DuckDBPyConnection":
     """Return a connection that shows datasets (default: all that have a version) and can do nothing else.
 
@@ -79,8 +80,8 @@ def connect(
     is also the default, so `select * from decisions` works. Beside its tables a dataset has the views `versions`,
     `runs`, `scores` (every score column of every table, by sample_id) and `verdicts` (what became of each row: see
     VERDICTS). Where `statement` names it, there is also the lineage of rows (`catalog.lineage`). Vectors appear as
-    FLOAT[]. With a `statement`, the connection may show no more than what that needs. Raises NotFoundError where a
-    dataset or a version does not exist.
+    FLOAT[]. With a `statement`, the connection may show no more than what that needs; with `rows`, sample_ids, no more
+    than the parts that may hold them. Raises NotFoundError where a dataset or a version does not exist.
     """
     at = at or {}
     shown = _chosen(catalog, at, datasets)
@@ -89,7 +90,8 @@ def connect(
     if needed is not None and not _are_known(needed, shown):
         needed = None  # the error names what there is
     for dataset, version in shown.items():
-        attach(connection, dataset, version, dataset.name, None if needed is None else needed.of(dataset.name))
+        every = None if rows is None else dict.fromkeys((*version.tables, *_LOGS), rows)
+        attach(connection, dataset, version, dataset.name, every if needed is None else needed.of(dataset.name))
     if len(shown) == 1:
         connection.execute(f"set schema = {literal(identifier(next(iter(shown)).name))}")
     folders = lineage.attach(connection, catalog) if lineage.is_named(statement) else []

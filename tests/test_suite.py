@@ -88,7 +88,7 @@ def test_which_asserts_are_about_speed(code: str, is_one: bool) -> None:
 OURS = ("catalog", "flows", "tasks")
 PATCHED = {
     ("catalog/test_dataset.py", "VERSIONS"): "writes the table of versions as an older release wrote it",
-    ("flows/explore/test_card.py", "RUNS"): "writes the table of runs as an older release wrote it",
+    ("flows/build/test_report.py", "RUNS"): "writes the table of runs as an older release wrote it",
     ("tasks/images/conftest.py", "_OPENERS"): "counts the bytes that Pillow's reader of GIFs reads",
 }
 """Constants that a test may patch, with the reason. What only a test sets otherwise is a parameter with a default."""

@@ -26,8 +26,8 @@ IN_FLIGHT: Final = 2
 """Parts given to an actor at once: one that it makes, and one that is queued, so that the actor is never idle."""
 _STARTS: Final = 3
 _PROGRESS_S: Final = 0.5
-_LOST_LIMIT: Final = 20
-"""How often one part may lose its actor before the build fails: a part may be what kills its worker each time."""
+LOST_LIMIT: Final = 20
+"""A part may be what kills its worker each time."""
 _OBJECT_STORE_BYTES: Final = 256 << 20
 
 
@@ -40,8 +40,10 @@ class RayEngine(Engine):
 
     name = "ray"
 
-    def __init__(self, owns_ray: bool) -> None:
+    def __init__(self, owns_ray: bool, lost_limit: int = LOST_LIMIT) -> None:
+        """`lost_limit`: how often one part may lose its actor before the build fails."""
         self._owns_ray = owns_ray
+        self._lost_limit = lost_limit
         self._pool: _Pool | None = None
         self._mailbox: Mailbox | None = None
 
@@ -123,7 +125,7 @@ class RayEngine(Engine):
             self._drop_pool()
             self._pool = _Pool(options, size, self._shared_mailbox())
         try:
-            _Round(self._pool, work).run(waiting, on_part)
+            _Round(self._pool, work, self._lost_limit).run(waiting, on_part)
         except BaseException:
             self._drop_pool()  # its actors may still be busy
             raise
@@ -143,14 +145,14 @@ class RayEngine(Engine):
 
         self._drop_pool()  # it would keep the cores that this stage and its tasks need
         remote = ray.remote(_run_table).options(**_options(work.stage.resources), max_retries=0)
-        for attempt in range(_LOST_LIMIT):
+        for attempt in range(self._lost_limit):
             report = _ProgressReport(self._shared_mailbox(), f"progress/{part.fingerprint}/{attempt}")
             try:
                 return _follow(remote.remote(work, part, report), report, progress)
             except _lost_errors():
                 # It was killed, or its node was lost: it resumes from its checkpoints.
                 time.sleep(min(2.0**attempt / 4, 5))
-        raise BuildError(f"stage {work.stage.name!r} lost its worker {_LOST_LIMIT} times")
+        raise BuildError(f"stage {work.stage.name!r} lost its worker {self._lost_limit} times")
 
 
 def open_engine(executor: str, on_message: Callable[[str], Any] = print) -> Engine:
@@ -224,10 +226,11 @@ class _Pool:
 class _Round:
     """One stage over its parts, with a bounded number in flight."""
 
-    def __init__(self, pool: _Pool, work: Work) -> None:
+    def __init__(self, pool: _Pool, work: Work, lost_limit: int) -> None:
         import ray
 
         self._name = work.stage.name
+        self._lost_limit = lost_limit
         self._failures = Failures(self._name)
         self._lost: dict[str, int] = {}
         self._pool = pool
@@ -273,7 +276,7 @@ class _Round:
             if passed := self._pool.mailbox.take(_limit_key(self._work, job)):
                 raise QueryError(passed) from error
             lost = self._lost[job.part.fingerprint] = self._lost.get(job.part.fingerprint, 0) + 1
-            if lost >= _LOST_LIMIT:
+            if lost >= self._lost_limit:
                 raise BuildError(
                     f"part {job.part.number} of {self._name!r} lost its worker {lost} times: {first_line(error)}"
                 ) from error

@@ -43,15 +43,52 @@ def stories(catalog: Catalog, label: str, key: str) -> list[Row]:
     """
     version = catalog.resolve(label)
     dataset = catalog.existing(version.dataset)
-    with connect(catalog, {dataset.name: version.number}, [dataset.name], statement=lineage.VIEW) as connection:
-        if "source" not in version.tables:
-            raise NotFoundError(f"{version.label} has no table 'source', so its rows have no story")
-        teller = _Teller(connection, dataset, version)
-        return [teller.story(sample_id) for sample_id in teller.find(key)]
+    if "source" not in version.tables:
+        raise NotFoundError(f"{version.label} has no table 'source', so its rows have no story")
+    found = []
+    for sample_id in _find(dataset, version, key):
+        only = frozenset([sample_id])
+        at = {dataset.name: version.number}
+        with connect(catalog, at, [dataset.name], statement=lineage.VIEW, rows=only) as connection:
+            found.append(_Teller(connection, dataset, version).story(sample_id))
+    return found
+
+
+def _scan(dataset: Dataset, version: Version, text: str, *values: Any) -> list[Row]:
+    """Run a query over all rows of the tables that it names."""
+    at = {dataset.name: version.number}
+    with connect(dataset.catalog, at, [dataset.name], statement=text) as connection:
+        rows: list[Row] = connection.sql(text, params=list(values)).to_arrow_table().to_pylist()
+        return rows
+
+
+def _find(dataset: Dataset, version: Version, key: str) -> list[int]:
+    """Return the sample_ids that a key means, ascending."""
+    if key.isdecimal():
+        known = len(key) <= 19 and int(key) < 1 << 63  # 64 bits
+        if not known or not _scan(dataset, version, f"select sample_id from source where sample_id = {int(key)}"):
+            raise NotFoundError(f"{version.label} has no row with the sample_id {key[:40]}")
+        return [int(key)]
+    found = _scan(dataset, version, "select sample_id from source where url = ? order by 1", key)
+    if not found:
+        ledger = Ledger.read(dataset.storage)
+        if ledger.url(key) in ledger.urls:
+            raise NotFoundError(f"{key!r} was taken down: espalier takedown {dataset.name} --list")
+        near = _scan(
+            dataset,
+            version,
+            "select url, jaro_winkler_similarity(url, ?) as alike from source where alike >= ? "
+            "order by alike desc, url limit 1",
+            key,
+            _NEAR,
+        )
+        hint = f"; did you mean {near[0]['url']!r}?" if near else "; a row is named by its URL or its sample_id"
+        raise NotFoundError(f"{version.label} has no row with the URL {key!r}{hint}")
+    return [row["sample_id"] for row in found]
 
 
 class _Teller:
-    """Reads what one version says about single rows."""
+    """Collects what a version records about a row; its connection shows only the parts that may hold the row."""
 
     def __init__(self, connection: "duckdb.DuckDBPyConnection", dataset: Dataset, version: Version) -> None:
         self._connection = connection
@@ -62,27 +99,6 @@ class _Teller:
         self._schemas = {table: dataset.schema(version, table) for table in version.tables}
         self._order = {str(stage["name"]): at for at, stage in enumerate(version.stages)}
         self._thresholds = {str(stage["name"]): _thresholds(stage) for stage in version.stages}
-
-    def find(self, key: str) -> list[int]:
-        """Return the sample_ids that a key means, ascending."""
-        if key.isdecimal():
-            if len(key) > 19 or not self._rows("source", int(key)):  # 64 bits
-                raise NotFoundError(f"{self._version.label} has no row with the sample_id {key[:40]}")
-            return [int(key)]
-        found = self._ask("select sample_id from source where url = ? order by 1", key)
-        if not found:
-            ledger = Ledger.read(self._dataset.storage)
-            if ledger.url(key) in ledger.urls:
-                raise NotFoundError(f"{key!r} was taken down: espalier takedown {self._dataset.name} --list")
-            near = self._ask(
-                "select url, jaro_winkler_similarity(url, ?) as alike from source where alike >= ? "
-                "order by alike desc, url limit 1",
-                key,
-                _NEAR,
-            )
-            hint = f"; did you mean {near[0]['url']!r}?" if near else "; a row is named by its URL or its sample_id"
-            raise NotFoundError(f"{self._version.label} has no row with the URL {key!r}{hint}")
-        return [row["sample_id"] for row in found]
 
     def story(self, sample_id: int) -> Row:
         """Return all that is known of one row."""
@@ -119,7 +135,7 @@ class _Teller:
             row["thresholds"] = self._thresholds.get(row["stage"], {})
             stands = row["representative"]
             row["numbers"] = dict(row.get("numbers") or ())
-            twin = self._rows("source", stands) if stands is not None else []
+            twin = [] if stands is None else self._scan(f"select * from source where sample_id = {stands}")
             row["representative_url"] = twin[0].get("url") if twin else None
             del row["sample_id"]
         return found
@@ -149,7 +165,7 @@ class _Teller:
         row = self._one("clusters", sample_id, ["cluster", "distance"])
         if row is None or row["cluster"] is None:
             return None
-        ranks = self._ask(
+        ranks = self._scan(
             "select count(*) filter (distance < ?) + 1 as rank, count(*) as of from clusters where cluster = ?",
             row["distance"],
             row["cluster"],
@@ -160,7 +176,7 @@ class _Teller:
         if "decisions" not in self._names:
             return 0
         query = f"select count(*) as n from decisions where representative = ? and {rejects_sql('keep')}"
-        found = self._ask(query, sample_id)
+        found = self._scan(query, sample_id)
         return int(found[0]["n"])
 
     def _relatives(self, columns: str, dataset: str, row: str, sample_id: int) -> list[Row]:
@@ -189,6 +205,9 @@ class _Teller:
         chosen = columns or [f.name for f in self._schemas[table] if role(f) != "vector"]
         listed = ", ".join(identifier(name) for name in chosen)
         return self._ask(f"select {listed} from {identifier(self._names[table])} where sample_id = ?", sample_id)
+
+    def _scan(self, text: str, *values: Any) -> list[Row]:
+        return _scan(self._dataset, self._version, text, *values)
 
     def _ask(self, text: str, *values: Any) -> list[Row]:
         rows: list[Row] = self._connection.sql(text, params=list(values)).to_arrow_table().to_pylist()

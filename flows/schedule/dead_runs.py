@@ -44,33 +44,36 @@ def tag_own_run() -> None:
         client.update_flow_run(UUID(flow_run.id), tags=[*flow_run.tags, *own_tags()])
 
 
-def reap_dead_runs() -> int:
-    """Mark unfinished runs of this host whose process has ended as crashed; return how many."""
+def reap_dead_runs(submission_s: float = SUBMISSION_S, page: int = _PAGE) -> int:
+    """Mark unfinished runs of this host whose process has ended as crashed; return how many.
+
+    `submission_s`: how long a worker may take from claiming a run to starting its process; `page`: runs per request.
+    """
     with get_client(sync_client=True) as client:
-        dead = [run for run in _unfinished(client) if _is_dead(run)]
+        dead = [run for run in _unfinished(client, page) if _is_dead(run, submission_s)]
         for run in dead:
             client.set_flow_run_state(run.id, Crashed(message="its process has ended"), force=True)
     return len(dead)
 
 
-def _unfinished(client: Any) -> Iterator[FlowRun]:
+def _unfinished(client: Any, page: int) -> Iterator[FlowRun]:
     """Yield all unfinished runs that Espalier started: the API returns at most one page at a time."""
     wanted = FlowRunFilter(
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_UNFINISHED)),
         tags=FlowRunFilterTags(any_=["espalier", f"host:{socket.gethostname()}"]),
     )
     offset = 0
-    while page := client.read_flow_runs(flow_run_filter=wanted, limit=_PAGE, offset=offset):
-        yield from page
-        offset += len(page)
+    while runs := client.read_flow_runs(flow_run_filter=wanted, limit=page, offset=offset):
+        yield from runs
+        offset += len(runs)
 
 
-def _is_dead(run: FlowRun) -> bool:
+def _is_dead(run: FlowRun, submission_s: float) -> bool:
     """Return whether a run's process has certainly ended. False for runs whose process is on another host."""
     facts = dict(tag.split(":", 1) for tag in run.tags if ":" in tag)
     if "pid" in facts:
         return facts.get("host") == socket.gethostname() and not _is_started_at(facts)
-    return _is_unclaimed(run)
+    return _is_unclaimed(run, submission_s)
 
 
 def _is_started_at(facts: dict[str, str]) -> bool:
@@ -81,8 +84,8 @@ def _is_started_at(facts: dict[str, str]) -> bool:
     return False
 
 
-def _is_unclaimed(run: FlowRun) -> bool:
+def _is_unclaimed(run: FlowRun, submission_s: float) -> bool:
     """Return whether a worker claimed a run and then died before it started a process."""
     if run.state is None or run.state.type != StateType.PENDING or run.deployment_id is None or run.infrastructure_pid:
         return False
-    return (datetime.now(UTC) - run.state.timestamp).total_seconds() > SUBMISSION_S
+    return (datetime.now(UTC) - run.state.timestamp).total_seconds() > submission_s

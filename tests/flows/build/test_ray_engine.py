@@ -37,14 +37,12 @@ def test_a_killed_actor_costs_nothing_but_its_part(ray_engine: Engine, tmp_path:
     assert (tmp_path / "died").exists()
 
 
-def test_a_part_that_always_kills_its_worker_ends_the_build(
-    ray_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flows.build.ray_engine._LOST_LIMIT", 2)
+def test_a_part_that_always_kills_its_worker_ends_the_build(ray_started: None, tmp_path: Path) -> None:
     plan = plan_of(tmp_path, Misbehaving(fault="die", marker=str(tmp_path / "died")))
     make_parts(InlineEngine(), plan, plan.stages[0])
-    with pytest.raises(BuildError, match="part 1 of 'misbehaving' lost its worker 2 times: ") as caught:
-        make_parts(ray_engine, plan, plan.stages[1])
+    message = "part 1 of 'misbehaving' lost its worker 2 times: "
+    with RayEngine(owns_ray=False, lost_limit=2) as engine, pytest.raises(BuildError, match=message) as caught:
+        make_parts(engine, plan, plan.stages[1])
     assert "\n" not in str(caught.value)
 
 

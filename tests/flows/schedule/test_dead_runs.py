@@ -50,14 +50,11 @@ def test_runs_of_dead_processes_are_marked_crashed(client: Any, tmp_path: Path) 
     assert {r.state.type.value for r in client.read_flow_runs() if r.flow_id == run.flow_id} == {"CRASHED"}
 
 
-def test_only_runs_of_this_host_whose_process_has_ended_are_marked(
-    client: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_runs_of_this_host_whose_process_has_ended_are_marked(client: Any) -> None:
     """Also if there are more of them than the API returns at once, and if another process has their number by now."""
     import flows.schedule.dead_runs as module
 
     module.reap_dead_runs()
-    monkeypatch.setattr(module, "_PAGE", 2)
     _, host, pid, started = module.own_tags()
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         wait_for(lambda: psutil.Process(ended.pid).status() == psutil.STATUS_ZOMBIE)
@@ -74,7 +71,7 @@ def test_only_runs_of_this_host_whose_process_has_ended_are_marked(
             running(client, host, "pid:none", started),
             running(client, host, f"pid:{2**22 + 1}", started),
         ]
-        assert module.reap_dead_runs() == len(dead)
+        assert module.reap_dead_runs(page=2) == len(dead)
     assert {state_of(client, run) for run in alive} == {"RUNNING"}
     assert {state_of(client, run) for run in dead} == {"CRASHED"}
     assert "process" in client.read_flow_run(dead[0]).state.message
@@ -83,7 +80,7 @@ def test_only_runs_of_this_host_whose_process_has_ended_are_marked(
         client.delete_flow_run(run)
 
 
-def test_a_run_that_a_worker_claimed_and_never_started(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_a_worker_claimed_and_never_started(client: Any) -> None:
     """It is marked only after the time that a worker may take to start a process."""
     from prefect import flow
     from prefect.states import Pending
@@ -98,8 +95,7 @@ def test_a_run_that_a_worker_claimed_and_never_started(client: Any, monkeypatch:
     run = client.create_flow_run_from_deployment(deployment, state=Pending(), tags=["espalier"]).id
     by_hand = client.create_flow_run(claimed, state=Pending(), tags=["espalier"]).id
     assert module.reap_dead_runs() == 0
-    monkeypatch.setattr(module, "SUBMISSION_S", 0.0)
-    assert module.reap_dead_runs() == 1
+    assert module.reap_dead_runs(submission_s=0.0) == 1
     assert [state_of(client, one) for one in (run, by_hand)] == ["CRASHED", "PENDING"]
 
 
