@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from catalog.storage import Storage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """One Parquet file of a table (or, in tests, rows in memory)."""
 

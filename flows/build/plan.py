@@ -17,7 +17,7 @@ import pyarrow as pa
 from catalog import numbers
 from catalog.dataset import Dataset
 from catalog.errors import RecipeError, nearest
-from catalog.parts import fingerprint_of, part_path, written_schema
+from catalog.parts import canonical, fingerprint_of, fingerprint_of_canonical, part_path, written_schema
 from catalog.pieces import Piece, Pieces
 from catalog.published import SAMPLES, PublishedVersion
 from catalog.repair import check_finished, pending
@@ -34,7 +34,7 @@ RETRIES = "retries"
 """The dataset's state that records which parts are to retry failed rows, and for which reasons."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedPart:
     """One part: what it is called, and which chunk or part of the source it belongs to."""
 
@@ -296,6 +296,11 @@ class _Table:
 
     def pieces(self) -> Pieces:
         """Return its parts, as a stage reads them."""
+        return self._pieces
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        """The same for all stages that read this state of the table."""
         numbers = (p.number for _, parts in self.entries for p in parts)
         return Pieces(self.schema, tuple(map(Piece, self.paths(), numbers)))
 
@@ -314,13 +319,14 @@ def _plan_stage(
     _check_reads(stage, columns, sides, readable)
     judging = [table for table in tables.values() if stage.alive_only and table.has_verdicts]
     schema = stage.output(available)
-    about = _about(stage, recipe.seed, schema)
+    about = canonical(_about(stage, recipe.seed, schema))
     among_inputs = {*columns, *({*sides} & {*stage.sides_hashed_as_inputs()})} & {*tables}
-    whole = [[n, readable[n].digest] for n in sorted({*columns, *sides} - among_inputs)]
+    whole = canonical([[n, readable[n].digest] for n in sorted({*columns, *sides} - among_inputs)])
 
     def fingerprint(number: int | None) -> str:
         read = [[n, tables[n].read_by(number, columns.get(n, ()))] for n in sorted(among_inputs)]
-        return fingerprint_of(about, read, whole, [t.read_by(number) for t in judging])
+        judged = [t.read_by(number) for t in judging]
+        return fingerprint_of_canonical(about, canonical(read), whole, canonical(judged))
 
     parts: list[PlannedPart] = []
     if isinstance(stage, TableStage):
@@ -383,12 +389,14 @@ def _source_parts(
 ) -> list[PlannedPart]:
     # The place of the file changes nothing in the part, unless the rows contain it.
     hidden = {"layout", "state"} if "local_path" in schema.names else {"layout", "state", "uri"}
+    about, parameters = canonical(_about(stage, 0, schema)), canonical(stage.parameters())
+    kind = canonical(stage.use), canonical(stage.version), parameters
     parts = []
     for chunk, number in zip(chunks, numbers, strict=True):
         facts, made_of = asdict(chunk), stage.made_of(chunk)
         identity = {k: v for k, v in facts.items() if k not in hidden}
-        core = fingerprint_of(stage.use, stage.version, stage.parameters(), identity, number)
-        fingerprint = fingerprint_of(_about(stage, 0, schema), core, made_of)
+        core = fingerprint_of_canonical(*kind, canonical(identity), canonical(number))
+        fingerprint = fingerprint_of_canonical(about, canonical(core), canonical(made_of))
         parts.append(PlannedPart(fingerprint, number, chunk.rows, facts, core, made_of, Origin(stage, chunk)))
     return sorted(parts, key=lambda p: p.number or 0)
 
