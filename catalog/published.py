@@ -23,12 +23,19 @@ SAMPLES: Final = "samples"
 
 
 def pieces_of(dataset: Dataset, version: Version, table: str) -> Pieces:
-    """Return a table of a version in part order, with the dataset's storage. Reads the footers of its parts."""
-    paths = [file.path for file in dataset.files(version, table)]
-    schema = schema_of(dataset.storage, paths) if paths else dataset.schema(version, table)
+    """Return a table of a version in part order, with the dataset's storage.
+
+    Reads the footer of one part if all are alike, and of those whose range of sample_ids the log lacks.
+    """
+    files = dataset.files(version, table)
+    paths = [file.path for file in files]
+    alike = version.tables[table].uniform
+    schema = schema_of(dataset.storage, paths[: 1 if alike else None]) if paths else dataset.schema(version, table)
     if KEY not in schema.names:
         return Pieces(schema, tuple(Piece(path, storage=dataset.storage) for path in paths))
-    found = sorted((span, path) for path, span in spans(dataset.storage, paths).items())
+    known = {file.path: file.span for file in files if file.span is not None}
+    known |= spans(dataset.storage, [path for path in paths if path not in known])
+    found = sorted((span, path) for path, span in known.items())
     numbers = [((low >> SAMPLE_BITS, high >> SAMPLE_BITS), path) for (low, high), path in found]
     pieces = (Piece(path, low if low == high else None, storage=dataset.storage) for (low, high), path in numbers)
     return Pieces(schema, tuple(pieces))
