@@ -233,6 +233,8 @@ class _Round:
         self._lost_limit = lost_limit
         self._failures = Failures(self._name)
         self._lost: dict[str, int] = {}
+        self._gone: set[Any] = set()
+        """Lost actors whose loss was counted for the part that they were making."""
         self._pool = pool
         self._work = [ray.put(work)]  # in a list: as an argument of its own, Ray would unpack it at every call
 
@@ -250,8 +252,10 @@ class _Round:
                 if ref in self._pool.starting:
                     self._pool.answered(ref)
                     continue
-                actor, job = flying.pop(ref)
-                if self._collect(ref, actor, job, on_part):
+                actor, job = flying[ref]
+                oldest = next(other for other, (holder, _) in flying.items() if holder == actor)
+                del flying[ref]
+                if self._collect(ref, actor, job, on_part, running=ref == oldest):
                     waiting.append(job)
         self._failures.raise_if_any()
 
@@ -265,8 +269,12 @@ class _Round:
                     flying[actor.make.remote(self._work, job)] = (actor, job)
                     load[actor] += 1
 
-    def _collect(self, ref: Any, actor: Any, job: Job, on_part: OnPart) -> bool:
-        """Take one result; return whether the part must be made again."""
+    def _collect(self, ref: Any, actor: Any, job: Job, on_part: OnPart, running: bool) -> bool:
+        """Take one result; return whether the part must be made again.
+
+        `running`: whether the part is the oldest of its actor's, so the one that it was making, unless its actor was
+        lost before. Only that part is counted, not those that were queued behind it.
+        """
         import ray
 
         try:
@@ -275,7 +283,9 @@ class _Round:
             self._pool.lost(actor)
             if passed := self._pool.mailbox.take(_limit_key(self._work, job)):
                 raise QueryError(passed) from error
-            lost = self._lost[job.part.fingerprint] = self._lost.get(job.part.fingerprint, 0) + 1
+            counted = running and actor not in self._gone
+            self._gone |= {actor} if running else set()
+            lost = self._lost[job.part.fingerprint] = self._lost.get(job.part.fingerprint, 0) + counted
             if lost >= self._lost_limit:
                 raise BuildError(
                     f"part {job.part.number} of {self._name!r} lost its worker {lost} times: {first_line(error)}"
