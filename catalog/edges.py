@@ -52,9 +52,14 @@ def edges_of(dataset: Dataset) -> pa.Table:
 def users(catalog: Catalog, name: str) -> Mapping[int, list[str]]:
     """Return version -> the other datasets that depend on it, for the versions of a dataset that others depend on.
 
-    A dataset depends on a version if it has rows of it, or if one of its own versions was built from it (`from:`).
+    A dataset depends on a version if it has rows of it, or if one of its own versions was built from it (`from:`). The
+    last version of the dataset itself may have been built from an earlier one.
     """
     used: dict[int, list[str]] = {}
+    last = catalog.dataset(name).last()  # its own: what it was built from
+    for entry in last.inputs if last else ():
+        if entry.get("dataset") == name:
+            used.setdefault(entry["version"], []).append(name)
     for other in catalog.datasets():
         if other == name:
             continue

@@ -62,8 +62,8 @@ class PublishedVersion:
             raise NotFoundError(f"from: {name}: {error}") from None
         dataset = catalog.dataset(version.dataset)
         check_none_pending(dataset)
-        if SAMPLES not in version.tables:
-            raise UserError(f"from: {name}: {version.label} has no table `{SAMPLES}`: it published no samples")
+        if SAMPLES not in version.tables or not version.tables[SAMPLES].rows:
+            raise UserError(f"from: {name}: {version.label} published no samples")
         return cls(name, dataset, version)
 
     @property

@@ -27,7 +27,7 @@ from flows.build.source_digests import Identities
 from flows.recipe.recipe import Recipe
 from tasks.files.digest import Digested, digested
 from tasks.sources import Chunk, Note, Origin, Source, Survey
-from tasks.stage import SEVERAL, Columns, Size, Stage, TableStage
+from tasks.stage import SEVERAL, Columns, Size, Stage, TableStage, has_several
 
 NUMBERS = numbers.STATE
 RETRIES = "retries"
@@ -348,6 +348,9 @@ def _check_reads(stage: Stage, columns: Columns, sides: Sequence[str], readable:
         if name not in readable:
             writers = "which no stage before it writes" if "." not in name else "which no version in `from:` has"
             raise RecipeError(f"stage {stage.name!r} reads the table {name!r}, {writers}{nearest(name, readable)}")
+        judges = stage.verdict == "keep" or not isinstance(stage, TableStage)
+        if name in columns and judges and stage.rows_per_sample == "one" and has_several(readable[name].shown):
+            raise RecipeError(f"stage {stage.name!r} cannot read the table {name!r}, which has several rows a sample")
         if "." in name and name in columns and not isinstance(stage, TableStage):
             raise RecipeError(f"stage {stage.name!r} works part by part: it can read {name!r} only as a side table")
 

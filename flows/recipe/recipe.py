@@ -335,7 +335,7 @@ def _key(key: object) -> str:
 def _fields_of(owner: Mapping[str, Any], is_recipe: bool) -> list[str]:
     """Return the fields of the model of a raw mapping."""
     if is_recipe:
-        return list(Recipe.model_fields)
+        return [field.alias or name for name, field in Recipe.model_fields.items()]
     if model := stage_model(owner.get("use"), owner.get("method")):
         return list(model.model_fields)
     return sorted({f for model in _nested(Recipe) for f in model.model_fields})

@@ -18,7 +18,7 @@ from catalog.inputs import Inputs, as_matrix
 from catalog.user_file import unreadable
 from tasks.deduplicate import _exact as exact
 from tasks.deduplicate import _perceptual as perceptual
-from tasks.encoders.encoder import made_by
+from tasks.encoders.encoder import encoder_of, made_by
 from tasks.files.digest import digest_of
 from tasks.stage import Columns, Config, Run, Tables
 from tasks.vectors.mapped import usable
@@ -76,6 +76,11 @@ class EvaluationSet(Config):
         """Raise RecipeError if its file, version or a column does not exist, or it has none of `asked` (of GIVEN)."""
         if self.path is not None:
             self._check_columns(asked)
+        versions = sorted({name.partition(".")[0] for name in available if "." in name})
+        if self.version is not None and self.version not in versions:
+            raise RecipeError(
+                f"set {self.name!r}: `from:` has no version {self.version!r}{nearest(self.version, versions)}"
+            )
         for table, names in self.reads(asked, column).items():
             if table not in available:
                 known = sorted(name for name in available if "." in name)
@@ -85,9 +90,16 @@ class EvaluationSet(Config):
                     near = nearest(name, available[table].names)
                     raise RecipeError(f"set {self.name!r}: {table} has no column {name!r}{near}")
         if "vector" in asked and self.version is not None:
-            theirs, ours = (made_by(available[f"{of}embeddings"], column) for of in (f"{self.version}.", ""))
-            if theirs != ours:
-                raise RecipeError(f"set {self.name!r}: its vectors {column!r} were made by another encoder: {theirs}")
+            schemas = [available[f"{of}embeddings"] for of in (f"{self.version}.", "")]
+            if made_by(schemas[0], column) != made_by(schemas[1], column):
+                raise RecipeError(
+                    f"set {self.name!r}: its vectors {column!r} were made with other settings of an encoder"
+                )
+            if encoder_of(schemas[1], column).trained is not None:
+                raise RecipeError(
+                    f"set {self.name!r}: its vectors {column!r} are those of a model that its recipe trained, which is "
+                    "not this recipe's: set `epsilon: null`, or use an encoder that no recipe trains"
+                )
 
     def _check_columns(self, asked: Sequence[str]) -> None:
         schema = self._schema()

@@ -78,8 +78,11 @@ def test_mistakes(catalog: Catalog) -> None:
     with pytest.raises(NotFoundError, match="real@1 has no table 'embedings'; did you mean 'embeddings'"):
         version.pieces("embedings")
     publish(catalog.dataset("half"), "a", IDS, samples="sample")
-    with pytest.raises(UserError, match="from: theirs: half@1 has no table `samples`: it published no samples"):
+    with pytest.raises(UserError, match="from: theirs: half@1 published no samples"):
         PublishedVersion.resolve(catalog, "theirs", "half")
+    publish(catalog.dataset("none"), "a", [])
+    with pytest.raises(UserError, match="from: theirs: none@1 published no samples"):
+        PublishedVersion.resolve(catalog, "theirs", "none")
     ledger = Ledger().ordered({}, {"rows": []})
     ledger.save(catalog.dataset("real").storage)
     with pytest.raises(UserError, match="a takedown of 'real' was interrupted"):

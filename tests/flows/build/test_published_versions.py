@@ -22,9 +22,9 @@ from flows.build.plan import NUMBERS, Plan, make_plan
 from flows.build.ray_engine import RayEngine
 from flows.build.spec import BuildSpec
 from flows.govern.takedown import take_down
-from tasks.stage import Stage
+from tasks.stage import Columns, Stage, Tables
 from tests.flows.conftest import Run, Web
-from tests.stages import DropOdd, Lengths, OfVersion, ReadsVersions, recipe_of, write_source
+from tests.stages import DropOdd, Lengths, OfVersion, ReadsVersions, Views, recipe_of, write_source
 
 STAGES = """\
   - use: prune
@@ -43,7 +43,7 @@ def plan_of(web: Web, *stages: Stage, versions: Mapping[str, str]) -> Plan:
     folder = web.folder / "own"
     if not folder.exists():
         write_source(folder)
-    return make_plan(recipe_of(folder, *stages, versions=versions), Catalog(web.catalog).dataset("tiny"))
+    return make_plan(recipe_of(folder, *stages, versions=versions), Catalog(web.catalog, create=None).dataset("tiny"))
 
 
 def build(plan: Plan, engine: Any = None) -> tuple[Version, dict[str, int]]:
@@ -210,7 +210,7 @@ def test_decontaminate_compares_with_the_samples_of_a_version(web: Web, run: Run
             assert " ".join(words) == "same SHA-256 as sample"
             assert int(sample) in exam
     for wrong, message in (
-        ("version: reel", "set 'exam': no table 'reel.images' in `from:`; did you mean 'real.images'?"),
+        ("version: reel", "set 'exam': `from:` has no version 'reel'; did you mean 'real'?"),
         ("version: real, path: a.parquet", "set 'exam': specify either `path` or `version`"),
         ("version: real, image: image", "set 'exam': 'image' names a column of `path`, not of `version`"),
     ):
@@ -218,3 +218,24 @@ def test_decontaminate_compares_with_the_samples_of_a_version(web: Web, run: Run
         code, _, error = run("plan", str(path), "--catalog", web.catalog)
         assert (code, len(error.splitlines())) == (2, 1), error
         assert message in error
+
+
+def test_a_dataset_keeps_the_version_of_its_own_that_it_was_built_from(web: Web) -> None:
+    build_web(web, rows=5)
+    stage = "  - {use: decontaminate, sets: [{name: before, version: old}]}\n"
+    path = web.recipe(stage)
+    path.write_text(path.read_text().replace("dataset: web", "dataset: web\nfrom: {old: web@1}"))
+    for _ in range(2):
+        build_here(BuildSpec.read(path, catalog=web.catalog, executor="inline"))
+    dataset = Catalog(web.catalog).dataset("web")
+    assert [version.number for version in dataset.versions()] == [1, 2]
+    assert find_garbage(dataset, older_than_s=0, keep_versions=1).used == {1: ["web"]}
+
+
+def test_a_stage_that_judges_rows_reads_no_table_with_several_rows_a_sample(web: Web) -> None:
+    class Judges(DropOdd):
+        def inputs(self, available: Tables) -> Columns:
+            return {"views": ("view",)}
+
+    with pytest.raises(RecipeError, match="'drop_odd' cannot read the table 'views', which has several rows a sample"):
+        plan_of(web, Lengths(), Views(), Judges(), versions={})

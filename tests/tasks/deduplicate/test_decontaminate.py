@@ -1,6 +1,7 @@
 """Evaluation images in a dataset: each kind of copy is found, reported and removed, and nothing else."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -247,3 +248,31 @@ def test_no_rows(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     assert list(stage.run(Inputs.of(images=IMAGES.empty_table()), run)) == []
     assert run.notes["kept"] == 0
+
+
+VIT = {"model": "ViT-B-32", "pretrained": "random"}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "message"),
+    [
+        (VIT, VIT, None),
+        (VIT, VIT | {"model": "ViT-B-16"}, "other settings"),
+        ({"trained": "small"}, {"trained": "small"}, "a model that its recipe trained"),
+    ],
+)
+def test_vectors_of_a_version_are_compared_only_if_one_encoder_made_them(
+    theirs: dict[str, str], ours: dict[str, str], message: str | None
+) -> None:
+    def embeddings(settings: dict[str, str]) -> pa.Schema:
+        return pa.schema([SAMPLE_ID, vector("clip", 8, "", encoder=json.dumps({"name": "clip"} | settings))])
+
+    stage = Decontaminate.model_validate(
+        {"sets": [{"name": "exam", "version": "real"}], "exact": False, "radius": None, "epsilon": 0.1}
+    )
+    available = {"images": IMAGES, "embeddings": embeddings(ours), "real.embeddings": embeddings(theirs)}
+    if message is None:
+        assert stage.inputs(available) == {"embeddings": ("clip",), "real.embeddings": ("clip",)}
+    else:
+        with pytest.raises(RecipeError, match=message):
+            stage.inputs(available)
