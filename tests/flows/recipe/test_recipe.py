@@ -40,7 +40,7 @@ def test_a_recipe_names_its_stages_and_ends_with_the_manifest() -> None:
         ("    keep: 0.5", "    keep: 1.5", 12, ["keep", "less than or equal to 1"]),
         ("dataset: laion", "dataset: La Ion", 1, ["dataset", "lower-case"]),
         ("dataset: laion", "datset: laion", 1, ["unknown field", "did you mean 'dataset'?"]),
-        ("dataset: laion", "fron: {real: laion}\ndataset: laion", 1, ["fron", "unknown field", "did you mean 'from'?"]),
+        ("dataset: laion", "From: {a: laion}\ndataset: laion", 1, ["From", "unknown field", "did you mean 'from'?"]),
         ("  path: urls\n", "", 3, ["path", "missing"]),
         ("  use: parquet\n", "", 2, ["source", "lacks `use`"]),
         ("dataset: laion", "dataset: laion\ndataset: other", 2, ["dataset", "twice", "line 1"]),
