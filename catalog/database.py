@@ -409,6 +409,8 @@ def _refuse_writing(connection: "duckdb.DuckDBPyConnection", text: str) -> None:
     """Raise QueryError unless the text is one statement that only reads, also behind EXPLAIN (ANALYZE runs it)."""
     import duckdb
 
+    if any("\ud800" <= character <= "\udfff" for character in text):  # a surrogate: DuckDB takes none
+        raise QueryError("the statement is not UTF-8 text")
     statements = duckdb.extract_statements(text)
     if len(statements) != 1:
         raise QueryError(f"found {len(statements)} statements, expected one SELECT")

@@ -266,7 +266,7 @@ class Inputs:
 
     def _is_alive(self, ids: np.ndarray, dataset: str) -> np.ndarray:
         """Return which rows of a dataset are alive: bool (n,)."""
-        return _contains(self._published[dataset], ids) if dataset else ~_contains(self._dead, ids)
+        return among(ids, self._published[dataset]) if dataset else ~among(ids, self._dead)
 
     def _alive_of(self, rows: pa.Table, dataset: str) -> pa.Table:
         alive = self._is_alive(_ids(rows), dataset)
@@ -381,12 +381,12 @@ def table_of(table: str) -> str:
     return table.rpartition(".")[2]
 
 
-def _contains(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Return which ids are among the known ones, which are ascending: bool (n,)."""
-    if not len(known):
-        return np.zeros(len(ids), bool)
-    at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-    return np.asarray(known[at] == ids)
+def among(sample_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return which ids (int64 (n,)) are in `wanted` (int64 (m,), ascending): bool (n,)."""
+    if not len(wanted):
+        return np.zeros(len(sample_ids), bool)
+    at = np.minimum(np.searchsorted(wanted, sample_ids), len(wanted) - 1)
+    return np.asarray(wanted[at] == sample_ids)
 
 
 def _widened(table: pa.Table) -> pa.Table:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catalog.errors import reading
-from catalog.inputs import as_matrix
+from catalog.inputs import among, as_matrix
 
 if TYPE_CHECKING:
     from catalog.storage import Storage
@@ -123,14 +123,6 @@ def vectors_of(parts: Parts, column: str, sample_ids: np.ndarray) -> tuple[np.nd
     found = parts.rows(np.unique(sample_ids), [column])
     present = found.filter(found.column(column).is_valid())
     return np.asarray(present.column(KEY).to_numpy(), np.int64), as_matrix(present.column(column))
-
-
-def among(sample_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return which ids (int64 (n,)) are in `wanted` (int64 (m,), ascending): bool (n,)."""
-    if not len(wanted):
-        return np.zeros(len(sample_ids), bool)
-    at = np.minimum(np.searchsorted(wanted, sample_ids), len(wanted) - 1)
-    return np.asarray(wanted[at] == sample_ids)
 
 
 def _each(storage: "Storage", function: Callable[[str], T], paths: Sequence[str]) -> list[T]:

@@ -4,7 +4,7 @@ A recipe names such versions (`from: {real: laion@3}`), and their tables are the
 Rows are those of the version's own table `samples`: what it published, without what was taken down since.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,8 +29,7 @@ def pieces_of(dataset: Dataset, version: Version, table: str) -> Pieces:
     """
     files = dataset.files(version, table)
     paths = [file.path for file in files]
-    alike = version.tables[table].uniform
-    schema = schema_of(dataset.storage, paths[: 1 if alike else None]) if paths else dataset.schema(version, table)
+    schema = _schema(dataset, version, table, paths)
     if KEY not in schema.names:
         return Pieces(schema, tuple(Piece(path, storage=dataset.storage) for path in paths))
     known = {file.path: file.span for file in files if file.span is not None}
@@ -39,6 +38,13 @@ def pieces_of(dataset: Dataset, version: Version, table: str) -> Pieces:
     numbers = [((low >> SAMPLE_BITS, high >> SAMPLE_BITS), path) for (low, high), path in found]
     pieces = (Piece(path, low if low == high else None, storage=dataset.storage) for (low, high), path in numbers)
     return Pieces(schema, tuple(pieces))
+
+
+def _schema(dataset: Dataset, version: Version, table: str, paths: Sequence[str]) -> pa.Schema:
+    """Return the schema of a table of a version, with the types of its parts."""
+    if not paths:
+        return dataset.schema(version, table)
+    return schema_of(dataset.storage, paths[: 1 if version.tables[table].uniform else None])
 
 
 @dataclass(frozen=True)
@@ -75,12 +81,8 @@ class PublishedVersion:
 
     def schemas(self) -> dict[str, pa.Schema]:
         """Return the schemas of all tables, with the types of the parts. Reads one footer if all parts are alike."""
-        found: dict[str, pa.Schema] = {}
-        for table, state in sorted(self.version.tables.items()):
-            paths = self._paths(table)[: 1 if state.uniform else None]
-            schema = schema_of(self.dataset.storage, paths) if paths else self.dataset.schema(self.version, table)
-            found[table] = schema
-        return found
+        tables = sorted(self.version.tables)
+        return {t: _schema(self.dataset, self.version, t, self._paths(t)) for t in tables}
 
     def pieces(self, table: str) -> Pieces:
         """Return a table, as a stage reads it. Raises NotFoundError where the version has no such table."""

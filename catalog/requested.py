@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from catalog.lookup import KEY
 from catalog.parts import PartFile
 
 if TYPE_CHECKING:
     import duckdb
 
-KEY: Final = "sample_id"
 Node = dict[str, Any]
 Ids = frozenset[int] | None
 """The sample_ids that are needed; None for all rows."""
@@ -48,10 +48,11 @@ class Requested:
 
 def requested(connection: "duckdb.DuckDBPyConnection", text: str) -> Requested | None:
     """Return what a statement can need; None where that is unknown, as for SHOW or with table functions."""
-    serialized: str = connection.execute("select json_serialize_sql(?)", [text]).fetchall()[0][0]
+    import duckdb
+
     try:
-        tree: Node = json.loads(serialized)
-    except RecursionError:  # nested too deeply
+        tree: Node = json.loads(connection.execute("select json_serialize_sql(?)", [text]).fetchall()[0][0])
+    except (duckdb.Error, RecursionError):  # not UTF-8, or nested too deeply: running it raises the error
         return None
     if tree.get("error") or not tree.get("statements"):
         return None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pytest
 
 from catalog.dataset import Catalog, Dataset
 from catalog.verify import Verifier
@@ -37,6 +38,12 @@ def copy_of(web: Web, catalog: Path) -> Web:
     copy.folder, copy.server, copy.catalog = web.folder, web.server, str(catalog)
     shutil.copytree(web.catalog, copy.catalog)
     return copy
+
+
+@pytest.fixture(name="web")
+def damaged_copy(published_web: Web, tmp_path: Path) -> Web:
+    """A published dataset in a catalog that a test may damage."""
+    return copy_of(published_web, tmp_path / "catalog")
 
 
 @contextmanager

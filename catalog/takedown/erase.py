@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 
 from catalog import work
 from catalog.dataset import QUARANTINE, Dataset
-from catalog.lookup import among, rows_of
+from catalog.inputs import among
+from catalog.lookup import rows_of
 from catalog.parts import PartWriter, describe_part
 from catalog.schema import SAMPLE_BITS
 from catalog.seal import digest_of

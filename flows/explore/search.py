@@ -26,7 +26,8 @@ from catalog.database import connect, query
 from catalog.dataset import Catalog, Dataset
 from catalog.duck import Limits, identifier
 from catalog.errors import QueryError, UserError
-from catalog.lookup import KEY, among
+from catalog.inputs import among
+from catalog.lookup import KEY
 from catalog.pieces import read_parquet
 from catalog.schema import role
 from catalog.user_file import unreadable

@@ -389,3 +389,10 @@ def test_one_row_opens_the_part_that_has_it_and_no_other(local_dataset: Dataset,
     assert sql(birds, statement.format(1 << 24 | 2)).to_pylist() == [{"sample_id": 1 << 24 | 2, "status": "success"}]
     with pytest.raises(DamagedError, match="images/"):
         sql(birds, statement.format(2))
+
+
+@pytest.mark.parametrize("text", ["select '\udcff'", "select \udcff", "\udcff"])
+def test_text_that_is_not_unicode_is_one_line(birds: Catalog, text: str) -> None:
+    with pytest.raises(QueryError) as caught:
+        sql(birds, text)
+    assert len(str(caught.value).splitlines()) == 1

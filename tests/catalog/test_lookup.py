@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from catalog import lookup
+from catalog.inputs import among
 from catalog.schema import SAMPLE_ID, vector
 from catalog.storage import Storage
 
@@ -80,7 +81,7 @@ def test_nothing_wanted_and_nothing_there(tmp_path: Path, reads: list[int]) -> N
     assert (ids.shape, vectors.shape) == ((0,), (0, 4))
     assert reads == []
     assert lookup.spans(storage, paths) == {"a": (0, 9), "empty": (0, -1)}
-    assert lookup.among(np.array([1, 2]), np.empty(0, np.int64)).tolist() == [False, False]
+    assert among(np.array([1, 2]), np.empty(0, np.int64)).tolist() == [False, False]
 
 
 def test_a_second_look_up_opens_only_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from tests.damage import (
     HARMS,
     build,
     content,
-    copy_of,
+    damaged_copy,
     dataset_of,
     dataset_root,
     empty,
@@ -40,11 +40,7 @@ from tests.damage import (
 )
 from tests.flows.conftest import Web
 
-
-@pytest.fixture
-def web(published_web: Web, tmp_path: Path) -> Web:
-    """A published dataset in a catalog that a test may damage."""
-    return copy_of(published_web, tmp_path / "catalog")
+__all__ = ["damaged_copy"]  # the fixture `web`
 
 
 def mend_each(web: Web, published_web: Web, harm: Callable[[Path], None], some: slice) -> None:

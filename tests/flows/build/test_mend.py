@@ -20,7 +20,7 @@ from flows.govern.verify import is_settled, verify
 from tests.damage import (
     build,
     content,
-    copy_of,
+    damaged_copy,
     dataset_of,
     dataset_root,
     delete,
@@ -37,11 +37,7 @@ from tests.damage import (
 from tests.flows.conftest import Web
 from tests.pictures import jpeg
 
-
-@pytest.fixture
-def web(published_web: Web, tmp_path: Path) -> Web:
-    """A published dataset in a catalog that a test may damage."""
-    return copy_of(published_web, tmp_path / "catalog")
+__all__ = ["damaged_copy"]  # the fixture `web`
 
 
 def test_pictures_that_changed_since_are_another_version(web: Web) -> None:

@@ -22,7 +22,7 @@ from flows.govern.verify import verify
 from tests.damage import (
     build,
     content,
-    copy_of,
+    damaged_copy,
     dataset_of,
     dataset_root,
     delete,
@@ -37,11 +37,7 @@ from tests.damage import (
 )
 from tests.flows.conftest import Web
 
-
-@pytest.fixture
-def web(published_web: Web, tmp_path: Path) -> Web:
-    """A published dataset in a catalog that a test may damage."""
-    return copy_of(published_web, tmp_path / "catalog")
+__all__ = ["damaged_copy"]  # the fixture `web`
 
 
 Command = Callable[..., tuple[int, str, str]]
